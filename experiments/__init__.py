@@ -1,0 +1,1 @@
+"""Where agents meet environments: command line, presets, run records, reports."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning compiled end to end."""

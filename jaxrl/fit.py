@@ -1,0 +1,271 @@
+"""A training run as one definition: stages of (learner, source), advanced by nested loops.
+
+The same functions serve two drivers. `train` composes them into one pure function of (key, hp,
+inputs), to be jitted, vmapped, exported or embedded. `jaxrl.population.drive` calls them from the
+host in chunks, with progress, checkpoints and resume. Both run the same compiled loops, so they
+give the same bits.
+
+A stage's functions have one calling convention, so that one `lift` can spread any of them over a
+population:
+
+    fn(carry, members, shared) -> (carry, outputs)
+
+`carry` and `members` belong to one member (a population adds a leading axis P), `shared` is common
+to all members.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.types import Array, Learner, Mean, PyTree, Source, as_mean
+
+StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+Lift = Callable[[StageFn, "Stage"], StageFn]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`updates` updates of one learner from one source.
+
+    Attributes:
+      name: names the result, under which later stages find it in `inputs`.
+      part: the learner's own entry of the hyperparameters `{"agent": ..., "env": ...}`; None hands
+        it the whole record.
+      chunk: updates between evaluations; a multiple of `source.every`. None: no break.
+      scope: "member" trains one per member; "run" trains one, shared by all members.
+      start: None, or the name of the earlier stage whose state is trained on.
+      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk.
+    """
+
+    name: str
+    learner: Learner
+    source: Source
+    updates: int
+    part: str | None = "agent"
+    chunk: int | None = None
+    scope: str = "member"
+    start: str | None = None
+    evaluate: Callable[..., PyTree] | None = None
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"stage {self.name!r} needs at least one update, got {self.updates}")
+        if self.chunk is not None and (self.chunk < 1 or self.chunk % self.source.every):
+            raise ValueError(
+                f"stage {self.name!r}: chunks of {self.chunk} updates are not a multiple of the "
+                f"{self.source.every} updates between refreshes"
+            )
+        if self.scope not in ("member", "run"):
+            raise ValueError(f"stage {self.name!r}: scope is 'member' or 'run', not {self.scope!r}")
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """(first update, number of updates) of each chunk; the last may be shorter."""
+        size = min(self.chunk or self.updates, self.updates)
+        return [(s, min(size, self.updates - s)) for s in range(0, self.updates, size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Stages in order. A stage's final learner state is an input, under its name, to later ones."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            if stage.start is not None and stage.start not in seen:
+                raise ValueError(f"stage {stage.name!r} starts from unknown {stage.start!r}")
+            if stage.scope == "run" and seen.get(stage.start or "") == "member":
+                raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
+            seen[stage.name] = stage.scope
+
+
+class MemberState(NamedTuple):
+    """What one member carries through one stage."""
+
+    learner: PyTree
+    source: PyTree
+    hp: dict[str, PyTree]  # part of the state, since population-based training changes it
+    key: Array  # the stage's own key; update s uses fold_in(key, s)
+
+
+class Result(NamedTuple):
+    """Outcome of `train`: final learner states and, per stage, one row per chunk."""
+
+    states: dict[str, PyTree]
+    metrics: dict[str, dict[str, Mean]]
+    evals: dict[str, PyTree]
+
+
+# --- the three functions of a stage --------------------------------------------------------------
+
+
+def _streams(key: Array, step: Array) -> Array:
+    """Four independent keys [4] for update `step`: source, learner, refresh, evaluation.
+
+    One split, since a split and a fold_in of the same key can meet in the same key.
+    """
+    return jax.random.split(jax.random.fold_in(key, step), 4)
+
+
+def initialise(stage: Stage) -> StageFn:
+    """members {key, hp, inputs}, shared {inputs} -> outputs MemberState."""
+
+    def init(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, MemberState]:
+        hp, inputs = members["hp"], shared["inputs"] | members["inputs"]
+        key, key_learner, key_source = jax.random.split(members["key"], 3)
+        if stage.start is not None:
+            learner = inputs[stage.start]
+        else:
+            learner = stage.learner.init(key_learner, _own(hp, stage), inputs)
+        source = stage.source.init(key_source, learner, hp, inputs)
+        return carry, MemberState(learner, source, hp, key)
+
+    return init
+
+
+def advance(stage: Stage) -> StageFn:
+    """carry MemberState, members {inputs}, shared {inputs, step, n}: n updates from `step` on.
+
+    Outputs the metrics of these updates as `Mean`s. `n` is traced: chunks of any length share one
+    program. `step` and `n` have no member axis, so refreshes stay loops and never become selects.
+    """
+    source, learner = stage.source, stage.learner
+
+    def run(state: MemberState, members: PyTree, shared: PyTree) -> tuple[MemberState, PyTree]:
+        hp, inputs = state.hp, shared["inputs"] | members["inputs"]
+        first, end = shared["step"], shared["step"] + shared["n"]
+
+        def update(carry: PyTree, step: Array) -> tuple[PyTree, dict[str, Mean]]:
+            learner_state, src = carry
+            key_source, key_learner, *_ = _streams(state.key, step)
+            src, batch, seen = source.next(src, learner_state, hp, inputs, key_source, step)
+            learner_state, learnt = learner.update(
+                learner_state, _own(hp, stage), batch, key_learner, step
+            )
+            metrics = {name: as_mean(value) for name, value in (seen | learnt).items()}
+            return (learner_state, src), metrics
+
+        def body(step: Array, loop: PyTree) -> PyTree:
+            carry, totals = loop
+            carry, metrics = update(carry, step)
+            return carry, jax.tree.map(jnp.add, totals, metrics)
+
+        def block(index: Array, loop: PyTree) -> PyTree:
+            (learner_state, src), totals = loop
+            step = index * source.every
+            assert source.refresh is not None
+            key = _streams(state.key, step)[2]
+            src = source.refresh(src, learner_state, hp, inputs, key, step)
+            last = jnp.minimum(step + source.every, end)
+            return jax.lax.fori_loop(step, last, body, ((learner_state, src), totals))
+
+        carry = (state.learner, state.source)
+        shapes = jax.eval_shape(lambda c: update(c, first)[1], carry)
+        loop = (carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        if source.refresh is None:
+            loop = jax.lax.fori_loop(first, end, body, loop)
+        else:
+            blocks = (end + source.every - 1) // source.every
+            loop = jax.lax.fori_loop(first // source.every, blocks, block, loop)
+        (learner_state, src), metrics = loop
+        finite = Mean(_finite(learner_state).astype(jnp.float32), jnp.float32(1))
+        return MemberState(learner_state, src, hp, state.key), metrics | {"finite": finite}
+
+    return run
+
+
+def evaluate(stage: Stage) -> StageFn:
+    """members {state: MemberState, inputs}, shared {inputs, step} -> outputs of stage.evaluate."""
+    assert stage.evaluate is not None
+    fn = stage.evaluate
+
+    def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
+        state, inputs = members["state"], shared["inputs"] | members["inputs"]
+        key = _streams(state.key, shared["step"])[3]
+        return carry, fn(state.learner, state.hp, inputs, key)
+
+    return run
+
+
+def _own(hp: dict[str, PyTree], stage: Stage) -> PyTree:
+    return hp if stage.part is None else hp[stage.part]
+
+
+def _finite(tree: PyTree) -> Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+# --- one pure function ---------------------------------------------------------------------------
+
+
+def train(program: Program) -> Callable[[Array, dict[str, PyTree], dict[str, PyTree]], Result]:
+    """The whole run of one member, evaluation included, as a pure function (key, hp, inputs).
+
+    jit it, vmap it over keys and hp, export it, or embed it in a program of your own.
+    """
+    run = compose(program, lambda fn, stage: fn)
+    return lambda key, hp, inputs={}: run(key, key, hp, hp, inputs)
+
+
+def compose(program: Program, lift: Lift) -> Callable[..., Result]:
+    """The whole run as a pure function (run_key, keys, run_hp, hp, inputs).
+
+    `lift` decides whether keys and hp are one member's or a population's. Stages of scope "run"
+    take `run_key` and `run_hp`.
+    """
+
+    def run(run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree) -> Result:
+        shared, members = dict(inputs), {}
+        metrics, evals = {}, {}
+        for index, stage in enumerate(program.stages):
+            alone = stage.scope == "run"
+            own = {} if alone else members
+            start = {
+                "key": stage_key(run_key if alone else keys, index),
+                "hp": run_hp if alone else hp,
+                "inputs": own,
+            }
+            _, state = lift(initialise(stage), stage)((), start, {"inputs": shared})
+            state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
+                stage, lift, state, own, dict(shared)
+            )
+            (shared if alone else members)[stage.name] = state.learner
+        states = {stage.name: (shared | members)[stage.name] for stage in program.stages}
+        return Result(states, metrics, evals)
+
+    return run
+
+
+def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: PyTree) -> PyTree:
+    step_fn = lift(advance(stage), stage)
+    eval_fn = lift(evaluate(stage), stage) if stage.evaluate is not None else None
+
+    def chunk(state: PyTree, span: Array) -> tuple[PyTree, PyTree]:
+        step, n = span
+        args = {"inputs": shared, "step": step, "n": n}
+        state, metrics = step_fn(state, {"inputs": own}, args)
+        if eval_fn is None:
+            return state, (metrics, ())
+        args = {"inputs": shared, "step": step + n}
+        _, outcome = eval_fn((), {"state": state, "inputs": own}, args)
+        return state, (metrics, outcome)
+
+    return jax.lax.scan(chunk, state, jnp.asarray(np.array(stage.chunks, np.int32)))
+
+
+def stage_key(key: Array, index: int) -> Array:
+    """The key of stage `index`, of one member ([]) or of each of a population ([P])."""
+    fold = lambda k: jax.random.fold_in(k, index)
+    return jax.vmap(fold)(key) if key.ndim else fold(key)

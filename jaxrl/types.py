@@ -1,0 +1,211 @@
+"""The records every part of jaxrl speaks in.
+
+Axis letters, fixed across the project: P population (members), N parallel environments, T time,
+B batch, D rows of a dataset. `key` is a typed JAX random key, `cfg` a frozen Config (static: a new
+value is a new program), `hp` a record of traced numbers, `state` whatever a function carries on.
+
+Environments, agents and sources are records of pure functions: everything a function needs comes in
+as an argument, everything it changes goes out as a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+
+
+# --- spaces and environments ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions 0 .. n-1, as int32 scalars."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Float32 actions of `shape`; `low` and `high` are flat tuples, one bound per element."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        size = math.prod(self.shape)
+        if len(self.low) != size or len(self.high) != size:
+            raise ValueError(f"Box of shape {self.shape} needs {size} bounds on each side")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """What an agent may know of an environment when its networks are built. Hashable, static.
+
+    `max_steps` is the time limit, or None where episodes may go on for ever.
+    """
+
+    name: str
+    obs_shape: tuple[int, ...]
+    action: Discrete | Box
+    max_steps: int | None = None
+
+
+class TimeStep(NamedTuple):
+    """Outcome of one step of one environment."""
+
+    next_obs: Array  # [*obs] float32: the true successor, also where the episode ends
+    reward: Array  # [] float32
+    terminated: Array  # [] bool: the task is over, so the successor has value zero
+    truncated: Array  # [] bool: a time limit cut the episode, so the successor keeps its value
+
+
+@dataclasses.dataclass(frozen=True)
+class Env:
+    """One unbatched environment that never resets itself; callers vmap, sources reset.
+
+    reset(key, params) -> (state, obs [*obs])
+    step(key, state, action, params) -> (state, TimeStep)
+
+    `params` are the default physical parameters, a pytree of numbers, traced.
+    """
+
+    spec: EnvSpec
+    params: PyTree
+    reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
+    step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
+
+
+# --- experience ----------------------------------------------------------------------------------
+
+
+class Transition(NamedTuple):
+    """Experience; axes [T, N, ...] from rollouts, [B, ...] from data."""
+
+    obs: Array
+    action: Array
+    reward: Array  # float32
+    next_obs: Array  # true successors
+    terminated: Array  # bool
+    truncated: Array  # bool
+    start: Array  # bool: obs is the first of its episode
+    extras: dict[str, Array] = {}  # whatever the policy recorded when it acted
+
+    @property
+    def done(self) -> Array:
+        return self.terminated | self.truncated
+
+
+class Batch(NamedTuple):
+    """What a source hands to a learner."""
+
+    transitions: Transition
+    memory: PyTree = ()  # recurrent memory at the start of the window, () without one
+
+
+# --- learners and policies -----------------------------------------------------------------------
+
+
+def _no_memory(n: int) -> PyTree:
+    return ()
+
+
+def _key_only(key: Array, n: int) -> PyTree:
+    return key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """Anything that is trained: an agent, a dynamics ensemble, a score network.
+
+    init(key, hp, inputs) -> state
+    update(state, hp, batch, key, step) -> (state, metrics)
+
+    `step` counts updates and has no member axis: a decision that hangs on it stays a real branch
+    under vmap. `metrics` maps names to scalars or to `Mean`.
+    """
+
+    init: Callable[..., PyTree]
+    update: Callable[..., tuple[PyTree, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Something that acts in n environments at once.
+
+    act(state, hp, obs [n, *obs], start [n], memory, noise, explore) -> (action, memory, extras)
+
+    `explore` is a static bool. `start` marks first observations, at which memory is reset.
+    `memory(n)` is the initial memory of n environments. `noise(key, n)` draws the random numbers of
+    one call of `act`: a rollout draws those of all its steps at once, which is faster than
+    splitting keys step by step. By default `noise` is the key itself.
+    """
+
+    act: Callable[..., tuple[Array, PyTree, dict[str, Array]]]
+    memory: Callable[[int], PyTree] = _no_memory
+    noise: Callable[[Array, int], PyTree] = _key_only
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agent(Learner, Policy):
+    """A learner that is also a policy: `update` changes the very state `act` reads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a learner's batches come from.
+
+    init(key, learner_state, hp, inputs) -> src            (fills any warm-up)
+    next(src, learner_state, hp, inputs, key, step) -> (src, batch, metrics)
+    refresh(src, learner_state, hp, inputs, key, step) -> src
+        called before update `step` whenever step is a multiple of `every`, step 0 included.
+
+    `hp` is the whole record of hyperparameters of the run, `{"agent": ..., "env": ...}`.
+    `env_steps` is what one batch costs in environment steps.
+    """
+
+    init: Callable[..., PyTree]
+    next: Callable[..., tuple[PyTree, Batch, dict[str, Any]]]
+    refresh: Callable[..., PyTree] | None = None
+    every: int = 1
+    env_steps: int = 0
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+class Mean(NamedTuple):
+    """A mean under way: `total / weight`; NaN where nothing was counted."""
+
+    total: Array
+    weight: Array
+
+    @property
+    def value(self) -> Array:
+        return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-9), jnp.nan)
+
+
+def mean_where(values: Array, mask: Array) -> Mean:
+    """Mean of `values` where `mask` holds, to be averaged on over updates by its count."""
+    return Mean(
+        jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(mask, dtype=jnp.float32)
+    )
+
+
+def as_mean(value: Array | Mean) -> Mean:
+    """A metric in its summable form: scalars weigh one."""
+    if isinstance(value, Mean):
+        return value
+    return Mean(jnp.asarray(value, jnp.float32), jnp.float32(1))
