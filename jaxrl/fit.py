@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,7 @@ def advance(stage: Stage) -> StageFn:
         hp, inputs = state.hp, shared["inputs"] | members["inputs"]
         first, end = shared["step"], shared["step"] + shared["n"]
 
+        @jax.jit  # for one trace, shared by the shapes of the metrics and the loop
         def update(carry: PyTree, step: Array) -> tuple[PyTree, dict[str, Mean]]:
             learner_state, src = carry
             key_source, key_learner, *_ = _streams(state.key, step)

@@ -101,19 +101,19 @@ def _tiled(fn: fit.StageFn, width: int) -> fit.StageFn:
         def put(tree: PyTree, part: PyTree, tile: Array) -> PyTree:
             return jax.tree.map(lambda x, y: _update(x, y, tile * width), tree, part)
 
-        def one(tile: Array) -> tuple[PyTree, PyTree]:
-            batched = jax.vmap(fn, in_axes=(0, 0, None))
+        # jit, so that finding the shapes and making the loop share one trace.
+        batched = jax.jit(jax.vmap(fn, in_axes=(0, 0, None)))
+
+        def one(tile: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
             return batched(take(carry, tile), take(members, tile), shared)
 
         count = jax.tree.leaves((carry, members))[0].shape[0]
-        shapes = jax.eval_shape(one, jnp.int32(0))[1]
+        shapes = jax.eval_shape(one, jnp.int32(0), carry)[1]
         outputs = jax.tree.map(lambda x: _empty((count, *x.shape[1:]), x.dtype), shapes)
 
         def body(tile: Array, loop: PyTree) -> PyTree:
             carry, outputs = loop
-            part, out = jax.vmap(fn, in_axes=(0, 0, None))(
-                take(carry, tile), take(members, tile), shared
-            )
+            part, out = one(tile, carry)
             return put(carry, part, tile), put(outputs, out, tile)
 
         # A count the compiler cannot see: a loop known to run once would be inlined and fused

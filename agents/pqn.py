@@ -1,0 +1,225 @@
+"""PQN: parallelised Q-network.
+
+Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
+Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
+
+Q-learning without replay buffer and without target network: many environments, λ-returns, and
+LayerNorm between every linear layer and its ReLU.
+
+Deviations: time limits bootstrap from the true successor (the authors' code treats them as
+terminations), and the λ-recursion is the paper's at every step (four of the authors' scripts start
+it one step late).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl import fit, nets
+from jaxrl.errors import UserError
+from jaxrl.minibatch import minibatches
+from jaxrl.returns import lambda_returns
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    total_steps: int = 500_000
+    """environment steps of a run, all environments together"""
+    num_envs: int = 32
+    """parallel environments N"""
+    num_steps: int = 64
+    """steps T per environment between updates"""
+    minibatches: int = 16
+    """minibatches per epoch; divides N * T"""
+    epochs: int = 4
+    """passes over each window"""
+    hidden: tuple[int, ...] = (256, 256)
+    """widths of the hidden layers"""
+
+    @property
+    def updates(self) -> int:
+        return self.total_steps // (self.num_envs * self.num_steps)
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.updates * self.epochs * self.minibatches
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 1e-4
+    """learning rate of RAdam at the start"""
+    lr_end: Any = 0.0
+    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    gamma: Any = 0.99
+    """discount"""
+    lam: Any = 0.95
+    """trace decay of the returns"""
+    eps_start: Any = 1.0
+    """share of random actions at the start"""
+    eps_end: Any = 0.2
+    """share of random actions after the decay"""
+    eps_decay: Any = 0.2
+    """share of the run over which the share of random actions decays"""
+    max_grad_norm: Any = 10.0
+    """gradients are clipped to this global norm"""
+    reward_scale: Any = 0.1
+    """factor on rewards in targets"""
+
+
+class State(NamedTuple):
+    params: PyTree
+    opt: optax.OptState
+    eps: Array  # [] share of random actions in the next window
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: the action space is not discrete, or the sizes do not divide.
+    """
+    if not isinstance(spec.action, Discrete):
+        raise UserError(f"pqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+    if cfg.num_envs * cfg.num_steps % cfg.minibatches:
+        raise UserError(
+            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = "
+            f"{cfg.num_envs * cfg.num_steps}"
+        )
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
+            f"{cfg.num_envs * cfg.num_steps}"
+        )
+    num_actions = spec.action.n
+    net = nets.from_linen(nets.MLP(cfg.hidden, num_actions, norm=True), spec.obs_shape)
+    # A window no longer than an episode holds at most one time limit per environment.
+    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        params = net.init(key)
+        return State(
+            params, optimiser(hp.lr, hp.max_grad_norm).init(params), jnp.asarray(hp.eps_start)
+        )
+
+    def noise(key: Array, n: int) -> tuple[Array, Array]:
+        key_coin, key_action = jax.random.split(key)
+        coin = jax.random.uniform(key_coin, (n,))
+        return coin, jax.random.randint(key_action, (n,), 0, num_actions)
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: PyTree,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        q = net.apply(state.params, obs)
+        action = jnp.argmax(q, -1)
+        if explore:
+            coin, random_action = noise
+            action = jnp.where(coin < state.eps, random_action, action)
+        return action, memory, {"value": jnp.max(q, -1)}
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        window = batch.transitions
+        value_of = lambda obs: jnp.max(net.apply(state.params, obs), -1)
+        targets = lambda_returns(
+            hp.reward_scale * window.reward,
+            successor_values(value_of, window, one_limit),
+            window.terminated,
+            window.truncated,
+            hp.gamma,
+            hp.lam,
+        )
+        data = (window.obs, window.action, targets)
+        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
+
+        def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
+            params, opt, count = carry
+            (value, q), grads = jax.value_and_grad(q_loss, argnums=1, has_aux=True)(
+                net.apply, params, *part
+            )
+            lr = hp.lr * linear(count / cfg.gradient_steps, 1.0, hp.lr_end)
+            updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, params)
+            return (optax.apply_updates(params, updates), opt, count + 1), (value, q)
+
+        def epoch(carry: PyTree, key: Array) -> tuple[PyTree, tuple[Array, Array]]:
+            return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
+
+        count = step * (cfg.epochs * cfg.minibatches)
+        (params, opt, _), (losses, q) = jax.lax.scan(
+            epoch, (state.params, state.opt, count), jax.random.split(key, cfg.epochs)
+        )
+        progress = (step + 1) / (hp.eps_decay * cfg.updates)
+        eps = linear(progress, hp.eps_start, hp.eps_end)
+        metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
+        return State(params, opt, eps), metrics
+
+    return Agent(init=init, update=update, act=act, noise=noise)
+
+
+def successor_values(value_of: Any, window: Transition, one_limit: bool) -> Array:
+    """Values [T, N] of the true successors, under the parameters that acted.
+
+    Inside an episode the successor is the next observation, whose value acting already computed.
+    What is left are the window's last successors and those cut by a time limit; where a window
+    holds at most one limit per environment, that is one forward pass of 2N rows.
+    """
+    if not one_limit:
+        rows = window.next_obs.reshape(-1, *window.next_obs.shape[2:])
+        return value_of(rows).reshape(window.reward.shape)
+    num_envs = window.reward.shape[1]
+    cut = jnp.argmax(window.truncated, 0)  # [N] when the limit came, 0 if it did not
+    at_limit = window.next_obs[cut, jnp.arange(num_envs)]
+    values = value_of(jnp.concatenate([window.next_obs[-1], at_limit]))
+    later = jnp.concatenate([window.extras["value"][1:], values[None, :num_envs]])
+    return jnp.where(window.truncated, values[None, num_envs:], later)
+
+
+def q_loss(
+    apply: Any, params: PyTree, obs: Array, action: Array, target: Array
+) -> tuple[Array, Array]:
+    """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). obs [B, *obs], action and target [B]."""
+    q = jnp.take_along_axis(apply(params, obs), action[:, None], -1)[:, 0]
+    return 0.5 * jnp.mean((q - target) ** 2), jnp.mean(q)
+
+
+def linear(progress: Array, start: Array | float, end: Array) -> Array:
+    """Linear from `start` at progress 0 to `end` at 1, constant from there."""
+    return start + (end - start) * jnp.clip(progress, 0.0, 1.0)
+
+
+def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
+    """Clipping and RAdam on one flat vector: small leaves cost more in overhead than in work."""
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.radam(lr)))
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    agent = make(cfg, env.spec)
+    stage = fit.Stage(
+        name="agent",
+        learner=agent,
+        source=rollout(env, agent, cfg.num_envs, cfg.num_steps),
+        updates=cfg.updates,
+        chunk=-(-cfg.updates // evals),
+        evaluate=evaluator(env, agent, episodes),
+    )
+    return fit.Program((stage,))

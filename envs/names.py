@@ -1,0 +1,115 @@
+"""The names of environments, and nothing that needs JAX.
+
+Notes are written out, since making the environments would take seconds; a test compares them with
+the environments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable
+
+from jaxrl.errors import UserError
+
+GYMNAX = {
+    "CartPole-v1": "obs (4,), 2 actions, 500 steps",
+    "Pendulum-v1": "obs (3,), actions (1,), 200 steps",
+    "Acrobot-v1": "obs (6,), 3 actions, 500 steps",
+    "MountainCar-v0": "obs (2,), 3 actions, 200 steps",
+    "MountainCarContinuous-v0": "obs (2,), actions (1,), 999 steps",
+    "Asterix-MinAtar": "obs (10, 10, 4), 5 actions, 1000 steps",
+    "Breakout-MinAtar": "obs (10, 10, 4), 3 actions, 1000 steps",
+    "Freeway-MinAtar": "obs (10, 10, 7), 3 actions, 2500 steps",
+    "Seaquest-MinAtar": "obs (10, 10, 10), 6 actions, 1000 steps",
+    "SpaceInvaders-MinAtar": "obs (10, 10, 6), 4 actions, 1000 steps",
+    "Catch-bsuite": "obs (10, 5), 3 actions, 1000 steps",
+    "DeepSea-bsuite": "obs (8, 8), 2 actions, 8 steps",
+    "MemoryChain-bsuite": "obs (3,), 2 actions, 1000 steps",
+    "UmbrellaChain-bsuite": "obs (3,), 2 actions, 100 steps",
+    "DiscountingChain-bsuite": "obs (2,), 5 actions, 100 steps",
+    "MNISTBandit-bsuite": "obs (28, 28), 10 actions, 1 step",
+    "SimpleBandit-bsuite": "obs (1, 1), 11 actions, 100 steps",
+    "FourRooms-misc": "obs (4,), 4 actions, 500 steps",
+    "MetaMaze-misc": "obs (15,), 4 actions, 200 steps",
+    "PointRobot-misc": "obs (6,), actions (2,), 100 steps",
+    "BernoulliBandit-misc": "obs (4,), 2 actions, 100 steps",
+    "GaussianBandit-misc": "obs (4,), 2 actions, 100 steps",
+    "Reacher-misc": "obs (8,), actions (2,), 100 steps",
+    "Swimmer-misc": "obs (16,), actions (2,), 500 steps",
+    "Pong-misc": "obs (30, 40, 3), 3 actions, 1000 steps",
+    "FrozenLake-misc": "obs (16,), 4 actions, 100 steps",
+}
+
+PROBES = {
+    "probe:constant": "obs (1,), 2 actions, 1 step",
+    "probe:obs": "obs (1,), 2 actions, 1 step",
+    "probe:delay": "obs (1,), 2 actions, 2 steps",
+    "probe:action": "obs (1,), 2 actions, 1 step",
+    "probe:match": "obs (1,), 2 actions, 1 step",
+    "probe:aim": "obs (1,), actions (1,), 1 step",
+    "probe:limit": "obs (1,), 2 actions, 5 steps",
+    "probe:cue": "obs (1,), 2 actions, 4 steps",
+}
+
+
+class EnvError(UserError):
+    """An environment that cannot be made as asked; the message is one line that says why."""
+
+
+class UnknownEnv(EnvError):
+    """No environment of that name."""
+
+
+def names() -> list[tuple[str, str]]:
+    """(name, note) of every environment that comes with jaxrl."""
+    return [*GYMNAX.items(), *PROBES.items()]
+
+
+def check_name(name: str) -> None:
+    """Raises UnknownEnv, with the nearest name, unless `make(name)` has something to try.
+
+    For `module:attribute` only the top-level module is looked for; nothing is imported.
+    """
+    if name in GYMNAX or name in PROBES:
+        return
+    module, colon, attribute = name.partition(":")
+    if not colon or module == "probe" or not attribute:
+        raise UnknownEnv(
+            f"unknown environment {name!r}{_nearest_env(name)}; "
+            "`jaxrl list envs` names them all, and module:attribute gives your own"
+        )
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in [*parts, attribute]):
+        raise UnknownEnv(f"{name!r} is not of the form module:attribute, as in my_module:my_env")
+    add_current_directory()
+    if parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is None:
+        raise UnknownEnv(
+            f"{name!r}: no module {parts[0]!r} in {os.getcwd()} or among the installed packages"
+        )
+
+
+def add_current_directory() -> None:
+    """Lets users' modules in the current directory be imported, as `python -m` does."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+        importlib.invalidate_caches()
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" for the nearest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _nearest_env(name: str) -> str:
+    # "pong" should find Pong-misc: compare without case, with and without the name's affixes.
+    table = {}
+    for known in [*GYMNAX, *PROBES]:
+        full = known.lower()
+        table |= {full: known, re.sub("^probe:|-.*$", "", full): known}
+    close = difflib.get_close_matches(name.lower(), table, n=1)
+    return f", did you mean {table[close[0]]!r}?" if close else ""

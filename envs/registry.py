@@ -1,0 +1,135 @@
+"""Environments by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.envs import names, probes
+from jaxrl.envs.names import EnvError, UnknownEnv, check_name
+from jaxrl.envs.wrappers import strong, time_limit, with_params
+from jaxrl.types import Discrete, Env, EnvSpec, TimeStep
+
+
+def make(name: str, **options: Any) -> Env:
+    """Environment by name; raises EnvError with one line that says what is wrong.
+
+    Names are gymnax's ("CartPole-v1"), "probe:delay" and the like (`jaxrl.envs.probes`), and
+    "module:attribute" for an `Env` of your own or a function that returns one. Modules are looked
+    for in the current directory too.
+
+    Args:
+      options: `max_steps`, the time limit, for every environment (None: its own); gymnax's
+        physical parameters and constructor arguments; arguments of the function, where the name
+        gives one; entries of `params`, where they are a dict.
+    """
+    check_name(name)
+    options = {key: value for key, value in options.items() if (key, value) != ("max_steps", None)}
+    if name in names.GYMNAX:
+        from jaxrl.envs import gymnax
+
+        return gymnax.make(name, **options)
+    if name in probes.PROBES:
+        return _call(name, probes.PROBES[name], options)
+    found = _load(name)
+    if isinstance(found, Env):
+        env = _with_options(found, options)
+    elif callable(found):
+        env = _call(name, found, options)
+    else:
+        raise EnvError(f"{name} is a {type(found).__name__}, not an Env or a function giving one")
+    env = dataclasses.replace(env, params=strong(env.params))
+    check_env(env)
+    return env
+
+
+def describe(spec: EnvSpec) -> str:
+    """One line on what an agent sees and does, as in `jaxrl list envs`."""
+    action = spec.action
+    does = f"{action.n} actions" if isinstance(action, Discrete) else f"actions {action.shape}"
+    limit = spec.max_steps
+    steps = "no time limit" if limit is None else "1 step" if limit == 1 else f"{limit} steps"
+    return f"obs {spec.obs_shape}, {does}, {steps}"
+
+
+def check_env(env: Env) -> None:
+    """Raises EnvError unless shapes and dtypes are as `jaxrl.types` says. Computes nothing."""
+    name, shape = env.spec.name, env.spec.obs_shape
+    floats, bools = jnp.dtype("float32"), jnp.dtype("bool")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    kind = jnp.int32 if isinstance(env.spec.action, Discrete) else jnp.float32
+    action = jax.ShapeDtypeStruct(env.spec.action.shape, kind)
+    state, obs = jax.eval_shape(env.reset, key, env.params)
+    _expect(f"{name}: reset's observation", obs, shape, floats)
+    after, ts = jax.eval_shape(env.step, key, state, action, env.params)
+    if not isinstance(ts, TimeStep):
+        raise EnvError(f"{name}: step must return (state, TimeStep), got {type(ts).__name__}")
+    _expect(f"{name}: next_obs", ts.next_obs, shape, floats)
+    _expect(f"{name}: reward", ts.reward, (), floats)
+    _expect(f"{name}: terminated", ts.terminated, (), bools)
+    _expect(f"{name}: truncated", ts.truncated, (), bools)
+    # A scan carries the state, so a step must return the very type that it took.
+    if jax.tree.structure(state) != jax.tree.structure(after):
+        raise EnvError(f"{name}: step returns another state structure than reset")
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    for (path, old), new in zip(paths, jax.tree.leaves(after), strict=True):
+        leaf = f"{name}: state{jax.tree_util.keystr(path)}"
+        _expect(f"{leaf} after a step", new, old.shape, old.dtype)
+        if old.weak_type or new.weak_type:
+            raise EnvError(f"{leaf} is a Python number somewhere: give it a dtype")
+
+
+def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    got = (getattr(x, "shape", None), getattr(x, "dtype", None))
+    if got != (shape, dtype):
+        raise EnvError(f"{what} must be {dtype} of shape {shape}, got {got[1]} of shape {got[0]}")
+
+
+def _load(name: str) -> Any:
+    """What `module:attribute` names."""
+    module_name, _, attribute = name.partition(":")
+    names.add_current_directory()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise EnvError(f"{name}: importing {module_name} failed: {error!r}") from error
+    if not hasattr(module, attribute):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        hint = names.nearest(attribute, public)
+        raise UnknownEnv(f"module {module_name} has no {attribute!r}{hint}")
+    return getattr(module, attribute)
+
+
+def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:
+    """The Env that `function` returns; options that it does not take go to `_with_options`."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise EnvError(f"{name} is not a function whose arguments can be read") from error
+    parameters = signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        own = options
+    else:
+        own = {key: value for key, value in options.items() if key in parameters}
+    try:
+        signature.bind(**own)
+    except TypeError as error:
+        raise EnvError(f"{name}: {error}") from error
+    env = function(**own)
+    if not isinstance(env, Env):
+        raise EnvError(f"{name} returned a {type(env).__name__}, not an Env")
+    rest = {key: value for key, value in options.items() if key not in own}
+    return _with_options(env, rest, known=parameters)
+
+
+def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
+    options = dict(options)
+    steps = options.pop("max_steps", None)
+    env = with_params(env, known, **options)
+    return env if steps is None else time_limit(env, steps)

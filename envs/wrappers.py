@@ -1,0 +1,96 @@
+"""Environments made from other environments, and what all adapters share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.names import EnvError, nearest
+from jaxrl.types import Array, Env, PyTree, TimeStep
+
+
+def time_limit(env: Env, steps: int) -> Env:
+    """Truncates episodes after `steps` steps. State (inner state, t [] int32).
+
+    A limit of the environment's own still holds where it comes first.
+    """
+    limit = positive(steps, f"the time limit of {env.spec.name}")
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        return (state, jnp.int32(0)), obs
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        inner, t = state
+        inner, ts = env.step(key, inner, action, params)
+        t = t + 1
+        truncated = (ts.truncated | (t >= limit)) & ~ts.terminated
+        return (inner, t), ts._replace(truncated=truncated)
+
+    bound = min(limit, env.spec.max_steps or limit)
+    spec = dataclasses.replace(env.spec, max_steps=bound)
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step)
+
+
+def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:
+    """The same environment with other default parameters, for environments whose params are a dict.
+
+    Values keep the dtype and shape of what they replace. `also` are options of another kind, for
+    the message about an unknown one.
+    """
+    params = dict(env.params) if isinstance(env.params, dict) else {}
+    for name, value in values.items():
+        if name not in params:
+            raise unknown_option(env.spec.name, name, {*params, *also, "max_steps"})
+        params[name] = _like(params[name], value, f"{name} of {env.spec.name}")
+    return dataclasses.replace(env, params=params) if values else env
+
+
+def strong(tree: PyTree) -> PyTree:
+    """Numbers of any kind as float32, int32 or bool arrays without weak types.
+
+    A weak type makes the state that comes out of a step another type than the one that went in,
+    which a scan refuses, and the second call of a jitted function compile again.
+    """
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return x.astype(jnp.float32)
+        return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.signedinteger) else x
+
+    return jax.tree.map(one, tree)
+
+
+def positive(value: Any, what: str) -> int:
+    """A positive whole number, or one line that says it is none."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 < value < 2**31:
+        raise EnvError(f"{what} must be a positive whole number, got {value!r}")
+    return int(value)
+
+
+def unknown_option(env_name: str, option: str, options: Iterable[str]) -> EnvError:
+    known = sorted(options)
+    hint = nearest(option, known) or f"; it has {', '.join(known)}"
+    return EnvError(f"{env_name} has no option {option!r}{hint}")
+
+
+def _like(old: Any, value: Any, what: str) -> Array:
+    kinds = {"f": ("a number", "iuf"), "i": ("a whole number", "iu"), "b": ("true or false", "b")}
+    old = jnp.asarray(old)
+    noun, allowed = kinds[old.dtype.kind]
+    try:
+        given = np.asarray(value)
+    except ValueError:  # ragged lists
+        given = np.asarray(None)
+    if given.dtype.kind not in allowed or (given.dtype.kind == "f" and np.isnan(given).any()):
+        raise EnvError(f"{what} must be {noun}, got {value!r}")
+    if given.shape != old.shape:
+        raise EnvError(f"{what} must have shape {old.shape}, got {value!r} of shape {given.shape}")
+    return jnp.asarray(given, old.dtype)

@@ -1,0 +1,197 @@
+"""The host's driver: the stages of `jaxrl.fit` in chunks, with snapshots to resume from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import fit
+from jaxrl.population import Layout, first, lift, member_keys, run_key
+from jaxrl.types import Array, Mean, PyTree
+
+
+class RunState(NamedTuple):
+    """All that a population needs to go on: on the host and unpadded, so it fits any layout.
+
+    Leaves of `member`, and of results of stages of scope "member", have the axis P.
+    """
+
+    member: fit.MemberState
+    results: dict[str, PyTree]  # final learner states of finished stages
+    stage: int  # index of the stage that `member` is in
+    step: int  # updates made in that stage
+
+
+class Report(NamedTuple):
+    """What one chunk brought."""
+
+    stage: str
+    step: int  # updates made in this stage, this chunk included
+    metrics: dict[str, Any]  # name -> [P] float32, NaN where nothing was counted
+    evals: Any  # outputs of stage.evaluate with the axis P, or None
+    snapshot: RunState | None
+
+
+class Compiled(NamedTuple):
+    """A program was compiled."""
+
+    stage: int
+    what: str  # "initialise", "advance" or "evaluate"
+    seconds: float  # tracing included
+    temporary_bytes: int  # on each device, beside arguments and results
+
+
+def _at_the_end(stage: int, step: int, last: bool) -> bool:
+    return last
+
+
+def _silent(event: Any) -> None:
+    pass
+
+
+def drive(
+    program: fit.Program,
+    plan: Layout,
+    key: Array,
+    hp: dict[str, PyTree],
+    inputs: dict[str, PyTree],
+    *,
+    resume: RunState | None = None,
+    snapshot: Callable[[int, int, bool], bool] = _at_the_end,
+    compiling: Callable[[str], None] = _silent,
+    compiled: Callable[[Compiled], None] = _silent,
+) -> Iterator[Report]:
+    """Trains a population chunk by chunk and reports each; bitwise what `population.train` gives.
+
+    A chunk is reported while the next one runs. Abandoning the iterator ends the run.
+
+    Args:
+      key: root key; member i starts from fold_in(key, i).
+      hp: hyperparameters, leaves [P, ...].
+      inputs: arrays shared by all members, such as {"data": dataset}.
+      resume: the snapshot to go on from.
+      snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
+        which the host waits and copies the state. The last chunk's by default.
+      compiling, compiled: told before and after each compilation.
+    """
+    count = len(jax.tree.leaves(hp)[0])
+    scopes = {stage.name: stage.scope for stage in program.stages}
+    place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
+    keys = {"run": run_key(key), "member": member_keys(key, jnp.arange(count))}
+    keys = {scope: place[scope](value) for scope, value in keys.items()}
+    hps = {"run": plan.share(first(hp)), "member": place["member"](hp)}
+    # What stages may read: shared arrays, and the axis-P results of earlier stages.
+    inputs_of = {"run": plan.share(dict(inputs)), "member": {}}
+    for name, result in (resume.results if resume else {}).items():
+        inputs_of[scopes[name]][name] = place[scopes[name]](result)
+
+    def build(index: int, what: str, fn: fit.StageFn, args: PyTree) -> Callable[..., PyTree]:
+        compiling(what)
+        clock = time.perf_counter()
+        donate = 0 if what == "advance" else ()
+        jitted = jax.jit(lift(plan)(fn, program.stages[index]), donate_argnums=donate)
+        executable = jitted.lower(*args).compile()
+        memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
+        compiled(Compiled(index, what, time.perf_counter() - clock, memory))
+        return executable
+
+    waiting: Report | None = None  # launched, its numbers still on the device
+    for index, stage in enumerate(program.stages):
+        if resume is not None and index < resume.stage:
+            continue
+        scope, shared = stage.scope, inputs_of["run"]
+        own = inputs_of["member"] if scope == "member" else {}
+        if resume is not None and index == resume.stage:
+            state, done = place[scope](resume.member), resume.step
+        else:
+            start = {"key": fit.stage_key(keys[scope], index), "hp": hps[scope], "inputs": own}
+            args = ((), start, {"inputs": shared})
+            state, done = build(index, "initialise", fit.initialise(stage), args)(*args)[1], 0
+
+        advance = evaluate = None
+        for step, n in stage.chunks:
+            if step < done:
+                continue
+            counters = {"step": jnp.int32(step), "n": jnp.int32(n)}
+            args = (state, {"inputs": own}, {"inputs": shared, **counters})
+            advance = advance or build(index, "advance", fit.advance(stage), args)
+            state, metrics = advance(*args)
+            step, evals = step + n, None
+            if stage.evaluate is not None:
+                view = {"state": state, "inputs": own}
+                args = ((), view, {"inputs": shared, "step": jnp.int32(step)})
+                evaluate = evaluate or build(index, "evaluate", fit.evaluate(stage), args)
+                evals = evaluate(*args)[1]
+            if waiting is not None:
+                yield _fetch_report(waiting, count, scopes)
+            # Before the next chunk is launched, since that overwrites the state in place.
+            taken = None
+            if snapshot(index, step, step == stage.updates and stage is program.stages[-1]):
+                results = {
+                    s.name: _fetch(inputs_of[s.scope][s.name], count, s.scope)
+                    for s in program.stages[:index]
+                }
+                taken = RunState(_fetch(state, count, scope), results, index, step)
+            waiting = Report(stage.name, step, metrics, evals, taken)
+        inputs_of[scope][stage.name] = state.learner
+    if waiting is not None:
+        yield _fetch_report(waiting, count, scopes)
+
+
+def _fetch_report(report: Report, count: int, scopes: dict[str, str]) -> Report:
+    """The report with its numbers on the host, one row per member."""
+    metrics, evals = _fetch((report.metrics, report.evals), count, scopes[report.stage])
+    if scopes[report.stage] == "run":
+        metrics, evals = jax.tree.map(
+            lambda x: np.broadcast_to(x, (count, *x.shape)), (metrics, evals)
+        )
+    return report._replace(metrics={k: _mean(v) for k, v in metrics.items()}, evals=evals)
+
+
+def _mean(mean: Mean) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(mean.weight > 0, mean.total / mean.weight, np.nan).astype(np.float32)
+
+
+def _fetch(tree: PyTree, count: int, scope: str) -> PyTree:
+    """A copy on the host, without the padding; keys stay typed."""
+
+    def one(x: Array) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return np.array(x if scope == "run" else np.asarray(x)[:count])
+
+    return jax.tree.map(one, tree)
+
+
+def abstract_state(
+    program: fit.Program, hp: dict[str, PyTree], inputs: dict[str, PyTree], stage: int
+) -> RunState:
+    """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
+    count = len(jax.tree.leaves(hp)[0])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shared, members = dict(inputs), {}
+
+    def start(index: int) -> fit.MemberState:
+        init = fit.initialise(program.stages[index])
+
+        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> fit.MemberState:
+            return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
+
+        if program.stages[index].scope == "run":
+            return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+        return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
+
+    for index in range(stage):
+        done = program.stages[index]
+        (shared if done.scope == "run" else members)[done.name] = start(index).learner
+    results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
+    return RunState(start(stage), results, stage, 0)

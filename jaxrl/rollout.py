@@ -1,0 +1,192 @@
+"""Acting in environments: the rollout source and the evaluator of whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.types import Array, Batch, Env, Policy, PyTree, Source, Transition, mean_where
+
+
+class RolloutState(NamedTuple):
+    """N environments in the middle of their episodes."""
+
+    env: PyTree  # [N, ...]
+    obs: Array  # [N, *obs] act on this next
+    start: Array  # [N] bool: obs is the first of its episode
+    memory: PyTree  # the policy's memory before it sees obs
+    returns: Array  # [N] float32, so far in this episode
+    lengths: Array  # [N] float32
+
+
+def rollout(
+    env: Env,
+    policy: Policy,
+    num_envs: int,
+    num_steps: int,
+    *,
+    part: str | None = "agent",
+    resets: int | None = None,
+) -> Source:
+    """Source of windows [T, N] from N environments that go on from window to window.
+
+    Batches carry the policy's memory at the window's start. Metrics: `episode_return` and
+    `episode_length` over the episodes that ended in the window.
+
+    Args:
+      part: the entry of hp that the policy acts with; None hands it the whole record.
+      resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
+        draws one for every step, so that each episode starts from its own. A smaller number saves
+        time where `env.reset` is dear; then episodes of one environment that end within
+        num_steps / resets steps of each other start alike.
+    """
+    resets = resets or num_steps
+    if num_steps % resets:
+        raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
+    reset_all = jax.vmap(env.reset, in_axes=(0, None))
+    step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
+
+    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> RolloutState:
+        params = hp.get("env", env.params)
+        env_state, obs = reset_all(jax.random.split(key, num_envs), params)
+        zeros = jnp.zeros(num_envs)
+        start = jnp.ones(num_envs, bool)
+        return RolloutState(env_state, obs, start, policy.memory(num_envs), zeros, zeros)
+
+    def next(
+        src: RolloutState,
+        learner_state: PyTree,
+        hp: PyTree,
+        inputs: PyTree,
+        key: Array,
+        step: Array,
+    ) -> tuple[RolloutState, Batch, dict[str, Any]]:
+        params = hp.get("env", env.params)
+        own = hp if part is None else hp[part]
+        # All random numbers and initial states of the window at once: cheaper than step by step.
+        key_noise, key_step, key_reset = jax.random.split(key, 3)
+        noise = jax.vmap(lambda k: policy.noise(k, num_envs))(
+            jax.random.split(key_noise, num_steps)
+        )
+        step_keys = jax.random.split(key_step, (num_steps, num_envs))
+        reset_keys = jax.random.split(key_reset, (resets, num_envs))
+        fresh = jax.vmap(reset_all, in_axes=(0, None))(reset_keys, params)
+
+        def act(src: RolloutState, xs: PyTree) -> tuple[RolloutState, PyTree]:
+            t, noise, keys = xs
+            action, memory, extras = policy.act(
+                learner_state, own, src.obs, src.start, src.memory, noise, True
+            )
+            env_state, ts = step_all(keys, src.env, action, params)
+            done = ts.terminated | ts.truncated
+            returns, lengths = src.returns + ts.reward, src.lengths + 1
+            pool = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
+            )
+            env_state, obs = select(done, pool, (env_state, ts.next_obs))
+            transition = Transition(
+                src.obs,
+                action,
+                ts.reward,
+                ts.next_obs,
+                ts.terminated,
+                ts.truncated,
+                src.start,
+                extras,
+            )
+            src = RolloutState(
+                env_state,
+                obs,
+                done,
+                memory,
+                jnp.where(done, 0.0, returns),
+                jnp.where(done, 0.0, lengths),
+            )
+            return src, (transition, returns, lengths)
+
+        memory = src.memory
+        src, (transitions, returns, lengths) = jax.lax.scan(
+            act, src, (jnp.arange(num_steps), noise, step_keys)
+        )
+        metrics = {
+            "episode_return": mean_where(returns, transitions.done),
+            "episode_length": mean_where(lengths, transitions.done),
+        }
+        return src, Batch(transitions, memory), metrics
+
+    return Source(init=init, next=next, env_steps=num_envs * num_steps)
+
+
+def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
+    """Leaf-wise where; mask [N] against leaves [N, ...]."""
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+    return jax.tree.map(one, on, off)
+
+
+class Episodes(NamedTuple):
+    """Whole episodes [K], in the order of their environments."""
+
+    returns: Array  # [K] float32, undiscounted
+    lengths: Array  # [K] int32
+    finished: Array  # [K] bool: False where the step limit of the evaluation came first
+
+
+def evaluator(
+    env: Env,
+    policy: Policy,
+    episodes: int,
+    *,
+    part: str | None = "agent",
+    max_steps: int | None = None,
+    explore: bool = False,
+) -> Callable[[PyTree, PyTree, PyTree, Array], Episodes]:
+    """Function (learner_state, hp, inputs, key) -> `Episodes`, for `fit.Stage.evaluate`.
+
+    Each of `episodes` environments plays its first episode and stops, so short episodes do not
+    dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
+    """
+    limit = max_steps or env.spec.max_steps or 10_000
+
+    def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
+        params = hp.get("env", env.params)
+        own = hp if part is None else hp[part]
+        key_reset, key_steps = jax.random.split(key)
+        env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
+            jax.random.split(key_reset, episodes), params
+        )
+
+        def cond(carry: PyTree) -> Array:
+            t, _, _, _, _, done = carry
+            return (t < limit) & ~jnp.all(done.finished)
+
+        def body(carry: PyTree) -> PyTree:
+            t, env_state, obs, memory, start, so_far = carry
+            key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
+            noise = policy.noise(key_noise, episodes)
+            action, memory, _ = policy.act(state, own, obs, start, memory, noise, explore)
+            keys = jax.random.split(key_step, episodes)
+            env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+                keys, env_state, action, params
+            )
+            live = ~so_far.finished
+            so_far = Episodes(
+                so_far.returns + jnp.where(live, ts.reward, 0.0),
+                so_far.lengths + live,
+                so_far.finished | ts.terminated | ts.truncated,
+            )
+            return t + 1, env_state, ts.next_obs, memory, jnp.zeros_like(start), so_far
+
+        nothing = Episodes(
+            jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool)
+        )
+        start = jnp.ones(episodes, bool)
+        carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
+        return jax.lax.while_loop(cond, body, carry)[-1]
+
+    return evaluate
