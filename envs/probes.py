@@ -54,13 +54,10 @@ def delay(length: int = 2, continuous: bool = False) -> Env:
     """Reward 1 at the last of `length` steps; observation t. Value γ^(length-1-t)."""
     last = positive(length, "length of probe:delay") - 1
 
-    def show(t: Array, sign: Array) -> Array:
-        return jnp.minimum(t, last)
-
     def reward(t: Array, sign: Array, action: Array) -> Array:
         return t == last
 
-    return _probe("delay", show, reward, length, continuous=continuous)
+    return _probe("delay", lambda t, sign: t, reward, length, continuous=continuous)
 
 
 def action() -> Env:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.types import PyTree
 
 _TMP = "orbax-checkpoint-tmp"  # part of the name of every unfinished write of orbax
@@ -39,7 +40,7 @@ class Restored:
     notes: list[str]  # one line per damaged checkpoint that was passed over
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(UserError):
     """A sound checkpoint whose leaves are not those of the target."""
 
 
@@ -120,7 +121,8 @@ class Checkpoints:
 
         Args:
           target: maps the checkpoint's meta to a pytree of ShapeDtypeStructs (or arrays) with the
-            structure, shapes and dtypes expected.
+            structure, shapes and dtypes expected; where it has a number of Python's own, one comes
+            back.
           index: only this one, so that several processes surely read the same.
 
         Raises:
@@ -197,7 +199,7 @@ class Checkpoints:
     def _leaf(self, index: int, slot: str, saved: dict[str, Any], like: Any) -> Any:
         """One leaf as it was saved: verified, and a typed key where the target has one."""
         ocp = _orbax()
-        data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+        data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else _spec(like)
         if math.prod(data.shape):
             part = ocp.args.PyTreeRestore(
                 item={slot: 0},
@@ -210,7 +212,7 @@ class Checkpoints:
         if x.shape != data.shape or x.dtype != data.dtype or _crc(x) != saved["crc32"]:
             raise _Damaged(f"leaf {saved['name']} is not the one that was written")
         if not _is_key(like):
-            return x
+            return x if hasattr(like, "dtype") else x.item()
         impl = jax.random.key_impl(jnp.empty(0, like.dtype))
         return jax.random.wrap_key_data(jnp.asarray(x), impl=impl)
 
@@ -271,8 +273,13 @@ def _record_crc(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
+def _spec(x: Any) -> Any:
+    return x if hasattr(x, "dtype") else np.asarray(x)
+
+
 def _type(x: Any) -> str:
     """Such as float32[4, 8], or key<fry>[3] for three typed keys."""
+    x = _spec(x)
     return f"{x.dtype}{list(x.shape)}"
 
 

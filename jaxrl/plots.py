@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
 _POINTS = 60  # along the curve at which the interval is computed; between them it is interpolated
+_MANY = 10  # members from which on quartiles are worth a band
 _GAP = [np.nan, np.nan]
 _BUDGET = 3e7  # resampled values per curve, which is about a second
 
@@ -32,7 +33,7 @@ def learning_curves(
 ) -> None:
     """Draws the IQM over members against x, in a band that is its 95 % bootstrap interval.
 
-    A single curve also gets a lighter band from the lower to the upper quartile of its members.
+    A single curve of ten members or more also gets a lighter band between their quartiles.
 
     Args:
       path: the PNG file, written whole or not at all.
@@ -47,7 +48,10 @@ def learning_curves(
     axes = figure.add_subplot()
     for i, (label, (x, y)) in enumerate(curves.items()):
         style = (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
-        _draw(axes, label, np.asarray(x, np.float64), np.asarray(y, np.float64), style, len(curves))
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        if x.ndim != 1 or y.shape[:1] != x.shape or y.ndim > 2:
+            raise ValueError(f"curve {label}: x {list(x.shape)} does not go with y {list(y.shape)}")
+        _draw(axes, label, x, y, style, alone=len(curves) == 1)
     _dress(axes, xlabel, ylabel, title)
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
@@ -60,26 +64,32 @@ def compact(value: float, _: object = None) -> str:
     return f"{value:.6g}"
 
 
-def _draw(axes: Axes, label: str, x: np.ndarray, y: np.ndarray, style: tuple, curves: int) -> None:
-    """One curve: x [C], y [C, P] or [C]."""
+def _draw(axes: Axes, label: str, x: np.ndarray, y: np.ndarray, style: tuple, alone: bool) -> None:
+    """One curve, x [C] and y [C, P] or [C], with its bands."""
     y = np.where(np.isfinite(y), y, np.nan).reshape(x.size, -1)
     members = y.shape[1]
     rows = [row[~np.isnan(row)] for row in y]
     line = np.array([iqm(row) if row.size else np.nan for row in rows])
     colour, dash = style
-    alone = curves == 1
-    name = label if not alone else "IQM" if members > 1 else label
+    text = _text(label)
     if members > 1:
-        name += f"  (n = {members:,})"
-        low, high = _interval(rows, line)
-        if alone:
-            quartiles = np.array([np.quantile(r, [0.25, 0.75]) if r.size else _GAP for r in rows])
-            band = {"color": colour, "alpha": 0.13, "lw": 0, "label": "middle half of members"}
-            axes.fill_between(x, *quartiles.T, **band)
-        band = {"color": colour, "alpha": 0.35 if alone else 0.22, "lw": 0}
-        axes.fill_between(x, low, high, **band, label="95 % interval" if alone else None)
+        text = f"{text}, IQM  (n = {members:,})" if alone else f"{text}  (n = {members:,})"
     marker = "o" if x.size <= 20 else None
-    axes.plot(x, line, dash, color=colour, lw=1.6, marker=marker, ms=3.5, label=name)
+    axes.plot(x, line, dash, color=colour, lw=1.6, marker=marker, ms=3.5, label=text)
+    band = {"color": colour, "alpha": 0.35 if alone else 0.22, "lw": 0}
+    if members > 1:
+        low, high = _interval(rows, line)
+        axes.fill_between(x, low, high, label="95 % interval" if alone else None, **band)
+    if members >= _MANY and alone:
+        quartiles = np.array([np.quantile(r, [0.25, 0.75]) if r.size else _GAP for r in rows])
+        label = "middle half of members"
+        axes.fill_between(x, *quartiles.T, label=label, **band | {"alpha": 0.13})
+
+
+def _text(text: str) -> str:
+    """Text that is shown as it is: no formulas in it, nor hidden for its underscore."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _interval(rows: list[np.ndarray], line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +109,9 @@ def _interval(rows: list[np.ndarray], line: np.ndarray) -> tuple[np.ndarray, np.
 def _dress(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(_text(xlabel))
+    axes.set_ylabel(_text(ylabel))
+    axes.set_title(_text(title), loc="left", fontsize=11, fontweight="bold")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
         axis.set_major_formatter(FuncFormatter(compact))
@@ -111,6 +121,9 @@ def _dress(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.tick_params(color="0.6", labelsize=9)
     axes.grid(color="0.9", lw=0.7)
     axes.set_axisbelow(True)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
+        several = len(axes.lines) > 1 and len(axes.collections) > 0
+        heading = "IQM and its 95 % interval" if several else None
+        style = {"frameon": False, "fontsize": 9, "title_fontsize": 9, "alignment": "left"}
+        axes.legend(handles=handles, title=heading, **style)

@@ -32,11 +32,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxrl.errors import UserError
+
 _INDEX = ("stage", "member", "update", "env_steps")  # the first columns of a part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "numpy", "jaxrl")
 
 
-class ConfigMismatch(ValueError):
+class ConfigMismatch(UserError):
     """The folder holds a run of another configuration."""
 
 
@@ -94,7 +96,7 @@ class RunDir:
         file = self.path / "members.csv"
         if not file.is_file():
             return {}
-        with file.open(newline="") as text:
+        with file.open(newline="", encoding="utf-8") as text:
             names, *rows = csv.reader(text)
         columns = zip(*rows, strict=True) if rows else [()] * len(names)
         return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
@@ -116,8 +118,10 @@ class RunDir:
         rest = [c for c in columns if c not in _INDEX]
         arrays = {c: np.asarray(columns[c]) for c in (*_INDEX, *rest)}
         rows = max((a.size for a in arrays.values() if a.ndim), default=1)
-        types: dict[str, type] = dict.fromkeys(_INDEX, np.int64)
-        types["stage"] = object
+        types: dict[str, type] = dict.fromkeys(_INDEX, np.int64) | {"stage": object}
+        for c, a in arrays.items():
+            if a.shape not in ((), (rows,)):
+                raise ValueError(f"part {name}: column {c} is {list(a.shape)}, not [{rows}]")
         table = pa.table({c: np.full(rows, a, types.get(c, _float(a))) for c, a in arrays.items()})
         file = self.path / "metrics" / f"part-{name}.parquet"
         atomic_write(file, lambda out: pq.write_table(table, out))
@@ -142,17 +146,18 @@ def open_run(
 
     Raises:
       ConfigMismatch: the folder holds another configuration; names the first field that differs.
-      ValueError: the folder holds files but no run.
+      UserError: the folder holds files but no run, or its config.json cannot be read.
     """
+    config, context = plain(config), plain(context or {})
     path = Path(path).resolve()
     file = path / "config.json"
     path.mkdir(parents=True, exist_ok=True)
     for leftover in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
         leftover.unlink(missing_ok=True)
     if not file.is_file() and any(path.iterdir()):
-        raise ValueError(f"{path} holds files but no config.json: this is not the folder of a run")
+        raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
     if file.is_file() and not overwrite:
-        _compare(path, _load(file)["config"], plain(config))
+        _compare(path, _load(file)["config"], config)
         run = RunDir(path, resumed=True)
         return dataclasses.replace(run, finished=(run.summary() or {}).get("finished") is True)
     # Checkpoints go first: without them a run cut short here starts anew, never in the middle.
@@ -162,7 +167,7 @@ def open_run(
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
-    write_json(file, {"config": config, "context": context or {}})
+    write_json(file, {"config": config, "context": context})
     return RunDir(path)
 
 
@@ -170,7 +175,7 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         return {"config": None} | json.loads(file.read_text())
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {error}") from None
 
 
 def _compare(path: Path, old: Any, new: Any) -> None:
@@ -233,36 +238,36 @@ def read_metrics(run: RunDir | str | Path, stage: str | None = None) -> dict[str
     import pyarrow.parquet as pq
 
     path = run.path if isinstance(run, RunDir) else Path(run)
-    tables = [pq.read_table(file) for file in sorted((path / "metrics").glob("part-*.parquet"))]
+    files = sorted((path / "metrics").glob("part-*.parquet"))
+    tables = [pq.read_table(file, partitioning=None) for file in files]
     if stage is not None:
         tables = [table.filter(pc.field("stage") == stage) for table in tables]
     tables = [table for table in tables if table.num_rows]
     if not tables:
         return {}
-    table = pa.concat_tables(tables, promote_options="default")
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    return _merge({c: x if c in _INDEX else x.astype(np.float64) for c, x in columns.items()})
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    stages = table["stage"].chunk(0).dictionary_encode()  # in order of appearance
+    columns = {name: table[name].to_numpy() for name in table.column_names if name != "stage"}
+    columns = {c: x if c in _INDEX else x.astype(np.float64) for c, x in columns.items()}
+    merged = _merge({"stage": stages.indices.to_numpy()} | columns)
+    return merged | {"stage": np.array(stages.dictionary.to_pylist())[merged["stage"]]}
 
 
 def _merge(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sorts rows; joins those of one stage, member and update, of each metric the last number."""
-    names, where, stages = np.unique(
-        columns["stage"].astype(str), return_index=True, return_inverse=True
-    )
-    stage = np.argsort(np.argsort(where))[stages]
-    keys = np.stack([stage, columns["update"], columns["member"]])
+    """Sorts rows; joins those of one stage, update and member, of each metric the last number."""
+    keys = np.stack([columns[name] for name in ("stage", "update", "member")])
     order = np.lexsort(keys[::-1])
     keys = keys[:, order]
     first = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))
-    starts = np.flatnonzero(first)
+    if first.all():
+        return {name: x[order] for name, x in columns.items()}
+    starts, rows = np.flatnonzero(first), np.arange(first.size)
+    fallback = starts[np.cumsum(first) - 1]
     merged = {}
-    for name, x in (columns | {"stage": names[stages]}).items():
-        x = x[order]
-        known = ~np.isnan(x) if x.dtype.kind == "f" else np.ones(x.size, bool)
-        last = np.maximum.reduceat(
-            np.where(known, np.arange(x.size), starts[np.cumsum(first) - 1]), starts
-        )
-        merged[name] = x[last]
+    for name, x in columns.items():
+        known = ~np.isnan(x[order])
+        last = np.maximum.reduceat(np.where(known, rows, fallback), starts)
+        merged[name] = x[order][last]
     return merged
 
 
@@ -322,7 +327,7 @@ def atomic_write(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `plain(value)` as indented JSON, atomically."""
-    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(value), indent=2, allow_nan=False)
     atomic_write(path, (text + "\n").encode())
 
 
@@ -348,8 +353,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())  # type: ignore[attr-defined]
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, set | frozenset):

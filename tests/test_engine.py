@@ -6,7 +6,6 @@ snapshot of each stage, on 1, 2 and 8 devices.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -47,35 +46,22 @@ def run(row: str, devices: int, resume: RunState | None = None) -> list[Report]:
     return list(reports)
 
 
-@functools.cache
 def pure(row: str, devices: int) -> fit.Result:
     train = jax.jit(population.train(toys.ROWS[row](), plan(devices)))
     ids = jnp.arange(MEMBERS)
     return train(jax.random.key(3), ids, toys.hypers(MEMBERS), toys.inputs())
 
 
-@functools.cache
-def chunked(row: str, devices: int) -> list[Report]:
-    return run(row, devices)
+def first_snapshots(reports: list[Report]) -> list[RunState]:
+    """The first snapshot of each stage, which is inside it."""
+    firsts = {r.stage: r.snapshot for r in reversed(reports)}
+    return [taken for taken in firsts.values() if taken is not None]
 
 
-def final_states(reports: list[Report]) -> dict[str, Any]:
+def check_chunked_equals_pure(reports: list[Report], whole: fit.Result) -> None:
     last = reports[-1].snapshot
     assert last is not None
-    return last.results | {reports[-1].stage: last.member.learner}
-
-
-# Tests of one row share compiled programs, so they stay in one process.
-each_row = pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=pytest.mark.xdist_group(row)) for row in toys.ROWS]
-)
-
-
-@each_row
-def test_chunked_equals_pure(row: str) -> None:
-    """On other device counts at that: two against one."""
-    whole, reports = pure(row, 1), chunked(row, 2)
-    assert bits(whole.states) == bits(final_states(reports))
+    assert bits(whole.states) == bits(last.results | {reports[-1].stage: last.member.learner})
     for stage in whole.metrics:
         own = [r for r in reports if r.stage == stage]
         for name, mean in whole.metrics[stage].items():
@@ -89,55 +75,45 @@ def test_chunked_equals_pure(row: str) -> None:
             assert bits(whole.evals[stage]) == bits(stacked)
 
 
-@each_row
-def test_devices_do_not_matter(row: str) -> None:
-    assert bits(pure(row, 1)) == bits(pure(row, 8))
+# One test per row rather than one per property: they share the compiled programs.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@each_row
-def test_whole_table(row: str, devices: int) -> None:
-    """Every cell: pure, chunked and resumed in each stage on the same number of devices."""
-    whole, reports = pure(row, devices), chunked(row, devices)
-    assert bits(pure(row, 1)) == bits(whole)
-    assert bits(whole.states) == bits(final_states(reports))
+@pytest.mark.parametrize("row", toys.ROWS)
+def test_row(row: str) -> None:
+    """Pure on one device, in chunks on two, resumed in each stage on eight."""
+    reports = run(row, 2)
+    check_chunked_equals_pure(reports, pure(row, 1))
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     for taken in first_snapshots(reports):
-        assert bits(run(row, devices, resume=taken)[-1].snapshot) == bits(reports[-1].snapshot)
-
-
-def first_snapshots(reports: list[Report]) -> list[RunState]:
-    """The first snapshot of each stage, which is inside it."""
-    firsts = {r.stage: r.snapshot for r in reversed(reports)}
-    return [taken for taken in firsts.values() if taken is not None]
-
-
-@each_row
-def test_resumed_in_each_stage(row: str) -> None:
-    """On another number of devices at that: eight after two."""
-    reports = chunked(row, 2)
-    for taken in first_snapshots(reports):
+        target = abstract_state(toys.ROWS[row](), toys.hypers(MEMBERS), toys.inputs(), taken.stage)
+        assert shapes(taken[:2]) == shapes(target[:2])
         resumed = run(row, 8, resume=taken)
         assert 0 < len(resumed) < len(reports)
         assert bits(resumed[-1].snapshot) == bits(reports[-1].snapshot)
 
 
-@each_row
-def test_snapshots_have_the_shape_they_are_restored_into(row: str) -> None:
-    program = toys.ROWS[row]()
-    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    for taken in first_snapshots(chunked(row, 2)):
-        target = abstract_state(program, toys.hypers(MEMBERS), toys.inputs(), taken.stage)
-        assert shapes(taken[:2]) == shapes(target[:2])
+@pytest.mark.slow
+@pytest.mark.parametrize("row", toys.ROWS)
+def test_row_in_every_cell(row: str) -> None:
+    """{pure, chunked, resumed in each stage} x {1, 2, 8 devices}."""
+    first = pure(row, 1)
+    for devices in (1, 2, 8):
+        assert bits(first) == bits(pure(row, devices)), devices
+        reports = run(row, devices)
+        check_chunked_equals_pure(reports, first)
+        for taken in first_snapshots(reports):
+            resumed = run(row, devices, resume=taken)
+            assert bits(resumed[-1].snapshot) == bits(reports[-1].snapshot), devices
 
 
-def test_a_member_is_the_same_alone() -> None:
+@pytest.mark.parametrize("row", ["rollout", "offline then online"])
+def test_a_member_is_the_same_alone(row: str) -> None:
     """fit.train of one member against the population, up to rounding: the width differs."""
-    hp = toys.hypers(MEMBERS)
-    for row in ("rollout", "offline then online"):
-        whole = pure(row, 1).states
-        key = population.member_keys(jax.random.key(3), jnp.arange(MEMBERS))[5]
-        own = jax.tree.map(lambda x: x[5], hp)
-        alone = jax.jit(fit.train(toys.ROWS[row]()))(key, own, toys.inputs()).states
-        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
-            np.testing.assert_allclose(a, b[5], rtol=2e-5, atol=2e-6)
+    hp, member = toys.hypers(MEMBERS), 5
+    states = run(row, 1)[-1].snapshot.member.learner  # type: ignore[union-attr]
+    key = population.member_keys(jax.random.key(3), jnp.arange(MEMBERS))[member]
+    own = jax.tree.map(lambda x: x[member], hp)
+    program = toys.ROWS[row]()
+    alone = jax.jit(fit.train(program))(key, own, toys.inputs()).states[program.stages[-1].name]
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(states), strict=True):
+        np.testing.assert_allclose(a, b[member], rtol=2e-5, atol=2e-6)

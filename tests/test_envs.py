@@ -20,6 +20,7 @@ from jaxrl.types import Box, Discrete, Env, EnvSpec
 MADE = [name for name in names.GYMNAX if name != "MNISTBandit-bsuite"]
 ALL = [*MADE, *names.PROBES]
 LIMIT, ENVS, STEPS = 7, 3, 16
+SLOW = ("Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar")  # 5 s of compiling each
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,9 @@ def test_shapes_dtypes_and_carry(make, name):
     assert all(x.dtype in (jnp.float32, jnp.int32, jnp.bool) for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MADE]
+)
 def test_steps_like_gymnax_and_ends_in_time(make, name):
     env = make(name, max_steps=LIMIT)
     theirs, params = gymnax.make(name)

@@ -1,0 +1,335 @@
+"""Run folders: names, opening, continuing, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import records
+from jaxrl.errors import UserError
+from jaxrl.records import ConfigMismatch, RunDir, default_name, open_run, plain, read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    lr: float = 3e-4
+    widths: tuple[int, ...] = (64, 64)
+    clip: float | None = None
+
+
+CONFIG = {"agent": Config(), "env": {"name": "CartPole-v1", "bound": np.inf}, "seeds": 4}
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Pair(NamedTuple):
+    a: int
+    b: object
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.float64("nan"), None),
+        (np.bool_(True), True),
+        (np.int64(3), 3),
+        (float("-inf"), "-inf"),
+        (np.array([[1.0, np.nan], [np.inf, 2.0]]), [[1.0, None], ["inf", 2.0]]),
+        (jnp.float32(0.25), 0.25),
+        (jnp.ones(2, jnp.bfloat16), [1.0, 1.0]),
+        (jnp.arange(3), [0, 1, 2]),
+        (Pair(1, Pair(2, None)), {"a": 1, "b": {"a": 2, "b": None}}),
+        (Config(), {"lr": 3e-4, "widths": [64, 64], "clip": None}),
+        (Colour.RED, "RED"),
+        (Path("a/b"), "a/b"),
+        ({1: {"x", "w"}}, {"1": ["w", "x"]}),
+        (Config, f"{__name__}:Config"),
+        ("é\n", "é\n"),
+    ],
+)
+def test_plain_is_valid_json(value, expected, tmp_path: Path) -> None:
+    got = plain(value)
+    assert got == expected and type(got) is type(expected)
+    records.write_json(tmp_path / "x.json", {"v": value})
+    strict = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert strict == {"v": expected}
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", jax.random.key(0)])
+def test_plain_refuses_the_rest(value) -> None:
+    with pytest.raises(TypeError):
+        plain({"x": [value]})
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_default_name_depends_on_the_configuration_alone() -> None:
+    name = default_name("pqn", "CartPole-v1", CONFIG)
+    assert name.startswith("pqn-CartPole-v1-") and len(name.split("-")[-1]) == 8
+    again = {"seeds": 4, "env": {"bound": float("inf"), "name": "CartPole-v1"}, "agent": Config()}
+    assert default_name("pqn", "CartPole-v1", again) == name
+    other = CONFIG | {"agent": Config(lr=3.0000001e-4)}
+    assert default_name("pqn", "CartPole-v1", other) != name
+
+
+def test_default_name_is_the_same_on_every_day() -> None:
+    """A changed hash would orphan every run there is."""
+    assert default_name("pqn", "CartPole-v1", {"b": [1, 2.5, None], "a": "x"}) == (
+        "pqn-CartPole-v1-c5d17e7a"
+    )
+
+
+@pytest.mark.parametrize("task", ["MinAtar/Breakout", "/data/my set.npz", "../up", "my.mod:make"])
+def test_default_name_is_one_folder(task: str) -> None:
+    name = default_name("my.agents:pqn", task, {})
+    assert Path(name).name == name and not name.startswith(".") and " " not in name
+
+
+def test_versions_do_not_import() -> None:
+    code = """
+import sys
+from jaxrl.records import versions
+found = versions()
+assert not {"flax", "optax", "orbax", "gymnax"} & set(sys.modules), sorted(sys.modules)
+assert "pyarrow" not in sys.modules and "matplotlib" not in sys.modules
+print(found["python"], found["jax"], found["orbax-checkpoint"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = records.versions()
+    assert done.stdout.split() == [found["python"], jax.__version__, found["orbax-checkpoint"]], (
+        done.stderr
+    )
+    assert set(found) >= {"jaxlib", "flax", "optax", "gymnax", "numpy", "jaxrl"}
+
+
+def test_git_hash(tmp_path: Path) -> None:
+    assert records.git_hash(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
+    commit = [*git, "commit", "-q", "--allow-empty", "-m", "first"]
+    subprocess.run([*git, "init", "-q", "."], cwd=tmp_path, check=True)
+    assert records.git_hash(tmp_path) is None
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
+    subprocess.run(commit, cwd=tmp_path, check=True)
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
+    assert records.git_hash(tmp_path) == head
+    (tmp_path / "file").write_text("2")
+    assert records.git_hash(tmp_path) == f"{head}-dirty"
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_new_resumed_finished(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    run = open_run(path, CONFIG, {"width": 4})
+    assert (run.resumed, run.finished) == (False, False)
+    again = open_run(path, CONFIG, {"width": 8, "versions": records.versions()})
+    assert (again.resumed, again.finished) == (True, False)
+    assert again.config() == {"config": plain(CONFIG), "context": {"width": 4}}
+    assert run.summary() is None
+    run.write_summary({"finished": False, "iqm": np.float32("nan")})
+    assert open_run(path, CONFIG).finished is False
+    run.write_summary({"finished": True, "iqm": np.float32(1.5)})
+    assert open_run(path, CONFIG).finished is True
+    assert run.summary() == {"finished": True, "iqm": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (CONFIG | {"agent": Config(lr=1e-3)}, "agent.lr is 0.0003 there and 0.001 here"),
+        (CONFIG | {"agent": Config(widths=(64,))}, r"agent.widths is \[64, 64\] there and \[64\]"),
+        (CONFIG | {"more": {"x": "y"}}, 'more.x is absent there and "y" here'),
+        ({"agent": Config(), "seeds": 4}, 'env.name is "CartPole-v1" there and absent here'),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path: Path, other, message: str) -> None:
+    open_run(tmp_path, CONFIG)
+    with pytest.raises(ConfigMismatch, match=message) as error:
+        open_run(tmp_path, other)
+    assert "\n" not in str(error.value) and isinstance(error.value, UserError)
+
+
+def test_overwrite_starts_again_and_spares_what_is_not_its_own(tmp_path: Path) -> None:
+    run = open_run(tmp_path, CONFIG)
+    run.write_part("0", {"stage": "a", "member": [0], "update": 1, "env_steps": 1, "x": [1.0]})
+    run.write_members({"id": [0]})
+    run.write_summary({"finished": True})
+    (run.checkpoints / "1").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    run = open_run(tmp_path, {"seeds": 1}, overwrite=True)
+    assert (run.resumed, run.finished) == (False, False)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+    assert run.config()["config"] == {"seeds": 1} and read_metrics(run) == {} == run.members()
+
+
+def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="not the folder of a run"):
+            open_run(tmp_path, CONFIG, overwrite=overwrite)
+    assert [x.name for x in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_unreadable_config_is_an_error_until_overwritten(tmp_path: Path) -> None:
+    open_run(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text('{"config": ')
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        open_run(tmp_path, CONFIG)
+    assert not open_run(tmp_path, CONFIG, overwrite=True).resumed
+    assert open_run(tmp_path, CONFIG).resumed
+
+
+def test_config_that_is_not_json_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        open_run(tmp_path / "run", {"x": object()})
+    assert not (tmp_path / "run").exists()
+
+
+# --- atomic files --------------------------------------------------------------------------------
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "x"
+    records.atomic_write(file, b"old")
+
+    def fail(out) -> None:
+        out.write(b"half of the new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        records.atomic_write(file, fail)
+    assert file.read_bytes() == b"old" and os.listdir(file.parent) == ["x"]
+    records.atomic_write(file, lambda out: out.write(b"new"))
+    assert file.read_bytes() == b"new"
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """A reader beside a writer that is killed sees whole files at every moment."""
+    code = f"""
+import itertools
+from jaxrl.records import open_run
+run = open_run({str(tmp_path)!r}, {{}})
+print("ready", flush=True)
+for i in itertools.count():
+    run.write_summary({{"i": i, "same": i, "long": "x" * 500_000}})
+    run.write_members({{"id": range(1000), "i": [i] * 1000}})
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        run, seen, end = RunDir(tmp_path), set(), time.monotonic() + 20
+        while len(seen) < 20 and time.monotonic() < end:
+            summary, members = run.summary(), run.members()
+            if summary is not None:
+                assert summary["i"] == summary["same"] and len(summary["long"]) == 500_000
+                seen.add(summary["i"])
+            if members:
+                assert members["id"].size == 1000 and np.unique(members["i"]).size == 1
+        child.kill()
+    assert len(seen) == 20
+    (tmp_path / ".summary.json.1.tmp").write_text("half")  # as a kill may leave it
+    assert open_run(tmp_path, {}).resumed and not list(tmp_path.glob(".*.tmp"))
+
+
+# --- members and metrics -------------------------------------------------------------------------
+
+
+def test_members(tmp_path: Path) -> None:
+    columns = {
+        "id": np.arange(3),
+        "seed": [0, 1, 0],
+        "agent.lr": jnp.array([1e-3, 1e-4, 3e-4], jnp.float32),
+        "agent.widths": [(64, 64), (32,), (64, 64)],
+        "env.name": ["a", "b, c", 'd"'],
+        "final": np.array([1.5, np.nan, -np.inf]),
+        "failed": np.array([False, True, True]),
+    }
+    run = RunDir(tmp_path)
+    run.write_members(columns)
+    text = (tmp_path / "members.csv").read_text().splitlines()
+    assert text[0] == "id,seed,agent.lr,agent.widths,env.name,final,failed"
+    assert text[2] == '1,1,9.999999747378752e-05,[32],"b, c",,true'
+    members = run.members()
+    assert list(members) == list(columns)
+    for name in ("id", "seed", "agent.lr", "env.name", "final", "failed"):
+        np.testing.assert_array_equal(members[name], columns[name])
+    assert members["id"].dtype == np.int64 and members["failed"].dtype == bool
+    with pytest.raises(ValueError):
+        run.write_members({"id": [1, 2], "seed": [1]})
+
+
+def part(stage, members, update, **metrics) -> dict:
+    return {"stage": stage, "member": members, "update": update, "env_steps": 64 * update} | metrics
+
+
+def test_parts_are_read_in_order_while_more_are_written(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "lr=0.1", {})  # not a partition of a data set
+    assert read_metrics(run) == {}
+    run.write_part("0-model-1", part("model", [0, 1], 10, loss=np.float32([0.5, 0.25])))
+    run.write_part("1-agent-2", part("agent", [1, 0], 20, loss=[4.0, 3.0], value=jnp.ones(2)))
+    run.write_part("1-agent-1", part("agent", [1, 0], 10, loss=[2.0, np.nan]))
+    (run.path / "metrics" / ".part-1-agent-3.parquet.1.tmp").write_bytes(b"PAR1 half")
+    seen = read_metrics(run.path)
+    assert list(seen) == ["stage", "member", "update", "env_steps", "loss", "value"]
+    assert seen["stage"].tolist() == ["model"] * 2 + ["agent"] * 4
+    assert seen["member"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert seen["update"].tolist() == [10, 10, 10, 10, 20, 20]
+    assert seen["env_steps"].tolist() == [640, 640, 640, 640, 1280, 1280]
+    np.testing.assert_array_equal(seen["loss"], [0.5, 0.25, np.nan, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(seen["value"], [np.nan] * 4 + [1, 1])
+    assert seen["loss"].dtype == np.float64 and seen["member"].dtype == np.int64
+    model = read_metrics(run, stage="model")
+    assert "value" not in model and model["loss"].tolist() == [0.5, 0.25]
+    assert read_metrics(run, stage="none") == {}
+
+
+def test_rewritten_part_replaces_the_old(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_part("1", part("a", [0, 1], 10, x=[1.0, 2.0]))
+    run.write_part("1", part("a", [0, 1], 10, x=[1.0, 3.0]))
+    assert read_metrics(run)["x"].tolist() == [1.0, 3.0]
+
+
+def test_rows_met_twice_are_one(tmp_path: Path) -> None:
+    """Two hosts wrote the second half, then one host went on with all members."""
+    run = RunDir(tmp_path)
+    run.write_part("1-host0", part("a", [0, 1, 2, 3], 10, x=[0.0, 1.0, 2.0, 3.0]))
+    run.write_part("1-host1", part("a", [2, 3], 10, x=[2.0, np.nan], y=[5.0, np.nan]))
+    seen = read_metrics(run)
+    assert seen["member"].tolist() == [0, 1, 2, 3] and seen["x"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(seen["y"], [np.nan, np.nan, 5, np.nan])
+
+
+def test_parts_keep_precision_and_refuse_ragged_columns(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    big = 2**40 + 1
+    columns = part("a", [0], 1, count=np.array([big]), d=[0.1], f=np.float32([0.1]))
+    run.write_part("1", columns | {"env_steps": big})
+    seen = read_metrics(run)
+    assert seen["env_steps"][0] == big and seen["count"][0] == big
+    assert seen["d"][0] == 0.1 and seen["f"][0] == np.float32(0.1)
+    with pytest.raises(ValueError, match=r"part 2: column x is \[3\], not \[4\]"):
+        run.write_part("2", part("a", range(4), 1, x=np.zeros(3)))
+    with pytest.raises(ValueError, match="no column env_steps"):
+        run.write_part("2", {"stage": "a", "member": 0, "update": 1})
+    assert len(list((tmp_path / "metrics").iterdir())) == 1
