@@ -239,7 +239,7 @@ def read_metrics(run: RunDir | str | Path, stage: str | None = None) -> dict[str
 
     path = run.path if isinstance(run, RunDir) else Path(run)
     files = sorted((path / "metrics").glob("part-*.parquet"))
-    tables = [pq.read_table(file, partitioning=None) for file in files]
+    tables = [pq.read_table(io.BytesIO(file.read_bytes())) for file in files]
     if stage is not None:
         tables = [table.filter(pc.field("stage") == stage) for table in tables]
     tables = [table for table in tables if table.num_rows]
@@ -355,7 +355,7 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return plain(value._asdict())  # type: ignore[attr-defined]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [plain(v) for v in value]
     if isinstance(value, set | frozenset):
         return sorted((plain(v) for v in value), key=json.dumps)

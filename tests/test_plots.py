@@ -1,0 +1,197 @@
+"""Figures and TensorBoard files: what is drawn and written, read back."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from jaxrl import plots
+from jaxrl.plots import compact, learning_curves
+from jaxrl.stats import iqm
+from jaxrl.tensorboard import TensorBoard
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, to look into."""
+    seen: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(self, *args, **kwargs):
+        seen.append(self)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return seen
+
+
+def curve(points: int, members: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0, 5e5, points)
+    return x, x[:, None] / 1e3 + rng.normal(size=(points, members)) * 50
+
+
+def colours(path: Path) -> set[str]:
+    """The colours in an image, as on paper."""
+    image = (imread(path)[..., :3] * 255).round().astype(np.uint8)
+    return {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(image.reshape(-1, 3), axis=0)}
+
+
+def test_curves_show_the_iqm_in_its_interval(tmp_path: Path, drawn: list[Figure]) -> None:
+    x, y = curve(30, 40)
+    y[7, 3], y[9, :5] = np.nan, np.inf
+    path = tmp_path / "plots" / "a.png"
+    learning_curves(path, {"pqn": (x, y)}, title="CartPole-v1", ylabel="score")
+    (axes,) = drawn[0].axes
+    (line,) = axes.lines
+    finite = [row[np.isfinite(row)] for row in y]
+    np.testing.assert_allclose(line.get_ydata(), [iqm(row) for row in finite])
+    interval, quartiles = (c.get_paths()[0].vertices for c in axes.collections)
+    for i in (0, 7, 9, 29):
+        at = interval[np.isclose(interval[:, 0], x[i]), 1]
+        low, high = at.min(), at.max()
+        assert low < iqm(finite[i]) < high
+        wide = quartiles[np.isclose(quartiles[:, 0], x[i]), 1]
+        assert wide.min() < low and high < wide.max()
+        assert wide.min() == pytest.approx(np.quantile(finite[i], 0.25))
+    texts = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert texts == ["pqn, IQM  (n = 40)", "95 % interval", "middle half of members"]
+    assert axes.get_title(loc="left") == "CartPole-v1" and axes.get_ylabel() == "score"
+    ticks = [t.get_text() for t in axes.get_xticklabels()]
+    assert "100k" in ticks and "500k" in ticks
+    assert imread(path).shape == (600, 960, 4)
+    assert plots.COLOURS[0] in colours(path)
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_many_curves_stay_apart(tmp_path: Path, drawn: list[Figure]) -> None:
+    labels = ["_hidden", "a$b_c$", *map(str, range(8))]
+    learning_curves(tmp_path / "a.png", {n: curve(25, 3, i) for i, n in enumerate(labels)})
+    (axes,) = drawn[0].axes
+    texts = [t.get_text().replace("\\", "").strip() for t in axes.get_legend().get_texts()]
+    assert texts == [f"{n}  (n = 3)" for n in labels]
+    assert axes.get_legend().get_title().get_text() == "IQM and its 95 % interval"
+    styles = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(styles) == len(labels)
+    assert len(axes.collections) == len(labels)  # intervals alone, no quartiles
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 1)])
+def test_one_member_has_no_band_and_a_gap_where_it_is_nan(
+    tmp_path: Path, drawn: list[Figure], shape
+) -> None:
+    x, y = curve(12, 1)
+    y[4:6] = np.nan
+    learning_curves(tmp_path / "a.png", {"solo": (x, y.reshape(shape))})
+    (axes,) = drawn[0].axes
+    assert not axes.collections
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), y[:, 0])
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["solo"]
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        {},
+        {"all failed": (np.arange(3), np.full((3, 20), np.nan))},
+        {"one point": ([10], [[1.0, 2.0, 3.0]])},
+        {"constant": ([1, 2], np.ones((2, 4)))},
+    ],
+)
+def test_degenerate_curves_are_drawn(tmp_path: Path, curves) -> None:
+    learning_curves(tmp_path / "a.png", curves)
+    assert imread(tmp_path / "a.png").shape == (600, 960, 4)
+    if "one point" in curves:
+        assert plots.COLOURS[0] in colours(tmp_path / "a.png")
+
+
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    x, y = curve(5, 3)
+    for wrong in (y.T, y[None], y[:4]):
+        with pytest.raises(ValueError, match="curve pqn"):
+            learning_curves(tmp_path / "a.png", {"pqn": (x, wrong)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_pyplot_is_left_alone(tmp_path: Path) -> None:
+    code = f"""
+import sys
+import jaxrl.plots
+assert "matplotlib" not in sys.modules  # importing it waits until something is drawn
+jaxrl.plots.learning_curves({str(tmp_path / "a.png")!r}, {{"a": ([1, 2], [1, 2])}})
+assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e5, "100k"),
+        (1e6, "1M"),
+        (1500, "1.5k"),
+        (2.5e9, "2.5B"),
+        (-250000, "-250k"),
+        (999, "999"),
+        (0, "0"),
+        (0.25, "0.25"),
+        (999999.9999999999, "1M"),
+    ],
+)
+def test_ticks(value: float, text: str) -> None:
+    assert compact(value) == text
+
+
+# --- TensorBoard ---------------------------------------------------------------------------------
+
+
+def events(folder: Path) -> list:
+    """All events of the files in `folder`, which are records of length, crc, data, crc."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_gets_quantiles_over_members(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)})
+        board.write(200, {"return": [np.nan, 3.0, np.inf], "loss": [np.nan]})
+    found: dict[str, dict[int, float]] = {}
+    for event in events(tmp_path):
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+    assert len(found) == 10  # whatever the population
+    names = ("min", "q25", "median", "q75", "max")
+    assert [found[f"return/{n}"][100] for n in names] == [0, 25, 50, 75, 100]
+    assert all(found[f"return/{n}"][200] == 3 for n in names)
+    assert found["loss/median"] == {100: 0.5}
+
+
+def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    with TensorBoard(tmp_path / "new") as board:
+        board.write(1, {"x": 1})
+    with TensorBoard(tmp_path / "resumed", resume_at=7) as board:
+        board.write(7, {"x": 2})
+    for name, starts in (("new", []), ("resumed", [7])):
+        status = [(e.session_log.status, e.step) for e in events(tmp_path / name)]
+        assert [step for kind, step in status if kind == SessionLog.START] == starts
