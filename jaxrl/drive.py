@@ -61,6 +61,7 @@ def drive(
     hp: dict[str, PyTree],
     inputs: dict[str, PyTree],
     *,
+    ids: np.ndarray | None = None,
     resume: RunState | None = None,
     snapshot: Callable[[int, int, bool], bool] = _at_the_end,
     compiling: Callable[[str], None] = _silent,
@@ -71,18 +72,20 @@ def drive(
     A chunk is reported while the next one runs. Abandoning the iterator ends the run.
 
     Args:
-      key: root key; member i starts from fold_in(key, i).
+      key: root key; a member starts from fold_in(key, its id).
       hp: hyperparameters, leaves [P, ...].
       inputs: arrays shared by all members, such as {"data": dataset}.
+      ids: [P] int32, the members' ids; 0 .. P-1 by default.
       resume: the snapshot to go on from.
       snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
         which the host waits and copies the state. The last chunk's by default.
       compiling, compiled: told before and after each compilation.
     """
     count = len(jax.tree.leaves(hp)[0])
+    ids = np.arange(count, dtype=np.int32) if ids is None else ids
     scopes = {stage.name: stage.scope for stage in program.stages}
     place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
-    keys = {"run": run_key(key), "member": member_keys(key, jnp.arange(count))}
+    keys = {"run": run_key(key), "member": member_keys(key, jnp.asarray(ids))}
     keys = {scope: place[scope](value) for scope, value in keys.items()}
     hps = {"run": plan.share(first(hp)), "member": place["member"](hp)}
     # What stages may read: shared arrays, and the axis-P results of earlier stages.
@@ -195,3 +198,20 @@ def abstract_state(
         (shared if done.scope == "run" else members)[done.name] = start(index).learner
     results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
     return RunState(start(stage), results, stage, 0)
+
+
+def evaluate(
+    program: fit.Program, plan: Layout, state: RunState, key: Array, inputs: dict[str, PyTree]
+) -> PyTree:
+    """What the stage of `state` evaluates, [P, ...]; every member has its own stream of `key`."""
+    stage = program.stages[state.stage]
+    count = len(jax.tree.leaves(state.member.hp)[0])
+    scopes = {s.name: s.scope for s in program.stages}
+    shared = dict(inputs) | {k: v for k, v in state.results.items() if scopes[k] == "run"}
+    own = {k: v for k, v in state.results.items() if scopes[k] == "member"}
+    keys = member_keys(key, jnp.arange(count))
+    members = {"state": state.member._replace(key=keys), "inputs": own}
+    members = plan.split(plan.pad(members, count))
+    run = jax.jit(lift(plan)(fit.evaluate(stage), stage))
+    args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
+    return _fetch(run((), members, args)[1], count, stage.scope)

@@ -58,12 +58,15 @@ class Layout:
 def layout(members: int, devices: Sequence[Any] | None = None, width: int | None = None) -> Layout:
     """The layout for `members`: a fixed rule, so that the same command gives the same bits.
 
-    On CPUs tiles of four members are fastest; wider ones fall out of cache and split single
-    operations over threads. Accelerators take up to 256 members at once.
+    On CPUs tiles of four members are fastest: wider ones fall out of cache and split single
+    operations over threads. Accelerators take up to 256 members at once. The widest tile allowed is
+    narrowed to what leaves the least padding, and devices beyond the members stay unused.
     """
-    devices = list(devices or jax.devices())
-    limit = 4 if devices[0].platform == "cpu" else 256
-    width = width or min(limit, math.ceil(members / len(devices)))
+    devices = list(devices or jax.devices())[:members]
+    if width is None:
+        limit = 4 if devices[0].platform == "cpu" else 256
+        each = math.ceil(members / len(devices))
+        width = math.ceil(each / math.ceil(each / limit))
     return Layout(Mesh(np.array(devices), (AXIS,)), width)
 
 

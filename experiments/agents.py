@@ -1,0 +1,45 @@
+"""The agents that come with jaxrl, by name. Importing this file does not import JAX."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from jaxrl.envs.names import add_current_directory, nearest
+from jaxrl.errors import UserError
+
+AGENTS = {
+    "pqn": "parallelised Q-network: no replay, no target network (arXiv:2407.04811)",
+}
+
+
+def check_name(name: str) -> None:
+    """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
+    if name in AGENTS:
+        return
+    if "." in name or ":" in name:
+        add_current_directory()
+        module = name.split(":")[0].split(".")[0]
+        if module and importlib.util.find_spec(module) is not None:
+            return
+        raise UserError(f"agent {name!r}: no module {module!r} here or among installed packages")
+    raise UserError(
+        f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
+        "package.module gives your own"
+    )
+
+
+def load(name: str) -> ModuleType:
+    """An agent's module: `Config`, `Hypers`, `make(cfg, spec)` and `program(cfg, env, ...)`."""
+    check_name(name)
+    if name in AGENTS:
+        return importlib.import_module(f"jaxrl.agents.{name}")
+    try:
+        module = importlib.import_module(name.replace(":", "."))
+    except ImportError as error:
+        raise UserError(f"agent {name!r} cannot be imported: {error}") from error
+    for needed in ("Config", "Hypers", "make", "program"):
+        if not hasattr(module, needed):
+            raise UserError(f"agent {name!r}: {module.__file__} has no {needed}")
+    return module

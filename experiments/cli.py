@@ -1,0 +1,134 @@
+"""The command line: jaxrl train | list | eval | report.
+
+Names are checked and help is printed before JAX is imported, so that both are immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxrl.envs import names as env_names
+from jaxrl.envs.names import nearest
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents
+from jaxrl.experiments.words import value_of
+
+USAGE = """jaxrl: reinforcement learning compiled end to end
+
+  jaxrl train AGENT --env ENV [--seeds P] [options]   train a population; goes on where it stopped
+  jaxrl eval RUN [--episodes K] [--seed S]            fresh episodes of every member of a run
+  jaxrl report RUN [RUN ...] [--out FILE.png]         table and learning curves, also during a run
+  jaxrl list agents | envs                            what there is
+
+  jaxrl train AGENT --help                            every option of an agent
+
+example: jaxrl train pqn --env CartPole-v1 --seeds 8
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for a request that cannot be met, 130."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(USAGE, end="")
+            return 0
+        if words[0] not in COMMANDS:
+            raise UserError(
+                f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
+                "`jaxrl --help` shows them"
+            )
+        COMMANDS[words[0]](words[1:])
+        return 0
+    except UserError as error:
+        print(f"jaxrl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxrl: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _train(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        raise UserError("which agent? As in: jaxrl train pqn --env CartPole-v1")
+    agents.check_name(words[0])
+    if env := value_of("env", words):
+        env_names.check_name(env)
+
+    from jaxrl.experiments import options, train
+
+    train.train(options.parse(words[0], agents.load(words[0]), words[1:]))
+
+
+def _eval(words: list[str]) -> None:
+    paths, given = _simple(words, {"--episodes": "128", "--seed": "0"})
+    if len(paths) != 1:
+        raise UserError("which run? As in: jaxrl eval runs/NAME --episodes 128")
+    episodes, seed = _count(given, "--episodes", 1), _count(given, "--seed", 0)
+
+    from pathlib import Path
+
+    from jaxrl.experiments import load, report, session
+
+    report.open_for_reading(Path(paths[0]))
+    session.start()
+    ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
+    report.print_episodes(ready.seeds, outcome)
+
+
+def _report(words: list[str]) -> None:
+    paths, given = _simple(words, {"--out": ""})
+    if not paths:
+        raise UserError("which run? As in: jaxrl report runs/NAME")
+
+    from pathlib import Path
+
+    from jaxrl.experiments import report
+
+    report.report([Path(p) for p in paths], Path(given["--out"]) if given["--out"] else None)
+
+
+def _list(words: list[str]) -> None:
+    tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
+    if len(words) != 1 or words[0] not in tables:
+        raise UserError("list what? `jaxrl list agents` or `jaxrl list envs`")
+    width = max(map(len, tables[words[0]])) + 2
+    for name, note in tables[words[0]].items():
+        print(f"{name:{width}}{note}")
+
+
+def _simple(words: list[str], defaults: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Positional words, and the values of a few options."""
+    given, positional = dict(defaults), []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            positional.append(word)
+        elif flag in ("-h", "--help"):
+            print(USAGE, end="")
+            raise SystemExit(0)
+        elif flag not in defaults:
+            raise UserError(f"unknown option {flag}{nearest(flag, defaults)}")
+        else:
+            given[flag] = value if equals else next(rest, "")
+    return positional, given
+
+
+def _count(given: dict[str, str], flag: str, least: int) -> int:
+    text = given[flag]
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{flag} takes a whole number from {least} on, not {text!r}")
+    return int(text)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+    "list": _list,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""Trained agents out of a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl import drive, population, records
+from jaxrl.checkpoint import Checkpoints
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents, train
+from jaxrl.experiments.options import Options, Settings, retype
+from jaxrl.experiments.report import open_for_reading
+from jaxrl.types import Agent, PyTree
+
+
+class Loaded(NamedTuple):
+    """A member of a run: `policy.act(state, hp, ...)` acts as it does."""
+
+    policy: Agent
+    state: PyTree
+    hp: PyTree
+
+
+def settings_of(run: records.RunDir) -> Settings:
+    """The settings that a run was made with, from its config.json."""
+    stored = dict(run.config()["config"])
+    name, own = stored.pop("agent"), stored.pop("settings")
+    module = agents.load(name)
+    cfg, hp = retype(module.Config(), own), retype(module.Hypers(), own)
+    return Settings(name, retype(Options(stored["env"]), stored), cfg, hp)
+
+
+def restore(ready: train.Plan, run: records.RunDir) -> drive.RunState:
+    """The newest checkpoint of a run, which may be in progress."""
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        found = checkpoints.restore(
+            lambda meta: drive.abstract_state(ready.program, ready.hp, {}, meta["stage"])
+        )
+    if found is None:
+        raise UserError(f"{train.shorten(run.path)} has no checkpoint yet")
+    return found.tree._replace(stage=found.meta["stage"], step=found.meta["step"])
+
+
+def load(path: str | Path, member: int = 0) -> Loaded:
+    """(policy, state, hp) of one member of a run, from its newest checkpoint."""
+    run = open_for_reading(Path(path))
+    ready = train.plan(settings_of(run))
+    if not 0 <= member < ready.members:
+        raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
+    state = restore(ready, run).member
+    row = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[member]), tree)
+    policy = ready.module.make(ready.settings.cfg, ready.env.spec)
+    return Loaded(policy, row(state.learner), row(state.hp["agent"]))
+
+
+def evaluate(path: Path, episodes: int, seed: int) -> tuple[train.Plan, Any]:
+    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes]."""
+    run = open_for_reading(path)
+    settings = settings_of(run)
+    ready = train.plan(settings)
+    program = ready.module.program(
+        settings.cfg, ready.env, evals=settings.options.evals, episodes=episodes
+    )
+    state = restore(ready, run)
+    width = run.config()["context"]["width"]
+    layout = population.Layout(ready.layout.mesh, width)
+    key = jax.random.fold_in(jax.random.key(1), seed)
+    return ready, drive.evaluate(program, layout, state, key, {})

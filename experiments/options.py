@@ -1,0 +1,208 @@
+"""Options of a run: defaults, overlaid by a preset, overlaid by the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+
+from jaxrl.envs.names import nearest
+from jaxrl.errors import UserError
+from jaxrl.experiments.words import value_of
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every training run can be told, beside its agent's own settings."""
+
+    env: str
+    """environment: a name of `jaxrl list envs`, or module:attribute for your own"""
+    env_options: tuple[str, ...] = ()
+    """settings of the environment, as in gravity=1.6 max_steps=200"""
+    preset: str = "auto"
+    """'auto' takes the one named like the environment, 'none' takes none"""
+    seeds: int = 1
+    """members of the population, one per seed"""
+    seed: int = 0
+    """seed of the first member; the others count on from it"""
+    evals: int = 20
+    """evaluations during the run, the last one at its end"""
+    eval_episodes: int = 32
+    """whole episodes in each evaluation of each member"""
+    out: Path | None = None
+    """folder of the run; by default runs/ and a name made from all settings"""
+    overwrite: bool = False
+    """start again where the folder holds a run"""
+    checkpoint_seconds: float = 60.0
+    """time between checkpoints; 0 writes one at every evaluation"""
+    keep: int = 2
+    """checkpoints that are kept"""
+    devices: int | None = None
+    """devices to use; by default all (on CPUs one per core)"""
+    width: int | None = None
+    """members per tile; by default a rule chooses. Another width changes results by rounding"""
+    tensorboard: bool = False
+    """write TensorBoard files: quantiles over members"""
+
+
+# What may differ when a run is continued or repeated: results are the same but for rounding.
+INCIDENTAL = (
+    "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard", "preset"
+)  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run, resolved: its agent, options, and the agent's static and traced settings."""
+
+    agent: str
+    options: Options
+    cfg: Any
+    hp: Any
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results, and so names the run."""
+        options = dataclasses.asdict(self.options)
+        kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
+        own = dataclasses.asdict(self.cfg) | dataclasses.asdict(self.hp)
+        return {"agent": self.agent, **kept, "settings": own}
+
+
+def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
+    """Settings from command-line words; tyro prints help and ends the process on --help.
+
+    Raises:
+      UserError: an unknown option or preset, a missing --env, or a value of the wrong type.
+    """
+    env = value_of("env", argv)
+    if env is None and not {"-h", "--help"} & set(argv):
+        raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
+    preset = load_preset(agent, env or "", value_of("preset", argv) or "auto")
+    start = overlay(agent, module, Options(env or "CartPole-v1"), preset)
+    Form = dataclasses.make_dataclass(
+        "Form",
+        [
+            ("options", Annotated[Options, tyro.conf.arg(name="")], start.options),
+            ("cfg", Annotated[module.Config, tyro.conf.arg(name="agent")], start.cfg),
+            ("hp", Annotated[module.Hypers, tyro.conf.arg(name="agent")], start.hp),
+        ],
+        frozen=True,
+    )
+    _check_flags(module, argv)
+    form: Any = _quietly(
+        lambda: tyro.cli(
+            Form, args=list(argv), prog=f"jaxrl train {agent}", description=module.__doc__
+        )
+    )
+    return Settings(agent, form.options, form.cfg, form.hp)
+
+
+def overlay(agent: str, module: ModuleType, options: Options, values: dict[str, Any]) -> Settings:
+    """Defaults overlaid by a mapping such as a preset: options, and the agent's under "agent"."""
+    values = dict(values)
+    own = dict(values.pop("agent", {}))
+    hypers = {f.name for f in dataclasses.fields(module.Hypers)}
+    hp = {name: own.pop(name) for name in list(own) if name in hypers}
+    return Settings(
+        agent,
+        _replace(options, values, "the preset"),
+        _replace(module.Config(), own, "the preset's agent"),
+        _replace(module.Hypers(), hp, "the preset's agent"),
+    )
+
+
+def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
+    """The preset for `env`: {} for "none", and for "auto" where there is none of its name."""
+    file = PRESETS / f"{agent}.yaml"
+    known = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    if preset == "none" or (preset == "auto" and env not in known):
+        return {}
+    name = env if preset == "auto" else preset if preset in known else f"{env}/{preset}"
+    if name not in known:
+        raise UserError(
+            f"{agent} has no preset {preset!r}{nearest(preset, known)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    return known[name]
+
+
+def env_options(words: Sequence[str]) -> dict[str, Any]:
+    """["gravity=1.6", "max_steps=200"] as {"gravity": 1.6, "max_steps": 200}."""
+    pairs = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not name or not equals:
+            raise UserError(f"--env-options takes name=value, not {word!r}")
+        pairs[name] = _number(yaml.safe_load(text))
+    return pairs
+
+
+def _replace(record: T, values: dict[str, Any], what: str) -> T:
+    names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise UserError(f"{what} sets unknown {name!r}{nearest(name, names)}")
+    return retype(record, values)
+
+
+def retype(record: T, values: dict[str, Any]) -> T:
+    """The record with the values that name one of its fields, as from YAML or JSON.
+
+    They are converted to the types of what they replace: lists to tuples, 1 to 1.0.
+    """
+    names = {f.name for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+    values = {name: value for name, value in values.items() if name in names}
+    for name, value in values.items():
+        old = getattr(record, name)
+        if isinstance(old, tuple):
+            value = tuple(value)
+        elif isinstance(old, bool | int | float) and not isinstance(value, bool):
+            value = type(old)(value)
+        values = values | {name: value}
+    return dataclasses.replace(record, **values)  # type: ignore[type-var]
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 as text; so does nobody else."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_flags(module: ModuleType, argv: Sequence[str]) -> None:
+    """One line with the nearest option, where tyro would print a box."""
+    own = [f.name for r in (module.Config, module.Hypers) for f in dataclasses.fields(r)]
+    names = [f.name for f in dataclasses.fields(Options)] + [f"agent.{name}" for name in own]
+    flags = {f"--{name.replace('_', '-')}" for name in names} | {"--help", "--no-overwrite"}
+    flags |= {"--no-tensorboard"}
+    for word in argv:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in flags:
+            raise UserError(f"unknown option {flag}{nearest(flag, flags)}")
+
+
+def _quietly(call: Any) -> Any:
+    """tyro's complaint, which is a drawing, as one line."""
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            return call()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in err.getvalue().splitlines()]
+        words = [line for line in lines if line and not line.startswith(("usage:", "For full"))]
+        told = next((w for w in words if ":" in w), " ".join(words))
+        raise UserError(told) from None

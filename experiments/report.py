@@ -1,0 +1,104 @@
+"""Reports on runs, finished or in progress: a table, and learning curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl import plots, records, stats
+from jaxrl.errors import UserError
+
+
+def curves(run: records.RunDir) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps [C] and returns [C, P] of the last stage that has any: of whole
+    evaluation episodes, or else of training episodes. Empty where there are none yet."""
+    metrics = records.read_metrics(run)
+    for name in ("return", "episode_return"):
+        if name not in metrics:
+            continue
+        known = np.isfinite(metrics[name])
+        if not known.any():
+            continue
+        stage = metrics["stage"][known][-1]
+        rows = metrics["stage"] == stage
+        count = len(np.unique(metrics["member"][rows]))
+        steps = metrics["env_steps"][rows].reshape(-1, count)[:, 0]
+        return steps, metrics[name][rows].reshape(-1, count)
+    return np.zeros(0), np.zeros((0, 0))
+
+
+def draw_run(run: records.RunDir) -> Path:
+    """plots/learning_curve.png of one run."""
+    identity = run.config()["config"]
+    file = run.plots / "learning_curve.png"
+    x, y = curves(run)
+    title = f"{identity['agent']} on {identity['env']}, {identity['seeds']} members"
+    plots.learning_curves(file, {identity["agent"]: (x, y)}, title=title)
+    return file
+
+
+def report(paths: list[Path], out: Path | None) -> None:
+    """Prints one row per run, and draws their learning curves into one picture."""
+    runs = [open_for_reading(path) for path in paths]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "members", "return (IQM)", "95 % interval", "lowest", "failed", "steps/s"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    table.add_column("state")
+    drawn: dict[str, Any] = {}
+    for run in runs:
+        x, y = curves(run)
+        drawn[run.path.name] = (x, y)
+        table.add_row(run.path.name, *_row(run, y))
+    console = Console(highlight=False)
+    console.print(table)
+    file = out or (runs[0].plots if len(runs) == 1 else Path.cwd()) / "report.png"
+    plots.learning_curves(file, drawn)
+    console.print(f"learning curves: {file}", soft_wrap=True)
+
+
+def _row(run: records.RunDir, returns: np.ndarray) -> list[str]:
+    summary = run.summary() or {}
+    if not returns.size:
+        return ["-"] * 6 + ["nothing yet"]
+    result = stats.summarise(returns[-1])
+    failed = len(summary.get("failed_members", [])) if summary else result["failed"]
+    low, high = result["ci95"]
+    rate = summary.get("steps_per_s")
+    return [
+        str(returns.shape[1]),
+        f"{result['iqm']:.4g}",
+        f"{low:.4g} to {high:.4g}",
+        f"{result['min']:.4g}",
+        str(failed),
+        plots.compact(rate) if rate else "-",
+        "finished" if summary.get("finished") else f"{len(returns)} evaluations",
+    ]
+
+
+def open_for_reading(path: Path) -> records.RunDir:
+    """The run in a folder; UserError where there is none."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not the folder of a run: it has no config.json")
+    return records.RunDir(path.resolve())
+
+
+def print_episodes(seeds: np.ndarray, outcome: Any) -> None:
+    """A row per member of an evaluation [P, K], and the whole population below."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("seed", "mean", "std", "min", "max", "length"):
+        table.add_column(name, justify="right")
+    for seed, returns, lengths in zip(seeds, outcome.returns, outcome.lengths, strict=True):
+        numbers = (returns.mean(), returns.std(), returns.min(), returns.max(), lengths.mean())
+        table.add_row(str(seed), *(f"{x:.4g}" for x in numbers))
+    result = stats.summarise(outcome.returns)
+    low, high = result["ci95"]
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"return {result['iqm']:.4g} (IQM over members, 95 % interval {low:.4g} to {high:.4g}), "
+        f"{result['episodes']} episodes each"
+    )
