@@ -219,7 +219,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         learner=agent,
         source=rollout(env, agent, cfg.num_envs, cfg.num_steps),
         updates=cfg.updates,
-        chunk=-(-cfg.updates // evals),
+        evals=evals,
         evaluate=evaluator(env, agent, episodes),
     )
     return fit.Program((stage,))

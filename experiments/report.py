@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxrl import plots, records, stats
 from jaxrl.errors import UserError
+from jaxrl.experiments.progress import rate as short
 
 
 def curves(run: records.RunDir) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +54,7 @@ def report(paths: list[Path], out: Path | None) -> None:
         x, y = curves(run)
         drawn[run.path.name] = (x, y)
         table.add_row(run.path.name, *_row(run, y))
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     file = out or (runs[0].plots if len(runs) == 1 else Path.cwd()) / "report.png"
     plots.learning_curves(file, drawn)
@@ -74,9 +75,15 @@ def _row(run: records.RunDir, returns: np.ndarray) -> list[str]:
         f"{low:.4g} to {high:.4g}",
         f"{result['min']:.4g}",
         str(failed),
-        plots.compact(rate) if rate else "-",
+        short(rate) if rate else "-",
         "finished" if summary.get("finished") else f"{len(returns)} evaluations",
     ]
+
+
+def _console() -> Console:
+    """Tables keep their width where no terminal limits it."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def open_for_reading(path: Path) -> records.RunDir:
@@ -96,7 +103,7 @@ def print_episodes(seeds: np.ndarray, outcome: Any) -> None:
         table.add_row(str(seed), *(f"{x:.4g}" for x in numbers))
     result = stats.summarise(outcome.returns)
     low, high = result["ci95"]
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     console.print(
         f"return {result['iqm']:.4g} (IQM over members, 95 % interval {low:.4g} to {high:.4g}), "

@@ -38,7 +38,8 @@ class Stage:
       name: names the result, under which later stages find it in `inputs`.
       part: the learner's own entry of the hyperparameters `{"agent": ..., "env": ...}`; None hands
         it the whole record.
-      chunk: updates between evaluations; a multiple of `source.every`. None: no break.
+      evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
+        in as often. Between them lie whole multiples of `source.every` updates.
       scope: "member" trains one per member; "run" trains one, shared by all members.
       start: None, or the name of the earlier stage whose state is trained on.
       evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk.
@@ -49,7 +50,7 @@ class Stage:
     source: Source
     updates: int
     part: str | None = "agent"
-    chunk: int | None = None
+    evals: int = 1
     scope: str = "member"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
@@ -57,19 +58,19 @@ class Stage:
     def __post_init__(self) -> None:
         if self.updates < 1:
             raise ValueError(f"stage {self.name!r} needs at least one update, got {self.updates}")
-        if self.chunk is not None and (self.chunk < 1 or self.chunk % self.source.every):
-            raise ValueError(
-                f"stage {self.name!r}: chunks of {self.chunk} updates are not a multiple of the "
-                f"{self.source.every} updates between refreshes"
-            )
+        if self.evals < 1:
+            raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
         if self.scope not in ("member", "run"):
             raise ValueError(f"stage {self.name!r}: scope is 'member' or 'run', not {self.scope!r}")
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        """(first update, number of updates) of each chunk; the last may be shorter."""
-        size = min(self.chunk or self.updates, self.updates)
-        return [(s, min(size, self.updates - s)) for s in range(0, self.updates, size)]
+        """(first update, number of updates) of each stretch between evaluations."""
+        every = self.source.every
+        blocks = self.updates / every
+        ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
+        marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
+        return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,7 +219,7 @@ def adjust(base: Policy) -> Policy:
 
 def _agent_stage(source: Source, a: Agent, name: str = "agent", **kw: Any) -> fit.Stage:
     env = drift()
-    kw = {"updates": 11, "chunk": 4, "evaluate": evaluator(env, a, 3)} | kw
+    kw = {"updates": 11, "evals": 3, "evaluate": evaluator(env, a, 3)} | kw
     return fit.Stage(name=name, learner=a, source=source, **kw)
 
 
@@ -229,7 +229,7 @@ def _model_stage(scope: str) -> fit.Stage:
         learner=model(),
         source=uniform(8),
         updates=9,
-        chunk=4,
+        evals=3,
         part="model",
         scope=scope,
     )
@@ -285,7 +285,7 @@ def row_wrapped() -> fit.Program:
         learner=model(),
         source=uniform(8),
         updates=9,
-        chunk=4,
+        evals=3,
         part="model",
         evaluate=evaluate,
     )

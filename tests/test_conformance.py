@@ -1,0 +1,314 @@
+"""What every agent has to do, whatever it learns. A new agent is one line in `AGENTS`.
+
+Compiling is nearly all of the time here, so checks that share programs share a test, and the
+compiler does not try hard; `test_engine.py` compares bits at full optimisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxrl import fit, population
+from jaxrl.agents import pqn
+from jaxrl.drive import drive
+from jaxrl.types import Agent, Discrete, EnvSpec, PyTree
+
+WIDTH = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """An agent in a program of a few updates, sized so that every hyperparameter matters.
+
+    The agent is trained by the last stage; `inputs` are what `fit.train` takes.
+    """
+
+    program: fit.Program
+    agent: Agent
+    spec: EnvSpec
+    hp: dict[str, PyTree]
+    plain: PyTree  # the agent's Hypers as Python numbers
+    inputs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stage(self) -> fit.Stage:
+        return self.program.stages[-1]
+
+
+def _case(module: Any, cfg: Any, **hypers: float) -> Case:
+    """A case of an agent with `Config`, `Hypers`, `make` and `program`, acting in `tiny.walk`."""
+    env = tiny.walk()
+    plain = module.Hypers(**hypers)
+    return Case(
+        program=module.program(cfg, env, evals=2, episodes=3),
+        agent=module.make(cfg, env.spec),
+        spec=env.spec,
+        hp={"agent": jax.tree.map(jnp.float32, plain), "env": env.params},
+        plain=plain,
+    )
+
+
+def _pqn() -> Case:
+    cfg = pqn.Config(
+        total_steps=40, num_envs=2, num_steps=4, minibatches=2, epochs=2, hidden=(4,)
+    )  # five updates
+    return _case(pqn, cfg, lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
+AGENTS: dict[str, Callable[[], Case]] = {
+    "pqn": functools.cache(_pqn),
+}
+
+every_agent = pytest.mark.parametrize("name", AGENTS)
+
+
+@pytest.fixture(autouse=True)
+def quick_compiler() -> Any:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# --- one agent -----------------------------------------------------------------------------------
+
+
+@every_agent
+def test_argument_names_and_order(name: str) -> None:
+    agent = AGENTS[name]().agent
+    expected = {
+        "init": "key hp inputs",
+        "update": "state hp batch key step",
+        "act": "state hp obs start memory noise explore",
+        "memory": "n",
+        "noise": "key n",
+    }
+    for function, arguments in expected.items():
+        signature = inspect.signature(getattr(agent, function))
+        assert list(signature.parameters) == arguments.split(), function
+        assert all(p.default is p.empty for p in signature.parameters.values()), function
+
+
+def types(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def one_update(case: Case, hp: dict[str, PyTree], inputs: dict[str, PyTree]) -> PyTree:
+    """(state, src) before and after one update, its batch and its metrics."""
+    step, key = jnp.int32(0), jax.random.key(0)
+    state = case.agent.init(key, hp["agent"], inputs)
+    src = case.stage.source.init(key, state, hp, inputs)
+    new_src, batch, _ = case.stage.source.next(src, state, hp, inputs, key, step)
+    new_state, metrics = case.agent.update(state, hp["agent"], batch, key, step)
+    return (state, src), (new_state, new_src), batch, metrics
+
+
+@every_agent
+@pytest.mark.parametrize("kind", ["arrays", "numbers", "constants"])
+def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
+    """Structure, shape, dtype and weak type, so that a loop carries the state as it is."""
+    case = AGENTS[name]()
+    hp = case.hp if kind == "arrays" else case.hp | {"agent": case.plain}
+    if kind == "constants":  # not traced at all
+        shapes = jax.eval_shape(lambda inputs: one_update(case, hp, inputs), case.inputs)
+    else:
+        shapes = jax.eval_shape(functools.partial(one_update, case), hp, case.inputs)
+    before, after, _, metrics = shapes
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    assert types(before) == types(after)
+    assert not any(x.weak_type for x in jax.tree.leaves(after)) or kind != "arrays"
+    assert metrics and all(x.shape == () for x in jax.tree.leaves(metrics))
+
+
+@every_agent
+def test_act(name: str) -> None:
+    """Shapes and dtypes of actions and memory; without exploration the noise changes nothing."""
+    case, n = AGENTS[name](), 32
+    agent, space = case.agent, case.spec.action
+    state = jax.jit(agent.init)(jax.random.key(0), case.hp["agent"], case.inputs)
+    obs = jax.random.normal(jax.random.key(1), (n, *case.spec.obs_shape))
+    act = jax.jit(agent.act, static_argnames="explore")
+
+    def run(seed: int, explore: bool) -> PyTree:
+        noise, start = agent.noise(jax.random.key(seed), n), jnp.ones(n, bool)
+        return act(
+            state, case.hp["agent"], obs, start, agent.memory(n), noise=noise, explore=explore
+        )
+
+    for explore in (False, True):
+        action, memory, extras = run(0, explore)
+        assert action.shape == (n, *space.shape)
+        assert action.dtype == (jnp.int32 if isinstance(space, Discrete) else jnp.float32)
+        assert types(memory) == types(jax.eval_shape(lambda: agent.memory(n)))
+        assert all(x.shape[0] == n for x in jax.tree.leaves(extras))
+    assert bits(run(0, False)) == bits(run(1, False))
+
+
+@every_agent
+def test_a_whole_run_exports(name: str) -> None:
+    """One lowering for CPUs, GPUs and TPUs, without calls back into Python."""
+    case = AGENTS[name]()
+    train = jax.jit(fit.train(case.program))
+    exported = jax.export.export(train, platforms=("cpu", "cuda", "tpu"))(
+        jax.random.key(0), case.hp, case.inputs
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert "callback" not in exported.mlir_module()
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def bits(tree: PyTree) -> list[bytes]:
+    def raw(x: Any) -> bytes:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return np.asarray(x).tobytes()
+
+    return [raw(x) for x in jax.tree.leaves(tree)]
+
+
+def rows(result: fit.Result) -> PyTree:
+    """The result with the member axis in front."""
+    forward = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
+    return jax.device_get((result.states, forward(result.metrics), forward(result.evals)))
+
+
+def row(tree: PyTree, member: int) -> PyTree:
+    return jax.tree.map(lambda x: x[member], tree)
+
+
+def changed(x: jax.Array) -> jax.Array:
+    """Another value of a hyperparameter, well inside the range of rates, shares and scales."""
+    return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else 0.6 * x + 0.05
+
+
+class Population:
+    """Members of which member i + 1 has the i-th hyperparameter changed; the last has none."""
+
+    def __init__(self, case: Case) -> None:
+        leaves, tree = jax.tree.flatten(case.hp)
+        paths = jax.tree_util.tree_flatten_with_path(case.hp)[0]
+        self.names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+        self.count = len(leaves) + 2
+        members = jnp.arange(self.count)
+        columns = [
+            jnp.where(members == i + 1, changed(x), x).astype(x.dtype) for i, x in enumerate(leaves)
+        ]
+        self.case, self.hp, self.traces = case, jax.tree.unflatten(tree, columns), 0
+        self.layout = population.layout(self.count, jax.devices()[:1], WIDTH)
+        train = population.train(case.program, self.layout)
+
+        def counted(*args: PyTree) -> fit.Result:
+            self.traces += 1
+            return train(*args)
+
+        self._train = jax.jit(counted)
+
+    def __call__(self, ids: Any, hp: PyTree = None, seed: int = 3) -> PyTree:
+        """Results of `count` members, the member axis in front."""
+        ids, hp = self.layout.pad((jnp.asarray(ids), hp or self.hp), self.count)
+        result = rows(self._train(jax.random.key(seed), ids, hp, self.case.inputs))
+        return jax.tree.map(lambda x: x[: self.count], result)
+
+
+@every_agent
+def test_runs(name: str) -> None:
+    """Everything that takes whole runs, by the few programs that they share."""
+    runs = Population(AGENTS[name]())
+    members = np.arange(runs.count)
+    result = runs(members)
+    check_finite(result)
+    check_keys(runs, result)
+    check_order(runs, result)
+    check_neighbour(runs, result)
+    check_hypers(runs)
+    assert runs.traces == 1, "other numbers of the same shapes were traced again"
+    check_chunks(runs, result)
+    check_alone(runs, result)
+
+
+def check_finite(result: PyTree) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(result):
+        assert np.isfinite(x).all(), f"{jax.tree_util.keystr(path)} is not finite"
+
+
+def check_keys(runs: Population, result: PyTree) -> None:
+    members = np.arange(runs.count)
+    assert bits(runs(members)) == bits(result), "same key, other bits"
+    states = [runs(members, seed=4)[0], runs(members + 1)[0]]
+    for other in states:
+        assert all(bits(row(other, i)) != bits(row(result[0], i)) for i in members), "key not used"
+
+
+def check_order(runs: Population, result: PyTree) -> None:
+    order = np.random.default_rng(0).permutation(runs.count)
+    shuffled = runs(order, jax.tree.map(lambda x: x[order], runs.hp))
+    assert bits(shuffled) == bits(jax.tree.map(lambda x: x[order], result))
+
+
+def check_neighbour(runs: Population, result: PyTree) -> None:
+    """A member that is all NaN leaves its neighbours in the tile as they are."""
+    bad = 3
+    hp = jax.tree.map(
+        lambda x: x.at[bad].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, runs.hp
+    )
+    got = runs(np.arange(runs.count), hp)
+    for member in range(runs.count):
+        assert (bits(row(got, member)) == bits(row(result, member))) == (member != bad), member
+
+
+def check_hypers(runs: Population) -> None:
+    """Members of one key: only what differs in hyperparameters can differ in results."""
+    result = runs(np.zeros(runs.count, int))
+    base = bits(row(result, 0))
+    assert bits(row(result, runs.count - 1)) == base
+    dead = [name for i, name in enumerate(runs.names) if bits(row(result, i + 1)) == base]
+    assert not dead, f"changing {dead} changes nothing"
+
+
+def check_chunks(runs: Population, result: PyTree) -> None:
+    """From the host in chunks, on two devices."""
+    plan = population.layout(runs.count, jax.devices()[:2], WIDTH)
+    program, inputs = runs.case.program, runs.case.inputs
+    reports = list(drive(program, plan, jax.random.key(3), runs.hp, inputs))
+    last = reports[-1].snapshot
+    assert last is not None
+    assert bits(last.results | {reports[-1].stage: last.member.learner}) == bits(result[0])
+    for stage in program.stages:
+        own = [r for r in reports if r.stage == stage.name]
+        assert len(own) == len(stage.chunks) > 1
+        for name, mean in result[1][stage.name].items():
+            got = np.stack([r.metrics[name] for r in own], 1)
+            with np.errstate(invalid="ignore"):
+                np.testing.assert_allclose(got, mean.total / mean.weight, rtol=1e-6)
+        evals = jax.tree.map(lambda *x: np.stack(x, 1), *[r.evals for r in own])
+        assert bits(evals) == bits(result[2][stage.name])
+
+
+def check_alone(runs: Population, result: PyTree) -> None:
+    """One member by `fit.train`, up to rounding, since the width differs; traced once."""
+    traces, train = 0, fit.train(runs.case.program)
+
+    @jax.jit
+    def alone(*args: PyTree) -> fit.Result:
+        nonlocal traces
+        traces += 1
+        return train(*args)
+
+    keys = population.member_keys(jax.random.key(3), jnp.arange(runs.count))
+    for member in (1, runs.count - 1):
+        got = alone(keys[member], row(runs.hp, member), runs.case.inputs)
+        got = jax.tree.leaves((got.states, got.metrics, got.evals))
+        for a, b in zip(got, jax.tree.leaves(row(result, member)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert traces == 1
