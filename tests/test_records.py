@@ -237,16 +237,18 @@ for i in itertools.count():
     run.write_members({{"id": range(1000), "i": [i] * 1000}})
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        run, seen, end = RunDir(tmp_path), set(), time.monotonic() + 20
-        while len(seen) < 20 and time.monotonic() < end:
-            summary, members = run.summary(), run.members()
-            if summary is not None:
-                assert summary["i"] == summary["same"] and len(summary["long"]) == 500_000
-                seen.add(summary["i"])
-            if members:
-                assert members["id"].size == 1000 and np.unique(members["i"]).size == 1
-        child.kill()
+        try:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            run, seen, end = RunDir(tmp_path), set(), time.monotonic() + 20
+            while len(seen) < 20 and time.monotonic() < end:
+                summary, members = run.summary(), run.members()
+                if summary is not None:
+                    assert summary["i"] == summary["same"] and len(summary["long"]) == 500_000
+                    seen.add(summary["i"])
+                if members:
+                    assert members["id"].size == 1000 and np.unique(members["i"]).size == 1
+        finally:
+            child.kill()
     assert len(seen) == 20
     (tmp_path / ".summary.json.1.tmp").write_text("half")  # as a kill may leave it
     assert open_run(tmp_path, {}).resumed and not list(tmp_path.glob(".*.tmp"))
