@@ -14,6 +14,7 @@ it one step late).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from jaxrl.errors import UserError
 from jaxrl.minibatch import minibatches
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import evaluator, rollout
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Config:
     """minibatches per epoch; divides N * T"""
     epochs: int = 4
     """passes over each window"""
+    conv: tuple[int, ...] = ()
+    """channels of 3x3 convolutions in front, for images"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
 
@@ -85,12 +88,8 @@ class State(NamedTuple):
     eps: Array  # [] share of random actions in the next window
 
 
-def make(cfg: Config, spec: EnvSpec) -> Agent:
-    """The agent for environments of `spec`.
-
-    Raises:
-      UserError: the action space is not discrete, or the sizes do not divide.
-    """
+def check(cfg: Config, spec: EnvSpec) -> None:
+    """Raises UserError where the agent does not fit the environment or itself."""
     if not isinstance(spec.action, Discrete):
         raise UserError(f"pqn acts in discrete action spaces only; {spec.name} has {spec.action}")
     if cfg.num_envs * cfg.num_steps % cfg.minibatches:
@@ -103,21 +102,22 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
             f"{cfg.num_envs * cfg.num_steps}"
         )
-    num_actions = spec.action.n
-    net = nets.from_linen(nets.MLP(cfg.hidden, num_actions, norm=True), spec.obs_shape)
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: the action space is not discrete, or the sizes do not divide.
+    """
+    check(cfg, spec)
+    num_actions = spec.action.n  # type: ignore[union-attr]
+    net = nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv, norm=True), spec.obs_shape)
     # A window no longer than an episode holds at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
-        params = net.init(key)
-        return State(
-            params, optimiser(hp.lr, hp.max_grad_norm).init(params), jnp.asarray(hp.eps_start)
-        )
-
-    def noise(key: Array, n: int) -> tuple[Array, Array]:
-        key_coin, key_action = jax.random.split(key)
-        coin = jax.random.uniform(key_coin, (n,))
-        return coin, jax.random.randint(key_action, (n,), 0, num_actions)
+        return begin(net.init(key), hp)
 
     def act(
         state: State,
@@ -129,11 +129,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
         q = net.apply(state.params, obs)
-        action = jnp.argmax(q, -1)
-        if explore:
-            coin, random_action = noise
-            action = jnp.where(coin < state.eps, random_action, action)
-        return action, memory, {"value": jnp.max(q, -1)}
+        return choose(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
@@ -151,28 +147,62 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         data = (window.obs, window.action, targets)
         data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
 
-        def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
-            params, opt, count = carry
-            (value, q), grads = jax.value_and_grad(q_loss, argnums=1, has_aux=True)(
-                net.apply, params, *part
-            )
-            lr = hp.lr * linear(count / cfg.gradient_steps, 1.0, hp.lr_end)
-            updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, params)
-            return (optax.apply_updates(params, updates), opt, count + 1), (value, q)
+        loss = lambda params, part: q_loss(net.apply, params, *part)
+        return learn(cfg, hp, state, loss, data, key, step)
 
-        def epoch(carry: PyTree, key: Array) -> tuple[PyTree, tuple[Array, Array]]:
-            return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
+    return Agent(init=init, update=update, act=act, noise=exploration(num_actions))
 
-        count = step * (cfg.epochs * cfg.minibatches)
-        (params, opt, _), (losses, q) = jax.lax.scan(
-            epoch, (state.params, state.opt, count), jax.random.split(key, cfg.epochs)
-        )
-        progress = (step + 1) / (hp.eps_decay * cfg.updates)
-        eps = linear(progress, hp.eps_start, hp.eps_end)
-        metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
-        return State(params, opt, eps), metrics
 
-    return Agent(init=init, update=update, act=act, noise=noise)
+def begin(params: PyTree, hp: Hypers) -> State:
+    opt = optimiser(hp.lr, hp.max_grad_norm).init(params)
+    return State(params, opt, jnp.asarray(hp.eps_start, jnp.float32))
+
+
+def exploration(num_actions: int) -> Callable[[Array, int], tuple[Array, Array]]:
+    """The noise of ε-greedy actions: coins [n] in [0, 1) and random actions [n]."""
+
+    def noise(key: Array, n: int) -> tuple[Array, Array]:
+        key_coin, key_action = jax.random.split(key)
+        coin = jax.random.uniform(key_coin, (n,))
+        return coin, jax.random.randint(key_action, (n,), 0, num_actions)
+
+    return noise
+
+
+def choose(q: Array, eps: Array, noise: tuple[Array, Array], explore: bool) -> Array:
+    """Greedy actions [n] of Q-values [n, A], replaced by random ones where the coin says so."""
+    action = jnp.argmax(q, -1)
+    if not explore:
+        return action
+    coin, random_action = noise
+    return jnp.where(coin < eps, random_action, action)
+
+
+def learn(
+    cfg: Config, hp: Hypers, state: State, loss: Any, data: PyTree, key: Array, step: Array
+) -> tuple[State, dict[str, Array]]:
+    """Epochs of shuffled minibatches of `data` [D, ...] through `loss`, and the next window's ε.
+
+    `loss(params, part)` gives (loss, mean Q) of a part [D / minibatches, ...].
+    """
+
+    def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
+        params, opt, count = carry
+        (value, q), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
+        lr = hp.lr * linear(count / cfg.gradient_steps, 1.0, hp.lr_end)
+        updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, params)
+        return (optax.apply_updates(params, updates), opt, count + 1), (value, q)
+
+    def epoch(carry: PyTree, key: Array) -> tuple[PyTree, tuple[Array, Array]]:
+        return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
+
+    count = step * (cfg.epochs * cfg.minibatches)
+    (params, opt, _), (losses, q) = jax.lax.scan(
+        epoch, (state.params, state.opt, count), jax.random.split(key, cfg.epochs)
+    )
+    eps = linear((step + 1) / (hp.eps_decay * cfg.updates), hp.eps_start, hp.eps_end)
+    metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
+    return State(params, opt, eps), metrics
 
 
 def successor_values(value_of: Any, window: Transition, one_limit: bool) -> Array:
@@ -214,12 +244,19 @@ def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
+    source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
+    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+def single_stage(
+    cfg: Config, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
+) -> fit.Program:
     stage = fit.Stage(
         name="agent",
         learner=agent,
-        source=rollout(env, agent, cfg.num_envs, cfg.num_steps),
+        source=source,
         updates=cfg.updates,
         evals=evals,
-        evaluate=evaluator(env, agent, episodes),
+        evaluate=evaluate,
     )
     return fit.Program((stage,))

@@ -44,31 +44,68 @@ class LayerNorm(nn.Module):
         mean = jnp.mean(x, -1, keepdims=True)
         centred = x - mean
         inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + self.eps)
-        return nn_affine(centred * inverse, scale, bias)
+        shape = (1,) * (x.ndim - 1) + scale.shape  # silent broadcasts are errors in the tests
+        return centred * inverse * scale.reshape(shape) + bias.reshape(shape)
 
 
-def nn_affine(x: Array, scale: Array, bias: Array) -> Array:
-    shape = (1,) * (x.ndim - 1) + scale.shape
-    return x * scale.reshape(shape) + bias.reshape(shape)
+class Conv3x3(nn.Module):
+    """3x3 convolution without padding, [B, H, W, C] -> [B, H-2, W-2, features].
+
+    Written as nine shifted slices and one matrix product: the same numbers as `nn.Conv`, several
+    times faster on CPUs, and still one product when every member of a population has its own
+    kernel, where `lax.conv` becomes a grouped convolution.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        height, width, channels = x.shape[1] - 2, x.shape[2] - 2, x.shape[3]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = jnp.concatenate(shifted, -1)  # [B, H-2, W-2, 9 C]
+        out = patches.reshape(-1, 9 * channels) @ kernel.reshape(9 * channels, self.features)
+        return (out + bias[None]).reshape(x.shape[0], height, width, self.features)
 
 
-class MLP(nn.Module):
-    """[Dense -> (LayerNorm) -> activation] per hidden width, then Dense to `out`.
+class Torso(nn.Module):
+    """[Conv3x3 -> (LayerNorm) -> activation] per entry of `conv`, then the same with Dense per
+    entry of `hidden`: observations [B, *obs] to features [B, hidden[-1]].
 
-    Observations of any shape are flattened: [..., *obs] has to come in as [B, *obs].
+    Weights begin as in the authors' PQN networks: He normal behind convolutions, else LeCun normal.
     """
 
     hidden: tuple[int, ...]
-    out: int
+    conv: tuple[int, ...] = ()
     norm: bool = False
     activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        for features in self.conv:
+            x = self._finish(Conv3x3(features)(x))
         x = x.reshape(x.shape[0], -1)
+        init = nn.initializers.he_normal() if self.conv else nn.initializers.lecun_normal()
         for width in self.hidden:
-            x = nn.Dense(width)(x)
-            if self.norm:
-                x = LayerNorm()(x)
-            x = self.activation(x)
+            x = self._finish(nn.Dense(width, kernel_init=init)(x))
+        return x
+
+    def _finish(self, x: Array) -> Array:
+        return self.activation(LayerNorm()(x) if self.norm else x)
+
+
+class MLP(nn.Module):
+    """A `Torso` and a linear layer to `out` outputs."""
+
+    hidden: tuple[int, ...]
+    out: int
+    conv: tuple[int, ...] = ()
+    norm: bool = False
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Torso(self.hidden, self.conv, self.norm, self.activation)(x)
         return nn.Dense(self.out)(x)

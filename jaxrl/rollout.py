@@ -20,6 +20,7 @@ class RolloutState(NamedTuple):
     memory: PyTree  # the policy's memory before it sees obs
     returns: Array  # [N] float32, so far in this episode
     lengths: Array  # [N] float32
+    past: PyTree = ()  # [keep, N, ...] (transitions, memory before each) of the steps before
 
 
 def rollout(
@@ -30,10 +31,11 @@ def rollout(
     *,
     part: str | None = "agent",
     resets: int | None = None,
+    keep: int = 0,
 ) -> Source:
     """Source of windows [T, N] from N environments that go on from window to window.
 
-    Batches carry the policy's memory at the window's start. Metrics: `episode_return` and
+    Batches carry the policy's memory as it was at the window's start. Metrics: `episode_return` and
     `episode_length` over the episodes that ended in the window.
 
     Args:
@@ -42,19 +44,28 @@ def rollout(
         draws one for every step, so that each episode starts from its own. A smaller number saves
         time where `env.reset` is dear; then episodes of one environment that end within
         num_steps / resets steps of each other start alike.
+      keep: steps of the past to put in front of each new window, which then is [keep + T, N]; at
+        most num_steps.
     """
     resets = resets or num_steps
     if num_steps % resets:
         raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
+    if not 0 <= keep <= num_steps:
+        raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
     def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> RolloutState:
+        key_reset, key_past = jax.random.split(key)
         params = hp.get("env", env.params)
-        env_state, obs = reset_all(jax.random.split(key, num_envs), params)
+        env_state, obs = reset_all(jax.random.split(key_reset, num_envs), params)
         zeros = jnp.zeros(num_envs)
         start = jnp.ones(num_envs, bool)
-        return RolloutState(env_state, obs, start, policy.memory(num_envs), zeros, zeros)
+        src = RolloutState(env_state, obs, start, policy.memory(num_envs), zeros, zeros)
+        if keep:
+            src, (window, memories), _ = unroll(src, learner_state, hp, key_past)
+            src = src._replace(past=last((window, memories)))
+        return src
 
     def next(
         src: RolloutState,
@@ -64,6 +75,19 @@ def rollout(
         key: Array,
         step: Array,
     ) -> tuple[RolloutState, Batch, dict[str, Any]]:
+        memory = src.memory
+        src, (window, memories), metrics = unroll(src, learner_state, hp, key)
+        if keep:
+            join = lambda old, new: jnp.concatenate([old, new])
+            window, memories = jax.tree.map(join, src.past, (window, memories))
+            memory = jax.tree.map(lambda x: x[0], memories)
+            src = src._replace(past=last((window, memories)))
+        return src, Batch(window, memory), metrics
+
+    def unroll(
+        src: RolloutState, learner_state: PyTree, hp: PyTree, key: Array
+    ) -> tuple[RolloutState, tuple[Transition, PyTree], dict[str, Any]]:
+        """T steps on: the state, (transitions, memory before each, if kept) [T, N], metrics."""
         params = hp.get("env", env.params)
         own = hp if part is None else hp[part]
         # All random numbers and initial states of the window at once: cheaper than step by step.
@@ -83,10 +107,9 @@ def rollout(
             env_state, ts = step_all(keys, src.env, action, params)
             done = ts.terminated | ts.truncated
             returns, lengths = src.returns + ts.reward, src.lengths + 1
-            pool = jax.tree.map(
+            initial = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
             )
-            env_state, obs = select(done, pool, (env_state, ts.next_obs))
             transition = Transition(
                 src.obs,
                 action,
@@ -97,25 +120,28 @@ def rollout(
                 src.start,
                 extras,
             )
-            src = RolloutState(
-                env_state,
-                obs,
-                done,
-                memory,
-                jnp.where(done, 0.0, returns),
-                jnp.where(done, 0.0, lengths),
+            env_state, obs = select(done, initial, (env_state, ts.next_obs))
+            after = src._replace(
+                env=env_state,
+                obs=obs,
+                start=done,
+                memory=memory,
+                returns=jnp.where(done, 0.0, returns),
+                lengths=jnp.where(done, 0.0, lengths),
             )
-            return src, (transition, returns, lengths)
+            return after, (transition, src.memory if keep else (), returns, lengths)
 
-        memory = src.memory
-        src, (transitions, returns, lengths) = jax.lax.scan(
+        src, (window, memories, returns, lengths) = jax.lax.scan(
             act, src, (jnp.arange(num_steps), noise, step_keys)
         )
         metrics = {
-            "episode_return": mean_where(returns, transitions.done),
-            "episode_length": mean_where(lengths, transitions.done),
+            "episode_return": mean_where(returns, window.done),
+            "episode_length": mean_where(lengths, window.done),
         }
-        return src, Batch(transitions, memory), metrics
+        return src, (window, memories), metrics
+
+    def last(window: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[x.shape[0] - keep :], window)
 
     return Source(init=init, next=next, env_steps=num_envs * num_steps)
 

@@ -1,0 +1,183 @@
+"""Recurrent PQN: Q-values from a memory of the episode so far.
+
+Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
+Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
+
+The PQN of `jaxrl.agents.pqn` with a GRU or LSTM between the dense layers and the Q-values; the cell
+also sees the last action. Learning unrolls whole windows, of which the oldest `memory_window` steps
+are kept from before, from the memory stored at their start. Minibatches are sets of environments.
+Targets come from the current parameters in every minibatch.
+
+Deviations: the window's last step is trained too, since its true successor is known (the authors'
+code uses it to bootstrap only), and time limits bootstrap from the true successor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl import fit, nets
+from jaxrl.agents import pqn
+from jaxrl.agents.pqn import Hypers, State
+from jaxrl.errors import UserError
+from jaxrl.returns import lambda_returns
+from jaxrl.rollout import evaluator, rollout, select
+from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
+
+__all__ = ["Config", "Hypers", "State", "make", "program"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pqn.Config):
+    """Static: a new value is a new program. Minibatches divide the environments here."""
+
+    cell: Literal["gru", "lstm"] = "gru"
+    """recurrent cell"""
+    memory: int = 256
+    """units of the cell"""
+    memory_window: int = 4
+    """steps of the past in front of each window"""
+
+
+class Network(nn.Module):
+    """Torso of the observation, joined by the last action, through a cell to Q-values."""
+
+    cfg: Config
+    num_actions: int
+
+    def setup(self) -> None:
+        self.torso = nets.Torso(self.cfg.hidden, self.cfg.conv, norm=True)
+        cells = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+        self.cell = cells[self.cfg.cell](self.cfg.memory)
+        self.head = nn.Dense(self.num_actions)
+
+    def encode(self, obs: Array, last_action: Array) -> Array:
+        """Features [B, F] of obs [B, *obs] and last_action [B, A] one-hot."""
+        return jnp.concatenate([self.torso(obs), last_action], -1)
+
+    def recall(self, carry: PyTree, features: Array) -> tuple[PyTree, Array]:
+        """One step of the cell: carry and outputs [B, memory]."""
+        return self.cell(carry, features)
+
+    def __call__(self, carry: PyTree, obs: Array, last_action: Array) -> tuple[PyTree, Array]:
+        """One step: (carry, Q-values [B, A])."""
+        carry, out = self.recall(carry, self.encode(obs, last_action))
+        return carry, self.head(out)
+
+    def values(self, out: Array) -> Array:
+        return self.head(out)
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`; its memory is (carry of the cell, last action).
+
+    Raises:
+      UserError: the action space is not discrete, or the sizes do not divide.
+    """
+    pqn.check(cfg, spec)
+    if cfg.num_envs % cfg.minibatches:
+        raise UserError(
+            f"minibatches={cfg.minibatches} does not divide num_envs={cfg.num_envs}, as it has to "
+            "with memory"
+        )
+    num_actions = spec.action.n  # type: ignore[union-attr]
+    net = Network(cfg, num_actions)
+    one_limit = spec.max_steps is not None and cfg.num_steps + cfg.memory_window <= spec.max_steps
+
+    def memory(n: int) -> tuple[PyTree, Array]:
+        zeros = jnp.zeros((n, cfg.memory))
+        return (zeros, zeros) if cfg.cell == "lstm" else zeros, jnp.zeros((n, num_actions))
+
+    def run(params: PyTree, method: str, *args: PyTree) -> Any:
+        return net.apply({"params": params}, *args, method=method)
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        carry, last_action = memory(1)
+        obs = jnp.zeros((1, *spec.obs_shape))
+        return pqn.begin(net.init(key, carry, obs, last_action)["params"], hp)
+
+    def forget(memory: PyTree, start: Array) -> PyTree:
+        return select(start, jax.tree.map(jnp.zeros_like, memory), memory)
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: PyTree,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        carry, last_action = forget(memory, start)
+        carry, q = run(state.params, "__call__", carry, obs, last_action)
+        action = pqn.choose(q, state.eps, noise, explore)
+        return action, (carry, jax.nn.one_hot(action, num_actions)), {}
+
+    def q_values(params: PyTree, window: Transition, memory: PyTree) -> tuple[Array, Array]:
+        """Q-values [T, B, A], and values [T, B] of the true successors, both from the window."""
+        length, size = window.reward.shape
+        actions = jax.nn.one_hot(window.action, num_actions)
+        last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
+        last_actions = jnp.where(window.start[..., None], 0.0, last_actions)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        features = run(params, "encode", flat(window.obs), flat(last_actions)).reshape(
+            length, size, -1
+        )
+
+        def step(carry: PyTree, xs: PyTree) -> tuple[PyTree, tuple[PyTree, Array]]:
+            features, start = xs
+            carry, out = run(params, "recall", forget(carry, start), features)
+            return carry, (carry, out)
+
+        _, (carries, outs) = jax.lax.scan(step, memory[0], (features, window.start))
+        q = run(params, "values", flat(outs)).reshape(length, size, num_actions)
+
+        # The successors' values: inside an episode those of the next step.
+        def ahead(rows: PyTree) -> Array:
+            carry, obs, action = rows
+            return jnp.max(run(params, "__call__", carry, obs, action)[1], -1)
+
+        every = (carries, window.next_obs, actions)
+        if not one_limit:
+            return q, ahead(jax.tree.map(flat, every)).reshape(length, size)
+        cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
+        ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
+        values = ahead(ends)
+        later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
+        return q, jnp.where(window.truncated, values[None, size:], later)
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        def loss(params: PyTree, part: PyTree) -> tuple[Array, Array]:
+            window, memory = part
+            window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # [T, B, ...]
+            q, next_value = q_values(params, window, memory)
+            targets = lambda_returns(
+                hp.reward_scale * window.reward,
+                jax.lax.stop_gradient(next_value),
+                window.terminated,
+                window.truncated,
+                hp.gamma,
+                hp.lam,
+            )
+            taken = jnp.take_along_axis(q, window.action[..., None], -1)[..., 0]
+            return 0.5 * jnp.mean((taken - targets) ** 2), jnp.mean(taken)
+
+        by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
+        return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
+
+    noise = pqn.exploration(num_actions)
+    return Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    agent = make(cfg, env.spec)
+    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
+    return pqn.single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
