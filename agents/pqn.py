@@ -249,7 +249,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
 
 
 def single_stage(
-    cfg: Config, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
+    cfg: Any, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
 ) -> fit.Program:
     stage = fit.Stage(
         name="agent",

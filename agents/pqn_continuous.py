@@ -1,0 +1,268 @@
+"""PQN for continuous actions: a deterministic actor and a critic, without replay or target network.
+
+Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
+Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811;
+the form is that of the authors' code for MuJoCo Playground, which is not in the paper.
+
+Many environments act with Gaussian noise; the critic learns λ-returns of the noisy policy (so it is
+SARSA-like), the actor climbs the critic and is held near the actions it took in the window.
+
+Deviations: time limits bootstrap from the true successor, at which an action with fresh noise is
+valued; the recursion is the exact one at every step (see `jaxrl.agents.pqn`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from jaxrl import fit, nets
+from jaxrl.agents.pqn import linear, optimiser, single_stage, successor_values
+from jaxrl.errors import UserError
+from jaxrl.minibatch import minibatches
+from jaxrl.normalise import normalised
+from jaxrl.returns import lambda_returns
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    total_steps: int = 5_000_000
+    """environment steps of a run, all environments together"""
+    num_envs: int = 1024
+    """parallel environments N"""
+    num_steps: int = 32
+    """steps T per environment between updates"""
+    minibatches: int = 32
+    """minibatches per epoch; divides N * T"""
+    epochs: int = 4
+    """passes over each window"""
+    actor: tuple[int, ...] = (256, 128)
+    """widths of the actor's hidden layers"""
+    critic: tuple[int, ...] = (512, 256)
+    """widths of each critic's hidden layers"""
+    critics: int = 1
+    """critics, whose mean is used everywhere"""
+    normalise_obs: bool = True
+    """standardise observations by running statistics"""
+    normalise_reward: bool = False
+    """divide rewards by the running standard deviation of returns"""
+    resets: int = 1
+    """initial states drawn per environment and window; divides num_steps"""
+
+    @property
+    def updates(self) -> int:
+        return self.total_steps // (self.num_envs * self.num_steps)
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 5e-4
+    """learning rate of both RAdam optimisers at the start"""
+    lr_end: Any = 0.01
+    """learning rate at the end of the linear schedule, as a fraction of lr"""
+    gamma: Any = 0.97
+    """discount"""
+    lam: Any = 0.99
+    """trace decay of the returns"""
+    noise_start: Any = 1.0
+    """std of exploration at the start, in half action ranges"""
+    noise_end: Any = 0.2
+    """std of exploration after the decay"""
+    noise_decay: Any = 0.9
+    """share of the run over which the noise decays"""
+    penalty: Any = 50.0
+    """weight of the pull to the window's own actions"""
+    threshold: Any = 0.15
+    """mean change of an action, in half action ranges, from which on the pull acts"""
+    max_grad_norm: Any = 1.0
+    """gradients are clipped to this global norm, actor and critic apart"""
+
+
+class State(NamedTuple):
+    actor: PyTree
+    critic: PyTree
+    opt: tuple[optax.OptState, optax.OptState]
+    std: Array  # [] of exploration in the next window
+
+
+class Blocks(nn.Module):
+    """[Dense -> LayerNorm -> ReLU] per width, then Dense to `out`; orthogonal weights."""
+
+    hidden: tuple[int, ...]
+    out: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for width in self.hidden:
+            x = nn.relu(nets.LayerNorm()(nn.Dense(width, kernel_init=orthogonal)(x)))
+        return nn.Dense(self.out, kernel_init=orthogonal)(x)
+
+
+orthogonal = nn.initializers.orthogonal(1.0)
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: the action space is not a bounded box of one axis, or the sizes do not divide.
+    """
+    low, high = bounds(spec)
+    if len(spec.obs_shape) != 1:
+        raise UserError(f"pqn_continuous takes flat observations; {spec.name} has {spec.obs_shape}")
+    if cfg.num_envs * cfg.num_steps % cfg.minibatches or cfg.updates < 1:
+        raise UserError(
+            f"num_envs * num_steps = {cfg.num_envs * cfg.num_steps} must be a multiple of "
+            f"minibatches={cfg.minibatches} and no more than total_steps={cfg.total_steps}"
+        )
+    scale, centre = (high - low) / 2, (high + low) / 2  # [1, A]
+    size = scale.shape[-1]
+    actor_net = nets.from_linen(Blocks(cfg.actor, size), spec.obs_shape)
+    one_critic = nets.from_linen(Blocks(cfg.critic, 1), (spec.obs_shape[0] + size,))
+
+    def policy(params: PyTree, obs: Array) -> Array:
+        return jnp.tanh(actor_net.apply(params, obs)) * scale + centre
+
+    def q_values(params: PyTree, obs: Array, action: Array) -> Array:
+        """[critics, B] of obs [B, *obs] and action [B, A] in half ranges."""
+        x = jnp.concatenate([obs, (action - centre) / scale], -1)
+        return jax.vmap(one_critic.apply, (0, None))(params, x)[..., 0]
+
+    def noisy(action: Array, std: Array, normal: Array) -> Array:
+        return jnp.clip(action + std * scale * normal, low, high)
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        key_actor, key_critic = jax.random.split(key)
+        actor = actor_net.init(key_actor)
+        critic = jax.vmap(one_critic.init)(jax.random.split(key_critic, cfg.critics))
+        begin = optimiser(hp.lr, hp.max_grad_norm).init
+        std = jnp.asarray(hp.noise_start, jnp.float32)
+        return State(actor, critic, (begin(actor), begin(critic)), std)
+
+    def noise(key: Array, n: int) -> Array:
+        return jax.random.normal(key, (n, size))
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        mean = policy(state.actor, obs)
+        if not explore:
+            return mean, memory, {}
+        action = noisy(mean, state.std, noise)
+        value = jnp.mean(q_values(state.critic, obs, action), 0)
+        return action, memory, {"mean": mean, "value": value}
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        window = batch.transitions
+        key_noise, key_epochs = jax.random.split(key)
+
+        def value_of(obs: Array) -> Array:
+            normal = noise(key_noise, obs.shape[0])
+            action = noisy(policy(state.actor, obs), state.std, normal)
+            return jnp.mean(q_values(state.critic, obs, action), 0)
+
+        targets = lambda_returns(
+            window.reward,
+            successor_values(value_of, window, one_limit),
+            window.terminated,
+            window.truncated,
+            hp.gamma,
+            hp.lam,
+        )
+        data = (window.obs, window.action, targets, window.extras["mean"])
+        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
+
+        def critic_loss(params: PyTree, obs: Array, action: Array, target: Array) -> Array:
+            error = q_values(params, obs, action) - target[None]
+            return jnp.sum(jnp.mean(smooth_l1(error), -1))
+
+        def actor_loss(params: PyTree, critic: PyTree, obs: Array, before: Array) -> Any:
+            action = policy(params, obs)
+            gain = jnp.mean(q_values(critic, obs, action), 0)
+            pull, far = trust_penalty((action - before) / scale, hp.threshold)
+            return jnp.mean(hp.penalty * pull - gain), jnp.mean(far)
+
+        def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, dict[str, Array]]:
+            actor, critic, (opt_actor, opt_critic), count = carry
+            obs, action, target, before = part
+            total = cfg.updates * cfg.epochs * cfg.minibatches
+            lr = hp.lr * linear(count / total, 1.0, hp.lr_end)
+            step = optimiser(lr, hp.max_grad_norm).update
+            loss_q, grads = jax.value_and_grad(critic_loss)(critic, obs, action, target)
+            change, opt_critic = step(grads, opt_critic, critic)
+            critic = optax.apply_updates(critic, change)
+            (loss_pi, far), grads = jax.value_and_grad(actor_loss, has_aux=True)(
+                actor, critic, obs, before
+            )
+            change, opt_actor = step(grads, opt_actor, actor)
+            actor = optax.apply_updates(actor, change)
+            metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "beyond_threshold": far}
+            return (actor, critic, (opt_actor, opt_critic), count + 1), metrics
+
+        def epoch(carry: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
+            return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
+
+        carry = (state.actor, state.critic, state.opt, step * (cfg.epochs * cfg.minibatches))
+        keys = jax.random.split(key_epochs, cfg.epochs)
+        (actor, critic, opt, _), metrics = jax.lax.scan(epoch, carry, keys)
+        progress = (step + 1) / (hp.noise_decay * cfg.updates)
+        std = linear(progress, hp.noise_start, hp.noise_end)
+        metrics = jax.tree.map(jnp.mean, metrics) | {"target": jnp.mean(targets), "std": state.std}
+        return State(actor, critic, opt, std), metrics
+
+    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
+    agent = Agent(init=init, update=update, act=act, noise=noise)
+    if not (cfg.normalise_obs or cfg.normalise_reward):
+        return agent
+    return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
+
+
+def bounds(spec: EnvSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds [1, A] of the actions; UserError where there are none."""
+    action = spec.action
+    if not isinstance(action, Box) or len(action.shape) != 1:
+        raise UserError(f"pqn_continuous needs actions in a box; {spec.name} has {action}")
+    low, high = np.array([action.low], np.float32), np.array([action.high], np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"pqn_continuous needs bounded actions; {spec.name} has {action}")
+    return low, high
+
+
+def smooth_l1(x: Array) -> Array:
+    """Huber loss with β = 1."""
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x * x, jnp.abs(x) - 0.5)
+
+
+def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array]:
+    """Mean smooth L1 [B] of a change of actions [B, A] where its mean size exceeds the threshold,
+    0 elsewhere; and whether it does [B]."""
+    far = jnp.mean(jnp.abs(change), -1) > threshold
+    return jnp.where(far, jnp.mean(smooth_l1(change), -1), 0.0), far
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` noiseless episodes, the last at the end."""
+    agent = make(cfg, env.spec)
+    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
+    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

@@ -1,0 +1,116 @@
+"""Running normalisation of observations and rewards, as an agent around an agent.
+
+The statistics are part of the agent's state: they are vmapped, checkpointed, and used alike for
+acting, learning and evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.types import Agent, Array, Batch, EnvSpec, PyTree
+
+
+class Moments(NamedTuple):
+    """Mean and variance of what was seen so far; weight 0 before anything was."""
+
+    mean: Array
+    var: Array
+    weight: Array  # [] float32, rows seen
+
+
+class Normalised(NamedTuple):
+    inner: PyTree
+    obs: Moments  # [*obs]
+    returns: Moments  # [] of discounted sums of rewards
+    running: Array  # [N] the discounted sum so far in each environment's episode
+
+
+def moments(shape: tuple[int, ...]) -> Moments:
+    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
+
+
+def include(old: Moments, x: Array) -> Moments:
+    """The moments after also seeing rows x [B, ...] (Chan et al. 1979, pairwise update)."""
+    size = x.shape[0]
+    mean, var = jnp.mean(x, 0), jnp.var(x, 0)
+    weight = old.weight + size
+    delta = mean - old.mean
+    squares = old.var * old.weight + var * size + delta**2 * (old.weight * size / weight)
+    return Moments(old.mean + delta * (size / weight), squares / weight, weight)
+
+
+def standardise(m: Moments, x: Array, clip: float) -> Array:
+    """(x - mean) / std of x [..., *shape], clipped to ±clip; x itself before anything was seen."""
+    extra = (1,) * (x.ndim - m.mean.ndim)
+    mean, var = m.mean.reshape(extra + m.mean.shape), m.var.reshape(extra + m.var.shape)
+    return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -clip, clip)
+
+
+def discounted_sums(
+    running: Array, reward: Array, done: Array, gamma: Array | float
+) -> tuple[Array, Array]:
+    """R_t = γ R_{t-1} + r_t within episodes: R after the window [N], and all of them [T, N]."""
+
+    def step(running: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = xs
+        total = gamma * running + reward
+        return jnp.where(done, 0.0, total), total
+
+    return jax.lax.scan(step, running, (reward, done))
+
+
+def normalised(
+    agent: Agent,
+    spec: EnvSpec,
+    num_envs: int,
+    *,
+    obs: bool = True,
+    reward: bool = False,
+    clip: float = 10.0,
+) -> Agent:
+    """`agent` on standardised observations, and on rewards divided by the std of returns.
+
+    A window is learnt with the observation statistics it was acted with, so that what acting
+    recorded stays true; they include it from the next window on. Reward statistics include the
+    window at once. `hp.gamma` discounts the returns.
+    """
+    see = (lambda m, x: standardise(m, x, clip)) if obs else (lambda m, x: x)
+
+    def init(key: Array, hp: Any, inputs: PyTree) -> Normalised:
+        inner = agent.init(key, hp, inputs)
+        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(num_envs))
+
+    def act(
+        state: Normalised,
+        hp: Any,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: PyTree,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return agent.act(state.inner, hp, see(state.obs, obs), start, memory, noise, explore)
+
+    def update(
+        state: Normalised, hp: Any, batch: Batch, key: Array, step: Array
+    ) -> tuple[Normalised, dict[str, Any]]:
+        window = batch.transitions
+        seen = window._replace(
+            obs=see(state.obs, window.obs), next_obs=see(state.obs, window.next_obs)
+        )
+        running, returns = state.running, state.returns
+        if reward:
+            running, sums = discounted_sums(running, window.reward, window.done, hp.gamma)
+            returns = include(returns, sums.reshape(-1))
+            seen = seen._replace(reward=window.reward * jax.lax.rsqrt(returns.var + 1e-8))
+        inner, metrics = agent.update(state.inner, hp, batch._replace(transitions=seen), key, step)
+        observed = state.obs
+        if obs:
+            observed = include(observed, window.obs.reshape(-1, *spec.obs_shape))
+        return Normalised(inner, observed, returns, running), metrics
+
+    return Agent(init=init, update=update, act=act, memory=agent.memory, noise=agent.noise)
