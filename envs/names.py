@@ -55,6 +55,21 @@ PROBES = {
     "probe:cue": "obs (1,), 2 actions, 4 steps",
 }
 
+BRAX = {
+    "brax:ant": "obs (27,), actions (8,), 1000 steps",
+    "brax:halfcheetah": "obs (17,), actions (6,), 1000 steps",
+    "brax:hopper": "obs (11,), actions (3,), 1000 steps",
+    "brax:humanoid": "obs (244,), actions (17,), 1000 steps",
+    "brax:humanoidstandup": "obs (244,), actions (17,), 1000 steps",
+    "brax:inverted_pendulum": "obs (4,), actions (1,), 1000 steps",
+    "brax:inverted_double_pendulum": "obs (8,), actions (1,), 1000 steps",
+    "brax:pusher": "obs (23,), actions (7,), 1000 steps",
+    "brax:reacher": "obs (11,), actions (2,), 1000 steps",
+    "brax:walker2d": "obs (17,), actions (6,), 1000 steps",
+}
+
+BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default
+
 
 class EnvError(UserError):
     """An environment that cannot be made as asked; the message is one line that says why."""
@@ -66,7 +81,7 @@ class UnknownEnv(EnvError):
 
 def names() -> list[tuple[str, str]]:
     """(name, note) of every environment that comes with jaxrl."""
-    return [*GYMNAX.items(), *PROBES.items()]
+    return [*GYMNAX.items(), *BRAX.items(), *PROBES.items()]
 
 
 def check_name(name: str) -> None:
@@ -75,6 +90,9 @@ def check_name(name: str) -> None:
     For `module:attribute` only the top-level module is looked for; nothing is imported.
     """
     if name in GYMNAX or name in PROBES:
+        return
+    if name.startswith("brax:"):
+        brax_parts(name)
         return
     module, colon, attribute = name.partition(":")
     if not colon or module == "probe" or not attribute:
@@ -90,6 +108,20 @@ def check_name(name: str) -> None:
         raise UnknownEnv(
             f"{name!r}: no module {parts[0]!r} in {os.getcwd()} or among the installed packages"
         )
+
+
+def brax_parts(name: str) -> tuple[str, str]:
+    """("hopper", "mjx") of "brax:hopper:mjx", ("hopper", "spring") of "brax:hopper"."""
+    task, *rest = name.removeprefix("brax:").split(":")
+    if task == "swimmer":
+        raise UnknownEnv(f"{name!r}: brax's swimmer does not work, it calls what JAX has removed")
+    if f"brax:{task}" in BRAX and (not rest or (len(rest) == 1 and rest[0] in BACKENDS)):
+        return task, (rest or BACKENDS)[0]
+    full = [f"{each}:{backend}" for each in BRAX for backend in BACKENDS]
+    raise UnknownEnv(
+        f"unknown environment {name!r}{nearest(name.lower(), [*BRAX, *full])}; `jaxrl list envs` "
+        f"names them all, and one of {', '.join(BACKENDS)} may follow, as in brax:hopper:mjx"
+    )
 
 
 def add_current_directory() -> None:
@@ -108,8 +140,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def _nearest_env(name: str) -> str:
     # "pong" should find Pong-misc: compare without case, with and without the name's affixes.
     table = {}
-    for known in [*GYMNAX, *PROBES]:
+    for known in [*BRAX, *GYMNAX, *PROBES]:  # "reacher" is gymnax's
         full = known.lower()
-        table |= {full: known, re.sub("^probe:|-.*$", "", full): known}
+        table |= {full: known, re.sub("^(brax|probe):|-.*$", "", full): known}
     close = difflib.get_close_matches(name.lower(), table, n=1)
     return f", did you mean {table[close[0]]!r}?" if close else ""

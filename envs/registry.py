@@ -13,28 +13,34 @@ import jax.numpy as jnp
 
 from jaxrl.envs import names, probes
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
-from jaxrl.envs.wrappers import strong, time_limit, with_params
+from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
 from jaxrl.types import Discrete, Env, EnvSpec, TimeStep
 
 
 def make(name: str, **options: Any) -> Env:
     """Environment by name; raises EnvError with one line that says what is wrong.
 
-    Names are gymnax's ("CartPole-v1"), "probe:delay" and the like (`jaxrl.envs.probes`), and
+    Names are gymnax's ("CartPole-v1"), "brax:hopper" and the like, also with a backend as in
+    "brax:hopper:mjx" (`jaxrl.envs.brax`), "probe:delay" and the like (`jaxrl.envs.probes`), and
     "module:attribute" for an `Env` of your own or a function that returns one. Modules are looked
     for in the current directory too.
 
     Args:
-      options: `max_steps`, the time limit, for every environment (None: its own); gymnax's
-        physical parameters and constructor arguments; arguments of the function, where the name
-        gives one; entries of `params`, where they are a dict.
+      options: for every environment `max_steps`, the time limit (None: its own), `hide=[1, 3]`,
+        elements taken out of observations, and `sticky=0.25`, the probability that an action is
+        repeated (both in `jaxrl.envs.wrappers`); gymnax's physical parameters and constructor
+        arguments; those of brax's constructors; arguments of the function, where the name gives
+        one; entries of `params`, where they are a dict.
     """
     check_name(name)
-    options = {key: value for key, value in options.items() if (key, value) != ("max_steps", None)}
-    if name in names.GYMNAX:
-        from jaxrl.envs import gymnax
-
-        return gymnax.make(name, **options)
+    options = {k: v for k, v in options.items() if not (k in OPTIONS and v is None)}
+    if name in names.GYMNAX or name.startswith("brax:"):
+        if name in names.GYMNAX:
+            from jaxrl.envs import gymnax as adapter
+        else:
+            from jaxrl.envs import brax as adapter
+        wrap = {key: options.pop(key) for key in ("hide", "sticky") if key in options}
+        return _with_options(adapter.make(name, **options), wrap)
     if name in probes.PROBES:
         return _call(name, probes.PROBES[name], options)
     found = _load(name)
@@ -130,6 +136,8 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
 
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     options = dict(options)
-    steps = options.pop("max_steps", None)
+    steps, hidden, sticky = (options.pop(each, None) for each in OPTIONS)
     env = with_params(env, known, **options)
-    return env if steps is None else time_limit(env, steps)
+    env = env if steps is None else time_limit(env, steps)
+    env = env if hidden is None else hide(env, hidden)
+    return env if sticky is None else sticky_actions(env, sticky)

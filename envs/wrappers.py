@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs.names import EnvError, nearest
-from jaxrl.types import Array, Env, PyTree, TimeStep
+from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
+
+OPTIONS = ("max_steps", "hide", "sticky")  # of every environment, through `make`
 
 
 def time_limit(env: Env, steps: int) -> Env:
@@ -37,6 +39,65 @@ def time_limit(env: Env, steps: int) -> Env:
     return dataclasses.replace(env, spec=spec, reset=reset, step=step)
 
 
+def sticky_actions(env: Env, probability: float = 0.25) -> Env:
+    """Repeats the last action instead of the chosen one, with `probability` at every step.
+
+    What is repeated is the action that was carried out, so repetitions may go on. The first action
+    of an episode is always carried out as chosen; MinAtar's own would repeat action 0 there. With
+    probability 0 it is the very environment, bit for bit.
+
+    State (inner state, last action, first [] bool).
+    """
+    number = isinstance(probability, (int, float)) and not isinstance(probability, bool)
+    if not number or not 0 <= probability <= 1:
+        raise EnvError(f"sticky of {env.spec.name} must lie in 0 .. 1, got {probability!r}")
+    if probability == 0:
+        return env
+    space = env.spec.action
+    kind = jnp.int32 if isinstance(space, Discrete) else jnp.float32
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        return (state, jnp.zeros(space.shape, kind), jnp.ones((), bool)), obs
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        inner, last, first = state
+        key_repeat, key_step = jax.random.split(key)
+        repeat = jax.random.bernoulli(key_repeat, float(probability)) & ~first
+        action = jnp.where(repeat, last, action.astype(kind))
+        inner, ts = env.step(key_step, inner, action, params)
+        return (inner, action, jnp.zeros((), bool)), ts
+
+    return dataclasses.replace(env, reset=reset, step=step)
+
+
+def hide(env: Env, indices: Sequence[int]) -> Env:
+    """Takes elements out of observations: those with `indices` along the last axis.
+
+    So CartPole's velocities, [1, 3], or whole channels of an image. The order of the others stays.
+    """
+    name, size = env.spec.name, env.spec.obs_shape[-1]
+    whole = isinstance(indices, Sequence) and all(
+        isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices
+    )
+    if not whole or not all(0 <= i < size for i in indices):
+        raise EnvError(f"hide of {name} must list numbers of 0 .. {size - 1}, got {indices!r}")
+    seen = np.setdiff1d(np.arange(size), np.asarray(indices, int))
+    if not len(seen):
+        raise EnvError(f"hide={list(indices)} leaves nothing of the observations of {name}")
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        return state, obs[..., seen]
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        state, ts = env.step(key, state, action, params)
+        return state, ts._replace(next_obs=ts.next_obs[..., seen])
+
+    spec = dataclasses.replace(env.spec, obs_shape=(*env.spec.obs_shape[:-1], len(seen)))
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step)
+
+
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:
     """The same environment with other default parameters, for environments whose params are a dict.
 
@@ -46,7 +107,7 @@ def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:
     params = dict(env.params) if isinstance(env.params, dict) else {}
     for name, value in values.items():
         if name not in params:
-            raise unknown_option(env.spec.name, name, {*params, *also, "max_steps"})
+            raise unknown_option(env.spec.name, name, {*params, *also, *OPTIONS})
         params[name] = _like(params[name], value, f"{name} of {env.spec.name}")
     return dataclasses.replace(env, params=params) if values else env
 

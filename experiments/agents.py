@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from types import ModuleType
 
 from jaxrl.envs.names import add_current_directory, nearest
@@ -11,6 +12,8 @@ from jaxrl.errors import UserError
 
 AGENTS = {
     "pqn": "parallelised Q-network: no replay, no target network (arXiv:2407.04811)",
+    "pqn_rnn": "PQN with a memory (GRU or LSTM) for what is not all in the observation",
+    "pqn_continuous": "PQN for continuous actions: actor and critic, no replay, no target network",
 }
 
 
@@ -21,7 +24,7 @@ def check_name(name: str) -> None:
     if "." in name or ":" in name:
         add_current_directory()
         module = name.split(":")[0].split(".")[0]
-        if module and importlib.util.find_spec(module) is not None:
+        if module in sys.modules or (module and importlib.util.find_spec(module)):
             return
         raise UserError(f"agent {name!r}: no module {module!r} here or among installed packages")
     raise UserError(
@@ -37,8 +40,8 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(f"jaxrl.agents.{name}")
     try:
         module = importlib.import_module(name.replace(":", "."))
-    except ImportError as error:
-        raise UserError(f"agent {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise UserError(f"agent {name!r}: importing it failed: {error!r}") from error
     for needed in ("Config", "Hypers", "make", "program"):
         if not hasattr(module, needed):
             raise UserError(f"agent {name!r}: {module.__file__} has no {needed}")

@@ -1,10 +1,11 @@
-"""The command line: jaxrl train | list | eval | report.
+"""The command line: jaxrl train | eval | report | render | list.
 
 Names are checked and help is printed before JAX is imported, so that both are immediate.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl train AGENT --env ENV [--seeds P] [options]   train a population; goes on where it stopped
   jaxrl eval RUN [--episodes K] [--seed S]            fresh episodes of every member of a run
   jaxrl report RUN [RUN ...] [--out FILE.png]         table and learning curves, also during a run
+  jaxrl render RUN [--member M] [--seed S]            an episode of a member as a GIF
   jaxrl list agents | envs                            what there is
 
   jaxrl train AGENT --help                            every option of an agent
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a request that cannot be met, 130."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not words or words[0] == "help" or {"-h", "--help"} & set(words[:2]):
             print(USAGE, end="")
             return 0
         if words[0] not in COMMANDS:
@@ -42,10 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[words[0]](words[1:])
         return 0
     except UserError as error:
-        print(f"jaxrl: {error}", file=sys.stderr)
+        # One line, also where the text of somebody else's error in it has several.
+        print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough, as in `jaxrl list envs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
-        print("jaxrl: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = words[0] == "train"
+        hint = "; the same command goes on from the last checkpoint" if goes_on else ""
+        print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -75,6 +83,21 @@ def _eval(words: list[str]) -> None:
     session.start()
     ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
     report.print_episodes(ready.seeds, outcome)
+
+
+def _render(words: list[str]) -> None:
+    paths, given = _simple(words, {"--member": "0", "--seed": "0", "--out": ""})
+    if len(paths) != 1:
+        raise UserError("which run? As in: jaxrl render runs/NAME --member 0")
+    member, seed = _count(given, "--member", 0), _count(given, "--seed", 0)
+
+    from pathlib import Path
+
+    from jaxrl.experiments import render, session
+
+    session.start()
+    out = Path(given["--out"]) if given["--out"] else None
+    render.render(Path(paths[0]), member, seed, out)
 
 
 def _report(words: list[str]) -> None:
@@ -127,6 +150,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "eval": _eval,
     "report": _report,
+    "render": _render,
     "list": _list,
 }
 

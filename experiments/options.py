@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -89,7 +92,7 @@ def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
     if env is None and not {"-h", "--help"} & set(argv):
         raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
     preset = load_preset(agent, env or "", value_of("preset", argv) or "auto")
-    start = overlay(agent, module, Options(env or "CartPole-v1"), preset)
+    start = overlay(agent, module, Options(env or tyro.MISSING), preset)
     Form = dataclasses.make_dataclass(
         "Form",
         [
@@ -105,6 +108,8 @@ def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
             Form, args=list(argv), prog=f"jaxrl train {agent}", description=module.__doc__
         )
     )
+    _check_numbers("agent.", form.hp)
+    _check_numbers("", form.options)
     return Settings(agent, form.options, form.cfg, form.hp)
 
 
@@ -128,13 +133,15 @@ def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
     known = yaml.safe_load(file.read_text()) if file.is_file() else {}
     if preset == "none" or (preset == "auto" and env not in known):
         return {}
-    name = env if preset == "auto" else preset if preset in known else f"{env}/{preset}"
-    if name not in known:
+    own = {name.removeprefix(f"{env}/"): value for name, value in known.items()}
+    found = own | known
+    name = env if preset == "auto" else preset
+    if name not in found:
         raise UserError(
-            f"{agent} has no preset {preset!r}{nearest(preset, known)}; it has "
+            f"{agent} has no preset {preset!r}{nearest(preset, found)}; it has "
             f"{', '.join(known) or 'none'}"
         )
-    return known[name]
+    return found[name]
 
 
 def env_options(words: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +151,10 @@ def env_options(words: Sequence[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not name or not equals:
             raise UserError(f"--env-options takes name=value, not {word!r}")
-        pairs[name] = _number(yaml.safe_load(text))
+        try:
+            pairs[name] = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise UserError(f"--env-options: {text!r} is no value that YAML can read") from None
     return pairs
 
 
@@ -190,7 +200,22 @@ def _check_flags(module: ModuleType, argv: Sequence[str]) -> None:
     for word in argv:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in flags:
-            raise UserError(f"unknown option {flag}{nearest(flag, flags)}")
+            raise UserError(f"unknown option {flag}{_nearest_flag(flag, flags)}")
+
+
+def _nearest_flag(flag: str, flags: Iterable[str]) -> str:
+    # "--lr" should find --agent.lr: compare without what options have in common.
+    bare = lambda flag: flag.removeprefix("--").removeprefix("agent.")
+    table = {bare(known): known for known in flags}
+    close = difflib.get_close_matches(bare(flag), table, n=1)
+    return f", did you mean {table[close[0]]!r}?" if close else ""
+
+
+def _check_numbers(prefix: str, record: Any) -> None:
+    """NaN passes for a number, and nothing that is trained with one comes to anything."""
+    for name, value in dataclasses.asdict(record).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"--{prefix}{name.replace('_', '-')} must be a number, not nan")
 
 
 def _quietly(call: Any) -> Any:
@@ -202,7 +227,12 @@ def _quietly(call: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in err.getvalue().splitlines()]
-        words = [line for line in lines if line and not line.startswith(("usage:", "For full"))]
-        told = next((w for w in words if ":" in w), " ".join(words))
+        # In a frame, of ASCII where the terminal has no better, stand a title, the complaint up to
+        # a rule or an empty line, and, of a value that does not fit, the option with its type.
+        title, *lines = [line.strip("│╭╮╰╯|+ ") for line in err.getvalue().splitlines()]
+        rule = lambda line: not line.strip("─-")
+        blocks = [list(block) for is_rule, block in itertools.groupby(lines, rule) if not is_rule]
+        told = " ".join(blocks[0]) if blocks else title
+        if "Argument helptext:" in lines:
+            told += f" ({lines[lines.index('Argument helptext:') + 1]})"
         raise UserError(told) from None

@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.text import Text
 
 from jaxrl.plots import compact
 
 
 class Display:
-    """Tells a person what a run is doing. A context manager; `console` prints above the line."""
+    """Tells a person what a run is doing. A context manager; `say` prints above the line."""
 
     def __init__(self, total_steps: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self.live = self.console.is_terminal
         self.total, self.first, self.done = total_steps, 0, 0
         self.compile_s = 0.0
-        self._clock = time.perf_counter()
-        self._compiling_since: float | None = None
+        self._begun = self._since = time.perf_counter()
+        self._doing = "starting"
+        self._news: tuple[str, float, float] | None = None  # of the last chunk: text, left, when
         self._bar = Progress(
-            BarColumn(30),
-            TextColumn("{task.percentage:3.0f}%  {task.description}"),
+            BarColumn(20),
+            _Line(self._line),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not self.live,
             refresh_per_second=4,
         )
         self._task = self._bar.add_task("", total=total_steps)
 
     def __enter__(self) -> Display:
+        self._begun = self._since = time.perf_counter()
         self._bar.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._bar.stop()
-
-    @property
-    def seconds(self) -> float:
-        """Wall time so far, compiling apart."""
-        return time.perf_counter() - self._clock - self.compile_s
-
-    @property
-    def rate(self) -> float:
-        """Environment steps (or updates, where there are none) per second, compiling apart."""
-        return (self.done - self.first) / max(self.seconds, 1e-9)
 
     def begin_at(self, done_steps: int) -> None:
         """Of a continued run: what earlier processes did."""
@@ -53,26 +48,48 @@ class Display:
         self._bar.update(self._task, completed=done_steps)
 
     def compiling(self, what: str) -> None:
-        self._compiling_since = time.perf_counter()
-        self._bar.update(self._task, description=f"compiling: {what}")
+        self._doing, self._since = f"compiling {what}", time.perf_counter()
+        if not self.live:
+            self.say(f"compiling {what} ...", end=" ")
 
     def compiled(self, what: str, seconds: float) -> None:
         self.compile_s += seconds
-        self._bar.update(self._task, description="running")
-        self.say(f"compiled {what} in {seconds:.1f} s")
+        self._doing, self._since = "running", time.perf_counter()
+        self.say(f"compiled {what} in {seconds:.1f} s" if self.live else f"{seconds:.1f} s")
 
     def advance(self, done_steps: int, numbers: dict[str, float]) -> None:
         """After a chunk: how far the run is, and what to show of its metrics."""
-        self.done = done_steps
-        left = (self.total - done_steps) / max(self.rate, 1e-9)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        line = f"{shown}  {rate(self.rate)} steps/s  {clock(left)} left"
-        self._bar.update(self._task, completed=done_steps, description=line)
-        if not self.console.is_terminal:
-            self.say(f"{100 * done_steps / self.total:3.0f}%  {line}")
+        self.done, now = done_steps, time.perf_counter()
+        # Environment steps (or updates, where there are none) per second, compiling apart.
+        speed = (self.done - self.first) / max(now - self._begun - self.compile_s, 1e-9)
+        shown = "".join(f"{name} {value:.4g}  " for name, value in numbers.items())
+        left = (self.total - self.done) / max(speed, 1e-9)
+        self._news = (f"{shown}{rate(speed)} steps/s", left, now)
+        self._bar.update(self._task, completed=done_steps)
+        if not self.live:
+            self.say(self._line())
 
-    def say(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
+    def say(self, line: str, end: str = "\n") -> None:
+        self.console.print(line, markup=False, soft_wrap=True, end=end)
+
+    def _line(self) -> str:
+        """What the live line says beside its bar; between two chunks, the clock goes on."""
+        now, percent = time.perf_counter(), f"{100 * self.done / self.total:3.0f}%  "
+        if self._news is None or self._doing != "running":
+            return f"{percent}{self._doing}, {clock(now - self._since)}"
+        text, left, then = self._news
+        return f"{percent}{text}  {clock(max(left - (now - then), 0))} left"
+
+
+class _Line(ProgressColumn):
+    """Text that is asked for at every refresh."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        return Text(self._text(), no_wrap=True)
 
 
 def rate(value: float) -> str:
@@ -83,7 +100,7 @@ def rate(value: float) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as 42 s, 3:05 or 1:02:03."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -32,14 +32,14 @@ def curves(run: records.RunDir) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(0), np.zeros((0, 0))
 
 
-def draw_run(run: records.RunDir) -> Path:
-    """plots/learning_curve.png of one run."""
+def draw_run(run: records.RunDir) -> None:
+    """plots/learning_curve.png of one run; nothing where it has no returns."""
     identity = run.config()["config"]
-    file = run.plots / "learning_curve.png"
     x, y = curves(run)
     title = f"{identity['agent']} on {identity['env']}, {identity['seeds']} members"
-    plots.learning_curves(file, {identity["agent"]: (x, y)}, title=title)
-    return file
+    if x.size:
+        file = run.plots / "learning_curve.png"
+        plots.learning_curves(file, {identity["agent"]: (x, y)}, title=title)
 
 
 def report(paths: list[Path], out: Path | None) -> None:
@@ -50,34 +50,39 @@ def report(paths: list[Path], out: Path | None) -> None:
         table.add_column(name, justify="left" if name == "run" else "right")
     table.add_column("state")
     drawn: dict[str, Any] = {}
-    for run in runs:
+    names = [run.path.name for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        # Runs of one name in several folders are told apart by their paths.
+        label = name if names.count(name) == 1 else str(run.path)
         x, y = curves(run)
-        drawn[run.path.name] = (x, y)
-        table.add_row(run.path.name, *_row(run, y))
+        if x.size:
+            drawn[label] = (x, y)
+        table.add_row(label, *_row(run, y))
     console = _console()
     console.print(table)
+    if not drawn:
+        return
     file = out or (runs[0].plots if len(runs) == 1 else Path.cwd()) / "report.png"
     plots.learning_curves(file, drawn)
     console.print(f"learning curves: {file}", soft_wrap=True)
 
 
 def _row(run: records.RunDir, returns: np.ndarray) -> list[str]:
-    summary = run.summary() or {}
-    if not returns.size:
+    """What is known of a run with returns [C, P] so far."""
+    summary = run.summary()
+    if summary is not None:
+        result, members = summary["return"], summary["members"]
+        failed, rate = len(summary["failed_members"]), short(summary["steps_per_s"])
+        state = "finished"
+    elif returns.size:
+        result, members = records.plain(stats.summarise(returns[-1])), returns.shape[1]
+        failed, rate, state = result["failed"], "-", f"{len(returns)} evaluations"
+    else:
         return ["-"] * 6 + ["nothing yet"]
-    result = stats.summarise(returns[-1])
-    failed = len(summary.get("failed_members", [])) if summary else result["failed"]
-    low, high = result["ci95"]
-    rate = summary.get("steps_per_s")
-    return [
-        str(returns.shape[1]),
-        f"{result['iqm']:.4g}",
-        f"{low:.4g} to {high:.4g}",
-        f"{result['min']:.4g}",
-        str(failed),
-        short(rate) if rate else "-",
-        "finished" if summary.get("finished") else f"{len(returns)} evaluations",
-    ]
+    number = lambda x: "-" if x is None else f"{x:.4g}"
+    low, high = map(number, result["ci95"])
+    middle, lowest = number(result["iqm"]), number(result["min"])
+    return [str(members), middle, f"{low} to {high}", lowest, str(failed), rate, state]
 
 
 def _console() -> Console:
@@ -90,7 +95,14 @@ def open_for_reading(path: Path) -> records.RunDir:
     """The run in a folder; UserError where there is none."""
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not the folder of a run: it has no config.json")
-    return records.RunDir(path.resolve())
+    run = records.RunDir(path.resolve())
+    try:
+        known = run.config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(known, dict) or not known.get("config") or not known.get("context"):
+        raise UserError(f"{path / 'config.json'} is not that of a run")
+    return run
 
 
 def print_episodes(seeds: np.ndarray, outcome: Any) -> None:

@@ -23,5 +23,7 @@ def start() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     forced = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] < 0 and not forced:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        # Those that this process may use; macOS does not tell.
+        allowed = getattr(os, "sched_getaffinity", lambda pid: range(os.cpu_count() or 1))
+        jax.config.update("jax_num_cpu_devices", len(allowed(0)))
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,10 @@ from jaxrl.experiments.report import draw_run
 from jaxrl.plots import compact
 from jaxrl.tensorboard import TensorBoard
 from jaxrl.types import Array, Env, PyTree
+
+LEAST = {
+    "seeds": 1, "seed": 0, "evals": 1, "eval_episodes": 1, "keep": 1, "checkpoint_seconds": 0
+}  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -60,9 +65,11 @@ def plan(settings: Settings) -> Plan:
       UserError: in one line, what cannot be met.
     """
     options = settings.options
-    for name, least in {"seeds": 1, "evals": 1, "eval_episodes": 1, "keep": 1}.items():
+    for name, least in LEAST.items():
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+    if options.seed + options.seeds > 2**31:
+        raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
     module = agents.load(settings.agent)
     env = envs.make(options.env, **env_options(options.env_options))
     program = module.program(settings.cfg, env, evals=options.evals, episodes=options.eval_episodes)
@@ -70,6 +77,8 @@ def plan(settings: Settings) -> Plan:
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise UserError(f"--devices must be between 1 and {len(devices)}, those there are")
     count = options.seeds
+    if options.width is not None and not 1 <= options.width <= count:
+        raise UserError(f"--width must be between 1 and {count}, the members there are")
     return Plan(
         settings,
         module,
@@ -100,10 +109,18 @@ def train(settings: Settings) -> dict[str, Any]:
     A finished run is told of and left alone. What it writes is described in `jaxrl.records`.
     """
     session.start()
-    ready = plan(settings)
-    options = settings.options
-    identity = settings.identity()
+    options, identity = settings.options, settings.identity()
     name = records.default_name(settings.agent, options.env, identity)
+    path = options.out or Path("runs") / name
+    if (path / "summary.json").is_file() and not options.overwrite:
+        # Told at once: making the environment may take seconds.
+        run = _open(path, identity)
+        if run.finished:
+            summary = run.summary() or {}
+            print(f"{shorten(run.path)} is finished: {result(summary)}; --overwrite starts again")
+            return summary
+    ready = plan(settings)
+    size = state_bytes(ready)
     context = {
         "versions": records.versions(),
         "device": describe_device(),
@@ -111,25 +128,28 @@ def train(settings: Settings) -> dict[str, Any]:
         "command": sys.argv,
         "width": ready.layout.width,
     }
-    run = records.open_run(options.out or Path("runs") / name, identity, context, options.overwrite)
-    if run.finished:
-        summary = run.summary() or {}
-        print(f"{shorten(run.path)} is finished: {headline(summary)}; --overwrite starts it again")
-        return summary
+    run = _open(path, identity, context, options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
     ready = ready._replace(layout=population.Layout(ready.layout.mesh, width))
     display = Display(ready.total_steps * ready.members)
-    for line in describe(ready, run.path):
+    for line in describe(ready, size, run.path):
         display.say(line)
     with Checkpoints(run.checkpoints, options.keep, say=display.say) as checkpoints:
         wall_s, compile_s = _run(ready, run, checkpoints, display)
         checkpoints.wait()
-    summary = _summary(ready, run, wall_s, compile_s)
+    summary = records.plain(_summary(ready, run, wall_s, compile_s))  # as it is read back
     draw_run(run)
     run.write_summary(summary)
-    display.say(f"{headline(summary)}\n{shorten(run.path)}: summary.json, members.csv, plots/")
+    display.say(f"{result(summary)}\n{speed(summary)}; {shorten(run.path)}")
     return summary
+
+
+def _open(path: Path, *args: Any) -> records.RunDir:
+    try:
+        return records.open_run(path, *args)
+    except OSError as error:  # a file in its place, no permission
+        raise UserError(f"{path} cannot be the folder of a run: {error.strerror}") from error
 
 
 def _run(
@@ -159,7 +179,7 @@ def _run(
     def due(stage: int, step: int, last: bool) -> bool:
         return last or time.perf_counter() - saved >= options.checkpoint_seconds
 
-    with display:
+    with display, writer or contextlib.nullcontext():
         for report in drive(
             ready.program,
             ready.layout,
@@ -193,8 +213,10 @@ def metrics_of(report: Report) -> dict[str, np.ndarray]:
     """One column [P] per metric; evaluations add the mean return and length of their episodes."""
     columns = dict(report.metrics)
     if report.evals is not None:
-        columns["return"] = report.evals.returns.mean(1)
-        columns["length"] = report.evals.lengths.mean(1)
+        # A network of NaN still acts, somehow; that is no result.
+        sound = columns["finite"] == 1
+        columns["return"] = np.where(sound, report.evals.returns.mean(1), np.nan)
+        columns["length"] = np.where(sound, report.evals.lengths.mean(1), np.nan)
     return columns
 
 
@@ -215,7 +237,7 @@ def _summary(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) 
     by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
     failed = by_chunk["finite"][-1] < 1
     returns = by_chunk["return"]
-    final = np.where(failed, np.nan, returns[-1])
+    final = returns[-1]
     best = np.max(np.where(np.isfinite(returns), returns, -np.inf), 0)
     run.write_members(
         {
@@ -246,36 +268,49 @@ def _summary(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) 
     }
 
 
-def describe(ready: Plan, path: Path) -> list[str]:
-    """What is about to run."""
+def state_bytes(ready: Plan) -> int:
+    """Size of one member's state. Tracing it also shows what cannot even start."""
     state = abstract_state(ready.program, ready.hp, {}, 0).member
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if hasattr(x, "size"))
+    return size // ready.members
+
+
+def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
+    """What is about to run."""
     settings, layout = ready.settings, ready.layout
     updates = sum(stage.updates for stage in ready.program.stages)
+    steps = compact(ready.total_steps * ready.members)
     return [
-        f"{settings.agent} on {settings.options.env}: {ready.members} members x {updates:,} updates"
-        f" = {compact(ready.total_steps * ready.members)} environment steps",
-        f"{layout.devices} {describe_device()} devices, tiles of {layout.width} members, "
-        f"{size / ready.members / 1024:.0f} KiB of state a member; {shorten(path)}",
+        f"{settings.agent} on {settings.options.env}: {several(ready.members, 'member')} x "
+        f"{several(updates, 'update')} = {steps} environment steps",
+        f"{several(layout.devices, f'{describe_device()} device')}, tiles of "
+        f"{several(layout.width, 'member')}, {member_bytes / 1024:.0f} KiB of state a member; "
+        f"{shorten(path)}",
     ]
 
 
-def headline(summary: dict[str, Any]) -> str:
+def result(summary: dict[str, Any]) -> str:
     """The result in one line."""
-    result = summary["return"]
-    low, high = result["ci95"]
+    found, failed = summary["return"], list(summary["failed_members"])
+    low, high = found["ci95"]
     line = (
-        f"return {result['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
-        f"lowest member {result['min']:.4g})"
-        if result["iqm"] is not None
+        f"return {found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
+        f"lowest member {found['min']:.4g})"
+        if found["iqm"] is not None
         else "no return"
     )
-    failed = len(summary["failed_members"])
-    return (
-        f"{line}, {summary['members']} members, {rate(summary['steps_per_s'])} steps/s, "
-        f"{clock(summary['wall_s'])} of which {clock(summary['compile_s'])} compiling"
-        + (f"; {failed} failed: {list(summary['failed_members'])[:8]}" if failed else "")
-    )
+    some = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
+    names = f"; {len(failed)} failed: {some}" if failed else ""
+    return f"{line}, {several(summary['members'], 'member')}{names}"
+
+
+def speed(summary: dict[str, Any]) -> str:
+    wall, compiling = clock(summary["wall_s"]), clock(summary["compile_s"])
+    return f"{rate(summary['steps_per_s'])} steps/s, {wall} of which {compiling} compiling"
+
+
+def several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def describe_device() -> str:

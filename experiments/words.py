@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 
 def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The last value given to --name, None without one."""
+    """The last value given to --name, None without one; the next option is no value."""
     found = None
-    for i, word in enumerate(words):
+    for word, after in itertools.pairwise([*words, ""]):
         if word == f"--{name}":
-            found = words[i + 1] if i + 1 < len(words) else None
+            found = None if after.startswith("--") else after
         elif word.startswith(f"--{name}="):
             found = word.partition("=")[2]
-    return found
+    return found or None

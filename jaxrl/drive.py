@@ -122,14 +122,17 @@ def drive(
                 continue
             counters = {"step": jnp.int32(step), "n": jnp.int32(n)}
             args = (state, {"inputs": own}, {"inputs": shared, **counters})
-            advance = advance or build(index, "advance", fit.advance(stage), args)
+            look = lambda state, step: (
+                (), {"state": state, "inputs": own}, {"inputs": shared, "step": jnp.int32(step)}
+            )  # fmt: skip
+            # Both before the first chunk is launched, so that nothing runs while compiling.
+            if advance is None:
+                advance = build(index, "advance", fit.advance(stage), args)
+                if stage.evaluate is not None:
+                    evaluate = build(index, "evaluate", fit.evaluate(stage), look(state, step))
             state, metrics = advance(*args)
-            step, evals = step + n, None
-            if stage.evaluate is not None:
-                view = {"state": state, "inputs": own}
-                args = ((), view, {"inputs": shared, "step": jnp.int32(step)})
-                evaluate = evaluate or build(index, "evaluate", fit.evaluate(stage), args)
-                evals = evaluate(*args)[1]
+            step += n
+            evals = evaluate(*look(state, step))[1] if evaluate is not None else None
             if waiting is not None:
                 yield _fetch_report(waiting, count, scopes)
             # Before the next chunk is launched, since that overwrites the state in place.

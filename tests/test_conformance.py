@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ import pytest
 import tiny
 
 from jaxrl import fit, population
-from jaxrl.agents import pqn
+from jaxrl.agents import pqn, pqn_continuous, pqn_rnn
 from jaxrl.drive import drive
-from jaxrl.types import Agent, Discrete, EnvSpec, PyTree
+from jaxrl.types import Agent, Discrete, Env, EnvSpec, PyTree
 
 WIDTH = 2
 
@@ -45,9 +45,8 @@ class Case:
         return self.program.stages[-1]
 
 
-def _case(module: Any, cfg: Any, **hypers: float) -> Case:
-    """A case of an agent with `Config`, `Hypers`, `make` and `program`, acting in `tiny.walk`."""
-    env = tiny.walk()
+def _case(module: Any, cfg: Any, env: Env, **hypers: float) -> Case:
+    """A case of an agent with `Config`, `Hypers`, `make` and `program`."""
     plain = module.Hypers(**hypers)
     return Case(
         program=module.program(cfg, env, evals=2, episodes=3),
@@ -58,15 +57,35 @@ def _case(module: Any, cfg: Any, **hypers: float) -> Case:
     )
 
 
+# Windows of four steps in episodes of up to five, five updates of two epochs of two minibatches.
+SIZES: dict[str, Any] = {
+    "total_steps": 40,
+    "num_envs": 2,
+    "num_steps": 4,
+    "minibatches": 2,
+    "epochs": 2,
+}
+
+
 def _pqn() -> Case:
-    cfg = pqn.Config(
-        total_steps=40, num_envs=2, num_steps=4, minibatches=2, epochs=2, hidden=(4,)
-    )  # five updates
-    return _case(pqn, cfg, lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+    cfg = pqn.Config(**SIZES, hidden=(4,))
+    return _case(pqn, cfg, tiny.walk(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
+def _pqn_rnn() -> Case:
+    cfg = pqn_rnn.Config(**SIZES, hidden=(4,), memory=3, memory_window=1)
+    return _case(pqn_rnn, cfg, tiny.walk(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
+def _pqn_continuous() -> Case:
+    cfg = pqn_continuous.Config(**SIZES, actor=(4,), critic=(4,), critics=2, normalise_reward=True)
+    return _case(pqn_continuous, cfg, tiny.glide(), lr=0.05, max_grad_norm=0.1, threshold=0.002)
 
 
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
+    "pqn_rnn": functools.cache(_pqn_rnn),
+    "pqn_continuous": functools.cache(_pqn_continuous),
 }
 
 every_agent = pytest.mark.parametrize("name", AGENTS)
@@ -98,8 +117,16 @@ def test_argument_names_and_order(name: str) -> None:
         assert all(p.default is p.empty for p in signature.parameters.values()), function
 
 
-def types(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+class Type(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+    weak: bool
+
+
+def types(tree: PyTree) -> list[tuple[str, Type]]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    keystr = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return [(keystr(path), Type(x.shape, x.dtype, x.weak_type)) for path, x in paths]
 
 
 def one_update(case: Case, hp: dict[str, PyTree], inputs: dict[str, PyTree]) -> PyTree:
@@ -124,7 +151,8 @@ def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
         shapes = jax.eval_shape(functools.partial(one_update, case), hp, case.inputs)
     before, after, _, metrics = shapes
     assert jax.tree.structure(before) == jax.tree.structure(after)
-    assert types(before) == types(after)
+    pairs = zip(types(before), types(after), strict=True)
+    assert not [(old, new) for old, new in pairs if old != new]
     assert not any(x.weak_type for x in jax.tree.leaves(after)) or kind != "arrays"
     assert metrics and all(x.shape == () for x in jax.tree.leaves(metrics))
 
@@ -151,6 +179,34 @@ def test_act(name: str) -> None:
         assert types(memory) == types(jax.eval_shape(lambda: agent.memory(n)))
         assert all(x.shape[0] == n for x in jax.tree.leaves(extras))
     assert bits(run(0, False)) == bits(run(1, False))
+
+
+@every_agent
+def test_a_whole_run_traces_update_once(name: str) -> None:
+    """Alone, under vmap, and in a population."""
+    case, traces = AGENTS[name](), 0
+
+    def update(*args: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return case.stage.learner.update(*args)
+
+    learner = dataclasses.replace(case.stage.learner, update=update)
+    stage = dataclasses.replace(case.stage, learner=learner)
+    program = fit.Program((*case.program.stages[:-1], stage))
+    key, ids = jax.random.key(0), jnp.arange(4)
+    hp = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), case.hp)
+
+    alone = jax.eval_shape(fit.train(program), key, case.hp, case.inputs)
+    assert traces == 1
+    many = jax.vmap(fit.train(program), (0, 0, None))
+    spread = jax.eval_shape(many, jax.random.split(key, 4), hp, case.inputs)
+    assert traces == 2
+    plan = population.layout(4, jax.devices()[:1], WIDTH)
+    jax.eval_shape(population.train(program, plan), key, ids, hp, case.inputs)
+    assert traces == 3
+    for one, each in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        assert (each.shape, each.dtype) == ((4, *one.shape), one.dtype)
 
 
 @every_agent
@@ -244,10 +300,11 @@ def check_finite(result: PyTree) -> None:
 
 def check_keys(runs: Population, result: PyTree) -> None:
     members = np.arange(runs.count)
-    assert bits(runs(members)) == bits(result), "same key, other bits"
-    states = [runs(members, seed=4)[0], runs(members + 1)[0]]
-    for other in states:
-        assert all(bits(row(other, i)) != bits(row(result[0], i)) for i in members), "key not used"
+    assert bits(runs(members)) == bits(result), "same keys, other bits"
+    alike = jax.tree.map(lambda x: x[np.zeros_like(members)], runs.hp)
+    states = [runs(members, alike, seed)[0] for seed in (3, 4)]
+    kinds = {tuple(bits(row(state, i))) for state in states for i in range(runs.count)}
+    assert len(kinds) == 2 * runs.count, "other keys, the same bits"
 
 
 def check_order(runs: Population, result: PyTree) -> None:

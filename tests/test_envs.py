@@ -321,10 +321,11 @@ def test_with_params():
 # --- names and messages --------------------------------------------------------------------------
 
 
-def test_names_are_those_of_gymnax_and_of_the_probes():
+def test_names_are_those_of_gymnax_brax_and_the_probes():
     assert list(names.GYMNAX) == gymnax.registration._BUILTIN_ENV_IDS
     assert list(names.PROBES) == list(probes.PROBES)
-    assert len(dict(names.names())) == len(names.names()) == len(names.GYMNAX) + len(names.PROBES)
+    assert len(dict(names.names())) == len(names.names())
+    assert len(names.names()) == len(names.GYMNAX) + len(names.BRAX) + len(names.PROBES)
     for name, _ in names.names():
         check_name(name)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jaxrl.returns import lambda_returns
 
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 
 
 def oracle(
@@ -218,7 +218,9 @@ def test_rlax_generalised_advantages(lam: float) -> None:
     }
     for env in range(2):
         next_value = np.float32(value[env, 1:])
-        got = jitted(np.float32(reward[env]), next_value, *ends(list(how[env])), gamma[env], lam)
+        got = jitted(
+            np.array(reward[env], np.float32), next_value, *ends(list(how[env])), gamma[env], lam
+        )
         np.testing.assert_allclose(got - value[env, :-1], expected[lam][env], atol=1e-3)
 
 
@@ -286,7 +288,7 @@ def test_the_tests_see_known_mistakes(wrong: Callable[..., np.ndarray]) -> None:
     rows = []
     for how, (reward, value, expected) in BY_HAND.items():
         column = lambda x: np.array(x)[:, None]
-        args = (column(reward), column(value), *map(column, ends(list(how))), 0.5, 0.5)
+        args: Any = (column(reward), column(value), *map(column, ends(list(how))), 0.5, 0.5)
         np.testing.assert_allclose(oracle(*args)[:, 0], expected)
         rows.append(np.allclose(wrong(*args)[:, 0], expected))
     assert not all(rows)

@@ -1,17 +1,30 @@
-"""A tiny environment with discrete actions that terminates and is cut, for conformance tests."""
+"""Tiny environments that terminate and are cut, for conformance tests."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
+from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
 
 LIMIT = 5
 
 
 def walk() -> Env:
-    """A noisy walk on a line by -0.4, 0 or 0.4: ends beyond |x| = 1, cut after five steps."""
+    """Three actions: a step by -0.4, 0 or 0.4."""
+    return _line(Discrete(3), lambda action: 0.4 * (action - 1))
+
+
+def glide() -> Env:
+    """Two continuous actions: their difference is the step."""
+    space = Box((-0.5, 0.0), (0.5, 0.25), (2,))
+    return _line(space, lambda action: action[0] - action[1])
+
+
+def _line(space: Discrete | Box, move: Callable[[Array], Array]) -> Env:
+    """A noisy walk on a line that ends beyond |x| = 1 and is cut after five steps."""
 
     def obs(state: PyTree) -> Array:
         x, t = state
@@ -23,11 +36,11 @@ def walk() -> Env:
 
     def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
         x, t = state
-        x = x + 0.4 * (action - 1) + params["noise"] * jax.random.normal(key)
+        x = x + move(action) + params["noise"] * jax.random.normal(key)
         state = (x, t + 1)
         terminated = jnp.abs(x) > 1
         truncated = (t + 1 >= LIMIT) & ~terminated
         return state, TimeStep(obs(state), 1 - x * x, terminated, truncated)
 
-    spec = EnvSpec("walk", (2,), Discrete(3), LIMIT)
+    spec = EnvSpec("line", (2,), space, LIMIT)
     return Env(spec, {"noise": jnp.float32(0.3)}, reset, step)

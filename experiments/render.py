@@ -1,0 +1,60 @@
+"""An episode of a trained member as a GIF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxrl.envs import draw
+from jaxrl.experiments.load import Loaded, load, settings_of
+from jaxrl.experiments.report import open_for_reading
+from jaxrl.experiments.train import plan
+from jaxrl.records import atomic_write
+from jaxrl.types import Array, Env, PyTree
+
+
+def episode(env: Env, member: Loaded, key: Array, limit: int = 1000) -> tuple[np.ndarray, float]:
+    """Observations [L, *obs] of one greedy episode, its end included, and its return."""
+    policy, state, hp = member
+    steps = min(env.spec.max_steps or limit, limit)
+
+    def step(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
+        env_state, obs, memory, start, live = carry
+        key_noise, key_env = jax.random.split(key)
+        noise = policy.noise(key_noise, 1)
+        action, memory, _ = policy.act(state, hp, obs[None], start, memory, noise, False)
+        env_state, ts = env.step(key_env, env_state, action[0], env.params)
+        after = (env_state, ts.next_obs, memory, jnp.zeros(1, bool))
+        return (*after, live & ~(ts.terminated | ts.truncated)), (ts.next_obs, ts.reward, live)
+
+    @jax.jit
+    def play(key: Array) -> PyTree:
+        key_reset, key_steps = jax.random.split(key)
+        env_state, obs = env.reset(key_reset, env.params)
+        carry = (env_state, obs, policy.memory(1), jnp.ones(1, bool), jnp.bool_(True))
+        return obs, jax.lax.scan(step, carry, jax.random.split(key_steps, steps))[1]
+
+    first, (obs, reward, live) = jax.device_get(play(key))
+    return np.concatenate([first[None], obs[live]]), float(reward[live].sum())
+
+
+def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
+    """Draws one episode of a member into a GIF and tells what it shows."""
+    env = plan(settings_of(open_for_reading(path))).env
+    draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
+    observations, total = episode(env, load(path, member), jax.random.key(seed))
+    frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]
+    file = out or path / "plots" / f"member-{member}.gif"
+    slow = 90 if env.spec.name.endswith("MinAtar") else 30  # milliseconds a frame
+    atomic_write(
+        file,
+        lambda to: frames[0].save(
+            to, "GIF", save_all=True, append_images=frames[1:], duration=slow, loop=0
+        ),
+    )
+    print(f"{file}: member {member}, {len(frames) - 1} steps, return {total:.4g}")
+    return file

@@ -1,0 +1,152 @@
+"""Imports go one way, experiments → agents → jaxrl ← envs, and the wheel holds all of it."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("jaxrl", "agents", "envs", "experiments")
+MAY_IMPORT = {
+    "jaxrl": {"jaxrl"},
+    "agents": {"agents", "jaxrl"},
+    "envs": {"envs", "jaxrl"},
+    "experiments": set(FOLDERS),
+}
+SIMULATORS = {"gymnax", "brax"}
+
+
+def modules(folder: str) -> list[Path]:
+    """Every Python file of a folder, the links inside jaxrl/ left out."""
+    links = [path for path in (ROOT / folder).iterdir() if path.is_symlink()]
+    files = sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in files if not any(link in path.parents for link in links)]
+
+
+def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether inside a function) of everything that a module imports."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno} imports relatively"
+            yield from ((f"{node.module}.{alias.name}", late) for alias in node.names)
+        else:
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports(node, late or function)
+
+
+def layer(name: str) -> str | None:
+    """The folder that an import reaches into; None for other people's packages."""
+    first, *rest = name.split(".")
+    if first != "jaxrl":
+        return None
+    return rest[0] if rest and rest[0] in FOLDERS else "jaxrl"
+
+
+def violations(source: str, path: str) -> list[str]:
+    """What a module at `path`, such as "agents/pqn.py", may not import and does."""
+    folder, found = path.split("/")[0], []
+    for name, late in imports(ast.parse(source)):
+        if name.split(".")[0] in {"agents", "envs", "experiments", "tests"}:
+            found.append(name)  # only its name below jaxrl gives the one module object
+        if folder in ("jaxrl", "agents") and name.split(".")[0] in SIMULATORS:
+            found.append(name)
+        to = layer(name)
+        if path == "jaxrl/__init__.py" and late and to == "experiments":
+            continue
+        if to is not None and to not in MAY_IMPORT[folder]:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_one_way(folder: str) -> None:
+    paths = modules(folder)
+    assert paths
+    for path in paths:
+        name = path.relative_to(ROOT).as_posix()
+        assert not violations(path.read_text(), name), name
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("jaxrl/fit.py", "from jaxrl.agents import pqn"),
+        ("jaxrl/fit.py", "from jaxrl import envs"),
+        ("jaxrl/fit.py", "def f():\n    import jaxrl.experiments.cli"),
+        ("jaxrl/__init__.py", "import jaxrl.experiments"),
+        ("jaxrl/__init__.py", "def f():\n    from jaxrl.agents import pqn"),
+        ("jaxrl/nets.py", "if True:\n    from brax import envs"),
+        ("agents/pqn.py", "from jaxrl.envs import probes"),
+        ("agents/pqn.py", "import gymnax.wrappers"),
+        ("agents/pqn.py", "from agents import sac"),
+        ("envs/probes.py", "from jaxrl import agents"),
+        ("envs/probes.py", "from jaxrl.experiments.cli import main"),
+        ("experiments/cli.py", "import envs"),
+    ],
+)
+def test_the_check_sees(path: str, source: str) -> None:
+    assert violations(source, path)
+    allowed = "import brax_tools\nfrom jaxrl.types import Env\nimport numpy.random"
+    assert not violations(allowed, path)
+    assert not violations("def f():\n    from jaxrl.experiments import load", "jaxrl/__init__.py")
+
+
+def test_agents_load_no_simulator(tmp_path: Path) -> None:
+    loaded = "{name.split('.')[0] for name in sys.modules}"
+    code = f"import sys\nfrom jaxrl.agents import pqn\nprint({loaded} & {SIMULATORS})"
+    env = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (out.returncode, out.stdout) == (0, "set()\n"), out.stderr
+
+
+@pytest.mark.parametrize("folder", ["agents", "envs", "experiments"])
+def test_links(folder: str) -> None:
+    """Relative, or they would point elsewhere in another checkout."""
+    assert os.readlink(ROOT / "jaxrl" / folder) == os.path.join("..", folder)
+
+
+def test_every_folder_with_modules_is_a_listed_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for each in FOLDERS for path in modules(each)}
+    places = {name: Path(listed["package-dir"].get(name, "?")) for name in listed["packages"]}
+    assert folders == set(places.values())
+    for name, place in places.items():
+        assert name.split(".")[-1] == place.name
+        assert (ROOT / place / "__init__.py").exists()
+
+
+def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
+    """Built from a copy, since setuptools leaves folders behind and packs what it finds in them."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
+    build = subprocess.run(command, capture_output=True, text=True)
+    assert build.returncode == 0, build.stdout + build.stderr
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = [path for folder in FOLDERS for path in modules(folder)]
+    files += [*(ROOT / "experiments/presets").glob("*.yaml"), ROOT / "jaxrl/py.typed"]
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    assert held == {name if name.startswith("jaxrl/") else f"jaxrl/{name}" for name in names}
+    assert {"jaxrl/py.typed", "jaxrl/agents/pqn.py", "jaxrl/fit.py"} <= held
+    assert not fnmatch.filter(held, "jaxrl/*/presets/*.py")
