@@ -122,17 +122,16 @@ def drive(
                 continue
             counters = {"step": jnp.int32(step), "n": jnp.int32(n)}
             args = (state, {"inputs": own}, {"inputs": shared, **counters})
-            look = lambda state, step: (
-                (), {"state": state, "inputs": own}, {"inputs": shared, "step": jnp.int32(step)}
-            )  # fmt: skip
             # Both before the first chunk is launched, so that nothing runs while compiling.
             if advance is None:
                 advance = build(index, "advance", fit.advance(stage), args)
                 if stage.evaluate is not None:
-                    evaluate = build(index, "evaluate", fit.evaluate(stage), look(state, step))
+                    evaluate = build(
+                        index, "evaluate", fit.evaluate(stage), _look(state, step, own, shared)
+                    )
             state, metrics = advance(*args)
             step += n
-            evals = evaluate(*look(state, step))[1] if evaluate is not None else None
+            evals = evaluate(*_look(state, step, own, shared))[1] if evaluate is not None else None
             if waiting is not None:
                 yield _fetch_report(waiting, count, scopes)
             # Before the next chunk is launched, since that overwrites the state in place.
@@ -147,6 +146,11 @@ def drive(
         inputs_of[scope][stage.name] = state.learner
     if waiting is not None:
         yield _fetch_report(waiting, count, scopes)
+
+
+def _look(state: PyTree, step: int, own: PyTree, shared: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+    """The arguments of fit.evaluate."""
+    return (), {"state": state, "inputs": own}, {"inputs": shared, "step": jnp.int32(step)}
 
 
 def _fetch_report(report: Report, count: int, scopes: dict[str, str]) -> Report:

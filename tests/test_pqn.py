@@ -475,6 +475,16 @@ def test_permutations_are_uniform() -> None:
     assert chi_square(counts, 2000) < 114  # 64 degrees of freedom
 
 
+@pytest.mark.parametrize("log_n", [11, 17, 21])
+def test_small_parts_of_much_data_are_drawn_from_all_of_it(log_n: int) -> None:
+    """Rows come in the order they were collected, so 256 of them must not be neighbours."""
+    n, size = 1 << log_n, 256
+    order = np.asarray(jax.jit(permutation, static_argnums=1)(jax.random.key(0), n))
+    means = np.mean(order.reshape(-1, size) / n, 1)
+    # Of uniform draws, 1 / √(12 · 256), a little less where they are drawn without replacement.
+    assert np.std(means) < 2 / np.sqrt(12 * size)
+
+
 def test_minibatches_cover_each_row_once_and_keep_rows_together() -> None:
     data = {"a": jnp.arange(24), "b": jnp.arange(24.0)[:, None] * jnp.array([[3.0, 10.0]])}
     parts = minibatches(jax.random.key(0), data, 6)
