@@ -23,7 +23,7 @@ import optax
 from flax import struct
 
 from jaxrl import fit, nets
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import minibatches
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import evaluator, rollout
@@ -92,6 +92,19 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     """Raises UserError where the agent does not fit the environment or itself."""
     if not isinstance(spec.action, Discrete):
         raise UserError(f"pqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        minibatches=cfg.minibatches,
+        epochs=cfg.epochs,
+        smallest_layer=min((*cfg.hidden, *cfg.conv), default=1),
+    )
+    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
+        raise UserError(
+            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
+            f"observations of {spec.name} are {spec.obs_shape}"
+        )
     if cfg.num_envs * cfg.num_steps % cfg.minibatches:
         raise UserError(
             f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = "
@@ -233,7 +246,7 @@ def q_loss(
 
 def linear(progress: Array, start: Array | float, end: Array) -> Array:
     """Linear from `start` at progress 0 to `end` at 1, constant from there."""
-    return start + (end - start) * jnp.clip(progress, 0.0, 1.0)
+    return jnp.asarray(start + (end - start) * jnp.clip(progress, 0.0, 1.0), jnp.float32)
 
 
 def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:

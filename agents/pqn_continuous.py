@@ -25,7 +25,7 @@ from flax import struct
 
 from jaxrl import fit, nets
 from jaxrl.agents.pqn import linear, optimiser, single_stage, successor_values
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import minibatches
 from jaxrl.normalise import normalised
 from jaxrl.returns import lambda_returns
@@ -123,6 +123,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     low, high = bounds(spec)
     if len(spec.obs_shape) != 1:
         raise UserError(f"pqn_continuous takes flat observations; {spec.name} has {spec.obs_shape}")
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        minibatches=cfg.minibatches,
+        epochs=cfg.epochs,
+        critics=cfg.critics,
+        resets=cfg.resets,
+        smallest_layer=min((*cfg.actor, *cfg.critic), default=1),
+    )
+    if cfg.num_steps % cfg.resets:
+        raise UserError(f"resets={cfg.resets} does not divide num_steps={cfg.num_steps}")
     if cfg.num_envs * cfg.num_steps % cfg.minibatches or cfg.updates < 1:
         raise UserError(
             f"num_envs * num_steps = {cfg.num_envs * cfg.num_steps} must be a multiple of "

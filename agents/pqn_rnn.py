@@ -24,7 +24,7 @@ from flax import linen as nn
 from jaxrl import fit, nets
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, at_least
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import evaluator, rollout, select
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
@@ -80,6 +80,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
       UserError: the action space is not discrete, or the sizes do not divide.
     """
     pqn.check(cfg, spec)
+    at_least(1, memory=cfg.memory)
+    if not 0 <= cfg.memory_window <= cfg.num_steps:
+        raise UserError(
+            f"memory_window={cfg.memory_window} is not between 0 and num_steps={cfg.num_steps}"
+        )
     if cfg.num_envs % cfg.minibatches:
         raise UserError(
             f"minibatches={cfg.minibatches} does not divide num_envs={cfg.num_envs}, as it has to "

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "envs":  # found in the working directory, it would be a second module object
+    raise ImportError("import jaxrl.envs, not envs")
+
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
 
 if TYPE_CHECKING:

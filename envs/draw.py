@@ -72,9 +72,10 @@ def frame(name: str, obs: ArrayLike) -> np.ndarray:
 
 def _planes(obs: np.ndarray) -> np.ndarray:
     """[H, W, C] planes of zeros and ones: each cell in the colour of its last plane that is one."""
-    on: np.ndarray = np.greater(obs, 0)
+    on: np.ndarray = obs.astype(bool)
     last = obs.shape[-1] - 1 - np.argmax(on[..., ::-1], -1)
-    cells = np.where(on.any(-1)[..., None], CHANNELS[last % len(CHANNELS)], 245).astype(np.uint8)
+    colours = CHANNELS[last % len(CHANNELS)]
+    cells = np.where(np.any(on, -1, keepdims=True), colours, 245).astype(np.uint8)
     scale = SIZE // max(cells.shape[:2])
     return np.kron(cells, np.ones((scale, scale, 1), np.uint8))
 

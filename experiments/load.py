@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl import drive, population, records
 from jaxrl.checkpoint import Checkpoints
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, train
+from jaxrl.experiments import agents, session, train
 from jaxrl.experiments.options import Options, Settings, retype
 from jaxrl.experiments.report import open_for_reading
 from jaxrl.types import Agent, PyTree
@@ -47,6 +47,7 @@ def restore(ready: train.Plan, run: records.RunDir) -> drive.RunState:
 
 def load(path: str | Path, member: int = 0) -> Loaded:
     """(policy, state, hp) of one member of a run, from its newest checkpoint."""
+    session.start()
     run = open_for_reading(Path(path))
     ready = train.plan(settings_of(run))
     if not 0 <= member < ready.members:
@@ -69,4 +70,4 @@ def evaluate(path: Path, episodes: int, seed: int) -> tuple[train.Plan, Any]:
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)
     key = jax.random.fold_in(jax.random.key(1), seed)
-    return ready, drive.evaluate(program, layout, state, key, {})
+    return ready, drive.evaluate(program, layout, state, key, {}, ids=ready.seeds)

@@ -208,7 +208,13 @@ def abstract_state(
 
 
 def evaluate(
-    program: fit.Program, plan: Layout, state: RunState, key: Array, inputs: dict[str, PyTree]
+    program: fit.Program,
+    plan: Layout,
+    state: RunState,
+    key: Array,
+    inputs: dict[str, PyTree],
+    *,
+    ids: np.ndarray | None = None,
 ) -> PyTree:
     """What the stage of `state` evaluates, [P, ...]; every member has its own stream of `key`."""
     stage = program.stages[state.stage]
@@ -216,7 +222,8 @@ def evaluate(
     scopes = {s.name: s.scope for s in program.stages}
     shared = dict(inputs) | {k: v for k, v in state.results.items() if scopes[k] == "run"}
     own = {k: v for k, v in state.results.items() if scopes[k] == "member"}
-    keys = member_keys(key, jnp.arange(count))
+    ids = np.arange(count, dtype=np.int32) if ids is None else ids
+    keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
     run = jax.jit(lift(plan)(fit.evaluate(stage), stage))

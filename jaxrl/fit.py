@@ -1,7 +1,7 @@
 """A training run as one definition: stages of (learner, source), advanced by nested loops.
 
 The same functions serve two drivers. `train` composes them into one pure function of (key, hp,
-inputs), to be jitted, vmapped, exported or embedded. `jaxrl.population.drive` calls them from the
+inputs), to be jitted, vmapped, exported or embedded. `jaxrl.drive.drive` calls them from the
 host in chunks, with progress, checkpoints and resume. Both run the same compiled loops, so they
 give the same bits.
 

@@ -21,9 +21,9 @@ class Net(NamedTuple):
 
 def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
     """A linen module as a `Net`; `shapes` are those of its inputs without batch axes."""
-    examples = [jnp.zeros((1, *shape)) for shape in shapes]
 
     def init(key: Array) -> PyTree:
+        examples = [jnp.zeros((1, *shape)) for shape in shapes]
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:

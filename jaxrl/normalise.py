@@ -44,7 +44,7 @@ def include(old: Moments, x: Array) -> Moments:
 
 
 def standardise(m: Moments, x: Array, clip: float) -> Array:
-    """(x - mean) / std of x [..., *shape], clipped to ±clip; x itself before anything was seen."""
+    """(x - mean) / std of x [..., *shape], clipped to ±clip."""
     extra = (1,) * (x.ndim - m.mean.ndim)
     mean, var = m.mean.reshape(extra + m.mean.shape), m.var.reshape(extra + m.var.shape)
     return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -clip, clip)

@@ -41,7 +41,7 @@ def lambda_returns(
 
     def back(later: Array, xs: tuple[Array, ...]) -> tuple[Array, Array]:
         reward, value, terminated, truncated = xs
-        mixed = value + lam * (later - value)
+        mixed = (1 - lam) * value + lam * later
         ahead = jnp.where(truncated, value, mixed)
         target = reward + gamma * jnp.where(terminated, 0.0, ahead)
         return target, target
