@@ -127,7 +127,12 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
         signature.bind(**own)
     except TypeError as error:
         raise EnvError(f"{name}: {error}") from error
-    env = function(**own)
+    try:
+        env = function(**own)
+    except EnvError:
+        raise
+    except Exception as error:
+        raise EnvError(f"{name} failed: {error}") from error
     if not isinstance(env, Env):
         raise EnvError(f"{name} returned a {type(env).__name__}, not an Env")
     rest = {key: value for key, value in options.items() if key not in own}
