@@ -15,6 +15,8 @@ code uses it to bootstrap only), and time limits bootstrap from the true success
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -106,9 +108,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         obs = jnp.zeros((1, *spec.obs_shape))
         return pqn.begin(net.init(key, carry, obs, last_action)["params"], hp)
 
-    def forget(memory: PyTree, start: Array) -> PyTree:
-        return select(start, jax.tree.map(jnp.zeros_like, memory), memory)
-
     def act(
         state: State,
         hp: Hypers,
@@ -123,46 +122,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         action = pqn.choose(q, state.eps, noise, explore)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
-    def q_values(params: PyTree, window: Transition, memory: PyTree) -> tuple[Array, Array]:
-        """Q-values [T, B, A], and values [T, B] of the true successors, both from the window."""
-        length, size = window.reward.shape
-        actions = jax.nn.one_hot(window.action, num_actions)
-        last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
-        last_actions = jnp.where(window.start[..., None], 0.0, last_actions)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
-        features = run(params, "encode", flat(window.obs), flat(last_actions)).reshape(
-            length, size, -1
-        )
-
-        def step(carry: PyTree, xs: PyTree) -> tuple[PyTree, tuple[PyTree, Array]]:
-            features, start = xs
-            carry, out = run(params, "recall", forget(carry, start), features)
-            return carry, (carry, out)
-
-        _, (carries, outs) = jax.lax.scan(step, memory[0], (features, window.start))
-        q = run(params, "values", flat(outs)).reshape(length, size, num_actions)
-
-        # The successors' values: inside an episode those of the next step.
-        def ahead(rows: PyTree) -> Array:
-            carry, obs, action = rows
-            return jnp.max(run(params, "__call__", carry, obs, action)[1], -1)
-
-        every = (carries, window.next_obs, actions)
-        if not one_limit:
-            return q, ahead(jax.tree.map(flat, every)).reshape(length, size)
-        cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
-        ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
-        values = ahead(ends)
-        later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
-        return q, jnp.where(window.truncated, values[None, size:], later)
-
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
         def loss(params: PyTree, part: PyTree) -> tuple[Array, Array]:
             window, memory = part
             window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # [T, B, ...]
-            q, next_value = q_values(params, window, memory)
+            q, next_value = window_values(partial(run, params), window, memory, one_limit)
             targets = lambda_returns(
                 hp.reward_scale * window.reward,
                 jax.lax.stop_gradient(next_value),
@@ -179,6 +145,52 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     noise = pqn.exploration(num_actions)
     return Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+
+
+def window_values(
+    run: Callable[..., Any], window: Transition, memory: PyTree, one_limit: bool
+) -> tuple[Array, Array]:
+    """Q-values [T, B, A] in a window, and values [T, B] of the true successors.
+
+    Args:
+      run: (method, *args) of `Network` with the parameters at hand.
+      window: transitions [T, B, ...].
+      memory: (carry, last action [B, A]) before the window's first step.
+      one_limit: whether the window holds at most one time limit per environment, so that one step
+        of 2B rows gives the successors that acting did not go on to.
+    """
+    length, size = window.reward.shape
+    actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
+    last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
+    last_actions = jnp.where(window.start[..., None], 0.0, last_actions)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    features = run("encode", flat(window.obs), flat(last_actions)).reshape(length, size, -1)
+
+    def step(carry: PyTree, xs: PyTree) -> tuple[PyTree, tuple[PyTree, Array]]:
+        features, start = xs
+        carry, out = run("recall", forget(carry, start), features)
+        return carry, (carry, out)
+
+    _, (carries, outs) = jax.lax.scan(step, memory[0], (features, window.start))
+    q = run("values", flat(outs)).reshape(length, size, -1)
+
+    def ahead(rows: PyTree) -> Array:
+        carry, obs, action = rows
+        return jnp.max(run("__call__", carry, obs, action)[1], -1)
+
+    every = (carries, window.next_obs, actions)
+    if not one_limit:
+        return q, ahead(jax.tree.map(flat, every)).reshape(length, size)
+    cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
+    ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
+    values = ahead(ends)
+    later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
+    return q, jnp.where(window.truncated, values[None, size:], later)
+
+
+def forget(memory: PyTree, start: Array) -> PyTree:
+    """Zeros in place of the memory [B, ...] of environments that start an episode [B]."""
+    return select(start, jax.tree.map(jnp.zeros_like, memory), memory)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
