@@ -160,7 +160,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_actor, key_critic = jax.random.split(key)
         actor = actor_net.init(key_actor)
         critic = jax.vmap(one_critic.init)(jax.random.split(key_critic, cfg.critics))
-        begin = optimiser(hp.lr, hp.max_grad_norm).init
+        begin = optax.flatten(optimiser(hp.lr, hp.max_grad_norm)).init
         std = jnp.asarray(hp.noise_start, jnp.float32)
         return State(actor, critic, (begin(actor), begin(critic)), std)
 
@@ -220,7 +220,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             obs, action, target, before = part
             total = cfg.updates * cfg.epochs * cfg.minibatches
             lr = hp.lr * linear(count / total, 1.0, hp.lr_end)
-            step = optimiser(lr, hp.max_grad_norm).update
+            step = optax.flatten(optimiser(lr, hp.max_grad_norm)).update
             loss_q, grads = jax.value_and_grad(critic_loss)(critic, obs, action, target)
             change, opt_critic = step(grads, opt_critic, critic)
             critic = optax.apply_updates(critic, change)
