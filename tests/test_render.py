@@ -1,0 +1,67 @@
+"""Pictures of episodes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxrl.envs import draw, make
+from jaxrl.envs.names import EnvError
+from jaxrl.experiments.load import Loaded
+from jaxrl.experiments.render import episode
+from jaxrl.types import Agent
+
+
+def colour(text: str) -> np.ndarray:
+    return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def test_cartpole_stands_where_it_stands() -> None:
+    """The cart's columns move with x, and an upright pole is right above the cart."""
+    centres = {}
+    for x in (-1.2, 0.0, 1.2):
+        picture = draw.frame("CartPole-v1", [x, 0.0, 0.0, 0.0])
+        for name, paint in (("cart", draw.CART), ("pole", draw.POLE)):
+            columns = np.nonzero((picture == colour(paint)).all(-1))[1]
+            centres[name, x] = columns.mean()
+        assert abs(centres["cart", x] - centres["pole", x]) < 1.5
+        assert abs(centres["cart", x] - draw.SIZE / 2 * (1 + x / 2.6)) < 1.5
+
+
+def test_minatar_cells_have_the_colour_of_their_last_plane() -> None:
+    obs = np.zeros((10, 10, 4))
+    obs[2, 3, [0, 3]] = 1
+    picture = draw.frame("Breakout-MinAtar", obs)
+    side = draw.SIZE // 10
+    assert picture.shape == (draw.SIZE, draw.SIZE, 3)
+    np.testing.assert_array_equal(picture[2 * side + 5, 3 * side + 5], draw.CHANNELS[3])
+    np.testing.assert_array_equal(picture[0, 0], [245] * 3)
+
+
+@pytest.mark.parametrize("name", draw.DRAWINGS)
+def test_every_drawing_fits_its_environment_and_moves(name: str) -> None:
+    env = make(name)
+    rng = np.random.default_rng(0)
+    frames = [draw.frame(name, rng.uniform(-0.5, 0.5, env.spec.obs_shape)) for _ in range(2)]
+    assert np.any(frames[0] != frames[1])
+
+
+def test_what_has_no_drawing_is_refused() -> None:
+    with pytest.raises(EnvError, match="no drawing of probe:delay; there is of CartPole-v1"):
+        draw.frame("probe:delay", [0.0])
+
+
+def test_an_episode_stops_at_its_end() -> None:
+    env = tiny.walk()
+    act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([2]), memory, {})
+    nothing = lambda *args: None
+    policy = Agent(init=nothing, update=nothing, act=act)  # type: ignore[arg-type]
+    seen, total = episode(env, Loaded(policy, (), ()), jax.random.key(2))
+    positions = seen[:, 0]
+    assert 2 <= len(seen) <= tiny.LIMIT + 1
+    assert (np.abs(positions[:-1]) <= 1).all()
+    assert abs(positions[-1]) > 1 or len(seen) == tiny.LIMIT + 1
+    np.testing.assert_allclose(total, (1 - positions[1:] ** 2).sum(), rtol=1e-5)
