@@ -1,0 +1,101 @@
+"""Distributions over actions, as records of their parameters.
+
+`sample(noise)` turns numbers drawn beforehand into a sample, since a policy draws those of a whole
+window at once (`jaxrl.types.Policy.noise`); `noise(key, shape)` draws them. Leading axes [...] are
+batch axes everywhere. log-densities are in nats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.types import Array
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+class Categorical(NamedTuple):
+    """Actions 0 .. A-1 with log-probabilities logits + constant. logits [..., A]."""
+
+    logits: Array
+
+    @staticmethod
+    def noise(key: Array, shape: tuple[int, ...]) -> Array:
+        """Gumbel numbers of `shape`, which is [..., A]."""
+        return jax.random.gumbel(key, shape)
+
+    @property
+    def log_probs(self) -> Array:
+        """[..., A]."""
+        return jax.nn.log_softmax(self.logits)
+
+    @property
+    def mode(self) -> Array:
+        """The likeliest action [...] int32."""
+        return jnp.argmax(self.logits, -1)
+
+    def sample(self, noise: Array) -> Array:
+        """Actions [...] int32 from Gumbel `noise` [..., A] (the Gumbel-max trick)."""
+        return jnp.argmax(self.logits + noise, -1)
+
+    def log_prob(self, action: Array) -> Array:
+        """[...] of actions [...]. A one-hot product: its gradient is cheaper than a gather's."""
+        return jnp.sum(self.log_probs * jax.nn.one_hot(action, self.logits.shape[-1]), -1)
+
+    def entropy(self) -> Array:
+        """[...]."""
+        return -jnp.sum(jnp.exp(self.log_probs) * self.log_probs, -1)
+
+    def kl(self, other: Categorical) -> Array:
+        """KL(self || other) [...]."""
+        log_p = self.log_probs
+        return jnp.sum(jnp.exp(log_p) * (log_p - other.log_probs), -1)
+
+
+class Normal(NamedTuple):
+    """Independent normal components. mean and log_std [..., A]; densities are joint over A."""
+
+    mean: Array
+    log_std: Array
+
+    @staticmethod
+    def noise(key: Array, shape: tuple[int, ...]) -> Array:
+        """Standard normal numbers of `shape`, which is [..., A]."""
+        return jax.random.normal(key, shape)
+
+    @property
+    def mode(self) -> Array:
+        """[..., A]."""
+        return self.mean
+
+    def sample(self, noise: Array) -> Array:
+        """Actions [..., A] from standard normal `noise` [..., A], differentiable."""
+        return self.mean + jnp.exp(self.log_std) * noise
+
+    def log_prob(self, action: Array) -> Array:
+        """[...] of actions [..., A]."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * (z * z + LOG_2PI) - self.log_std, -1)
+
+    def entropy(self) -> Array:
+        """[...]."""
+        return jnp.sum(jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 * (1 + LOG_2PI), -1)
+
+    def kl(self, other: Normal) -> Array:
+        """KL(self || other) [...]."""
+        var = jnp.exp(2 * (self.log_std - other.log_std))
+        shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return jnp.sum(other.log_std - self.log_std + 0.5 * (var + shift * shift - 1), -1)
+
+
+def tanh_correction(pre: Array) -> Array:
+    """sum of log(1 - tanh(pre)²) [...] over the last axis of `pre` [..., A].
+
+    log p(tanh(u)) = log p(u) - tanh_correction(u). Written as 2 (log 2 - u - softplus(-2 u)), which
+    stays exact where tanh saturates (Haarnoja et al. 2018, app. C).
+    """
+    return jnp.sum(2 * (jnp.log(2.0) - pre - jax.nn.softplus(-2 * pre)), -1)
