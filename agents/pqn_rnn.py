@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl import fit, nets
+from jaxrl import fit, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
 from jaxrl.errors import UserError, at_least
 from jaxrl.returns import lambda_returns
-from jaxrl.rollout import evaluator, rollout, select
+from jaxrl.rollout import evaluator, rollout
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
@@ -54,25 +54,34 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         self.torso = nets.Torso(self.cfg.hidden, self.cfg.conv, norm=True)
-        cells = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
-        self.cell = cells[self.cfg.cell](self.cfg.memory)
+        self.cell = recurrent.Recurrent(self.cfg.cell, self.cfg.memory)
         self.head = nn.Dense(self.num_actions)
 
-    def encode(self, obs: Array, last_action: Array) -> Array:
-        """Features [B, F] of obs [B, *obs] and last_action [B, A] one-hot."""
-        return jnp.concatenate([self.torso(obs), last_action], -1)
+    def unroll(
+        self, carry: PyTree, obs: Array, last_action: Array, start: Array
+    ) -> tuple[PyTree, Array]:
+        """Carries [T, B, memory] after each step, and Q-values [T, B, A].
 
-    def recall(self, carry: PyTree, features: Array) -> tuple[PyTree, Array]:
-        """One step of the cell: carry and outputs [B, memory]."""
-        return self.cell(carry, features)
+        obs [T, B, *obs], last_action [T, B, A] one-hot, start [T, B] bool: where both the carry and
+        the last action are forgotten.
+        """
+        length, size = start.shape
+        last_action = recurrent.forget(flat(last_action), flat(start))
+        features = jnp.concatenate([self.torso(flat(obs)), last_action], -1)
+        carries, outs = self.cell(carry, features.reshape(length, size, -1), start)
+        return carries, self.head(flat(outs)).reshape(length, size, -1)
 
-    def __call__(self, carry: PyTree, obs: Array, last_action: Array) -> tuple[PyTree, Array]:
-        """One step: (carry, Q-values [B, A])."""
-        carry, out = self.recall(carry, self.encode(obs, last_action))
-        return carry, self.head(out)
+    def __call__(
+        self, carry: PyTree, obs: Array, last_action: Array, start: Array
+    ) -> tuple[PyTree, Array]:
+        """One step: (carry [B, memory], Q-values [B, A])."""
+        carries, q = self.unroll(carry, obs[None], last_action[None], start[None])
+        return jax.tree.map(lambda x: x[0], carries), q[0]
 
-    def values(self, out: Array) -> Array:
-        return self.head(out)
+
+def flat(x: Array) -> Array:
+    """[T, B, ...] as [T * B, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -97,16 +106,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     one_limit = spec.max_steps is not None and cfg.num_steps + cfg.memory_window <= spec.max_steps
 
     def memory(n: int) -> tuple[PyTree, Array]:
-        zeros = jnp.zeros((n, cfg.memory))
-        return (zeros, zeros) if cfg.cell == "lstm" else zeros, jnp.zeros((n, num_actions))
+        carry = recurrent.CELLS[cfg.cell].carry((n, cfg.memory))
+        return carry, jnp.zeros((n, num_actions))
 
     def run(params: PyTree, method: str, *args: PyTree) -> Any:
         return net.apply({"params": params}, *args, method=method)
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
         carry, last_action = memory(1)
-        obs = jnp.zeros((1, *spec.obs_shape))
-        return pqn.begin(net.init(key, carry, obs, last_action)["params"], hp)
+        obs, start = jnp.zeros((1, *spec.obs_shape)), jnp.zeros(1, bool)
+        return pqn.begin(net.init(key, carry, obs, last_action, start)["params"], hp)
 
     def act(
         state: State,
@@ -117,8 +126,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise: PyTree,
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        carry, last_action = forget(memory, start)
-        carry, q = run(state.params, "__call__", carry, obs, last_action)
+        carry, q = run(state.params, "__call__", memory[0], obs, memory[1], start)
         action = pqn.choose(q, state.eps, noise, explore)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
@@ -137,7 +145,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 hp.gamma,
                 hp.lam,
             )
-            taken = jnp.take_along_axis(q, window.action[..., None], -1)[..., 0]
+            taken = jnp.sum(q * jax.nn.one_hot(window.action, num_actions), -1)
             return 0.5 * jnp.mean((taken - targets) ** 2), jnp.mean(taken)
 
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
@@ -159,38 +167,25 @@ def window_values(
       one_limit: whether the window holds at most one time limit per environment, so that one step
         of 2B rows gives the successors that acting did not go on to.
     """
-    length, size = window.reward.shape
+    size = window.reward.shape[1]
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
     last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
-    last_actions = jnp.where(window.start[..., None], 0.0, last_actions)
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    features = run("encode", flat(window.obs), flat(last_actions)).reshape(length, size, -1)
-
-    def step(carry: PyTree, xs: PyTree) -> tuple[PyTree, tuple[PyTree, Array]]:
-        features, start = xs
-        carry, out = run("recall", forget(carry, start), features)
-        return carry, (carry, out)
-
-    _, (carries, outs) = jax.lax.scan(step, memory[0], (features, window.start))
-    q = run("values", flat(outs)).reshape(length, size, -1)
+    carries, q = run("unroll", memory[0], window.obs, last_actions, window.start)
 
     def ahead(rows: PyTree) -> Array:
         carry, obs, action = rows
-        return jnp.max(run("__call__", carry, obs, action)[1], -1)
+        q = run("__call__", carry, obs, action, jnp.zeros(action.shape[0], bool))[1]
+        return jnp.max(q, -1)
 
-    every = (carries, window.next_obs, actions)
+    # Targets are constants to the loss: no gradient flows through what follows.
+    every = jax.lax.stop_gradient((carries, window.next_obs, actions))
     if not one_limit:
-        return q, ahead(jax.tree.map(flat, every)).reshape(length, size)
+        return q, ahead(jax.tree.map(flat, every)).reshape(window.reward.shape)
     cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
     ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
     values = ahead(ends)
     later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
     return q, jnp.where(window.truncated, values[None, size:], later)
-
-
-def forget(memory: PyTree, start: Array) -> PyTree:
-    """Zeros in place of the memory [B, ...] of environments that start an episode [B]."""
-    return select(start, jax.tree.map(jnp.zeros_like, memory), memory)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:

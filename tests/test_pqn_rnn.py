@@ -60,7 +60,10 @@ def by_hand(cell: str) -> tuple[np.ndarray, np.ndarray]:
     """Q-values of the window and of its true successors, one step at a time from the memory."""
     cfg, spec, state, _, batch = windows(cell)
     net, t = pqn_rnn.Network(cfg, spec.action.n), batch.transitions
-    apply = jax.jit(lambda carry, obs, last: net.apply({"params": state.params}, carry, obs, last))
+    never = jnp.zeros(ENVS, bool)
+    apply = jax.jit(
+        lambda carry, obs, last: net.apply({"params": state.params}, carry, obs, last, never)
+    )
     (carry, last), q, ahead = batch.memory, [], []
     for i in range(KEEP + STEPS):
         keep = ~np.asarray(t.start[i])[:, None]
