@@ -7,8 +7,9 @@ Q-learning without replay buffer and without target network: many environments, 
 LayerNorm between every linear layer and its ReLU.
 
 Deviations: time limits bootstrap from the true successor (the authors' code treats them as
-terminations), and the λ-recursion is the paper's at every step (four of the authors' scripts start
-it one step late).
+terminations), the λ-recursion is the paper's at every step (four of the authors' scripts start it
+one step late), and observations are standardised by running statistics where the authors'
+configuration puts BatchNorm or BatchRenorm on them.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl import fit, nets
 from jaxrl.errors import UserError, at_least
-from jaxrl.minibatch import minibatches
-from jaxrl.returns import lambda_returns
+from jaxrl.minibatch import scan_epochs
+from jaxrl.normalise import normalised
+from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import evaluator, rollout
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source, Transition
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,15 @@ class Config:
     epochs: int = 4
     """passes over each window"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions in front, for images"""
+    """channels of convolutions in front, for images"""
+    kernels: tuple[int, ...] = ()
+    """their sides, 3 each if empty"""
+    strides: tuple[int, ...] = ()
+    """their strides, 1 each if empty"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
+    normalise_obs: bool = False
+    """standardise observations by running statistics"""
 
     @property
     def updates(self) -> int:
@@ -101,11 +109,8 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         epochs=cfg.epochs,
         smallest_layer=min((*cfg.hidden, *cfg.conv), default=1),
     )
-    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
-        raise UserError(
-            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
-            f"observations of {spec.name} are {spec.obs_shape}"
-        )
+    if cfg.conv:
+        check_images(cfg, spec)
     if cfg.num_envs * cfg.num_steps % cfg.minibatches:
         raise UserError(
             f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = "
@@ -118,6 +123,27 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
 
 
+def check_images(cfg: Config, spec: EnvSpec) -> None:
+    """Raises UserError where the convolutions do not fit the observations."""
+    sizes = {
+        "kernels": cfg.kernels or (3,) * len(cfg.conv),
+        "strides": cfg.strides or (1,) * len(cfg.conv),
+    }
+    for name, values in sizes.items():
+        if len(values) != len(cfg.conv) or min(values) < 1:
+            raise UserError(
+                f"{name}={values} has to be a positive number for each of conv={cfg.conv}"
+            )
+    sides = spec.obs_shape[:2] if len(spec.obs_shape) == 3 else (0,)
+    for kernel, stride in zip(*sizes.values(), strict=True):
+        sides = tuple((side - kernel) // stride + 1 for side in sides)
+    if min(sides) < 1:
+        raise UserError(
+            f"conv={cfg.conv} with kernels={sizes['kernels']} needs larger images; observations of "
+            f"{spec.name} are {spec.obs_shape}"
+        )
+
+
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
@@ -126,7 +152,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     check(cfg, spec)
     num_actions = spec.action.n  # type: ignore[union-attr]
-    net = nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv, norm=True), spec.obs_shape)
+    mlp = nets.MLP(
+        cfg.hidden, num_actions, cfg.conv, norm=True, kernels=cfg.kernels, strides=cfg.strides
+    )
+    net = nets.from_linen(mlp, spec.obs_shape)
     # A window no longer than an episode holds at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
@@ -164,7 +193,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         loss = lambda params, part: q_loss(net.apply, params, *part)
         return learn(cfg, hp, state, loss, data, key, step)
 
-    return Agent(init=init, update=update, act=act, noise=exploration(num_actions))
+    agent = Agent(init=init, update=update, act=act, noise=exploration(num_actions))
+    return normalised(agent, spec, cfg.num_envs) if cfg.normalise_obs else agent
 
 
 def begin(params: PyTree, hp: Hypers) -> State:
@@ -211,34 +241,13 @@ def learn(
         updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, flat)
         return (optax.apply_updates(flat, updates), opt, count + 1), (value, q)
 
-    def epoch(carry: PyTree, key: Array) -> tuple[PyTree, tuple[Array, Array]]:
-        return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
-
-    count = step * (cfg.epochs * cfg.minibatches)
-    (flat, opt, _), (losses, q) = jax.lax.scan(
-        epoch, (flat, state.opt, count), jax.random.split(key, cfg.epochs)
+    carry = (flat, state.opt, step * (cfg.epochs * cfg.minibatches))
+    (flat, opt, _), (losses, q) = scan_epochs(
+        minibatch, carry, key, data, cfg.epochs, cfg.minibatches
     )
     eps = linear((step + 1) / (hp.eps_decay * cfg.updates), hp.eps_start, hp.eps_end)
     metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
     return State(unravel(flat), opt, eps), metrics
-
-
-def successor_values(value_of: Any, window: Transition, one_limit: bool) -> Array:
-    """Values [T, N] of the true successors, under the parameters that acted.
-
-    Inside an episode the successor is the next observation, whose value acting already computed.
-    What is left are the window's last successors and those cut by a time limit; where a window
-    holds at most one limit per environment, that is one forward pass of 2N rows.
-    """
-    if not one_limit:
-        rows = window.next_obs.reshape(-1, *window.next_obs.shape[2:])
-        return value_of(rows).reshape(window.reward.shape)
-    num_envs = window.reward.shape[1]
-    cut = jnp.argmax(window.truncated, 0)  # [N] when the limit came, 0 if it did not
-    at_limit = window.next_obs[cut, jnp.arange(num_envs)]
-    values = value_of(jnp.concatenate([window.next_obs[-1], at_limit]))
-    later = jnp.concatenate([window.extras["value"][1:], values[None, :num_envs]])
-    return jnp.where(window.truncated, values[None, num_envs:], later)
 
 
 def q_loss(

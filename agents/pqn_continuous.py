@@ -24,11 +24,11 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import fit, nets
-from jaxrl.agents.pqn import linear, optimiser, single_stage, successor_values
+from jaxrl.agents.pqn import linear, optimiser, single_stage
 from jaxrl.errors import UserError, at_least
-from jaxrl.minibatch import minibatches
+from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
-from jaxrl.returns import lambda_returns
+from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import evaluator, rollout
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree
 
@@ -107,11 +107,8 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for width in self.hidden:
-            x = nn.relu(nets.LayerNorm()(nn.Dense(width, kernel_init=orthogonal)(x)))
-        return nn.Dense(self.out, kernel_init=orthogonal)(x)
-
-
-orthogonal = nn.initializers.orthogonal(1.0)
+            x = nn.relu(nets.LayerNorm()(nn.Dense(width, kernel_init=nets.orthogonal())(x)))
+        return nn.Dense(self.out, kernel_init=nets.orthogonal())(x)
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -232,12 +229,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             metrics = {"critic_loss": loss_q, "actor_loss": loss_pi, "beyond_threshold": far}
             return (actor, critic, (opt_actor, opt_critic), count + 1), metrics
 
-        def epoch(carry: PyTree, key: Array) -> tuple[PyTree, dict[str, Array]]:
-            return jax.lax.scan(minibatch, carry, minibatches(key, data, cfg.minibatches))
-
         carry = (state.actor, state.critic, state.opt, step * (cfg.epochs * cfg.minibatches))
-        keys = jax.random.split(key_epochs, cfg.epochs)
-        (actor, critic, opt, _), metrics = jax.lax.scan(epoch, carry, keys)
+        (actor, critic, opt, _), metrics = scan_epochs(
+            minibatch, carry, key_epochs, data, cfg.epochs, cfg.minibatches
+        )
         progress = (step + 1) / (hp.noise_decay * cfg.updates)
         std = linear(progress, hp.noise_start, hp.noise_end)
         metrics = jax.tree.map(jnp.mean, metrics) | {"target": jnp.mean(targets), "std": state.std}

@@ -27,6 +27,7 @@ from jaxrl import fit, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
 from jaxrl.errors import UserError, at_least
+from jaxrl.normalise import normalised
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import evaluator, rollout
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
@@ -53,8 +54,11 @@ class Network(nn.Module):
     num_actions: int
 
     def setup(self) -> None:
-        self.torso = nets.Torso(self.cfg.hidden, self.cfg.conv, norm=True)
-        self.cell = recurrent.Recurrent(self.cfg.cell, self.cfg.memory)
+        cfg = self.cfg
+        self.torso = nets.Torso(
+            cfg.hidden, cfg.conv, norm=True, kernels=cfg.kernels, strides=cfg.strides
+        )
+        self.cell = recurrent.Recurrent(cfg.cell, cfg.memory)
         self.head = nn.Dense(self.num_actions)
 
     def unroll(
@@ -152,7 +156,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
 
     noise = pqn.exploration(num_actions)
-    return Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+    return normalised(agent, spec, cfg.num_envs) if cfg.normalise_obs else agent
 
 
 def window_values(

@@ -1,9 +1,13 @@
-"""Shuffled minibatches."""
+"""Shuffled minibatches, epochs of them, and gradient steps on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
 
 from jaxrl.types import Array, PyTree
 
@@ -25,7 +29,66 @@ def permutation(key: Array, n: int) -> Array:
 
 
 def minibatches(key: Array, data: PyTree, count: int) -> PyTree:
-    """Leaves [B, ...] in random order as [count, B / count, ...]."""
+    """Leaves [B, ...] in random order as [count, B / count, ...]; a single part keeps its order."""
+    if count == 1:
+        return jax.tree.map(lambda x: x[None], data)
     size = jax.tree.leaves(data)[0].shape[0]
     order = permutation(key, size).reshape(count, size // count)
     return jax.tree.map(lambda x: x[order], data)
+
+
+def scan_epochs(
+    fn: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    key: Array,
+    data: PyTree,
+    epochs: int,
+    count: int,
+) -> tuple[PyTree, PyTree]:
+    """`fn(carry, part) -> (carry, out)` over `epochs` passes of `data`, each in a new random order.
+
+    Args:
+      data: leaves [D, ...].
+      count: parts of a pass, leaves [D / count, ...]; divides D.
+
+    Returns:
+      the last carry, and outs as leaves [epochs, count, ...].
+    """
+
+    def epoch(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(fn, carry, minibatches(key, data, count))
+
+    return jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
+
+
+def descend(
+    loss: Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]],
+    start: tuple[PyTree, optax.OptState],
+    transform: optax.GradientTransformation,
+    key: Array,
+    data: PyTree,
+    epochs: int,
+    count: int,
+) -> tuple[tuple[PyTree, optax.OptState], dict[str, Array]]:
+    """Gradient steps on `loss(params, part) -> (loss, metrics)` over shuffled parts of `data`.
+
+    Args:
+      start: parameters, and the optimiser's state on one vector of them.
+      data: leaves [D, ...].
+      epochs, count: passes of `count` parts each, see `scan_epochs`.
+
+    Returns:
+      (parameters, optimiser's state), and the means of the metrics over all steps.
+    """
+    # One vector of parameters: a dozen small leaves cost more in overhead than in work.
+    flat, unravel = ravel_pytree(start[0])
+
+    def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        flat, opt = carry
+        of_vector = lambda flat: loss(unravel(flat), part)
+        grads, metrics = jax.grad(of_vector, has_aux=True)(flat)
+        updates, opt = transform.update(grads, opt)
+        return (optax.apply_updates(flat, updates), opt), metrics
+
+    (flat, opt), metrics = scan_epochs(minibatch, (flat, start[1]), key, data, epochs, count)
+    return (unravel(flat), opt), jax.tree.map(jnp.mean, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,30 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.apply({"params": params}, *inputs)
 
     return Net(init, apply)
+
+
+def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Initialiser of kernels [..., out] whose columns (or rows, if these are fewer) are orthogonal
+    and of length `scale`, uniformly drawn.
+
+    Gram-Schmidt, twice for precision, and not the QR of LAPACK: that one, vmapped, waits for
+    threads of the pool that it occupies itself, and on several CPU devices it can wait for ever.
+    """
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        gauss = jax.random.normal(key, (min(rows, columns), max(rows, columns)), dtype)
+
+        def step(i: Array, basis: Array) -> Array:
+            v = gauss[i]
+            for _ in range(2):  # what is not filled yet is zero
+                v = v - (basis @ v) @ basis
+            return basis.at[i].set(v * jax.lax.rsqrt(jnp.sum(v * v)))
+
+        basis = jax.lax.fori_loop(0, gauss.shape[0], step, jnp.zeros_like(gauss))
+        return scale * (basis.T if rows >= columns else basis).reshape(shape)
+
+    return init
 
 
 class LayerNorm(nn.Module):
@@ -71,9 +96,10 @@ class Conv3x3(nn.Module):
 
 
 class Torso(nn.Module):
-    """[Conv3x3 -> (LayerNorm) -> activation] per entry of `conv`, then the same with Dense per
+    """[convolution -> (LayerNorm) -> activation] per entry of `conv`, then the same with Dense per
     entry of `hidden`: observations [B, *obs] to features [B, hidden[-1]].
 
+    Convolutions are unpadded, of sides `kernels` and with `strides`, 3 and 1 where these are empty.
     Weights begin as in the authors' PQN networks: He normal behind convolutions, else LeCun normal.
     """
 
@@ -81,11 +107,17 @@ class Torso(nn.Module):
     conv: tuple[int, ...] = ()
     norm: bool = False
     activation: Callable[[Array], Array] = nn.relu
+    kernels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for features in self.conv:
-            x = self._finish(Conv3x3(features)(x))
+        kernels, strides = (
+            self.kernels or (3,) * len(self.conv),
+            self.strides or (1,) * len(self.conv),
+        )
+        for features, side, stride in zip(self.conv, kernels, strides, strict=True):
+            x = self._finish(_convolution(features, side, stride)(x))
         x = x.reshape(x.shape[0], -1)
         init = nn.initializers.he_normal() if self.conv else nn.initializers.lecun_normal()
         for width in self.hidden:
@@ -96,6 +128,13 @@ class Torso(nn.Module):
         return self.activation(LayerNorm()(x) if self.norm else x)
 
 
+def _convolution(features: int, side: int, stride: int) -> nn.Module:
+    if (side, stride) == (3, 1):
+        return Conv3x3(features)
+    he = nn.initializers.he_normal()
+    return nn.Conv(features, (side, side), stride, "VALID", kernel_init=he)
+
+
 class MLP(nn.Module):
     """A `Torso` and a linear layer to `out` outputs."""
 
@@ -104,8 +143,10 @@ class MLP(nn.Module):
     conv: tuple[int, ...] = ()
     norm: bool = False
     activation: Callable[[Array], Array] = nn.relu
+    kernels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Torso(self.hidden, self.conv, self.norm, self.activation)(x)
+        x = Torso(self.hidden, self.conv, self.norm, self.activation, self.kernels, self.strides)(x)
         return nn.Dense(self.out)(x)

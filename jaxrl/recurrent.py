@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.nets import orthogonal
 from jaxrl.types import Array, PyTree
 
 
@@ -82,7 +83,7 @@ class Recurrent(nn.Module):
 
 def _orthogonal_blocks(key: Array, shape: tuple[int, int]) -> Array:
     size, gates = shape
-    make = lambda key: nn.initializers.orthogonal()(key, (size, size))
+    make = lambda key: orthogonal()(key, (size, size))
     return jnp.concatenate([make(k) for k in jax.random.split(key, gates // size)], -1)
 
 

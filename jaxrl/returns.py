@@ -7,10 +7,12 @@ keeps it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array
+from jaxrl.types import Array, Transition
 
 
 def lambda_returns(
@@ -48,3 +50,53 @@ def lambda_returns(
 
     xs = (reward, next_value, terminated, truncated)
     return jax.lax.scan(back, next_value[-1], xs, reverse=True)[1]
+
+
+def gae(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: Array | float,
+    lam: Array | float,
+) -> Array:
+    """Generalised advantage estimates, A_t = δ_t + γ λ (1 - done_t) A_{t+1} (Schulman et al. 2016).
+
+    δ_t = r_t + γ (1 - terminated_t) v_t - V(s_t). Computed as λ-return minus value, which is the
+    same wherever v_t is V(s_{t+1}) inside episodes, as it is for successors valued by the same V.
+
+    Args:
+      value: [T, ...] float32, V(s_t). The others are those of `lambda_returns`.
+
+    Returns:
+      [T, ...] float32.
+    """
+    return lambda_returns(reward, next_value, terminated, truncated, gamma, lam) - value
+
+
+def successor_values(
+    value_of: Callable[[Array], Array], window: Transition, one_limit: bool
+) -> Array:
+    """Values [T, N] of the true successors in a window, under the parameters that acted.
+
+    Inside an episode the successor is the next observation, whose value acting already recorded in
+    `extras["value"]` [T, N]. What is left are the window's last successors and those cut by a time
+    limit; where a window holds at most one limit per environment, that is one forward pass of 2N
+    rows. A value behind a termination may be anything.
+
+    Args:
+      value_of: obs [B, *obs] to values [B].
+      window: transitions [T, N, ...].
+      one_limit: whether the window holds at most one time limit per environment. Otherwise all
+        successors go through `value_of`.
+    """
+    if not one_limit:
+        rows = window.next_obs.reshape(-1, *window.next_obs.shape[2:])
+        return value_of(rows).reshape(window.reward.shape)
+    num_envs = window.reward.shape[1]
+    cut = jnp.argmax(window.truncated, 0)  # [N] when the limit came, 0 if it did not
+    at_limit = window.next_obs[cut, jnp.arange(num_envs)]
+    values = value_of(jnp.concatenate([window.next_obs[-1], at_limit]))
+    later = jnp.concatenate([window.extras["value"][1:], values[None, :num_envs]])
+    return jnp.where(window.truncated, values[None, num_envs:], later)

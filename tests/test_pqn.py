@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from medley import medley
 from test_returns import oracle
 
 from jaxrl import nets, population
@@ -19,7 +20,7 @@ from jaxrl.agents import pqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
 from jaxrl.minibatch import minibatches, permutation
-from jaxrl.types import Array, Batch, Box, Discrete, Env, EnvSpec, PyTree, TimeStep, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, PyTree, Transition
 
 STEPS, ENVS, OBS, ACTIONS = 6, 4, 3, 4
 CFG = pqn.Config(
@@ -501,25 +502,6 @@ KINDS = {
     "limit": probes.limit(8),
 }
 GAMMA = 0.8
-
-
-def medley() -> Env:
-    """All probes in one environment: the parameter `kind` says which, so that one program does."""
-    kinds = list(KINDS.values())
-
-    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
-        return jax.lax.switch(params["kind"], [lambda k, e=e: e.reset(k, {}) for e in kinds], key)
-
-    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
-        return jax.lax.switch(
-            params["kind"],
-            [lambda *args, e=e: e.step(*args, {}) for e in kinds],
-            *(key, state, action),
-        )
-
-    return Env(EnvSpec("medley", (1,), Discrete(2), 8), {"kind": jnp.int32(0)}, reset, step)
-
-
 PROBE_CFG = pqn.Config(
     total_steps=400 * 64, num_envs=8, num_steps=8, minibatches=4, epochs=2, hidden=(16,)
 )
@@ -540,7 +522,7 @@ def learnt() -> Any:
     }
     hp["agent"] = hp["agent"].replace(lam=jnp.float32([lam for _, _, lam in members]))
     plan = population.layout(count, jax.devices()[:1], count)
-    program = pqn.program(PROBE_CFG, medley(), evals=1, episodes=4)
+    program = pqn.program(PROBE_CFG, medley(list(KINDS.values())), evals=1, episodes=4)
     train = jax.jit(population.train(program, plan))
     result = train(jax.random.key(0), jnp.arange(count), hp, {})
     net = nets.from_linen(nets.MLP(PROBE_CFG.hidden, 2, norm=True), (1,))

@@ -47,6 +47,14 @@ def to_flax(kind: str, params: PyTree) -> PyTree:
     return {"params": found}
 
 
+def test_recurrent_kernels_begin_orthogonal() -> None:
+    params = case("gru")[1]
+    blocks = np.split(np.asarray(params["recurrent"]), 3, -1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(H), atol=1e-6)
+    assert not np.allclose(blocks[0], blocks[1])
+
+
 @pytest.mark.parametrize("kind", FLAX)
 def test_values_are_those_of_the_flax_cell(kind: str) -> None:
     net, params, carry, inputs, start = case(kind)
