@@ -55,11 +55,22 @@ class Options:
     """members per tile; by default a rule chooses. Another width changes results by rounding"""
     tensorboard: bool = False
     """write TensorBoard files: quantiles over members"""
+    coordinator: str | None = None
+    """host:port of process 0, where no cluster tells; every process gets the same"""
+    processes: int | None = None
+    """processes that share the run; needs --coordinator"""
+    process_id: int | None = None
+    """which of them this one is, from 0 on"""
+    heartbeat: int = 100
+    """seconds of silence after which a process counts as dead, and ends the others"""
+    watchdog: float = 3600.0
+    """seconds without progress after which the process ends itself; 0 never"""
 
 
 # What may differ when a run is continued or repeated: results are the same but for rounding.
 INCIDENTAL = (
-    "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard", "preset"
+    "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard", "preset",
+    "coordinator", "processes", "process_id", "heartbeat", "watchdog",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -67,19 +78,32 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A run, resolved: its agent, options, and the agent's static and traced settings."""
+    """A run, resolved: its agent, options, and the agent's static and traced settings.
+
+    Attributes:
+      points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
+        the environment's parameters. Every point is trained with every seed, and all have the
+        same names.
+    """
 
     agent: str
     options: Options
     cfg: Any
     hp: Any
+    points: tuple[dict[str, Any], ...] = ({},)
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Dotted names of what differs between members, beside their seeds."""
+        return tuple(self.points[0])
 
     def identity(self) -> dict[str, Any]:
         """What decides the results, and so names the run."""
         options = dataclasses.asdict(self.options)
         kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
         own = dataclasses.asdict(self.cfg) | dataclasses.asdict(self.hp)
-        return {"agent": self.agent, **kept, "settings": own}
+        points = {"points": list(self.points)} if self.swept else {}
+        return {"agent": self.agent, **kept, "settings": own, **points}
 
 
 def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
@@ -193,10 +217,14 @@ def _number(value: Any) -> Any:
 
 def _check_flags(module: ModuleType, argv: Sequence[str]) -> None:
     """One line with the nearest option, where tyro would print a box."""
-    own = [f.name for r in (module.Config, module.Hypers) for f in dataclasses.fields(r)]
-    names = [f.name for f in dataclasses.fields(Options)] + [f"agent.{name}" for name in own]
-    flags = {f"--{name.replace('_', '-')}" for name in names} | {"--help", "--no-overwrite"}
-    flags |= {"--no-tensorboard"}
+    records = [("", Options("")), ("agent.", module.Config()), ("agent.", module.Hypers())]
+    fields = [
+        (prefix, name.replace("_", "-"), value)
+        for prefix, record in records
+        for name, value in dataclasses.asdict(record).items()
+    ]
+    flags = {f"--{prefix}{name}" for prefix, name, _ in fields} | {"--help"}
+    flags |= {f"--{prefix}no-{name}" for prefix, name, value in fields if isinstance(value, bool)}
     for word in argv:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in flags:

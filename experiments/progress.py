@@ -16,13 +16,15 @@ from jaxrl.plots import compact
 class Display:
     """Tells a person what a run is doing. A context manager; `say` prints above the line."""
 
-    def __init__(self, total_steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    def __init__(
+        self, total_steps: int, console: Console | None = None, silent: bool = False
+    ) -> None:
+        self.console = console or Console(highlight=False, quiet=silent)
         self.live = self.console.is_terminal
         self.total, self.first, self.done = total_steps, 0, 0
         self.compile_s = 0.0
         self._begun = self._since = time.perf_counter()
-        self._doing = "starting"
+        self._doing, self._shown = "starting", ""
         self._news: tuple[str, float, float] | None = None  # of the last chunk: text, left, when
         self._bar = Progress(
             BarColumn(20),
@@ -52,21 +54,24 @@ class Display:
         if not self.live:
             self.say(f"compiling {what} ...", end=" ")
 
-    def compiled(self, what: str, seconds: float) -> None:
+    def compiled(self, what: str, seconds: float, temporary_bytes: int) -> None:
+        """After a compilation; the bytes are those the program needs beside the state."""
         self.compile_s += seconds
         self._doing, self._since = "running", time.perf_counter()
-        self.say(f"compiled {what} in {seconds:.1f} s" if self.live else f"{seconds:.1f} s")
+        took = f"{seconds:.1f} s, {size(temporary_bytes)} of temporary memory"
+        self.say(f"compiled {what} in {took}" if self.live else took)
 
-    def advance(self, done_steps: int, numbers: dict[str, float]) -> None:
-        """After a chunk: how far the run is, and what to show of its metrics."""
+    def advance(self, done_steps: int, numbers: dict[str, float] | None) -> None:
+        """How far the run is, and what to show of a chunk's metrics; None inside of a chunk."""
         self.done, now = done_steps, time.perf_counter()
         # Environment steps (or updates, where there are none) per second, compiling apart.
         speed = (self.done - self.first) / max(now - self._begun - self.compile_s, 1e-9)
-        shown = "".join(f"{name} {value:.4g}  " for name, value in numbers.items())
+        if numbers is not None:
+            self._shown = "".join(f"{name} {value:.4g}  " for name, value in numbers.items())
         left = (self.total - self.done) / max(speed, 1e-9)
-        self._news = (f"{shown}{rate(speed)} steps/s", left, now)
+        self._news = (f"{self._shown}{rate(speed)} steps/s", left, now)
         self._bar.update(self._task, completed=done_steps)
-        if not self.live:
+        if not self.live and numbers is not None:
             self.say(self._line())
 
     def say(self, line: str, end: str = "\n") -> None:
@@ -96,6 +101,14 @@ def rate(value: float) -> str:
     """A speed in three digits: 38.7k, 1.24M."""
     digits = 3 - len(str(int(value)))
     return compact(round(value, digits))
+
+
+def size(count: int) -> str:
+    """Bytes, as 806 KiB or 1.4 GiB."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"
 
 
 def clock(seconds: float) -> str:

@@ -6,17 +6,20 @@ tuples, whatever they are made of. Beside them lies a JSON record with the calle
 name, shape, dtype and crc32 of every leaf.
 
 A checkpoint is complete or absent, even if the process is killed while writing. One that was
-damaged later is noticed, reported, removed, and the one before it is used.
+damaged later is noticed, reported, set aside as "damaged-<index>", and the one before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +58,9 @@ class Checkpoints:
       path: the folder; created unless `read_only`.
       keep: how many complete checkpoints stay.
       say: called with each line about a damaged checkpoint.
-      read_only: neither write nor remove anything, so that the folder of a run in progress can be
-        read. Unfinished writes and damaged checkpoints are removed otherwise, so one writer at a
-        time.
+      read_only: neither write nor move anything, so that the folder of a run in progress can be
+        read. Unfinished writes are removed and damaged checkpoints set aside otherwise, so one
+        writer at a time.
 
     Every process opens its own: nothing here waits for other processes.
     """
@@ -98,6 +101,7 @@ class Checkpoints:
 
         Raises:
           TypeError: a leaf is not numeric, or meta is not JSON.
+          OSError: ENOSPC, the disk is full; also from `wait` and `close`.
           ValueError: a checkpoint with this or a later index exists.
         """
         if self._read_only:
@@ -110,7 +114,9 @@ class Checkpoints:
         state = {_slot(i): x for i, x in enumerate(arrays) if x.size}
         state = args.PyTreeSave(state or {"none": np.zeros(1, np.int8)})
         items = args.Composite(state=state, meta=args.JsonSave(record))
-        if not self._manager.save(index, args=items):
+        with _plain_errors():
+            done = self._manager.save(index, args=items)
+        if not done:
             newest = self._manager.latest_step()
             raise ValueError(f"checkpoint {index} must come after {newest}, the newest there is")
 
@@ -139,36 +145,29 @@ class Checkpoints:
             except _Damaged as error:
                 notes.append(f"checkpoint {found} is damaged and passed over: {error}")
                 self._say(notes[-1])
-                self._remove(found)
+                self._set_aside(found)
         return None
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with _plain_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then stops the background threads."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with _plain_errors():
+                self._manager.close()
 
     def _open(self, keep: int) -> Any:
         ocp = _orbax()
-        options = {}
-        if jax.process_count() > 1:  # no barriers: every process is on its own
-            process = jax.process_index()
-            options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-                primary_host=process,
-                active_processes={process},
-                barrier_sync_key_prefix=f"process{process}",
-            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             create=False,
             read_only=self._read_only,
             lightweight_initialize=True,  # does not read what may be damaged
-            **options,
         )
         return ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
 
@@ -177,10 +176,14 @@ class Checkpoints:
         found = self.path.iterdir() if self.path.is_dir() else ()
         return sorted((int(x.name) for x in found if x.name.isdecimal()), reverse=True)
 
-    def _remove(self, index: int) -> None:
-        if not self._read_only:
-            shutil.rmtree(self.path / str(index), ignore_errors=True)
-            self._manager.reload()
+    def _set_aside(self, index: int) -> None:
+        if self._read_only:
+            return
+        aside = self.path / f"damaged-{index}"
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            (self.path / str(index)).rename(aside)
+        self._manager.reload()
 
     def _read(self, index: int, target: Callable) -> tuple[PyTree, dict[str, Any]]:
         args = _orbax().args
@@ -299,10 +302,30 @@ def _check(index: int, saved: list[dict[str, Any]], names: list[str], wanted: li
     raise CheckpointMismatch(f"checkpoint {index} is of another configuration: {text}")
 
 
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A full disk as the OSError that it is."""
+    try:
+        yield
+    except ValueError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "No space left" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "no space left for a checkpoint") from error
+
+
 def _orbax() -> Any:
-    """orbax, imported late since that takes a second, and silent: its errors are raised anyway."""
+    """orbax, imported late since that takes a second, and silent: its errors are raised anyway.
+
+    It is told that each process is the only one. Of several it would let the first alone write host
+    arrays, all waiting for each other; here each writes its own members into its own folder.
+    """
     import orbax.checkpoint as ocp
     from absl import logging
+    from orbax.checkpoint._src.multihost import multihost
 
     logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)  # of a failed save, one error of each leaf
+    multihost.process_index, multihost.process_count = (lambda: 0), (lambda: 1)
+    multihost.should_skip_process_sync = lambda processes=None: True
+    multihost.is_jax_distributed_client_initialized = lambda: False
     return ocp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +28,13 @@ class RunState(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What one chunk brought."""
+    """What one launch brought; metrics and evaluations at the end of each chunk only."""
 
     stage: str
-    step: int  # updates made in this stage, this chunk included
-    metrics: dict[str, Any]  # name -> [P] float32, NaN where nothing was counted
-    evals: Any  # outputs of stage.evaluate with the axis P, or None
-    snapshot: RunState | None
+    step: int  # updates made in this stage, this launch included
+    metrics: dict[str, Any] | None = None  # name -> [P] float32, NaN where nothing was counted
+    evals: Any = None  # outputs of stage.evaluate with the axis P
+    snapshot: RunState | None = None
 
 
 class Compiled(NamedTuple):
@@ -54,6 +54,10 @@ def _silent(event: Any) -> None:
     pass
 
 
+def _own(number: int) -> int:
+    return number
+
+
 def drive(
     program: fit.Program,
     plan: Layout,
@@ -62,21 +66,29 @@ def drive(
     inputs: dict[str, PyTree],
     *,
     ids: np.ndarray | None = None,
+    run_hp: dict[str, PyTree] | None = None,
     resume: RunState | None = None,
+    pace: float | None = None,
+    agree: Callable[[int], int] = _own,
     snapshot: Callable[[int, int, bool], bool] = _at_the_end,
     compiling: Callable[[str], None] = _silent,
     compiled: Callable[[Compiled], None] = _silent,
 ) -> Iterator[Report]:
     """Trains a population chunk by chunk and reports each; bitwise what `population.train` gives.
 
-    A chunk is reported while the next one runs. Abandoning the iterator ends the run.
+    A chunk is reported while the next one runs. Abandoning the iterator ends the run, and its last
+    snapshot continues it.
 
     Args:
       key: root key; a member starts from fold_in(key, its id).
       hp: hyperparameters, leaves [P, ...].
       inputs: arrays shared by all members, such as {"data": dataset}.
       ids: [P] int32, the members' ids; 0 .. P-1 by default.
+      run_hp: hyperparameters of stages of scope "run"; the first member's by default.
       resume: the snapshot to go on from.
+      pace: seconds that one launch should take: chunks are cut accordingly, which changes no bits,
+        and each launch is reported. None launches whole chunks.
+      agree: called with the number of updates to launch, returns what all processes launch.
       snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
         which the host waits and copies the state. The last chunk's by default.
       compiling, compiled: told before and after each compilation.
@@ -87,7 +99,7 @@ def drive(
     place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
     keys = {"run": run_key(key), "member": member_keys(key, jnp.asarray(ids))}
     keys = {scope: place[scope](value) for scope, value in keys.items()}
-    hps = {"run": plan.share(first(hp)), "member": place["member"](hp)}
+    hps = {"run": plan.share(run_hp or first(hp)), "member": place["member"](hp)}
     # What stages may read: shared arrays, and the axis-P results of earlier stages.
     inputs_of = {"run": plan.share(dict(inputs)), "member": {}}
     for name, result in (resume.results if resume else {}).items():
@@ -103,11 +115,20 @@ def drive(
         compiled(Compiled(index, what, time.perf_counter() - clock, memory))
         return executable
 
+    def take(index: int, step: int, state: PyTree, last: bool) -> RunState | None:
+        if not snapshot(index, step, last):
+            return None
+        results = {
+            s.name: _fetch(inputs_of[s.scope][s.name], count, s.scope)
+            for s in program.stages[:index]
+        }
+        return RunState(_fetch(state, count, program.stages[index].scope), results, index, step)
+
     waiting: Report | None = None  # launched, its numbers still on the device
     for index, stage in enumerate(program.stages):
         if resume is not None and index < resume.stage:
             continue
-        scope, shared = stage.scope, inputs_of["run"]
+        scope, shared, every = stage.scope, inputs_of["run"], stage.source.every
         own = inputs_of["member"] if scope == "member" else {}
         if resume is not None and index == resume.stage:
             state, done = place[scope](resume.member), resume.step
@@ -116,36 +137,70 @@ def drive(
             args = ((), start, {"inputs": shared})
             state, done = build(index, "initialise", fit.initialise(stage), args)(*args)[1], 0
 
-        advance = evaluate = None
-        for step, n in stage.chunks:
-            if step < done:
+        advance = evaluate = metrics = None
+        rhythm = _Pace(pace)
+        for begin, count_of in stage.chunks:
+            end = begin + count_of
+            if end <= done:
                 continue
-            counters = {"step": jnp.int32(step), "n": jnp.int32(n)}
-            args = (state, {"inputs": own}, {"inputs": shared, **counters})
-            # Both before the first chunk is launched, so that nothing runs while compiling.
-            if advance is None:
-                advance = build(index, "advance", fit.advance(stage), args)
-                if stage.evaluate is not None:
-                    evaluate = build(
-                        index, "evaluate", fit.evaluate(stage), _look(state, step, own, shared)
-                    )
-            state, metrics = advance(*args)
-            step += n
-            evals = evaluate(*_look(state, step, own, shared))[1] if evaluate is not None else None
-            if waiting is not None:
-                yield _fetch_report(waiting, count, scopes)
+            step = max(begin, done)
+            while step < end:
+                size = end - step if pace is None else agree(rhythm.size(end - step, every))
+                counters = {"step": jnp.int32(step), "n": jnp.int32(size)}
+                counters["fresh"] = jnp.array(step == begin)
+                args = (state, {"inputs": own}, {"inputs": shared, **counters})
+                # Both before the first launch, so that nothing runs while compiling.
+                if advance is None:
+                    advance = build(index, "advance", fit.advance(stage), args)
+                    if stage.evaluate is not None:
+                        evaluate = build(
+                            index, "evaluate", fit.evaluate(stage), _look(state, step, own, shared)
+                        )
+                state, metrics = advance(*args)
+                rhythm.launched(size, metrics)
+                step += size
+                if waiting is not None:
+                    yield _fetch_report(waiting, count, scopes)
+                    waiting = None
+                if step == end:
+                    break
+                yield Report(stage.name, step, snapshot=take(index, step, state, False))
+            evals = evaluate(*_look(state, end, own, shared))[1] if evaluate is not None else None
             # Before the next chunk is launched, since that overwrites the state in place.
-            taken = None
-            if snapshot(index, step, step == stage.updates and stage is program.stages[-1]):
-                results = {
-                    s.name: _fetch(inputs_of[s.scope][s.name], count, s.scope)
-                    for s in program.stages[:index]
-                }
-                taken = RunState(_fetch(state, count, scope), results, index, step)
-            waiting = Report(stage.name, step, metrics, evals, taken)
+            last = end == stage.updates and stage is program.stages[-1]
+            taken = take(index, end, state, last)
+            waiting = Report(stage.name, end, metrics, evals, taken)
         inputs_of[scope][stage.name] = state.learner
     if waiting is not None:
         yield _fetch_report(waiting, count, scopes)
+
+
+class _Pace:
+    """How many updates a launch should make, to take about `seconds`.
+
+    A launch is measured when it is done, while the next one runs.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.rate, self.last = seconds, 0.0, 0
+        self.running: tuple[int, PyTree] | None = None
+        self.clock = 0.0
+
+    def size(self, left: int, every: int) -> int:
+        """Updates to launch next: whole multiples of `every`, or all that are left."""
+        # No more than eight times the last: a first launch is slow for reasons of its own.
+        wish = min(self.rate * (self.seconds or 0.0), 8 * self.last)
+        return min(max(int(wish) // every, 1) * every, left)
+
+    def launched(self, size: int, metrics: PyTree) -> None:
+        """Waits for the launch before this one."""
+        if self.seconds is None:
+            return
+        if self.running is not None:
+            jax.block_until_ready(self.running[1])
+            self.rate = self.running[0] / max(time.perf_counter() - self.clock, 1e-6)
+        self.clock = time.perf_counter()
+        self.running, self.last = (size, metrics), size
 
 
 def _look(state: PyTree, step: int, own: PyTree, shared: PyTree) -> tuple[PyTree, PyTree, PyTree]:
@@ -179,6 +234,41 @@ def _fetch(tree: PyTree, count: int, scope: str) -> PyTree:
         return np.array(x if scope == "run" else np.asarray(x)[:count])
 
     return jax.tree.map(one, tree)
+
+
+def assemble(
+    program: fit.Program,
+    stage: int,
+    step: int,
+    parts: Sequence[tuple[tuple[int, int], RunState]],
+    members: tuple[int, int],
+) -> RunState:
+    """The state of `members` (first, last + 1) out of parts, each with the members it holds.
+
+    Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
+    """
+    scopes = {s.name: s.scope for s in program.stages}
+
+    def joined(scope: str, trees: Sequence[PyTree]) -> PyTree:
+        if scope == "run":
+            return trees[0]
+        rows = [slice(max(members[0] - a, 0), max(members[1] - a, 0)) for (a, _), _ in parts]
+        some = [jax.tree.map(lambda x: x[r], t) for t, r in zip(trees, rows, strict=True)]  # noqa: B023
+        return some[0] if len(some) == 1 else jax.tree.map(_concatenate, *some)
+
+    states = [state for _, state in parts]
+    results = {
+        name: joined(scopes[name], [state.results[name] for state in states])
+        for name in states[0].results
+    }
+    member = joined(program.stages[stage].scope, [state.member for state in states])
+    return RunState(member, results, stage, step)
+
+
+def _concatenate(*parts: Any) -> Any:
+    """On the host, but for keys."""
+    keys = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
+    return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
 def abstract_state(

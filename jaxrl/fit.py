@@ -17,6 +17,7 @@ to all members.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -98,6 +99,7 @@ class MemberState(NamedTuple):
     source: PyTree
     hp: dict[str, PyTree]  # part of the state, since population-based training changes it
     key: Array  # the stage's own key; update s uses fold_in(key, s)
+    metrics: dict[str, Mean]  # summed since the last evaluation
 
 
 class Result(NamedTuple):
@@ -130,37 +132,30 @@ def initialise(stage: Stage) -> StageFn:
         else:
             learner = stage.learner.init(key_learner, _own(hp, stage), inputs)
         source = stage.source.init(key_source, learner, hp, inputs)
-        return carry, MemberState(learner, source, hp, key)
+        step = jnp.int32(0)
+        shapes = jax.eval_shape(updater(stage), learner, source, hp, inputs, key, step)[1]
+        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return carry, MemberState(learner, source, hp, key, metrics)
 
     return init
 
 
 def advance(stage: Stage) -> StageFn:
-    """carry MemberState, members {inputs}, shared {inputs, step, n}: n updates from `step` on.
+    """carry MemberState, members {inputs}, shared {inputs, step, n, fresh}: n updates from `step`.
 
-    Outputs the metrics of these updates as `Mean`s. `n` is traced: chunks of any length share one
-    program. `step` and `n` have no member axis, so refreshes stay loops and never become selects.
+    Outputs the metrics as `Mean`s, summed since the last call with `fresh`; so any way to cut a
+    stretch into calls gives the same bits. `n` is traced: calls of any length share one program.
+    `step` and `n` have no member axis, so refreshes stay loops and never become selects.
     """
-    source, learner = stage.source, stage.learner
+    source = stage.source
 
     def run(state: MemberState, members: PyTree, shared: PyTree) -> tuple[MemberState, PyTree]:
         hp, inputs = state.hp, shared["inputs"] | members["inputs"]
         first, end = shared["step"], shared["step"] + shared["n"]
 
-        @jax.jit  # for one trace, shared by the shapes of the metrics and the loop
-        def update(carry: PyTree, step: Array) -> tuple[PyTree, dict[str, Mean]]:
-            learner_state, src = carry
-            key_source, key_learner, *_ = _streams(state.key, step)
-            src, batch, seen = source.next(src, learner_state, hp, inputs, key_source, step)
-            learner_state, learnt = learner.update(
-                learner_state, _own(hp, stage), batch, key_learner, step
-            )
-            metrics = {name: as_mean(value) for name, value in (seen | learnt).items()}
-            return (learner_state, src), metrics
-
         def body(step: Array, loop: PyTree) -> PyTree:
             carry, totals = loop
-            carry, metrics = update(carry, step)
+            carry, metrics = updater(stage)(*carry, hp, inputs, state.key, step)
             return carry, jax.tree.map(jnp.add, totals, metrics)
 
         def block(index: Array, loop: PyTree) -> PyTree:
@@ -172,9 +167,8 @@ def advance(stage: Stage) -> StageFn:
             last = jnp.minimum(step + source.every, end)
             return jax.lax.fori_loop(step, last, body, ((learner_state, src), totals))
 
-        carry = (state.learner, state.source)
-        shapes = jax.eval_shape(lambda c: update(c, first)[1], carry)
-        loop = (carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        totals = jax.tree.map(lambda x: jnp.where(shared["fresh"], 0, x), state.metrics)
+        loop = ((state.learner, state.source), totals)
         if source.refresh is None:
             loop = jax.lax.fori_loop(first, end, body, loop)
         else:
@@ -182,9 +176,27 @@ def advance(stage: Stage) -> StageFn:
             loop = jax.lax.fori_loop(first // source.every, blocks, block, loop)
         (learner_state, src), metrics = loop
         finite = Mean(_finite(learner_state).astype(jnp.float32), jnp.float32(1))
-        return MemberState(learner_state, src, hp, state.key), metrics | {"finite": finite}
+        state = MemberState(learner_state, src, hp, state.key, metrics)
+        return state, metrics | {"finite": finite}
 
     return run
+
+
+@functools.lru_cache(maxsize=8)  # so that `initialise` and `advance` share one trace
+def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
+    """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
+
+    @jax.jit
+    def update(
+        learner: PyTree, src: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
+        key_source, key_learner, *_ = _streams(key, step)
+        src, batch, seen = stage.source.next(src, learner, hp, inputs, key_source, step)
+        own = _own(hp, stage)
+        learner, learnt = stage.learner.update(learner, own, batch, key_learner, step)
+        return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
+
+    return update
 
 
 def evaluate(stage: Stage) -> StageFn:
@@ -256,7 +268,7 @@ def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: Py
 
     def chunk(state: PyTree, span: Array) -> tuple[PyTree, PyTree]:
         step, n = span
-        args = {"inputs": shared, "step": step, "n": n}
+        args = {"inputs": shared, "step": step, "n": n, "fresh": jnp.array(True)}
         state, metrics = step_fn(state, {"inputs": own}, args)
         if eval_fn is None:
             return state, (metrics, ())

@@ -55,18 +55,36 @@ class Layout:
         return jax.device_put(tree, NamedSharding(self.mesh, Spec()))
 
 
-def layout(members: int, devices: Sequence[Any] | None = None, width: int | None = None) -> Layout:
-    """The layout for `members`: a fixed rule, so that the same command gives the same bits.
+def spread(members: int, width: int, devices: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last + 1) of the members that each process takes, which has so many devices.
+
+    Whole tiles in order of the members, as many for each device: the tiles are those of one process
+    that has all the devices.
+    """
+    tiles = math.ceil(members / width)
+    each = math.ceil(tiles / sum(devices)) * width  # members of a device
+    ends = np.minimum(np.cumsum([0, *devices]) * each, members)
+    return [(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def tile_width(members: int, devices: int, platform: str) -> int:
+    """Members per tile: a fixed rule, so that the same command gives the same bits.
 
     On CPUs tiles of four members are fastest: wider ones fall out of cache and split single
     operations over threads. Accelerators take up to 256 members at once. The widest tile allowed is
-    narrowed to what leaves the least padding, and devices beyond the members stay unused.
+    narrowed to what leaves the least padding.
     """
-    devices = list(devices or jax.devices())[: math.ceil(members / (width or 1))]
-    if width is None:
-        limit = 4 if devices[0].platform == "cpu" else 256
-        each = math.ceil(members / len(devices))
-        width = math.ceil(each / math.ceil(each / limit))
+    limit = 4 if platform == "cpu" else 256
+    each = math.ceil(members / min(devices, members))
+    return math.ceil(each / math.ceil(each / limit))
+
+
+def layout(members: int, devices: Sequence[Any] | None = None, width: int | None = None) -> Layout:
+    """The layout for `members` over the devices of this process; those beyond the members stay
+    unused."""
+    devices = list(devices or jax.local_devices())
+    width = width or tile_width(members, len(devices), devices[0].platform)
+    devices = devices[: math.ceil(members / width)]
     return Layout(Mesh(np.array(devices), (AXIS,)), width)
 
 

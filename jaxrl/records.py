@@ -12,9 +12,11 @@ and a killed run can always be continued.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import enum
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -25,7 +27,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +58,25 @@ class RunDir:
     path: Path
     resumed: bool = False  # the folder held this run already
     finished: bool = False  # and it was complete
+
+    def as_found(self) -> RunDir:
+        """With `resumed` and `finished` as the folder has them."""
+        finished = (self.summary() or {}).get("finished") is True
+        return dataclasses.replace(self, resumed=True, finished=finished)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """For as long as a run is written; UserError while another process does. It goes with the
+        process, however that ends."""
+        file = (self.path / ".lock").open("w")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is writing {self.path}") from error
+            yield
+        finally:
+            file.close()
 
     @property
     def checkpoints(self) -> Path:
@@ -158,8 +179,7 @@ def open_run(
         raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
     if file.is_file() and not overwrite:
         _compare(path, _load(file)["config"], config)
-        run = RunDir(path, resumed=True)
-        return dataclasses.replace(run, finished=(run.summary() or {}).get("finished") is True)
+        return RunDir(path).as_found()
     # Checkpoints go first: without them a run cut short here starts anew, never in the middle.
     for name in ("checkpoints", "metrics", "plots", "tensorboard", "summary.json", "members.csv"):
         old = path / name

@@ -18,7 +18,7 @@ from jaxrl import records
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, options, report, session, train
+from jaxrl.experiments import agents, cli, options, planning, report, running, session, train
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(session, "start", lambda: None)
-    monkeypatch.setattr(train, "_run", lambda *args: pytest.fail("a training run was started"))
+    monkeypatch.setattr(running, "run", lambda *args: pytest.fail("a training run was started"))
     return tmp_path
 
 
@@ -427,16 +427,18 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
     )
     (folder / "own_env.py").write_text(source + "\n".join([*lines, last, "", "", "env = walk()"]))
     monkeypatch.delitem(sys.modules, "own_env", raising=False)
-    made = train.plan(parse("--env", "own_env:make", "--env-options", "limit=4", "noise=0.5")).env
+    made = planning.plan(
+        parse("--env", "own_env:make", "--env-options", "limit=4", "noise=0.5")
+    ).env
     assert made.spec.max_steps == 4 and float(made.params["noise"]) == 0.5
-    assert train.plan(parse("--env", "own_env:env")).env.spec.max_steps == 5
+    assert planning.plan(parse("--env", "own_env:env")).env.spec.max_steps == 5
     monkeypatch.delitem(sys.modules, "own_env")
 
 
 # --- members that fail, and reports --------------------------------------------------------------
 
 
-def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> train.Plan:
+def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> planning.Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
     settings = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
     run = records.open_run(path, settings.identity(), {"width": 1})
@@ -445,10 +447,10 @@ def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) 
         columns = {"return": np.array(y), "finite": np.array(sound)}
         index = {"stage": "agent", "member": np.arange(3)} | step
         run.write_part(f"00-{chunk:010d}", index | columns)
-    return train.plan(settings)
+    return planning.plan(settings)
 
 
-def finish(path: Path, ready: train.Plan) -> dict:
+def finish(path: Path, ready: planning.Plan) -> dict:
     run = records.RunDir(path)
     summary = train._summary(ready, run, wall_s=10.0, compile_s=4.0)
     run.write_summary(summary)
@@ -461,10 +463,10 @@ def test_a_failed_member_has_no_return() -> None:
         lengths: np.ndarray = np.array([[1, 3], [9, 9]])
 
     metrics = {"finite": np.array([1.0, 0.0]), "loss": np.array([0.1, np.nan])}
-    columns = train.metrics_of(Report("agent", 1, metrics, Evals(), None))
+    columns = running.metrics_of(Report("agent", 1, metrics, Evals(), None))
     np.testing.assert_array_equal(columns["return"], [2.0, np.nan])
     np.testing.assert_array_equal(columns["length"], [2.0, np.nan])
-    assert train.shown(columns) == {"return": 2.0}
+    assert running.shown(columns) == {"return": 2.0}
 
 
 def test_summary_names_failed_members_and_counts_the_others(folder: Path) -> None:

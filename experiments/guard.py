@@ -1,0 +1,74 @@
+"""What ends a run before its end: signals, which are obeyed at the next launch, and a watchdog."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Signals:
+    """Within it, the first SIGINT or SIGTERM only sets `received`; a second one acts at once."""
+
+    def __init__(self, heard: Callable[[int], None] = lambda number: None) -> None:
+        self.received, self._heard = 0, heard
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.__exit__()
+        self.received = number
+        self._heard(number)
+
+
+class Watchdog:
+    """Ends the process when nothing was heard for `seconds`; 0 never does.
+
+    Nothing can be saved then: whatever hangs holds the devices. Exit code 75, a failure that may
+    pass if the same command is tried again.
+    """
+
+    CODE = 75
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._last, self._over = seconds, time.monotonic(), threading.Event()
+
+    def __enter__(self) -> Watchdog:
+        self.beat()
+        if self.seconds > 0:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def pause(self) -> None:
+        """Until the next beat, as long as it takes: compiling has no progress to show."""
+        self._last = float("inf")
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self.seconds / 4)):
+            if time.monotonic() - self._last > self.seconds:
+                print(
+                    f"jaxrl: no progress for {self.seconds:g} s (--watchdog), ended; the same "
+                    "command goes on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(self.CODE)

@@ -1,0 +1,153 @@
+"""What a request comes to before anything is compiled: members, layout, hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import envs, fit, population
+from jaxrl.drive import abstract_state
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents
+from jaxrl.experiments.options import Settings, env_options
+from jaxrl.hosts import ALONE, Hosts
+from jaxrl.shards import Range
+from jaxrl.types import Array, Env, PyTree
+
+LEAST = {
+    "seeds": 1, "seed": 0, "evals": 1, "eval_episodes": 1, "keep": 1, "checkpoint_seconds": 0
+}  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """A run made ready; nothing is compiled or written yet.
+
+    Its P members are points x seeds, point by point.
+    """
+
+    settings: Settings
+    module: ModuleType
+    env: Env
+    program: fit.Program
+    layout: population.Layout  # of this process's members
+    ranges: list[Range]  # the members of each process
+    hp: dict[str, PyTree]  # leaves [P, ...]
+    key: Array
+    seeds: np.ndarray  # [P]
+    steps: list[int]  # environment steps of one update of each stage and member
+
+    @property
+    def members(self) -> int:
+        return len(self.seeds)
+
+    def env_steps(self, stage: int, step: int) -> int:
+        """Environment steps of one member after `step` updates of `stage`."""
+        before = [s.updates * n for s, n in zip(self.program.stages, self.steps, strict=True)]
+        return sum(before[:stage]) + step * self.steps[stage]
+
+    @property
+    def total_steps(self) -> int:
+        last = len(self.program.stages) - 1
+        return self.env_steps(last, self.program.stages[last].updates)
+
+
+def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
+    """Everything that can be wrong with a request shows here, before any compile.
+
+    Raises:
+      UserError: in one line, what cannot be met.
+    """
+    options = settings.options
+    for name, least in LEAST.items():
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+    if options.seed + options.seeds > 2**31:
+        raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
+    module = agents.load(settings.agent)
+    env = envs.make(options.env, **env_options(options.env_options))
+    program = module.program(settings.cfg, env, evals=options.evals, episodes=options.eval_episodes)
+    devices = jax.local_devices()
+    if options.devices is not None and not 1 <= options.devices <= len(devices):
+        raise UserError(f"--devices must be between 1 and {len(devices)}, those there are")
+    points = len(settings.points)
+    count = points * options.seeds
+    if options.width is not None and not 1 <= options.width <= count:
+        raise UserError(f"--width must be between 1 and {count}, the members there are")
+    return Plan(
+        settings,
+        module,
+        env,
+        program,
+        *place(count, options.width, options.devices, hosts),
+        table({"agent": settings.hp, "env": env.params}, count, swept_values(settings)),
+        # One key per seed: a member's random numbers depend on its own seed only, so that points
+        # are compared on the same ones.
+        jax.random.key(0),
+        np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points),
+        [stage.source.env_steps or 1 for stage in program.stages],
+    )
+
+
+def place(
+    members: int, width: int | None, devices: int | None, hosts: Hosts
+) -> tuple[population.Layout, list[Range]]:
+    """The layout of this process's members, and the members of every process.
+
+    `devices` limits those of each process; `width` is the rule's where it is None.
+    """
+    here = jax.local_devices()[:devices]
+    each = [0] * hosts.count
+    for device in jax.devices():
+        each[device.process_index] += 1
+    each = [min(n, devices or n) for n in each]
+    width = width or population.tile_width(members, sum(each), here[0].platform)
+    ranges = population.spread(members, width, each)
+    first, last = ranges[hosts.index]
+    return population.layout(max(last - first, 1), here, width), ranges
+
+
+def swept_values(settings: Settings) -> dict[str, np.ndarray]:
+    """What differs between members beside their seeds: [P] values under each dotted name."""
+    return {
+        name: np.repeat([point[name] for point in settings.points], settings.options.seeds)
+        for name in settings.swept
+    }
+
+
+def table(
+    hp: dict[str, PyTree], members: int, swept: dict[str, np.ndarray] | None = None
+) -> dict[str, PyTree]:
+    """Hyperparameters of P members: leaves [P, ...], numbers as float32.
+
+    Args:
+      hp: what all members have: records or dicts of numbers, such as {"agent": Hypers, "env": ...}.
+      swept: dotted name -> [P], what they have instead, as {"agent.lr": ...}.
+    """
+
+    def rows(x: Any) -> Array:
+        x = jnp.asarray(x, jnp.float32 if isinstance(x, float | int) else None)
+        return jnp.broadcast_to(x, (members, *x.shape))
+
+    found = jax.tree.map(rows, hp)
+    for path, values in (swept or {}).items():
+        part, _, name = path.partition(".")
+        record = found[part]
+        old = record[name] if isinstance(record, dict) else getattr(record, name)
+        change = {name: jnp.asarray(values, old.dtype)}
+        if isinstance(record, dict):
+            found[part] = record | change
+        else:
+            found[part] = dataclasses.replace(record, **change)
+    return found
+
+
+def state_bytes(ready: Plan) -> int:
+    """Size of one member's state. Tracing it also shows what cannot even start."""
+    state = abstract_state(ready.program, ready.hp, {}, 0).member
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if hasattr(x, "size"))
+    return size // ready.members

@@ -1,0 +1,157 @@
+"""A run under way: launches, metrics, checkpoints and stops, by one process or by several."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import jax
+import numpy as np
+
+from jaxrl import drive, records, stats
+from jaxrl.drive import Compiled, Report
+from jaxrl.errors import Stopped
+from jaxrl.experiments.guard import Signals, Watchdog
+from jaxrl.experiments.planning import Plan
+from jaxrl.experiments.progress import Display
+from jaxrl.hosts import Hosts
+from jaxrl.shards import Range, Shards
+from jaxrl.tensorboard import TensorBoard
+from jaxrl.types import PyTree
+
+PACE_S = 5.0  # of one launch: how long a signal waits, and how precisely checkpoints are timed
+GO_ON, SAVE = 0, -1  # decisions after a launch; a signal's number saves and stops
+
+
+def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> dict[str, float]:
+    """Trains this process's members to the end from wherever the run is.
+
+    Returns:
+      {"wall_s", "compile_s"}, those of earlier processes of the run included.
+
+    Raises:
+      Stopped: asked to by a signal, in any process; all is saved.
+    """
+    options = ready.settings.options
+    first, last = ready.ranges[hosts.index]
+    idle = first == last
+    if idle:  # it trains a copy of the first member, so as to keep step, and writes nothing
+        first, last = 0, 1
+    some = lambda a, b: jax.tree.map(lambda x: x[a:b], ready.hp)
+
+    def target(meta: dict[str, int], members: Range) -> PyTree:
+        return drive.abstract_state(ready.program, some(*members), {}, meta["stage"])
+
+    shards = Shards(folder.checkpoints, ready.ranges, options.keep, hosts, display.say)
+    watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
+    with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
+        found, resume = shards.restore(target, (first, last)), None
+        times = _Times(found.meta if found else {}, display)
+        if found is not None:
+            display.begin_at(
+                ready.env_steps(found.meta["stage"], found.meta["step"]) * ready.members
+            )
+            display.say(
+                f"continuing from update {found.meta['step']} of stage {found.meta['stage'] + 1}"
+            )
+            resume = drive.assemble(
+                ready.program, found.meta["stage"], found.meta["step"], found.parts, (first, last)
+            )
+        writer = None
+        if options.tensorboard and hosts.count == 1:
+            writer = TensorBoard(folder.tensorboard, display.done // ready.members)
+            stack.enter_context(writer)
+        saved, decision = time.perf_counter(), GO_ON
+
+        def decide(stage: int, step: int, last: bool) -> bool:
+            """The same in every process, since all save the same points or none."""
+            nonlocal decision
+            late = time.perf_counter() - saved >= options.checkpoint_seconds
+            asked = signals.received or hosts.asked()
+            decision = hosts.agree(asked or (SAVE if last or late else GO_ON))
+            return decision != GO_ON
+
+        def compiling(what: str) -> None:
+            watchdog.pause()
+            display.compiling(what)
+
+        def compiled(program: Compiled) -> None:
+            watchdog.beat()
+            display.compiled(program.what, program.seconds, program.temporary_bytes)
+
+        reports = drive.drive(
+            ready.program,
+            ready.layout,
+            ready.key,
+            some(first, last),
+            {},
+            ids=ready.seeds[first:last],
+            run_hp=jax.tree.map(lambda x: x[0], ready.hp),
+            resume=resume,
+            pace=PACE_S,
+            agree=hosts.agree,
+            snapshot=decide,
+            compiling=compiling,
+            compiled=compiled,
+        )
+        for report in reports:
+            watchdog.beat()
+            stage = [s.name for s in ready.program.stages].index(report.stage)
+            steps = ready.env_steps(stage, report.step)
+            columns = metrics_of(report)
+            if columns is not None and not idle:
+                index = {"stage": report.stage, "member": np.arange(first, last)}
+                index |= {"update": report.step, "env_steps": steps}
+                folder.write_part(f"{stage:02d}-{report.step:010d}-{first:07d}", index | columns)
+                if writer is not None:
+                    writer.write(steps, columns)
+            if report.snapshot is not None:
+                order = sum(s.updates for s in ready.program.stages[:stage]) + report.step
+                meta = {"stage": stage, "step": report.step, **times.so_far()}
+                shards.save(order, report.snapshot, meta)
+                saved = time.perf_counter()
+            done = steps * ready.members
+            display.advance(done, None if columns is None else shown(columns))
+            if report.snapshot is not None and decision > 0:
+                shards.wait()
+                raise Stopped(decision)
+        shards.wait()
+        return times.so_far()
+
+
+class _Times:
+    """Wall and compile seconds of a run, earlier processes included."""
+
+    def __init__(self, before: dict[str, float], display: Display) -> None:
+        self._before, self._display, self._start = before, display, time.perf_counter()
+
+    def so_far(self) -> dict[str, float]:
+        wall = self._before.get("wall_s", 0.0) + time.perf_counter() - self._start
+        compiling = self._before.get("compile_s", 0.0) + self._display.compile_s
+        return {"wall_s": wall, "compile_s": compiling}
+
+
+def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
+    """One column [P] per metric; evaluations add the mean return and length of their episodes.
+
+    None between the ends of chunks.
+    """
+    if report.metrics is None:
+        return None
+    columns = dict(report.metrics)
+    if report.evals is not None:
+        # A network of NaN still acts, somehow; that is no result.
+        sound = columns["finite"] == 1
+        columns["return"] = np.where(sound, report.evals.returns.mean(1), np.nan)
+        columns["length"] = np.where(sound, report.evals.lengths.mean(1), np.nan)
+    return columns
+
+
+def shown(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """What the progress line shows: the return over members that have one."""
+    for name in ("return", "episode_return"):
+        values = columns.get(name, np.array([]))
+        values = values[np.isfinite(values)]
+        if values.size:
+            return {"return": stats.iqm(values)}
+    return {}

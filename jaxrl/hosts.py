@@ -1,0 +1,138 @@
+"""Several processes as one run: who this one is, and what they agree on.
+
+Members never meet, so every process trains its own on its own devices, and compiled programs hold
+no communication. What is left is small: which numbers to launch next, when to save, when to stop.
+It travels through the coordination service of `jax.distributed`, which also notices the death of a
+process and then ends the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import jax
+
+from jaxrl.errors import UserError
+
+FOR_EVER = 2**31 - 1  # milliseconds; the death of a process ends the wait long before
+
+
+class Hosts:
+    """This process among `count`; number 0 leads. Every process makes the same calls in order.
+
+    All calls return at once where the process is alone.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, client: Any = None) -> None:
+        self.index, self.count, self._client, self._calls = index, count, client, 0
+
+    @property
+    def leads(self) -> bool:
+        return self.index == 0
+
+    def say(self, text: str) -> str:
+        """The leader's text, in every process; what the others hand in is not looked at."""
+        if self.count == 1:
+            return text
+        key = self._key("say")
+        if self.leads:
+            self._client.key_value_set(key, text)
+            return text
+        return self._client.blocking_key_value_get(key, FOR_EVER)
+
+    def agree(self, number: int) -> int:
+        """The leader's number, in every process."""
+        return int(self.say(str(number)))
+
+    def all(self, true: bool) -> bool:
+        """Whether it is true in every process. Returns when every process has called."""
+        if self.count == 1:
+            return true
+        key = self._key("all")
+        self._client.key_value_set(f"{key}/{self.index}", str(int(true)))
+        if self.leads:
+            votes = [
+                self._client.blocking_key_value_get(f"{key}/{i}", FOR_EVER)
+                for i in range(self.count)
+            ]
+            true = "0" not in votes
+        return self.agree(int(true)) == 1
+
+    def ask(self, number: int) -> None:
+        """Leaves a request for the leader, from any process at any time; see `asked`."""
+        if self.count > 1:
+            self._client.key_value_set("jaxrl/ask", str(number), allow_overwrite=True)
+
+    def asked(self) -> int:
+        """The last request, 0 without one."""
+        if self.count == 1:
+            return 0
+        try:
+            return int(self._client.key_value_try_get("jaxrl/ask"))
+        except jax.errors.JaxRuntimeError:  # there is none
+            return 0
+
+    def _key(self, what: str) -> str:
+        self._calls += 1
+        return f"jaxrl/{what}/{self._calls}"
+
+
+ALONE = Hosts()
+
+
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat: int = 100,
+) -> Hosts:
+    """Joins the other processes of a cluster, or of `coordinator` "host:port"; alone otherwise.
+
+    Has to come before the first computation. A second call gives what the first one gave.
+
+    Args:
+      heartbeat: seconds after which a process that is not heard of counts as dead.
+
+    Raises:
+      UserError: the three numbers do not belong together, or nobody answers.
+    """
+    given = (coordinator, processes, process_id)
+    if any(x is not None for x in given):
+        if None in given:
+            raise UserError("--coordinator, --processes and --process-id belong together")
+        assert processes is not None and process_id is not None
+        if not 0 <= process_id < processes:
+            raise UserError(f"--process-id must be between 0 and {processes - 1}, got {process_id}")
+    elif not in_cluster():
+        return ALONE
+    return _joined(coordinator, processes, process_id, heartbeat)
+
+
+@functools.cache
+def _joined(*args: Any) -> Hosts:
+    from jax._src import distributed  # its client is in no public module
+
+    *who, heartbeat = args
+    jax.config.update("jax_cpu_collectives_implementation", None)  # none are needed
+    try:
+        jax.distributed.initialize(
+            *who, heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes do not find each other: {error}") from error
+    state = distributed.global_state
+    return Hosts(state.process_id or 0, state.num_processes or 1, state.client)
+
+
+def in_cluster(env: Any = os.environ) -> bool:
+    """Whether the environment tells of several processes that belong together: a Slurm step, Open
+    MPI, an indexed Kubernetes job, a Cloud TPU slice of several hosts."""
+    more = lambda name: env.get(name, "").isdecimal() and int(env[name]) > 1
+    return (
+        more("SLURM_STEP_NUM_TASKS")
+        or more("OMPI_COMM_WORLD_SIZE")
+        or ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env)
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    )

@@ -1,0 +1,173 @@
+"""Checkpoints of a population: every process writes its members, any number of them reads.
+
+    checkpoints/0000000-0000512/<index>/   members 0 to 511
+    checkpoints/0000512-0001024/<index>/   members 512 to 1,023
+
+An index is one point of the run. It can be continued from when sound shards of it cover all
+members, in whatever ranges: so a run goes on with more or fewer processes. All processes need the
+same file system.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrl.checkpoint import Checkpoints
+from jaxrl.hosts import ALONE, Hosts
+from jaxrl.types import PyTree
+
+Range = tuple[int, int]
+
+
+class Found(NamedTuple):
+    """Parts of one index, in order of their members: as much as was asked for."""
+
+    meta: dict[str, Any]
+    parts: list[tuple[Range, PyTree]]
+
+
+class Shards:
+    """Writes the shard of this process.
+
+    Args:
+      path: the folder of all shards.
+      ranges: the members (first, last + 1) of every process, empty for those with nothing to do.
+      keep: indices that are kept.
+      say: called with each line about a damaged checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        ranges: Sequence[Range],
+        keep: int = 2,
+        hosts: Hosts = ALONE,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path, self.ranges, self.hosts, self.say = path, list(ranges), hosts, say
+        self.own = self.ranges[hosts.index]
+        # One more while processes are apart by one save: none may drop what others still need.
+        self._keep = keep + (hosts.count > 1)
+        self._mine: Checkpoints | None = None
+        self._saved = False
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._mine is not None:
+            self._mine.close()
+
+    def restore(
+        self, target: Callable[[dict[str, Any], Range], PyTree], members: Range
+    ) -> Found | None:
+        """The newest index that is sound for all processes: the parts that hold `members`.
+
+        `target(meta, range)` is what the shard of `range` is read into.
+        """
+        known = indices(self.path)
+        count = self.ranges[-1][1]
+        candidates = [i for i in sorted(known, reverse=True) if cover(known[i], (0, count))]
+        # The leader's view of the folder is the one that counts.
+        listed = self.hosts.say(" ".join(map(str, candidates)))
+        for index in map(int, listed.split()):
+            found = read(self.path, index, members, target, self.say, read_only=False)
+            if self.hosts.all(found is not None):
+                self._drop_after(index)
+                return found
+        self._drop_after(-1)
+        return None
+
+    def save(self, index: int, tree: PyTree, meta: dict[str, Any]) -> None:
+        """Starts writing this process's part of `index`, when all have finished the one before."""
+        self.wait()
+        if self.own[0] == self.own[1]:
+            return
+        if self._mine is None:
+            self._mine = Checkpoints(self.path / folder(self.own), self._keep, self.say)
+        self._mine.save(index, tree, meta)
+        self._saved = True
+
+    def wait(self) -> None:
+        """Returns when the last save of every process is on disk."""
+        if self._mine is not None:
+            self._mine.wait()
+        if self.hosts.all(True) and self._saved and self.hosts.leads:
+            self._remove_others()
+            self._saved = False
+
+    def _drop_after(self, index: int) -> None:
+        """Later points of this range, which others could not read, would be in the way."""
+        for later in (self.path / folder(self.own)).glob("[0-9]*"):
+            if later.name.isdecimal() and int(later.name) > index:
+                shutil.rmtree(later, ignore_errors=True)
+
+    def _remove_others(self) -> None:
+        """Shards of earlier ranges, once all of today's are written."""
+        current = {folder(r) for r in self.ranges}
+        for other in self.path.iterdir():
+            if other.is_dir() and other.name not in current:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def folder(members: Range) -> str:
+    return f"{members[0]:07d}-{members[1]:07d}"
+
+
+def indices(path: Path) -> dict[int, list[Range]]:
+    """Which shards there are of each index."""
+    known: dict[int, list[Range]] = {}
+    for shard in sorted(path.glob("*-*")):
+        first, _, last = shard.name.partition("-")
+        if first.isdecimal() and last.isdecimal():
+            for index in shard.iterdir():
+                if index.name.isdecimal():
+                    known.setdefault(int(index.name), []).append((int(first), int(last)))
+    return known
+
+
+def cover(ranges: Sequence[Range], members: Range) -> list[Range]:
+    """The fewest of `ranges` that hold all of `members`, in order; [] where they do not."""
+    chosen, at = [], members[0]
+    while at < members[1]:
+        best = max((r for r in ranges if r[0] <= at), key=lambda r: r[1], default=(0, 0))
+        if best[1] <= at:
+            return []
+        chosen.append(best)
+        at = best[1]
+    return chosen
+
+
+def read(
+    path: Path,
+    index: int,
+    members: Range,
+    target: Callable[[dict[str, Any], Range], PyTree],
+    say: Callable[[str], None] | None = None,
+    read_only: bool = True,
+) -> Found | None:
+    """The shards of `index` that hold `members`; None where one of them is missing or damaged."""
+    found = Found({}, [])
+    for part in cover(indices(path).get(index, []), members):
+        with Checkpoints(path / folder(part), say=say, read_only=read_only) as checkpoints:
+            restored = checkpoints.restore(lambda meta: target(meta, part), index)  # noqa: B023
+        if restored is None:
+            return None
+        found.parts.append((part, restored.tree))
+        found = found._replace(meta=restored.meta)
+    return found if found.parts else None
+
+
+def newest(
+    path: Path,
+    members: Range,
+    target: Callable[[dict[str, Any], Range], PyTree],
+) -> Found | None:
+    """The newest sound index that holds `members`, of a run that may be in progress."""
+    for index in sorted(indices(path), reverse=True):
+        if found := read(path, index, members, target):
+            return found
+    return None

@@ -1,0 +1,227 @@
+"""Several processes are one run: the bits of one process, whatever happens to any of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import cluster
+import numpy as np
+import pytest
+
+from jaxrl import hosts, population, shards
+from jaxrl.errors import UserError
+
+SLOW = cluster.SLOW
+DIE_WHILE_SAVING = """
+import os, signal
+from jaxrl.checkpoint import Checkpoints
+save, count = Checkpoints.save, 0
+def dying(self, *args):
+    global count
+    count += 1
+    save(self, *args)
+    if count == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.save = dying
+"""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with two devices, undisturbed."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    (ended,) = cluster.finish(cluster.start(out))
+    assert ended.code == 0, ended.text
+    return out
+
+
+def go_on(out: Path, reference: Path, processes: int = 2, devices: int = 2) -> None:
+    """The same command again gives the bits of an undisturbed run."""
+    ended = cluster.finish(cluster.start(out, processes, devices))
+    assert [e.code for e in ended] == [0] * processes, ended
+    assert "continuing from update" in ended[0].text
+    cluster.assert_same(out, reference)
+
+
+def kill_one(out: Path, victim: int) -> float:
+    """Kills a process of two after some checkpoints; seconds until the other one has ended."""
+    running = cluster.start(out, 2, inject=[SLOW])
+    cluster.until(lambda: len(cluster.saved(out)) >= 4)
+    running[victim].kill()
+    clock = time.monotonic()
+    ended = cluster.finish(running, 60)
+    assert ended[1 - victim].code not in (0, 2), ended
+    return time.monotonic() - clock
+
+
+def test_two_processes_give_the_bits_of_one(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    leader, other = cluster.finish(cluster.start(out, 2))
+    assert (leader.code, other.code) == (0, 0), leader.text + other.text
+    assert "8 members" in leader.text and "8 members" not in other.text
+    assert {x.parent.name for x in cluster.saved(out)} == {"0000000-0000004", "0000004-0000008"}
+    cluster.assert_same(out, reference)
+    again = cluster.finish(cluster.start(out, 2))
+    assert [e.code for e in again] == [0, 0] and "is finished" in again[0].text
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_bits_of_one(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = cluster.finish(cluster.start(out, 4, 4), 200)
+    assert [e.code for e in ended] == [0] * 4, ended
+    cluster.assert_same(out, reference)
+
+
+def test_a_killed_worker_ends_the_run_and_it_goes_on(reference: Path, tmp_path: Path) -> None:
+    assert kill_one(tmp_path / "run", victim=1) < 30
+    go_on(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_a_killed_coordinator_ends_the_run_and_it_goes_on(reference: Path, tmp_path: Path) -> None:
+    assert kill_one(tmp_path / "run", victim=0) < 30
+    go_on(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_go_on(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for processes, devices, count in [(2, 2, 4), (4, 4, 12)]:
+        running = cluster.start(out, processes, devices, inject=[SLOW])
+        cluster.until(lambda: len(cluster.saved(out)) >= count)  # noqa: B023
+        running[0].send_signal(signal.SIGTERM)
+        ended = cluster.finish(running, 200)
+        assert [e.code for e in ended] == [143] * processes, ended
+    go_on(out, reference, processes=1, devices=2)
+
+
+@pytest.mark.slow
+def test_killed_while_saving(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = cluster.finish(cluster.start(out, 2, inject=[SLOW, SLOW + DIE_WHILE_SAVING]))
+    assert ended[1].code == -signal.SIGKILL
+    go_on(out, reference)
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_passed_over_by_all(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    running = cluster.start(out, 2, inject=[SLOW])
+    cluster.until(lambda: len(cluster.saved(out)) >= 4)
+    running[1].send_signal(signal.SIGINT)
+    assert [e.code for e in cluster.finish(running)] == [130, 130]
+    newest = max(cluster.saved(out), key=lambda x: (x.parent.name, int(x.name)))
+    biggest = max((x for x in newest.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+    os.truncate(biggest, biggest.stat().st_size // 2)
+    go_on(out, reference)
+    assert any(newest.parent.glob("damaged-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    running = cluster.start(out, inject=[SLOW], more=["--checkpoint-seconds", "1000"])
+    cluster.until(lambda: (out / "config.json").is_file())
+    time.sleep(3)  # compiling, perhaps: the signal is obeyed after the first launch
+    running[0].send_signal(number)
+    (ended,) = cluster.finish(running)
+    assert ended.code == 128 + number
+    assert (
+        f"stopped by {signal.Signals(number).name}, and all is saved; the same command"
+        in ended.text
+    )
+    assert len(cluster.saved(out)) == 1
+    go_on(out, reference, processes=1)
+
+
+def test_a_run_without_progress_is_ended(tmp_path: Path) -> None:
+    hang = "from jaxrl.experiments import running, guard\nimport time\n"
+    hang += "running.metrics_of = lambda report: time.sleep(1000)"
+    running = cluster.start(tmp_path / "run", inject=[hang], more=["--watchdog", "2"])
+    (ended,) = cluster.finish(running, 60)
+    assert ended.code == 75
+    assert "no progress for 2 s (--watchdog), ended; the same command goes on" in ended.text
+
+
+def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = cluster.start(out, inject=[SLOW])
+    cluster.until(lambda: len(cluster.saved(out)) >= 1)
+    (second,) = cluster.finish(cluster.start(out))
+    assert second.code == 2 and "another process is writing" in second.text
+    first[0].send_signal(signal.SIGTERM)
+    assert cluster.finish(first)[0].code == 143
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_run_goes_on(reference: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        (ended,) = cluster.finish(cluster.start(disk / "run", inject=[SLOW], more=["--keep", "9"]))
+        assert ended.code == 74 and "the disk is full" in ended.text, ended.text
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        go_on(disk / "run", reference, processes=1)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- who trains which members --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [[4], [2, 2], [1, 1, 1, 1], [3, 1]])
+@pytest.mark.parametrize(("members", "width"), [(8, 2), (7, 2), (5, 4), (1, 1), (9, 1)])
+def test_shares_are_whole_tiles_in_order(devices: list[int], members: int, width: int) -> None:
+    ranges = population.spread(members, width, devices)
+    assert len(ranges) == len(devices) and ranges[0][0] == 0 and ranges[-1][1] == members
+    for (_, end), (begin, _) in zip(ranges, ranges[1:], strict=False):
+        assert end == begin and (begin % width == 0 or begin == members)
+    # Each device has as many tiles as the busiest would have, were all devices in one process.
+    busiest = max(-(-(b - a) // (width * n)) for (a, b), n in zip(ranges, devices, strict=True))
+    assert busiest == -(-members // (width * sum(devices)))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "members", "expected"),
+    [
+        ([(0, 4), (4, 8)], (0, 8), [(0, 4), (4, 8)]),
+        ([(0, 4), (4, 8)], (4, 6), [(4, 8)]),
+        ([(0, 4), (2, 8), (4, 6)], (0, 8), [(0, 4), (2, 8)]),
+        ([(0, 4), (5, 8)], (0, 8), []),
+        ([], (0, 1), []),
+    ],
+)
+def test_cover(ranges: Any, members: Any, expected: Any) -> None:
+    assert shards.cover(ranges, members) == expected
+
+
+def test_flags_and_clusters() -> None:
+    assert hosts.start() is hosts.ALONE
+    with pytest.raises(UserError, match="belong together"):
+        hosts.start("127.0.0.1:1", 2)
+    with pytest.raises(UserError, match="between 0 and 1, got 2"):
+        hosts.start("127.0.0.1:1", 2, 2)
+    for found in (
+        {"SLURM_STEP_NUM_TASKS": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+    ):
+        assert hosts.in_cluster(found)
+    for alone in ({}, {"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
+        assert not hosts.in_cluster(alone)
+
+
+def test_alone_everything_is_agreed() -> None:
+    alone = hosts.ALONE
+    assert (alone.agree(7), alone.say("x"), alone.all(False), alone.asked()) == (7, "x", False, 0)
+    np.testing.assert_equal(alone.leads, True)
