@@ -1,36 +1,48 @@
-"""The command line: jaxrl train | eval | report | render | list.
+"""The command line: jaxrl train | sweep | eval | report | render | list.
 
 Names are checked and help is printed before JAX is imported, so that both are immediate.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from jaxrl.envs import names as env_names
 from jaxrl.envs.names import nearest
-from jaxrl.errors import UserError
+from jaxrl.errors import Stopped, UserError
 from jaxrl.experiments import agents
-from jaxrl.experiments.words import value_of
+from jaxrl.experiments.words import Request, read, value_of
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
   jaxrl train AGENT --env ENV [--seeds P] [options]   train a population; goes on where it stopped
+  jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [--sweep ...] [--dry-run] [options]
+                                                      all combinations of values x seeds
   jaxrl eval RUN [--episodes K] [--seed S]            fresh episodes of every member of a run
-  jaxrl report RUN [RUN ...] [--out FILE.png]         table and learning curves, also during a run
+  jaxrl report RUN [RUN ...] [--over agent.lr=1e-4] [--csv FILE] [--out FILE.png]
+                                                      table and pictures, also during a run; of
+                                                      sweeps too
   jaxrl render RUN [--member M] [--seed S]            an episode of a member as a GIF
   jaxrl list agents | envs                            what there is
 
   jaxrl train AGENT --help                            every option of an agent
+  jaxrl train | sweep FILE.yaml [options]             the same from a file; options win over it
+
+values to sweep: 1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
 
 example: jaxrl train pqn --env CartPole-v1 --seeds 8
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for a request that cannot be met, 130."""
+    """Runs one command; returns the exit code.
+
+    0, 2 for a request that cannot be met, 74 where the disk is full, 128 + n after signal n.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] == "help" or {"-h", "--help"} & set(words[:2]):
@@ -50,23 +62,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `jaxrl list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as stop:
+        print(f"jaxrl: {stop}; the same command goes on from there", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
-        goes_on = words[0] == "train"
+        goes_on = words[0] in ("train", "sweep")
         hint = "; the same command goes on from the last checkpoint" if goes_on else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return _fail(1)
+        print(
+            "jaxrl: the disk is full; with more room there, the same command goes on from the last "
+            "checkpoint",
+            file=sys.stderr,
+        )
+        return _fail(74)  # EX_IOERR
+    except Exception:
+        traceback.print_exc()
+        return _fail(1)
+
+
+def _fail(code: int) -> int:
+    """Of several processes, one that fails must not wait for the others at its exit."""
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _train(words: list[str]) -> None:
-    if not words or words[0].startswith("-"):
-        raise UserError("which agent? As in: jaxrl train pqn --env CartPole-v1")
-    agents.check_name(words[0])
-    if env := value_of("env", words):
-        env_names.check_name(env)
+    request = _request("train", words)
+    if request.sweep:
+        raise UserError("a sweep is for `jaxrl sweep`, which takes the same options")
 
     from jaxrl.experiments import options, train
 
-    train.train(options.parse(words[0], agents.load(words[0]), words[1:]))
+    module = agents.load(request.agent)
+    train.train(options.parse(request.agent, module, request.words))
+
+
+def _sweep(words: list[str]) -> None:
+    request = _request("sweep", words)
+
+    from jaxrl.experiments import sweep
+
+    sweep.run(request)
+
+
+def _request(command: str, words: list[str]) -> Request:
+    """What to train, of which the names of agent and environments exist."""
+    request = read(command, words)
+    agents.check_name(request.agent)
+    for env in [value_of("env", request.words), *request.sweep.get("env", [])]:
+        if env:
+            env_names.check_name(env)
+    return request
 
 
 def _eval(words: list[str]) -> None:
@@ -77,12 +131,12 @@ def _eval(words: list[str]) -> None:
 
     from pathlib import Path
 
-    from jaxrl.experiments import load, report, session
+    from jaxrl.experiments import load, planning, report, session
 
     report.open_for_reading(Path(paths[0]))
     session.start()
     ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
-    report.print_episodes(ready.seeds, outcome)
+    report.print_episodes(planning.swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
 
 
 def _render(words: list[str]) -> None:
@@ -101,7 +155,7 @@ def _render(words: list[str]) -> None:
 
 
 def _report(words: list[str]) -> None:
-    paths, given = _simple(words, {"--out": ""})
+    paths, given = _simple(words, {"--out": "", "--over": "", "--csv": ""})
     if not paths:
         raise UserError("which run? As in: jaxrl report runs/NAME")
 
@@ -109,7 +163,9 @@ def _report(words: list[str]) -> None:
 
     from jaxrl.experiments import report
 
-    report.report([Path(p) for p in paths], Path(given["--out"]) if given["--out"] else None)
+    file = lambda flag: Path(given[flag]) if given[flag] else None
+    over = given["--over"] or None
+    report.report([Path(p) for p in paths], file("--out"), over, file("--csv"))
 
 
 def _list(words: list[str]) -> None:
@@ -148,6 +204,7 @@ def _count(given: dict[str, str], flag: str, least: int) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
+    "sweep": _sweep,
     "eval": _eval,
     "report": _report,
     "render": _render,

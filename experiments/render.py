@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ from PIL import Image
 
 from jaxrl.envs import draw
 from jaxrl.experiments.load import Loaded, load, settings_of
+from jaxrl.experiments.planning import plan
 from jaxrl.experiments.report import open_for_reading
-from jaxrl.experiments.train import plan
 from jaxrl.records import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
@@ -44,9 +45,13 @@ def episode(env: Env, member: Loaded, key: Array, limit: int = 1000) -> tuple[np
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     """Draws one episode of a member into a GIF and tells what it shows."""
-    env = plan(settings_of(open_for_reading(path))).env
+    ready = plan(settings_of(open_for_reading(path)))
+    env = ready.env
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
-    observations, total = episode(env, load(path, member), jax.random.key(seed))
+    loaded = load(path, member)
+    own = jax.tree.map(lambda x: x[member], ready.hp["env"])  # which a sweep may have changed
+    env = dataclasses.replace(env, params=own)
+    observations, total = episode(env, loaded, jax.random.key(seed))
     frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]
     file = out or path / "plots" / f"member-{member}.gif"
     slow = 90 if env.spec.name.endswith("MinAtar") else 30  # milliseconds a frame

@@ -1,7 +1,12 @@
-"""Reports on runs, finished or in progress: a table, and learning curves."""
+"""Reports on runs and sweeps, finished or in progress: a table, pictures, and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,115 +14,310 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl import plots, records, stats
+from jaxrl import records, stats
 from jaxrl.errors import UserError
+from jaxrl.experiments import points
+from jaxrl.experiments.points import Point, Result, shown
 from jaxrl.experiments.progress import rate as short
 
+_ROWS = 40  # that are printed
 
-def curves(run: records.RunDir) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps [C] and returns [C, P] of the last stage that has any: of whole
-    evaluation episodes, or else of training episodes. Empty where there are none yet."""
-    metrics = records.read_metrics(run)
-    for name in ("return", "episode_return"):
-        if name not in metrics:
-            continue
-        known = np.isfinite(metrics[name])
-        if not known.any():
-            continue
-        stage = metrics["stage"][known][-1]
-        rows = metrics["stage"] == stage
-        count = len(np.unique(metrics["member"][rows]))
-        steps = metrics["env_steps"][rows].reshape(-1, count)[:, 0]
-        return steps, metrics[name][rows].reshape(-1, count)
-    return np.zeros(0), np.zeros((0, 0))
+
+def report(
+    paths: Sequence[Path],
+    out: Path | None = None,
+    over: str | None = None,
+    csv_file: Path | None = None,
+) -> None:
+    """Prints one row per point of runs and sweeps, and draws them.
+
+    Args:
+      out: the PNG file of the learning curves; that of the sensitivities has "-sensitivity" behind
+        its name. By default report.png, in the plots of the run or sweep if there is one only.
+      over: what others are compared with, see `points.reference`.
+      csv_file: where to write one row per point; members go into a file beside it.
+    """
+    found = gather(paths)
+    compared = points.results(found, over)
+    _print(compared, named=len(paths) > 1 or not points.swept(found))
+    if csv_file is not None:
+        members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
+        _write_csv(csv_file, _point_rows(compared))
+        _write_csv(members, _member_rows(found))
+        tell(f"points: {csv_file}, members: {members}")
+    file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
+    drawn = points.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    if drawn:
+        tell(f"pictures: {', '.join(map(str, drawn))}")
 
 
 def draw_run(run: records.RunDir) -> None:
-    """plots/learning_curve.png of one run; nothing where it has no returns."""
-    identity = run.config()["config"]
-    x, y = curves(run)
-    title = f"{identity['agent']} on {identity['env']}, {identity['seeds']} members"
-    if x.size:
-        file = run.plots / "learning_curve.png"
-        plots.learning_curves(file, {identity["agent"]: (x, y)}, title=title)
+    """plots/learning_curve.png of one run, and sensitivity.png where members have several points;
+    nothing where it has no returns."""
+    compared = points.results(_points_of(run, run.path.name, run.config()["config"], {}))
+    points.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
-def report(paths: list[Path], out: Path | None) -> None:
-    """Prints one row per run, and draws their learning curves into one picture."""
-    runs = [open_for_reading(path) for path in paths]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("run", "members", "return (IQM)", "95 % interval", "lowest", "failed", "steps/s"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    table.add_column("state")
-    drawn: dict[str, Any] = {}
-    names = [run.path.name for run in runs]
-    for run, name in zip(runs, names, strict=True):
+# --- reading -------------------------------------------------------------------------------------
+
+
+def gather(paths: Iterable[Path]) -> list[Point]:
+    """The points of runs, and of all runs of sweeps, in order."""
+    found = []
+    paths = list(paths)
+    names = [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
         # Runs of one name in several folders are told apart by their paths.
-        label = name if names.count(name) == 1 else str(run.path)
-        x, y = curves(run)
-        if x.size:
-            drawn[label] = (x, y)
-        table.add_row(label, *_row(run, y))
-    console = _console()
-    console.print(table)
-    if not drawn:
-        return
-    file = out or (runs[0].plots if len(runs) == 1 else Path.cwd()) / "report.png"
-    plots.learning_curves(file, drawn)
-    console.print(f"learning curves: {file}", soft_wrap=True)
+        name = name if names.count(name) == 1 else str(path.resolve())
+        if (path / "sweep.json").is_file():
+            for program in read_sweep(path)["programs"]:
+                run = records.RunDir(path / program["folder"])
+                label = f"{name}/{program['folder']}"
+                found += _points_of(run, label, program["config"], program["values"])
+        else:
+            run = open_for_reading(path)
+            found += _points_of(run, name, run.config()["config"], {})
+    return found
 
 
-def _row(run: records.RunDir, returns: np.ndarray) -> list[str]:
-    """What is known of a run with returns [C, P] so far."""
-    summary = run.summary()
+def _points_of(
+    run: records.RunDir, name: str, config: dict[str, Any], static: dict[str, Any]
+) -> list[Point]:
+    """The points of one run, which may not have begun yet."""
+    summary, seeds = run.summary(), config["seeds"]
+    values = config.get("points", [{}])
+    steps, returns, failed = curves(run, len(values) * seeds)
+    state, speed = "nothing yet", None
+    if len(steps):
+        state = f"{len(steps)} evaluation{'s' if len(steps) > 1 else ''}"
     if summary is not None:
-        result, members = summary["return"], summary["members"]
-        failed, rate = len(summary["failed_members"]), short(summary["steps_per_s"])
-        state = "finished"
-    elif returns.size:
-        result, members = records.plain(stats.summarise(returns[-1])), returns.shape[1]
-        failed, rate, state = result["failed"], "-", f"{len(returns)} evaluations"
-    else:
-        return ["-"] * 6 + ["nothing yet"]
-    number = lambda x: "-" if x is None else f"{x:.4g}"
-    low, high = map(number, result["ci95"])
-    middle, lowest = number(result["iqm"]), number(result["min"])
-    return [str(members), middle, f"{low} to {high}", lowest, str(failed), rate, state]
+        state, speed = "finished", summary["steps_per_s"]
+    found = []
+    for index, own in enumerate(values):
+        rows = slice(index * seeds, (index + 1) * seeds)
+        point = Point(
+            run=name,
+            agent=config["agent"],
+            env=config["env"],
+            values=static | own,
+            seeds=config["seed"] + np.arange(seeds),
+            steps=steps,
+            returns=returns[:, rows],
+            failed=failed[rows],
+            state=state,
+            speed=speed,
+        )
+        found.append(point)
+    return found
 
 
-def _console() -> Console:
-    """Tables keep their width where no terminal limits it."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+def curves(run: records.RunDir, members: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Environment steps [C], returns [C, P] and who has failed [P] of the last stage that has
+    returns: of whole evaluation episodes, or else of training episodes."""
+    metrics = records.read_metrics(run)
+    nobody = np.zeros(members, bool)
+    for name in ("return", "episode_return"):
+        known = np.isfinite(metrics.get(name, np.zeros(0)))
+        if known.any():
+            rows = metrics["stage"] == metrics["stage"][known][-1]
+            steps, values = _by_step(metrics, rows, name, members)
+            failed = _by_step(metrics, rows, "finite", members)[1]
+            return steps, values, failed[-1] < 1 if len(failed) else nobody
+    if "finite" in metrics:  # and all have failed
+        failed = _by_step(metrics, metrics["stage"] == metrics["stage"][-1], "finite", members)[1]
+        nobody = failed[-1] < 1 if len(failed) else nobody
+    return np.zeros(0), np.zeros((0, members)), nobody
+
+
+def _by_step(
+    metrics: dict[str, np.ndarray], rows: np.ndarray, name: str, members: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps [C] and one metric [C, P], where all members have reported."""
+    steps, chunk, counts = np.unique(
+        metrics["env_steps"][rows], return_inverse=True, return_counts=True
+    )
+    values = np.full((steps.size, members), np.nan)
+    values[chunk, metrics["member"][rows]] = metrics[name][rows]
+    whole = counts == members
+    return steps[whole], values[whole]
 
 
 def open_for_reading(path: Path) -> records.RunDir:
-    """The run in a folder; UserError where there is none."""
+    """The run in a folder, or that of a sweep which has one only; UserError where there is none."""
+    if (path / "sweep.json").is_file():
+        folders = [program["folder"] for program in read_sweep(path)["programs"]]
+        if len(folders) > 1:
+            raise UserError(
+                f"{path} is a sweep of {len(folders)} runs: choose {path / folders[0]} "
+                "or another one in it"
+            )
+        path = path / folders[0]
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not the folder of a run: it has no config.json")
     run = records.RunDir(path.resolve())
-    try:
-        known = run.config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(known, dict) or not known.get("config") or not known.get("context"):
+    known = _read(path / "config.json")
+    if not known.get("config") or not known.get("context"):
         raise UserError(f"{path / 'config.json'} is not that of a run")
     return run
 
 
-def print_episodes(seeds: np.ndarray, outcome: Any) -> None:
-    """A row per member of an evaluation [P, K], and the whole population below."""
+def read_sweep(path: Path) -> dict[str, Any]:
+    """sweep.json of a folder that has one."""
+    known = _read(path / "sweep.json")
+    if not {"agent", "sweep", "programs"} <= set(known):
+        raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
+    return known
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return known if isinstance(known, dict) else {}
+
+
+# --- printing ------------------------------------------------------------------------------------
+
+
+def tell(what: str | Table) -> None:
+    """Prints a line or a table in its whole width: a terminal that is narrower wraps it, which
+    looks bad, where rich would leave out digits."""
+    to = Console(highlight=False, markup=False)
+    if isinstance(what, Table):
+        to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
+    to.print(what, soft_wrap=isinstance(what, str))
+
+
+def _print(compared: Sequence[Result], named: bool) -> None:
+    """The table; `named` has a column for the names of runs."""
+    swept = points.swept([result.point for result in compared])
+    several = sum(bool(result.found) for result in compared) > 1
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("seed", "mean", "std", "min", "max", "length"):
+    for name in (["run"] if named else []) + swept:
+        table.add_column(name, overflow="fold")
+    for name in ("members", "return (IQM)", "95 % interval", "lowest"):
         table.add_column(name, justify="right")
-    for seed, returns, lengths in zip(seeds, outcome.returns, outcome.lengths, strict=True):
+    if several:
+        table.add_column("P(better)", justify="right")
+    table.add_column("failed", justify="right")
+    # Of interest where runs are compared; a sweep's own are told when it runs.
+    if named:
+        table.add_column("steps/s", justify="right")
+    unfinished = named or any(result.point.state != "finished" for result in compared)
+    if unfinished:
+        table.add_column("state")
+    rows = list(compared)
+    if len(rows) > _ROWS:
+        rows = sorted(rows, key=lambda r: math.inf if math.isnan(r.iqm) else -r.iqm)[:_ROWS]
+    for result in rows:
+        point, speed = result.point, result.point.speed
+        table.add_row(
+            *([point.run] if named else []),
+            *(shown(point.values.get(name, "-")) for name in swept),
+            *_cells(result, several),
+            *(["-" if speed is None else short(speed)] if named else []),
+            *([point.state] if unfinished else []),
+        )
+    tell(table)
+    if len(rows) < len(compared):
+        tell(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
+    for result in compared if several else []:
+        if result.is_reference:
+            name = points.label(result.point.values) or result.point.run
+            tell(f"P(better): that a member scores above one of {name}, ties counting half")
+
+
+def _cells(result: Result, several: bool) -> list[str]:
+    """What is known of a point so far."""
+    point, found = result.point, result.found
+    number = lambda x: "-" if math.isnan(x) else f"{x:.4g}"
+    low, high = found.get("ci95", (math.nan, math.nan))
+    better = "reference" if result.is_reference else number(result.better)
+    begun = len(point.steps) > 0 or point.state == "finished"
+    return [
+        str(point.seeds.size) if begun else "-",
+        number(result.iqm),
+        f"{number(low)} to {number(high)}" if found else "-",
+        number(found.get("min", math.nan)),
+        *([better] if several else []),
+        str(int(point.failed.sum())) if begun else "-",
+    ]
+
+
+def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
+    """A row per member of an evaluation [P, K], and the whole population below.
+
+    `columns` hold what tells members apart, [P] each: swept values and seeds.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in (*columns, "mean", "std", "min", "max", "length"):
+        table.add_column(name, justify="right")
+    names = zip(*(map(shown, column.tolist()) for column in columns.values()), strict=True)
+    for name, returns, lengths in zip(names, outcome.returns, outcome.lengths, strict=True):
         numbers = (returns.mean(), returns.std(), returns.min(), returns.max(), lengths.mean())
-        table.add_row(str(seed), *(f"{x:.4g}" for x in numbers))
+        table.add_row(*name, *(f"{x:.4g}" for x in numbers))
     result = stats.summarise(outcome.returns)
     low, high = result["ci95"]
-    console = _console()
-    console.print(table)
-    console.print(
+    tell(table)
+    tell(
         f"return {result['iqm']:.4g} (IQM over members, 95 % interval {low:.4g} to {high:.4g}), "
         f"{result['episodes']} episodes each"
     )
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def _point_rows(compared: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row per point; risk is that of drawing an unlucky member, by its last return."""
+    rows = []
+    for result in compared:
+        point, found = result.point, result.found
+        low, high = found.get("ci95", (math.nan, math.nan))
+        row = {"run": point.run, "agent": point.agent, "env": point.env} | point.values
+        row |= {"members": point.seeds.size, "failed": point.failed.sum(), "state": point.state}
+        row |= {"env_steps": point.steps[-1] if len(point.steps) else 0}
+        row |= {"iqm": result.iqm, "ci95_low": low, "ci95_high": high}
+        row |= {name: found.get(name, math.nan) for name in ("mean", "std", "min", "max")}
+        row |= {"p_better": result.better}
+        for alpha in points.ALPHAS:
+            row[f"var_{alpha}"] = stats.var(point.scores, alpha) if found else math.nan
+            row[f"cvar_{alpha}"] = stats.cvar(point.scores, alpha) if found else math.nan
+        rows.append(row)
+    return rows
+
+
+def _member_rows(found: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row per member."""
+    rows = []
+    for point in found:
+        finite = np.where(np.isfinite(point.returns), point.returns, -np.inf)
+        best = finite.max(0, initial=-np.inf)
+        last = point.scores if point.scores.size else np.full(point.seeds.size, math.nan)
+        name = {"run": point.run, "env": point.env} | point.values
+        for seed, final, top, failed in zip(point.seeds, last, best, point.failed, strict=True):
+            results = {"final_return": final, "best_return": top, "failed": failed}
+            rows.append(name | {"seed": seed} | results)
+    return rows
+
+
+def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Columns are the union of those of all rows; empty where a row has none, or no number."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _csv(value) for name, value in row.items()} for row in rows)
+    try:
+        records.atomic_write(file, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, bool | np.bool):
+        return str(bool(value)).lower()
+    if isinstance(value, float | np.floating):
+        return repr(float(value)) if np.isfinite(value) else ""
+    return shown(value) if isinstance(value, list | tuple) else value

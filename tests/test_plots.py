@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from jaxrl import plots
-from jaxrl.plots import compact, learning_curves
+from jaxrl.plots import Panel, compact, learning_curves, sensitivity
 from jaxrl.stats import iqm
 from jaxrl.tensorboard import TensorBoard
 
@@ -120,6 +120,66 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="curve pqn"):
             learning_curves(tmp_path / "a.png", {"pqn": (x, wrong)})
     assert not list(tmp_path.iterdir())
+
+
+def cells(*levels: float) -> list[list[np.ndarray]]:
+    """Twenty scores around each level, in two strata."""
+    rng = np.random.default_rng(0)
+    return [[rng.normal(level, 1, 12), rng.normal(level, 1, 8)] for level in levels]
+
+
+def test_sensitivity_shows_the_iqm_in_order(tmp_path: Path, drawn: list[Figure]) -> None:
+    values, found = [1e-2, 1e-4, 1e-3], cells(5, 1, 3)
+    several = {f"line {i}": cells(i, i, i) for i in range(5)}
+    choice = Panel("kind", [[64, 64], "gru", True], several)
+    sensitivity(tmp_path / "a.png", [Panel("lr", values, {"": found}), choice], title="walk")
+    left, right = drawn[0].axes
+    (line,) = left.lines
+    np.testing.assert_array_equal(line.get_xdata(), sorted(values))
+    expected = np.array([iqm(np.concatenate(found[i])) for i in (1, 2, 0)])
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    band = left.collections[0].get_paths()[0].vertices
+    for x, middle in zip(sorted(values), expected, strict=True):
+        low, high = np.sort(band[np.isclose(band[:, 0], x), 1])[[0, -1]]
+        assert middle - 1.5 < low < middle < high < middle + 1.5
+    ticks = {
+        t.get_text(): x for t, x in zip(left.get_xticklabels(), left.get_xticks(), strict=True)
+    }
+    assert ticks == {"0.0001": 1e-4, "0.001": 1e-3, "0.01": 1e-2}
+    assert left.get_legend() is None and left.get_title(loc="left") == "walk"
+    assert [t.get_text() for t in right.get_xticklabels()] == ["64x64", "gru", "True"]
+    assert [t.get_text() for t in right.get_legend().get_texts()] == list(several)
+    assert left.get_ylabel() == "return" and right.get_ylabel() == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([1e-4, 3e-4, 1e-3], "log"),
+        ([32, 64, 128], "log"),
+        ([16, 32, 48], "linear"),
+        ([0, 0.5, 1], "linear"),
+        ([0.9, 0.99], "linear"),
+        ([1e-5, 1e-3], "log"),
+        ([-1, 1, 10], "linear"),
+    ],
+)
+def test_sensitivity_chooses_its_axis(
+    values: list[float], scale: str, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    sensitivity(tmp_path / "a.png", [Panel("x", values, {"": cells(*values)})])
+    assert drawn[0].axes[0].get_xscale() == scale
+
+
+def test_sensitivity_of_few_scores(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A gap without any; strata of one score each are resampled together."""
+    one = [np.array([float(i)]) for i in range(9)]
+    rows = [[], one, [np.array([np.nan]), np.array([2.0, 2.0])]]
+    sensitivity(tmp_path / "a.png", [Panel("x", [1, 2, 3], {"a": rows})] * 4)
+    assert len(drawn[0].axes) == 4 and drawn[0].get_size_inches()[1] == 8  # in two rows
+    np.testing.assert_array_equal(drawn[0].axes[0].lines[0].get_ydata(), [np.nan, 4, 2])
+    band = np.concatenate([p.vertices for p in drawn[0].axes[0].collections[0].get_paths()])
+    assert np.ptp(band[np.isclose(band[:, 0], 2), 1]) > 2
 
 
 def test_pyplot_is_left_alone(tmp_path: Path) -> None:

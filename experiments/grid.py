@@ -1,0 +1,180 @@
+"""From what is swept to the programs of a sweep: traced values are members, static ones programs.
+
+Bounds of observations and actions are static: where one follows a swept parameter of the
+environment, it stays at its default.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl import envs
+from jaxrl.envs.names import nearest
+from jaxrl.envs.wrappers import with_params
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents, options, planning, words
+from jaxrl.experiments.options import Settings
+from jaxrl.experiments.points import label, shown
+from jaxrl.hosts import ALONE, Hosts
+from jaxrl.types import Env
+
+
+class Program(NamedTuple):
+    """One program of a sweep, with the static values that make it another one than the rest."""
+
+    folder: str
+    static: dict[str, Any]
+    plan: planning.Plan
+
+
+def programs(request: words.Request, hosts: Hosts = ALONE) -> list[Program]:
+    """The programs of a sweep, planned; nothing is compiled.
+
+    Raises:
+      UserError: an unknown name or a value that does not fit, or a program that cannot be made.
+    """
+    if not request.sweep:
+        raise UserError("nothing is swept; say what, as in --sweep agent.lr=1e-4,3e-4")
+    module = agents.load(request.agent)
+    set_too = words.option_names(request.words) & set(request.sweep)
+    if set_too:
+        raise UserError(f"{min(set_too)} is swept and also set")
+    rest = {name: values for name, values in request.sweep.items() if name != "env"}
+    found = []
+    for env in request.sweep.get("env", [None]):
+        static = {} if env is None else {"env": env}
+        given = [*request.words, *(words.option("env", env) if env else [])]
+        own = request._replace(words=given, sweep=rest)
+        found += _of_one_env(own, module, hosts, static, len(found))
+    seen = [program.static for program in found]
+    for static in seen:
+        if seen.count(static) > 1:
+            raise UserError(f"{label(static)} is swept over twice")
+    return found
+
+
+def _of_one_env(
+    request: words.Request, module: ModuleType, hosts: Hosts, static: dict[str, Any], first: int
+) -> list[Program]:
+    """The programs in one environment, which `static` names if there are several."""
+    base = options.parse(request.agent, module, request.words)
+    given = options.env_options(base.options.env_options)
+    if "env_options" in words.option_names(request.words):
+        for name in given:
+            if f"env.{name}" in request.sweep:
+                raise UserError(f"env.{name} is swept and also set")
+    # With one value of each of its options, since it may not be made without.
+    pairs = [f"{n[4:]}={v[0]}" for n, v in request.sweep.items() if n.startswith("env.")]
+    env = envs.make(base.options.env, **given | options.env_options(pairs))
+    columns = {
+        name: _traced(name, values, env)
+        for name, values in request.sweep.items()
+        if _is_traced(name, module, env)
+    }
+    points = tuple(
+        dict(zip(columns, point, strict=True)) for point in itertools.product(*columns.values())
+    )
+    fixed = {name: values for name, values in request.sweep.items() if name not in columns}
+    found = []
+    for combination in itertools.product(*fixed.values()):
+        chosen = dict(zip(fixed, combination, strict=True))
+        settings, typed = _with_static(request, module, chosen, points)
+        own = static | typed
+        try:
+            plan = planning.plan(settings, hosts)
+        except UserError as error:
+            raise UserError(f"{label(own)}: {error}" if own else str(error)) from None
+        found.append(Program(_folder(first + len(found), own), own, plan))
+    return found
+
+
+def _is_traced(name: str, module: ModuleType, env: Env) -> bool:
+    """Whether members of one program may differ in it; UserError where nothing has that name."""
+    part, _, field = name.partition(".")
+    names = lambda record: [each.name for each in dataclasses.fields(record)]
+    hypers, config = names(module.Hypers), names(module.Config)
+    if part == "agent" and field in (*hypers, *config):
+        return field in hypers
+    if part == "env" and field:
+        # Other names are options of the environment; making it tells those that it does not have.
+        return isinstance(env.params, dict) and np.ndim(env.params.get(field, [])) == 0
+    known = ["env", *(f"agent.{field}" for field in (*hypers, *config))]
+    hint = nearest(name, known) or "; agent.NAME, env.NAME and env can be"
+    raise UserError(f"{name} cannot be swept{hint}")
+
+
+def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
+    """Values for members of one program: numbers, of environments also switches."""
+    part, _, field = name.partition(".")
+    values = []
+    for text in texts:
+        if part == "env":
+            (value,) = options.env_options([f"{field}={text}"]).values()
+            with_params(env, **{field: value})  # refuses what does not fit
+            kind = np.asarray(env.params[field]).dtype.kind
+            values.append(float(value) if kind == "f" else value)
+            continue
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise UserError(f"{name}: {text!r} is no number") from None
+        if np.isnan(values[-1]):
+            raise UserError(f"{name} must be a number, not nan")
+    for value, count in collections.Counter(values).items():
+        if count > 1:
+            raise UserError(f"{name} is {shown(value)} twice")
+    return values
+
+
+def _with_static(
+    request: words.Request,
+    module: ModuleType,
+    chosen: Mapping[str, str],
+    points: tuple[dict[str, Any], ...],
+) -> tuple[Settings, dict[str, Any]]:
+    """The settings with these static values, as the command line reads them, and the values."""
+    extra, pairs, config = [], {}, module.Config()
+    for name, text in chosen.items():
+        part, _, field = name.partition(".")
+        if part == "agent":
+            extra += words.option(name, _typed(name, text, getattr(config, field)))
+        else:
+            pairs[field] = text
+    settings = options.parse(request.agent, module, [*request.words, *extra])
+    kept = [w for w in settings.options.env_options if w.partition("=")[0] not in pairs]
+    pairs = [f"{field}={text}" for field, text in pairs.items()]
+    its = dataclasses.replace(settings.options, env_options=(*kept, *pairs))
+    read = options.env_options(pairs)
+    typed = {
+        name: getattr(settings.cfg, field) if part == "agent" else read[field]
+        for name in chosen
+        for part, _, field in [name.partition(".")]
+    }
+    return dataclasses.replace(settings, options=its, points=points), typed
+
+
+def _typed(name: str, text: str, old: Any) -> Any:
+    """A text as the kind of value it replaces: a switch, a list (64x64 or [64, 64]), or itself."""
+    if isinstance(old, bool):
+        if text not in ("true", "false"):
+            raise UserError(f"{name} is true or false, not {text!r}")
+        return text == "true"
+    if isinstance(old, tuple):
+        inner = text.replace("x", ",") if re.fullmatch(r"\d+(x\d+)*", text) else text.strip("[]()")
+        return [each.strip() for each in inner.split(",") if each.strip()]
+    return text
+
+
+def _folder(index: int, static: Mapping[str, Any]) -> str:
+    """Such as 001-num_steps=32,hidden=64x64."""
+    text = ",".join(f"{name.removeprefix('agent.')}={shown(v)}" for name, v in static.items())
+    text = re.sub(r"[^A-Za-z0-9.=,_-]+", "_", text)[:80]
+    return f"{index:03d}-{text}" if text else f"{index:03d}"

@@ -1,0 +1,185 @@
+"""Hyperparameter points: what their members came to, compared with one another."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl import plots, stats
+from jaxrl.errors import UserError
+
+ALPHAS = (0.05, 0.1, 0.25)  # shares of the worst members that risk looks at
+_LINES = 6  # in one picture
+
+
+class Point(NamedTuple):
+    """The S members of a run that differ in nothing but their seeds."""
+
+    run: str
+    agent: str
+    env: str
+    values: dict[str, Any]  # what sets it apart, by dotted name
+    seeds: np.ndarray  # [S]
+    steps: np.ndarray  # [C] environment steps of a member at each evaluation so far
+    returns: np.ndarray  # [C, S]
+    failed: np.ndarray  # [S] bool
+    state: str
+    speed: float | None  # environment steps per second of the whole run
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[S] the last returns, [0] before there are any."""
+        return self.returns[-1] if len(self.returns) else np.zeros(0)
+
+
+class Result(NamedTuple):
+    """A point with its statistics; `found` is that of `stats.summarise`, {} without any return."""
+
+    point: Point
+    found: dict[str, Any]
+    better: float  # probability that a member scores higher than one of the reference
+    is_reference: bool
+
+    @property
+    def iqm(self) -> float:
+        return self.found.get("iqm", math.nan)
+
+
+def results(points: Sequence[Point], over: str | None = None) -> list[Result]:
+    """Statistics of each point, beside those of the reference of its environment (`reference`)."""
+    references = reference(points, over)
+    compared = []
+    for point in points:
+        other = references.get(point.env)
+        known = np.isfinite(point.scores).any()
+        if other is not None and known and np.isfinite(other.scores).any():
+            better = stats.probability_of_improvement(point.scores, other.scores)
+        else:
+            better = math.nan
+        found = stats.summarise(point.scores) if known else {}
+        compared.append(Result(point, found, better, point is other))
+    return compared
+
+
+def reference(points: Sequence[Point], over: str | None) -> dict[str, Point]:
+    """In each environment, the first point that `over` describes; None describes all.
+
+    Args:
+      over: "agent.lr=1e-4" or several such with commas between, or the name of a run.
+    """
+    fit = points
+    if over is not None:
+        fit = [point for point in points if point.run == over or _fits(point, over)]
+    if points and not fit:
+        raise UserError(f"--over {over}: no point is that; as in --over {label(points[0].values)}")
+    return {point.env: point for point in reversed(fit)}
+
+
+def _fits(point: Point, over: str) -> bool:
+    pairs = [each.partition("=")[::2] for each in over.split(",")]
+    return all(name in point.values and _is(point.values[name], text) for name, text in pairs)
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether a value is the one that somebody typed, perhaps from a table."""
+    try:
+        return shown(value) == text or math.isclose(value, float(text), rel_tol=1e-3)
+    except (TypeError, ValueError):
+        return False
+
+
+def swept(points: Sequence[Point]) -> list[str]:
+    """Dotted names of all values that set points apart."""
+    return list(dict.fromkeys(name for point in points for name in point.values))
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """Such as agent.lr=0.0001,agent.hidden=64x64."""
+    return ",".join(f"{name}={shown(value)}" for name, value in values.items())
+
+
+def shown(value: Any) -> str:
+    """A value as a person would type it, numbers in four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "x".join(map(shown, value)) or "[]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def draw(compared: Sequence[Result], curves: Path, sensitivity: Path) -> list[Path]:
+    """Draws learning curves, and the return against each swept value, for each environment.
+
+    Where points are of several environments, each gets its own files, named after it. Returns the
+    files; none where there is nothing to draw.
+    """
+    drawn = [result for result in compared if len(result.point.steps)]
+    envs = list(dict.fromkeys(result.point.env for result in drawn))
+    files = []
+    for env in envs:
+        own = [result for result in drawn if result.point.env == env]
+        task = f"-{env.replace(':', '_')}" if len(envs) > 1 else ""
+        named = lambda path, task=task: path.with_name(f"{path.stem}{task}{path.suffix}")
+        files.append(_draw_curves(own, named(curves)))
+        found = panels([result.point for result in own])
+        if found:
+            agents = ", ".join(dict.fromkeys(result.point.agent for result in own))
+            plots.sensitivity(named(sensitivity), found, title=f"{agents} on {env}")
+            files.append(named(sensitivity))
+    return files
+
+
+def _draw_curves(compared: Sequence[Result], file: Path) -> Path:
+    """One curve per point; of many points, those of the best and of the worst."""
+    members = sum(result.point.seeds.size for result in compared)
+    first = compared[0].point
+    title = f"{first.agent} on {first.env}, {members:,} members"
+    chosen = list(compared)
+    if len(chosen) > _LINES:
+        ranked = sorted(chosen, key=lambda r: -np.inf if math.isnan(r.iqm) else r.iqm)[::-1]
+        chosen = [*ranked[: _LINES - 1], ranked[-1]]
+        title += f"\nthe {_LINES - 1} best of {len(compared):,} points, and the worst"
+    names = [label(result.point.values) or result.point.run for result in chosen]
+    if len(set(names)) < len(names):
+        names = [f"{r.point.run} {label(r.point.values)}".strip() for r in chosen]
+    lines = {
+        name: (result.point.steps, result.point.returns)
+        for name, result in zip(names, chosen, strict=True)
+    }
+    if len(lines) == 1:
+        lines = {first.agent: (first.steps, first.returns)}
+    plots.learning_curves(file, lines, title=title)
+    return file
+
+
+def panels(points: Sequence[Point]) -> list[plots.Panel]:
+    """One panel per swept value: a line per combination of the others, or one over all of them.
+
+    Where there are too many combinations, members of all of them are taken together; their interval
+    is from a bootstrap stratified by combination.
+    """
+    found = []
+    for name in swept(points):
+        own = [point for point in points if name in point.values]
+        axis = {repr(point.values[name]): point.values[name] for point in own}
+        others = [{k: v for k, v in p.values.items() if k not in (name, "env")} for p in own]
+        lines = {repr(other): label(other) for other in others}
+        if len(lines) > _LINES:
+            rest = dict.fromkeys(other for each in others for other in each)
+            lines = {"": f"all values of {', '.join(rest)}"}
+        cells: dict[tuple[str, str], list[np.ndarray]] = collections.defaultdict(list)
+        for point, other in zip(own, others, strict=True):
+            line = repr(other) if repr(other) in lines else ""
+            cells[line, repr(point.values[name])].append(point.scores)
+        if len(axis) > 1:
+            rows = {title: [cells[line, x] for x in axis] for line, title in lines.items()}
+            found.append(plots.Panel(name, list(axis.values()), rows))
+    return found

@@ -1,0 +1,256 @@
+"""Sweeps: all combinations of swept values, each with every seed, in as few programs as can be.
+
+Traced values (an agent's `Hypers`, parameters of the environment) are members of one program. Each
+combination of static values (an agent's `Config`, other options of the environment, the environment
+itself) is a program of its own: an ordinary run, in a folder below the sweep's, that `jaxrl eval`,
+`report` and `render` read like any other.
+
+    sweep.json               what is swept and in which folders; written first
+    000-num_steps=32/  ...   the runs, see `jaxrl.records`
+    summary.json             results of all points, once every run is complete
+    plots/                   learning curves, and the return against each swept value
+
+Members of equal seeds draw the same random numbers whatever their values, so that points are
+compared on the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from jaxrl import records
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents, options, planning, report, session, train, words
+from jaxrl.experiments.grid import Program, programs
+from jaxrl.experiments.points import label, shown
+from jaxrl.hosts import ALONE, Hosts
+from jaxrl.hosts import start as join
+from jaxrl.plots import compact
+
+_DRY = ("--dry-run", "--no-dry-run")
+
+
+def sweep(name: str, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """What `jaxrl sweep` does, from Python. Every option of the command line is a keyword.
+
+        sweep("pqn", env="CartPole-v1", seeds=8, agent={"hidden": (64, 64)}, out="runs/x",
+              sweep={"agent.lr": "log:1e-5:1e-2:4", "agent.num_steps": [32, 64]})
+
+    Args:
+      name: the agent.
+      sweep: dotted name -> values, or a text as on the command line.
+      given: options; `agent` and `env_options` are mappings. `dry_run=True` only prints the plan.
+
+    Returns:
+      What is in summary.json; {} of a dry run.
+    """
+    given["agent"] = {"name": name} | dict(given.get("agent", {}))
+    return run(words.from_mapping(given | {"sweep": sweep}, "the call"))
+
+
+def run(request: words.Request) -> dict[str, Any]:
+    """Trains every program that is not complete yet, and reports on all; returns the summary.
+
+    Raises:
+      UserError: what cannot be met, before anything is compiled or written.
+    """
+    session.start()
+    dry = [word for word in request.words if word in _DRY][-1:] == ["--dry-run"]
+    request = request._replace(words=[word for word in request.words if word not in _DRY])
+    hosts = _join(request)
+    found = programs(request, hosts)
+    own = found[0].plan.settings.options
+    config = _config(request, found)
+    tasks = "+".join(dict.fromkeys(p.plan.settings.options.env for p in found))
+    path = own.out or Path("runs") / records.default_name(f"sweep-{request.agent}", tasks, config)
+    if dry:
+        show(found, path, hosts)
+        return {}
+    if done := _open(hosts, path, config, own.overwrite):
+        if hosts.leads:
+            print(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
+        return done
+    show(found, path, hosts)
+    for index, program in enumerate(found):
+        told = f": {label(program.static)}" if program.static else ""
+        if hosts.leads:
+            print(f"\nprogram {index + 1} of {len(found)}{told}", flush=True)
+        settings = program.plan.settings
+        its = dataclasses.replace(settings.options, out=path / program.folder, overwrite=False)
+        train.train(dataclasses.replace(settings, options=its))
+    summary = records.plain(_summary(found, path))
+    if hosts.leads:
+        print()
+        report.report([path])
+        records.write_json(path / "summary.json", summary)
+        print("\n".join(told_best(summary)))
+    hosts.all(True)  # until the leader has written
+    return summary
+
+
+def _join(request: words.Request) -> Hosts:
+    """The other processes, which have to be joined before the first computation."""
+    env = [word for name in request.sweep.get("env", [])[:1] for word in words.option("env", name)]
+    module = agents.load(request.agent)
+    its = options.parse(request.agent, module, [*request.words, *env]).options
+    return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
+    """Prints what is going to run."""
+    if not hosts.leads:
+        return
+    plans = [program.plan for program in found]
+    members = sum(plan.members for plan in plans)
+    steps = compact(sum(plan.total_steps * plan.members for plan in plans))
+    tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
+    print(
+        f"{plans[0].settings.agent} on {tasks}: {train.several(members, 'member')} in "
+        f"{train.several(len(found), 'program')} = {steps} environment steps; {train.shorten(path)}"
+    )
+    every = [point for plan in plans for point in plan.settings.points]
+    for name in dict.fromkeys(name for point in every for name in point):
+        values = dict.fromkeys(point[name] for point in every if name in point)
+        print(f"members of one program: {name} = {', '.join(map(shown, values))}")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices", "steps")
+    static = dict.fromkeys(name for program in found for name in program.static)
+    for name in ("program", *static):
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for program in found:
+        plan, each = program.plan, planning.state_bytes(program.plan)
+        table.add_row(
+            program.folder.partition("-")[0],
+            *(shown(program.static.get(name, "-")) for name in static),
+            f"{plan.members:,}",
+            f"{sum(stage.updates for stage in plan.program.stages):,}",
+            train.size(each),
+            train.size(each * plan.members),
+            str(plan.layout.width),
+            f"{plan.layout.devices} {train.describe_device()}",
+            compact(plan.total_steps * plan.members),
+        )
+    report.tell(table)
+
+
+# --- its folder ----------------------------------------------------------------------------------
+
+
+def _config(request: words.Request, found: Sequence[Program]) -> dict[str, Any]:
+    """What decides the results of a sweep, and so names it."""
+    swept = {name: {} for name in request.sweep}
+    for program in found:
+        for point in program.plan.settings.points:
+            for name, value in (program.static | point).items():
+                swept[name][json.dumps(value)] = value  # in order, each once
+    runs = [
+        {"folder": p.folder, "values": p.static, "config": p.plan.settings.identity()}
+        for p in found
+    ]
+    swept = {name: list(values.values()) for name, values in swept.items()}
+    return records.plain({"agent": request.agent, "sweep": swept, "programs": runs})
+
+
+def _open(
+    hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """The leader makes or opens the folder of a sweep; its summary where that is complete."""
+    error = ""
+    if hosts.leads:
+        try:
+            _make(path, config, overwrite)
+        except OSError as problem:
+            error = f"{path} cannot be the folder of a sweep: {problem.strerror}"
+        except UserError as problem:
+            error = str(problem)
+    if error := hosts.say(error):
+        raise UserError(error)
+    summary = path / "summary.json"
+    complete = hosts.agree(int(summary.is_file()))
+    return json.loads(summary.read_text(encoding="utf-8")) if complete else None
+
+
+def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
+    file = path / "sweep.json"
+    if file.is_file():
+        known = report.read_sweep(path)
+        if not overwrite:
+            _compare(path, known, config)
+            return
+        (path / "summary.json").unlink(missing_ok=True)
+        for each in known["programs"]:
+            shutil.rmtree(path / Path(each["folder"]).name, ignore_errors=True)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} holds files but no sweep.json: this is not the folder of a sweep")
+    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
+    records.write_json(file, config | {"context": context})
+
+
+def _compare(path: Path, known: dict[str, Any], config: dict[str, Any]) -> None:
+    there, here = known["sweep"], config["sweep"]
+    told = "settings that are not swept differ"
+    for name in here | there:
+        old, new = there.get(name, "absent"), here.get(name, "absent")
+        if old != new:
+            told = f"{name} is {old} there and {new} here"
+            break
+    if any(known[name] != config[name] for name in config):
+        raise UserError(
+            f"{path} holds another sweep: {told}; choose another folder, or overwrite it"
+        )
+
+
+def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:
+    runs = [records.RunDir(path / program.folder).summary() or {} for program in found]
+    total = lambda name: sum(run[name] for run in runs)
+    points = []
+    for program, run in zip(found, runs, strict=True):
+        alone = {"values": {}, "return": run["return"], "failed": len(run["failed_members"])}
+        for point in run.get("points", [alone]):
+            values = program.static | point["values"]
+            points.append({"program": program.folder, "env": run["env"], **point, "values": values})
+    best = {}
+    for point in points:
+        iqm, env = point["return"]["iqm"], point["env"]
+        if iqm is not None and (env not in best or iqm > best[env]["return"]["iqm"]):
+            best[env] = point
+    return {
+        "finished": True,
+        "agent": runs[0]["agent"],
+        "members": total("members"),
+        "programs": len(runs),
+        "env_steps": total("env_steps"),
+        "wall_s": total("wall_s"),
+        "compile_s": total("compile_s"),
+        "steps_per_s": total("env_steps") / (total("wall_s") - total("compile_s")),
+        "failed": sum(point["failed"] for point in points),
+        "best": best,  # in each environment
+        "points": points,
+    }
+
+
+def told_best(summary: Mapping[str, Any]) -> list[str]:
+    """The best point in each environment, a line each."""
+    lines = []
+    for env, point in summary["best"].items():
+        found = point["return"]
+        low, high = found["ci95"]
+        lines.append(
+            f"best on {env}: {label(point['values'])}: return {found['iqm']:.4g} "
+            f"(IQM, 95 % interval {low:.4g} to {high:.4g})"
+        )
+    return lines or ["no point has a return"]

@@ -1,0 +1,285 @@
+"""Reports on runs and sweeps that were never trained, against plain numpy."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxrl import records, stats
+from jaxrl.errors import UserError
+from jaxrl.experiments import cli, points, report
+
+SEEDS = 6
+LRS = (1e-3, 1e-2, 1e-1)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, to look into."""
+    seen: list[Figure] = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *args: Any, **kwargs: Any) -> None:
+        seen.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return seen
+
+
+@pytest.fixture
+def table(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[list[dict[str, str]], str]]:
+    """Runs `jaxrl report`: the rows of its table by column, and what follows."""
+
+    def run(*words: str) -> tuple[list[dict[str, str]], str]:
+        assert cli.main(["report", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        split = lambda line: [cell.strip() for cell in line.split("  ") if cell.strip()]
+        heading = split(lines[0])
+        count = next((i for i, x in enumerate(lines) if ":" in x or "best of" in x), len(lines))
+        rows = [dict(zip(heading, split(line), strict=True)) for line in lines[1:count]]
+        return rows, "\n".join(lines[count:])
+
+    return run
+
+
+def config(env: str, values: list[dict[str, Any]], seeds: int = SEEDS) -> dict[str, Any]:
+    """As much of a run's configuration as a report reads."""
+    own = {"agent": "pqn", "env": env, "seeds": seeds, "seed": 10}
+    return own | ({"points": values} if values != [{}] else {})
+
+
+def write_run(
+    path: Path, known: dict[str, Any], returns: np.ndarray, hosts: int = 1, steps: int = 100
+) -> None:
+    """Metrics of returns [C, P], each chunk in as many parts as there are hosts."""
+    run = records.open_run(path, known, {"width": 1})
+    for chunk, row in enumerate(returns, start=1):
+        for members in np.array_split(np.arange(row.size), hosts):
+            index = {"stage": "agent", "member": members, "update": chunk}
+            index |= {"env_steps": steps * chunk}
+            columns = {"return": row[members], "finite": np.isfinite(row[members])}
+            run.write_part(f"00-{chunk:010d}-{members[0]:07d}", index | columns)
+
+
+def write_sweep(path: Path, chunks: int = 3, env: str = "walk") -> dict[int, np.ndarray]:
+    """A sweep of two programs, num_steps 8 and 16, over LRS; returns [C, 3 * SEEDS] of each."""
+    rng, made, programs = np.random.default_rng(0), {}, []
+    for index, num_steps in enumerate((8, 16)):
+        known = config(env, [{"agent.lr": lr} for lr in LRS])
+        level = np.repeat([1.0, 5.0, 3.0], SEEDS) + index
+        made[num_steps] = rng.normal(level, 1.0, (chunks, 3 * SEEDS))
+        program = {"folder": f"{index:03d}", "values": {"agent.num_steps": num_steps}}
+        programs.append(program | {"config": known})
+        write_run(path / f"{index:03d}", known, made[num_steps])
+    swept = {"agent.num_steps": [8, 16], "agent.lr": list(LRS)}
+    records.write_json(path / "sweep.json", {"agent": "pqn", "sweep": swept, "programs": programs})
+    return made
+
+
+def scores_of(made: dict[int, np.ndarray], num_steps: int, lr: int) -> np.ndarray:
+    return made[num_steps][-1, lr * SEEDS : (lr + 1) * SEEDS]
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean(np.sign(x[:, None] - y[None, :]) / 2 + 0.5))
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_sweep_against_numpy(folder: Path, table: Callable) -> None:
+    made = write_sweep(folder / "it")
+    made[8][-1, 2] = np.nan  # a failed member, and its part written anew
+    write_run(folder / "it/000", config("walk", [{"agent.lr": lr} for lr in LRS]), made[8])
+    rows, told = table("it")
+    assert len(rows) == 6
+    first = scores_of(made, 8, 0)
+    for row, (num_steps, lr) in zip(rows, ((n, i) for n in (8, 16) for i in range(3)), strict=True):
+        scores = scores_of(made, num_steps, lr)
+        fine = scores[np.isfinite(scores)]
+        assert (row["agent.num_steps"], row["agent.lr"]) == (str(num_steps), f"{LRS[lr]:.4g}")
+        cut = np.sort(fine)[fine.size // 4 : fine.size - fine.size // 4]
+        assert row["return (IQM)"] == f"{cut.mean():.4g}"
+        low, high = stats.bootstrap_ci(fine)
+        assert row["95 % interval"] == f"{low:.4g} to {high:.4g}"
+        assert row["lowest"] == f"{fine.min():.4g}"
+        assert (row["members"], row["failed"]) == (str(SEEDS), str(SEEDS - fine.size))
+        is_first = (num_steps, lr) == (8, 0)
+        expected = improvement(fine, first[np.isfinite(first)])
+        assert row["P(better)"] == ("reference" if is_first else f"{expected:.4g}")
+        assert row["state"] == "3 evaluations"
+    assert "one of agent.num_steps=8,agent.lr=0.001, ties" in told
+    assert {path.name for path in (folder / "it/plots").iterdir()} == {
+        *("report.png", "report-sensitivity.png"),
+    }
+
+
+def test_another_reference(folder: Path, table: Callable) -> None:
+    made = write_sweep(folder / "it")
+    for over, num_steps in (("agent.lr=0.1", 8), ("agent.lr=1e-1,agent.num_steps=16", 16)):
+        rows, _ = table("it", "--over", over)
+        found = [row["P(better)"] for row in rows]
+        assert found.index("reference") == (2 if num_steps == 8 else 5)
+        expected = improvement(scores_of(made, 8, 1), scores_of(made, num_steps, 2))
+        assert found[1] == f"{expected:.4g}"
+    with pytest.raises(UserError, match="agent.lr=0.5: no point is that; as in --over agent"):
+        report.report([folder / "it"], over="agent.lr=0.5")
+
+
+def test_run_in_progress_of_several_hosts(folder: Path, table: Callable) -> None:
+    """A chunk counts once all members are in it."""
+    known = config("walk", [{"agent.lr": lr} for lr in LRS], seeds=2)
+    returns = np.arange(18.0).reshape(3, 6)
+    write_run(folder / "run", known, returns, hosts=2)
+    (folder / "run/metrics/part-00-0000000003-0000003.parquet").unlink()
+    rows, _ = table("run")
+    assert [row["return (IQM)"] for row in rows] == ["6.5", "8.5", "10.5"]  # of the second chunk
+    assert {row["state"] for row in rows} == {"2 evaluations"}
+    assert [row["P(better)"] for row in rows] == ["reference", "1", "1"]
+
+
+def test_runs_sweeps_and_what_has_not_begun(folder: Path, table: Callable) -> None:
+    write_sweep(folder / "it", chunks=1)
+    for file in (folder / "it/001/metrics").iterdir():
+        file.unlink()
+    write_run(folder / "run", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    write_run(folder / "new", config("walk", [{}]), np.zeros((0, SEEDS)))
+    write_run(folder / "failed", config("walk", [{}]), np.full((2, SEEDS), np.nan))
+    rows, _ = table("it", "run", "new", "failed")
+    names = [*["it/000"] * 3, *["it/001"] * 3, "run", "new", "failed"]
+    assert [row["run"] for row in rows] == names
+    assert [row["state"] for row in rows][2:5] == ["1 evaluation", "nothing yet", "nothing yet"]
+    run, new, failed = rows[-3:]
+    assert (run["return (IQM)"], run["95 % interval"], run["agent.lr"]) == ("9", "9 to 9", "-")
+    assert run["P(better)"] == "1" and new["members"] == "-" and new["state"] == "nothing yet"
+    assert failed["return (IQM)"] == "-" and failed["P(better)"] == "-"
+    assert sorted(path.name for path in folder.glob("*.png")) == [
+        *("report-sensitivity.png", "report.png"),
+    ]
+
+
+def test_environments_are_not_compared(folder: Path, table: Callable) -> None:
+    """Each has its own reference and its own pictures."""
+    made = write_sweep(folder / "a"), write_sweep(folder / "b", env="mine:glide")
+    rows, told = table("a", "b", "--over", "agent.num_steps=16", "--out", "all.png")
+    found = [row["P(better)"] for row in rows]
+    assert [i for i, better in enumerate(found) if better == "reference"] == [3, 9]
+    expected = improvement(scores_of(made[1], 8, 1), scores_of(made[1], 16, 0))
+    assert found[7] == f"{expected:.4g}"
+    kinds = ("all", "all-sensitivity")
+    names = {f"{kind}-{env}.png" for env in ("mine_glide", "walk") for kind in kinds}
+    assert {path.name for path in folder.glob("*.png")} == names
+    assert all(name in told for name in names)
+
+
+def test_thousands_of_points(folder: Path, table: Callable) -> None:
+    values = [{"agent.lr": float(lr)} for lr in np.geomspace(1e-5, 1e-1, 2048)]
+    returns = np.random.default_rng(0).normal(size=(20, 4096))
+    write_run(folder / "run", config("walk", values, seeds=2), returns)
+    start = time.process_time()
+    rows, told = table("run", "--csv", "all.csv")
+    assert time.process_time() - start < 15
+    final = returns[-1].reshape(-1, 2).mean(1)
+    assert [row["return (IQM)"] for row in rows] == [f"{x:.4g}" for x in np.sort(final)[::-1][:40]]
+    assert "the 40 best of 2,048 points; --csv FILE writes all" in told
+    assert len((folder / "all.csv").read_text().splitlines()) == 2049
+    assert len((folder / "all-members.csv").read_text().splitlines()) == 4097
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def test_csv_has_a_row_per_point_and_per_member(folder: Path, table: Callable) -> None:
+    made = write_sweep(folder / "it")
+    write_run(folder / "run", config("walk", [{}]), np.full((1, SEEDS), np.nan))
+    table("it", "run", "--csv", "out/all.csv")
+    with (folder / "out/all.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    row, scores = rows[4], scores_of(made, 16, 1)
+    assert (row["run"], row["env"], row["agent.num_steps"]) == ("it/001", "walk", "16")
+    assert (float(row["agent.lr"]), row["env_steps"], row["failed"]) == (1e-2, "300", "0")
+    expected = {"mean": scores.mean(), "std": scores.std(), "min": scores.min()}
+    expected |= {"iqm": np.sort(scores)[1:-1].mean(), "max": scores.max()}
+    expected |= {"p_better": improvement(scores, scores_of(made, 8, 0))}
+    # Six members: the worst quarter is the worst one and half of the next.
+    worst, next_worst = np.sort(scores)[:2]
+    expected |= {"var_0.05": worst, "cvar_0.05": worst, "var_0.25": next_worst}
+    expected |= {"cvar_0.25": (worst + 0.5 * next_worst) / 1.5}
+    for name, value in expected.items():
+        assert float(row[name]) == pytest.approx(value, rel=1e-6), name
+    assert rows[6]["iqm"] == rows[6]["agent.lr"] == "" and rows[6]["failed"] == str(SEEDS)
+
+    with (folder / "out/all-members.csv").open(newline="") as file:
+        members = list(csv.DictReader(file))
+    assert len(members) == 7 * SEEDS
+    member, returns = members[2 * SEEDS + 3], made[8][:, 2 * SEEDS + 3]
+    assert (member["seed"], float(member["agent.lr"])) == ("13", 1e-1)
+    assert float(member["final_return"]) == pytest.approx(returns[-1], rel=1e-6)
+    assert float(member["best_return"]) == pytest.approx(returns.max(), rel=1e-6)
+    assert members[-1]["best_return"] == "" and members[-1]["failed"] == "true"
+    assert cli.main(["report", "it", "--csv", "it"]) == 2  # a folder
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_curves_of_the_best_and_the_worst(folder: Path, drawn: list[Figure]) -> None:
+    values = [{"agent.lr": float(i)} for i in range(9)]
+    level = np.array([3, 8, 1, 0, 7, 2, 6, 5, 4])
+    write_run(folder / "run", config("walk", values), np.repeat(level, SEEDS)[None] * [[1.0], [2]])
+    report.report([folder / "run"])
+    axes = drawn[0].axes[0]
+    assert "the 5 best of 9 points, and the worst" in axes.get_title(loc="left")
+    assert [line.get_ydata()[-1] for line in axes.lines] == [16, 14, 12, 10, 8, 0]
+    assert axes.lines[0].get_label() == "agent.lr=1  (n = 6)"
+
+
+def test_sensitivity_has_lines_for_few_combinations(folder: Path, drawn: list[Figure]) -> None:
+    made = write_sweep(folder / "it")
+    report.report([folder / "it"])
+    num_steps, lr = drawn[1].axes
+    assert (lr.get_xlabel(), lr.get_xscale(), num_steps.get_xscale()) == (
+        *("agent.lr", "log", "linear"),
+    )
+    assert [line.get_label() for line in lr.lines] == ["agent.num_steps=8", "agent.num_steps=16"]
+    for line, steps in zip(lr.lines, (8, 16), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), LRS)
+        expected = [stats.iqm(scores_of(made, steps, i)) for i in range(3)]
+        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-6)
+    assert len(num_steps.lines) == 3
+
+
+def test_sensitivity_over_many_combinations(folder: Path, drawn: list[Figure]) -> None:
+    """One line over all of them; what separates the combinations is not part of the interval."""
+    values = [{"a.x": x, "a.y": y} for x in (1, 2) for y in range(7)]
+    returns = np.array([10.0 * p["a.x"] + p["a.y"] for p in values])
+    write_run(folder / "run", config("walk", values), np.repeat(returns, SEEDS)[None])
+    report.report([folder / "run"])
+    of_x, of_y = drawn[1].axes
+    (line,) = of_x.lines
+    assert line.get_label() == "all values of a.y"
+    np.testing.assert_allclose(line.get_ydata(), [13, 23])
+    band = of_x.collections[0].get_paths()[0].vertices
+    assert set(band[:, 1].round(6)) == {13, 23}
+    assert [line.get_label() for line in of_y.lines] == ["a.x=1", "a.x=2"]
+
+
+def test_names_of_points() -> None:
+    values = {"agent.lr": 3.16227766e-4, "agent.hidden": [64, 64], "env.on": True, "agent.n": 3}
+    assert points.label(values) == "agent.lr=0.0003162,agent.hidden=64x64,env.on=true,agent.n=3"
+    assert points.shown([]) == "[]" and points.shown("gru") == "gru"

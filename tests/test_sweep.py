@@ -1,0 +1,454 @@
+"""Sweeps: what is read, how it is split into programs, and one that is stopped and continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from jaxrl import records
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents, cli, load, options, planning, session, sweep, train, words
+from jaxrl.experiments.words import Request, expand
+
+SMALL = [
+    *("--env", "mine:walk", "--agent.hidden", "4", "--agent.num-envs", "2"),
+    *("--agent.minibatches", "2", "--agent.epochs", "1", "--agent.total-steps", "64"),
+    *("--evals", "2", "--eval-episodes", "2"),
+]
+TINY = [*SMALL, "--agent.num-steps", "4", "--env-options", "noise=0.2"]
+MATCH = ["pqn", "--env", "probe:match"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with nothing but an environment, and this process's own JAX."""
+    shutil.copy(Path(__file__).with_name("tiny.py"), tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+def parts(*asked: str) -> list[sweep.Program]:
+    return sweep.programs(words.read("sweep", asked))
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1e-4,3e-4", ["1e-4", "3e-4"]),
+        ("gru, lstm", ["gru", "lstm"]),
+        ("-1", ["-1"]),
+        ("[64,64],[256, 256],[]", ["[64,64]", "[256, 256]", "[]"]),
+        ("(1,2),3x4", ["(1,2)", "3x4"]),
+        ("log:1e-5:1e-2:4", ["1e-05", "0.0001", "0.001", "0.01"]),
+        ("log:8:1:4", ["8", "4", "2", "1"]),
+        ("lin:16:64:4", ["16", "32", "48", "64"]),
+        ("lin:1:-1:3", ["1", "0", "-1"]),
+        ("mine:walk,mine:glide", ["mine:walk", "mine:glide"]),
+    ],
+)
+def test_values(text: str, values: list[str]) -> None:
+    assert expand("x", text) == values
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 30))
+def test_ranges_are_those_of_numpy(low: float, high: float, count: int) -> None:
+    if low == high:
+        return
+    for kind, expected in (("log", np.geomspace), ("lin", np.linspace)):
+        found = [float(value) for value in expand("x", f"{kind}:{low}:{high}:{count}")]
+        np.testing.assert_allclose(found, expected(low, high, count), rtol=1e-9, atol=1e-9)
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+FILE = """
+agent: {name: pqn, hidden: [8, 8], lr: 1e-3, num-envs: 4}
+env: mine:walk
+env_options: {noise: 0.5, max_steps: null, hide: [1]}
+seeds: 3
+overwrite: true
+devices: null
+sweep:
+  agent.gamma: [0.9, 0.99]
+  agent.num_steps: lin:4:8:2
+  env.max_steps: 3
+"""
+LINE = [
+    *("pqn", "--agent.hidden", "8", "8", "--agent.lr", "1e-3", "--agent.num-envs=4"),
+    *("--env", "mine:walk", "--env-options", "noise=0.5", "max_steps=null", "hide=[1]"),
+    *("--seeds", "3", "--overwrite", "--sweep", "agent.gamma=0.9,0.99", "agent.num-steps=4,8"),
+    *("--sweep=env.max_steps=3",),
+]
+
+
+def settled(request: Request) -> tuple[options.Settings, dict[str, list[str]]]:
+    return options.parse("pqn", agents.load("pqn"), request.words), request.sweep
+
+
+def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
+    (folder / "it.yaml").write_text(FILE)
+    line = words.read("sweep", LINE)
+    call = {
+        "env": "mine:walk",
+        "env-options": {"noise": 0.5, "max_steps": None, "hide": (1,)},
+        "sweep": {"agent.gamma": (0.9, 0.99), "agent.num_steps": [4, 8], "env.max_steps": 3},
+        "agent": {"name": "pqn", "hidden": (8, 8), "lr": 1e-3, "num_envs": 4},
+        **{"seeds": 3, "overwrite": True, "devices": None},
+    }
+    assert settled(words.read("sweep", ["it.yaml"])) == settled(line)
+    assert settled(words.from_mapping(call, "the call")) == settled(line)
+    assert line.sweep == {
+        "agent.gamma": ["0.9", "0.99"],
+        "agent.num_steps": ["4", "8"],
+        "env.max_steps": ["3"],
+    }
+
+
+def test_the_line_wins_over_the_file(folder: Path) -> None:
+    (folder / "it.yaml").write_text(FILE)
+    asked = ["it.yaml", "--agent.num-steps=16", "--no-overwrite", "--seeds", "2"]
+    request = words.read("sweep", [*asked, "--sweep", "agent.lr=1,2", "env.noise=0.1"])
+    settings, swept = settled(request)
+    assert (settings.options.seeds, settings.options.overwrite) == (2, False)
+    assert (settings.cfg.num_steps, settings.cfg.hidden) == (16, (8, 8))
+    assert set(swept) == {"agent.gamma", "agent.lr", "env.noise", "env.max_steps"}
+    assert not [word for word in request.words if word.startswith(("--agent.lr", "noise="))]
+
+
+def test_train_takes_a_file_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "it.yaml").write_text(FILE.partition("sweep:")[0])
+    seen: list[options.Settings] = []
+    monkeypatch.setattr(train, "train", seen.append)
+    assert cli.main(["train", "it.yaml", "--agent.lr", "0.5"]) == 0
+    (settings,) = seen
+    assert (settings.hp.lr, settings.cfg.hidden, settings.options.seeds) == (0.5, (8, 8), 3)
+
+
+# --- the split -----------------------------------------------------------------------------------
+
+
+def test_traced_values_are_members_and_static_ones_programs(folder: Path) -> None:
+    found = parts(
+        *("pqn", *SMALL, "--seeds=3", "--seed=7"),
+        *("--sweep", "agent.num-steps=4,8", "agent.lr=1e-3,1e-2", "env.noise=0,1,2"),
+        *("--sweep", "env.max_steps=2"),
+    )
+    assert [program.static for program in found] == [
+        {"agent.num_steps": 4, "env.max_steps": 2},
+        {"agent.num_steps": 8, "env.max_steps": 2},
+    ]
+    assert found[1].folder == "001-num_steps=8,env.max_steps=2"
+    for program, steps in zip(found, (4, 8), strict=True):
+        plan = program.plan
+        assert (plan.settings.cfg.num_steps, plan.env.spec.max_steps) == (steps, 2)
+        assert plan.members == 2 * 3 * 3
+        np.testing.assert_array_equal(plan.seeds, np.tile([7, 8, 9], 6))  # point by point
+        lr, noise = np.float32([1e-3, 1e-2]), np.float32([0, 1, 2])
+        np.testing.assert_array_equal(plan.hp["agent"].lr, np.repeat(lr, 9))
+        np.testing.assert_array_equal(plan.hp["env"]["noise"], np.tile(np.repeat(noise, 3), 2))
+        assert (plan.hp["agent"].gamma == np.float32(plan.settings.hp.gamma)).all()
+    # Whoever does not sweep is who it was: names of runs stay.
+    settings = train.dataclasses.replace(found[0].plan.settings, points=({},))
+    assert "points" not in settings.identity()
+    assert found[0].plan.settings.identity()["points"][1] == {"agent.lr": 1e-3, "env.noise": 1.0}
+
+
+def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
+    own = ["pqn_rnn", "--env", "probe:cue", "--agent.num-envs", "16"]
+    found = parts(*own, "--sweep", "agent.hidden=8x8,[4],[]", "agent.cell=gru,lstm")
+    assert [(p.plan.settings.cfg.hidden, p.plan.settings.cfg.cell) for p in found] == [
+        ((8, 8), "gru"),
+        ((8, 8), "lstm"),
+        ((4,), "gru"),
+        ((4,), "lstm"),
+        ((), "gru"),
+        ((), "lstm"),
+    ]
+    own = ["pqn_continuous", "--env", "probe:aim"]
+    found = parts(*own, "--sweep", "agent.normalise_obs=true,false")
+    assert [p.plan.settings.cfg.normalise_obs for p in found] == [True, False]
+
+
+def test_points_come_back_from_a_run(folder: Path) -> None:
+    (program,) = parts("pqn", *TINY, "--sweep", "agent.max_grad_norm=1,inf", "agent.lr=0.1")
+    settings = program.plan.settings
+    run = records.open_run(folder / "run", settings.identity(), {"width": 1})
+    assert load.settings_of(run).points == settings.points
+    assert settings.points[1] == {"agent.max_grad_norm": np.inf, "agent.lr": 0.1}
+
+
+def test_an_environment_that_is_not_made_without_what_is_swept(folder: Path) -> None:
+    source = (folder / "mine.py").read_text()
+    (folder / "mine.py").write_text(source + "\n\ndef make(limit):\n    return walk()\n")
+    own = ["--env", "mine:make", *SMALL[2:], "--agent.num-steps", "4"]
+    found = parts("pqn", *own, "--sweep", "env.limit=1,2", "env.noise=0,1")
+    assert [program.static for program in found] == [{"env.limit": 1}, {"env.limit": 2}]
+    np.testing.assert_array_equal(found[1].plan.hp["env"]["noise"], np.float32([0, 1]))
+
+
+def test_environments_are_programs_with_presets_of_their_own(folder: Path) -> None:
+    found = parts("pqn", "--sweep", "env=CartPole-v1,Breakout-MinAtar", "agent.lr=1e-3,1e-2")
+    assert [program.static for program in found] == [
+        {"env": "CartPole-v1"},
+        {"env": "Breakout-MinAtar"},
+    ]
+    first, second = (program.plan.settings for program in found)
+    assert (first.cfg.conv, second.cfg.conv) == ((), (16,))
+    assert first.options.env == "CartPole-v1" and first.hp.lam != second.hp.lam
+    assert [program.plan.members for program in found] == [2, 2]
+
+
+def test_dry_run_compiles_and_writes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "train", lambda settings: pytest.fail("training"))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **kw: pytest.fail("compiling"))
+    before = sorted(folder.rglob("*"))
+    asked = [*SMALL[:2], *SMALL[4:], "--agent.num-steps", "4", "--seeds", "8"]
+    asked += ["--sweep", "agent.lr=1e-4,1e-3,1e-2", "agent.hidden=4,8x8"]
+    assert cli.main(["sweep", "pqn", *asked, "--dry-run"]) == 0
+    assert sorted(folder.rglob("*")) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("pqn on mine:walk: 48 members in 2 programs = 3.072k environment")
+    assert lines[1] == "members of one program: agent.lr = 0.0001, 0.001, 0.01"
+    assert lines[2].split()[:2] == ["program", "agent.hidden"]
+    narrow, wide = (line.split() for line in lines[3:])
+    assert (narrow[:4], wide[:4]) == (["000", "4", "24", "8"], ["001", "8x8", "24", "8"])
+    assert narrow[-1] == wide[-1] == "1.536k" and narrow[-3:-1] == ["8", "cpu"]
+    # The call returns nothing to report, and says the same.
+    swept = {"agent.lr": [1e-4, 1e-3, 1e-2], "agent.hidden": [[4], (8, 8)]}
+    own = {"total_steps": 64, "num_envs": 2, "num_steps": 4, "minibatches": 2, "epochs": 1}
+    more = {"seeds": 8, "evals": 2, "eval_episodes": 2}
+    assert sweep.sweep("pqn", env="mine:walk", agent=own, sweep=swept, dry_run=True, **more) == {}
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+# Words after `jaxrl sweep`, and what the one line must say.
+BAD = {
+    "no agent": ([], "which agent", "jaxrl sweep"),
+    "nothing": (MATCH, "nothing is swept"),
+    "form": ([*MATCH, "--sweep", "agent.lr"], "NAME=VALUES", "'agent.lr'"),
+    "field": ([*MATCH, "--sweep", "agent.lrr=1,2"], "agent.lrr", "'agent.lr'"),
+    "field, bare": ([*MATCH, "--sweep", "num_steps=1,2"], "num_steps", "'agent.num_steps'"),
+    "field, other": ([*MATCH, "--sweep", "zzz=1,2"], "zzz", "agent.NAME"),
+    "option": ([*MATCH, "--sweep", "seeds=1,2"], "seeds cannot be swept"),
+    "env's field": ([*MATCH, "--sweep", "env.max_step=1,2"], "'max_step'", "'max_steps'"),
+    "env": (["pqn", "--sweep", "env=CartPole-v1,CartPole-v2"], "'CartPole-v2'", "'CartPole-v1'"),
+    "no env": (["pqn", "--sweep", "agent.lr=1,2"], "which environment"),
+    "number": ([*MATCH, "--sweep", "agent.lr=1,high"], "agent.lr", "'high'"),
+    "nan": ([*MATCH, "--sweep", "agent.lr=1,nan"], "agent.lr", "nan"),
+    "int": ([*MATCH, "--sweep", "agent.num_steps=32,6.5"], "--agent.num-steps", "6.5"),
+    "tuple": ([*MATCH, "--sweep", "agent.hidden=8x8,8xx8"], "--agent.hidden", "8xx8"),
+    "switch": (
+        ["pqn_continuous", "--env", "probe:aim", "--sweep", "agent.normalise_obs=on"],
+        "agent.normalise_obs is true or false",
+        "'on'",
+    ),
+    "choice": (
+        ["pqn_rnn", "--env", "probe:cue", "--sweep", "agent.cell=gru,rnn"],
+        "--agent.cell",
+        "rnn",
+    ),
+    "env's number": (["pqn", *SMALL, "--sweep", "env.noise=much"], "noise", "'much'"),
+    "twice": ([*MATCH, "--sweep", "agent.lr=1", "--sweep", "agent.lr=2"], "swept twice"),
+    "twice, spelling": ([*MATCH, "--sweep", "agent.num-steps=8", "agent.num_steps=4"], "twice"),
+    "swept and set": ([*MATCH, "--agent.lr", "1", "--sweep", "agent.lr=2"], "agent.lr is swept"),
+    "env swept and set": ([*MATCH, "--sweep", "env=probe:obs"], "env is swept and also set"),
+    "parameter swept and set": (["pqn", *TINY, "--sweep", "env.noise=1"], "env.noise is swept"),
+    "value twice": ([*MATCH, "--sweep", "agent.lr=1e-4,0.0001"], "agent.lr is 0.0001 twice"),
+    "program twice": ([*MATCH, "--sweep", "agent.hidden=8,[8]"], "agent.hidden=8 is swept over"),
+    "sizes": ([*MATCH, "--sweep", "agent.minibatches=4,7"], "agent.minibatches=7: ", "2048"),
+    "empty": ([*MATCH, "--sweep", "agent.lr="], "agent.lr is swept over nothing"),
+    "empty value": ([*MATCH, "--sweep", "agent.lr=1,,2"], "agent.lr", "empty"),
+    "range, form": ([*MATCH, "--sweep", "agent.lr=log:1:2"], "'log:1:2'", "log:LOW:HIGH:N"),
+    "range, none": ([*MATCH, "--sweep", "agent.lr=lin:1:2:0"], "0 values"),
+    "range, one": ([*MATCH, "--sweep", "agent.lr=lin:2:2:3"], "one value"),
+    "range, log": ([*MATCH, "--sweep", "agent.lr=log:0:1:3"], "above 0"),
+    "option, unknown": ([*MATCH, "--sedes=3", "--sweep", "agent.lr=1,2"], "'--seeds'"),
+    "no file": (["nothing.yaml"], "nothing.yaml", "No such file"),
+    "no YAML": (["broken.yaml"], "broken.yaml", "no YAML"),
+    "no mapping": (["list.yaml"], "list.yaml", "names and values"),
+    "no agent in it": (["nameless.yaml"], "nameless.yaml names no agent"),
+    "unknown in it": (["slip.yaml"], "--sedes", "'--seeds'"),
+    "out, other files": ([*MATCH, "--out", "full", "--sweep", "agent.lr=1,2"], "no sweep.json"),
+    "out, a file": ([*MATCH, "--out", "slip.yaml", "--sweep", "agent.lr=1,2"], "slip.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "broken.yaml").write_text("agent: [")
+    (folder / "list.yaml").write_text("- agent")
+    (folder / "nameless.yaml").write_text("env: CartPole-v1")
+    (folder / "slip.yaml").write_text(
+        "{agent: pqn, env: CartPole-v1, sedes: 3, sweep: {agent.lr: [1]}}"
+    )
+    (folder / "full").mkdir()
+    (folder / "full/notes.txt").write_text("kept")
+    monkeypatch.setattr(train, "train", lambda settings: pytest.fail("training"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    asked, *fragments = BAD[case]
+    assert cli.main(["sweep", *asked]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("jaxrl: ") and told.err.count("\n") == 1 and told.out == ""
+    for fragment in fragments:
+        assert fragment in told.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_train_refuses_to_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *MATCH, "--sweep", "agent.lr=1,2"]) == 2
+    assert "jaxrl sweep" in capsys.readouterr().err
+
+
+# --- one that is trained -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_compiler() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def states_of(run: records.RunDir) -> dict[str, np.ndarray]:
+    """Every number [P, ...] of the last checkpoint; of keys, the data."""
+    state = load.restore(planning.plan(load.settings_of(run)), run).member
+    state = state._replace(key=jax.random.key_data(state.key))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def test_a_sweep_from_end_to_end(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quick_compiler: None,
+) -> None:
+    """2 static x 2 traced x 2 seeds: stopped between programs, continued, and left alone."""
+    own = ["pqn", *SMALL, "--width", "1"]
+    asked = ["sweep", *own, "--seeds", "2", "--sweep", "agent.num_steps=4,8"]
+    asked += ["--sweep", "agent.lr=1e-3,1e-1", "env.noise=0.2"]
+    asked += ["--out", "it"]
+    done: list[Any] = []
+    real: Callable[..., Any] = train.train
+
+    def once(settings: options.Settings) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(settings)
+        return real(settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", once)
+        assert cli.main(asked) == 130
+    told = capsys.readouterr()
+    assert "the same command goes on" in told.err
+    first, second = (folder / "it" / f"00{i}-num_steps={n}" for i, n in ((0, 4), (1, 8)))
+    known = json.loads((folder / "it/sweep.json").read_text())
+    assert known["sweep"] == {
+        "agent.num_steps": [4, 8],
+        "agent.lr": [1e-3, 1e-1],
+        "env.noise": [0.2],
+    }
+    assert (first / "summary.json").is_file() and not second.exists()
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+
+    # Half of a sweep is reported on, and another sweep is kept out of its folder.
+    assert cli.main(["report", "it"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:5]
+    assert [row.split()[-1] for row in rows] == ["finished", "finished", "yet", "yet"]
+    assert cli.main([*asked, "--sweep", "agent.lam=0.1"]) == 2
+    assert "agent.lam is absent there and [0.1] here" in capsys.readouterr().err
+    assert cli.main([*asked, "--agent.gamma", "0.5"]) == 2
+    assert "settings that are not swept differ" in capsys.readouterr().err
+
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out
+    assert "000-num_steps=4 is finished" in told and told.count("compiling advance") == 1
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+
+    # The files agree with one another.
+    summary = json.loads((folder / "it/summary.json").read_text())
+    assert (summary["members"], summary["programs"], summary["failed"]) == (8, 2, 0)
+    assert summary["env_steps"] == 2 * 4 * 64
+    places = ((run, index) for run in (first, second) for index in (0, 1))
+    for point, (run, index) in zip(summary["points"], places, strict=True):
+        members = records.RunDir(run).members()
+        mine = members["agent.lr"] == point["values"]["agent.lr"]
+        np.testing.assert_array_equal(np.flatnonzero(mine), [2 * index, 2 * index + 1])
+        np.testing.assert_array_equal(members["seed"][mine], [0, 1])
+        np.testing.assert_array_equal(members["env.noise"], [0.2] * 4)
+        final = members["final_return"][mine]
+        assert point["return"]["iqm"] == pytest.approx(final.mean())
+        assert point["values"]["agent.num_steps"] == (4 if run == first else 8)
+    highest = max(point["return"]["iqm"] for point in summary["points"])
+    assert summary["best"]["mine:walk"]["return"]["iqm"] == highest
+    assert len(list((folder / "it/plots").glob("*.png"))) == 2
+
+    # It is done, and each run is one like others.
+    assert cli.main(asked) == 0
+    assert "it is finished: best on mine:walk: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="a sweep of 2 runs"):
+        load.load("it")
+    opened = records.RunDir(second)
+    found = load.settings_of(opened).identity()
+    assert records.plain(found) == opened.config()["config"]
+    assert float(load.load(second, member=3).hp.lr) == np.float32(1e-1)
+
+    # A member is what a run of its own is, bit for bit: seed 1 of the first rate in the second.
+    alone = ["--agent.num-steps=8", "--agent.lr=1e-3", "--env-options", "noise=0.2"]
+    assert cli.main(["train", *own, *alone, "--seed", "1", "--out", "alone"]) == 0
+    solo = records.RunDir(folder / "alone")
+    states, others = states_of(opened), states_of(solo)
+    for name in states | others:
+        np.testing.assert_array_equal(states[name][1], others[name][0], err_msg=name)
+    mine, its = records.read_metrics(opened), records.read_metrics(solo)
+    for name in set(mine) - {"stage", "member"}:
+        np.testing.assert_array_equal(mine[name][1::4], its[name], err_msg=name)
+    # Equal seeds draw the same numbers whatever their values; rates make a difference.
+    keys = states[".key"]
+    assert (keys[:2] == keys[2:]).all() and (keys[0] != keys[1]).any()
+    assert (mine["loss"][0::4] != mine["loss"][2::4]).any()
+
+
+def test_overwrite_removes_what_was_swept_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(settings: options.Settings) -> Any:
+        records.open_run(settings.options.out or "", settings.identity())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", stop)
+    asked = ["sweep", "pqn", *SMALL, "--agent.num-steps=4", "--out", "it", "--sweep"]
+    assert cli.main([*asked, "agent.lr=1,2"]) == 130
+    (folder / "it/notes.txt").write_text("kept")
+    assert cli.main([*asked, "agent.epochs=1,2", "--overwrite"]) == 2  # swept and also set
+    assert (folder / "it/000").is_dir()
+    assert cli.main([*asked, "agent.lam=1,2", "agent.conv=[]", "--overwrite"]) == 130
+    assert {path.name for path in (folder / "it").iterdir()} == {
+        *("sweep.json", "notes.txt", "000-conv=_"),
+    }
