@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrl.returns import lambda_returns
+from jaxrl.returns import gae, lambda_returns
 
 TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -235,6 +235,31 @@ def with_discounts(reward: Any, discount: Any, value: Any, lam: float) -> np.nda
     reward, value = np.float32(scale[:-1] * reward), np.float32(scale[1:] * value)
     got = jitted(reward, value, terminated, np.zeros_like(terminated), 1.0, lam)
     return np.asarray(got, np.float64) / scale[:-1]
+
+
+# --- advantages ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
+def test_gae_against_its_recursion(gamma: float, lam: float) -> None:
+    """A = δ + γ λ A', δ = r + γ V' - V, where V' ends with terminations and A' with any end."""
+    rng = np.random.default_rng(0)
+    steps, envs = 9, 40
+    reward, value = rng.normal(size=(steps, envs)), rng.normal(size=(steps + 1, envs))
+    terminated, truncated = ends(rng.choice([".", "x", "|"], size=(steps, envs), p=[0.6, 0.2, 0.2]))
+    # Inside an episode the successor is the next state, at a time limit some other one.
+    next_value = np.where(terminated | truncated, rng.normal(size=(steps, envs)), value[1:])
+    expected, later = np.zeros((steps, envs)), np.zeros(envs)
+    for t in reversed(range(steps)):
+        for env in range(envs):
+            ahead = 0.0 if terminated[t, env] else next_value[t, env]
+            delta = reward[t, env] + gamma * ahead - value[t, env]
+            done = terminated[t, env] or truncated[t, env]
+            later[env] = delta + (0.0 if done else gamma * lam * later[env])
+            expected[t, env] = later[env]
+    floats = [jnp.float32(x) for x in (reward, value[:-1], next_value)]
+    got = gae(*floats, jnp.asarray(terminated), jnp.asarray(truncated), gamma, lam)
+    np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
 # --- known mistakes ------------------------------------------------------------------------------

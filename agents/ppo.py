@@ -1,0 +1,383 @@
+"""PPO: proximal policy optimisation with clipped ratios, for discrete and continuous actions.
+
+Proximal Policy Optimization Algorithms. John Schulman, Filip Wolski, Prafulla Dhariwal, Alec
+Radford, Oleg Klimov. 2017, arXiv:1707.06347. Details as in Engstrom et al., Implementation Matters
+in Deep Policy Gradients, ICLR 2020, arXiv:2005.12729: each can be turned off.
+
+A window of the policy's own experience is gone through several times, with a gradient that vanishes
+where the ratio of new to old probability has left [1 - clip, 1 + clip] for the better. Policy and
+value have networks of their own; continuous actions are normal with a standard deviation that is a
+parameter, not a function of the observation, and are clipped to their bounds by whoever steps the
+environment: probabilities are those of the unclipped sample.
+
+Deviations: time limits bootstrap from the true successor; running statistics of observations take
+effect with the next window, so that a window is learnt as it was acted; scaled rewards are not
+clipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.flatten_util import ravel_pytree
+
+from jaxrl import fit, nets
+from jaxrl.agents.pqn import linear, single_stage
+from jaxrl.distributions import Categorical, Normal
+from jaxrl.errors import UserError, at_least
+from jaxrl.minibatch import descend
+from jaxrl.normalise import normalised
+from jaxrl.returns import gae, successor_values
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    total_steps: int = 1_000_000
+    """environment steps of a run, all environments together"""
+    num_envs: int = 16
+    """parallel environments N"""
+    num_steps: int = 128
+    """steps T per environment between updates"""
+    minibatches: int = 32
+    """minibatches per epoch; divides N * T"""
+    epochs: int = 10
+    """passes over each window"""
+    conv: tuple[int, ...] = ()
+    """channels of 3x3 convolutions in front of both networks, for images"""
+    actor: tuple[int, ...] = (64, 64)
+    """widths of the policy's hidden layers"""
+    critic: tuple[int, ...] = (64, 64)
+    """widths of the value network's hidden layers"""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """behind every hidden layer"""
+    orthogonal: bool = True
+    """orthogonal weights to begin with, gain 0.01 before actions; otherwise LeCun normal"""
+    advantages: Literal["minibatch", "batch", "raw"] = "minibatch"
+    """where advantages are standardised: in each minibatch, in the whole window, or nowhere"""
+    clip_value: bool = False
+    """hold the value near the one that acted, as far as value_clip"""
+    normalise_obs: bool = False
+    """standardise observations by running statistics"""
+    normalise_reward: bool = False
+    """divide rewards by the running standard deviation of returns"""
+    resets: int = 0
+    """initial states drawn per environment and window, a divisor of num_steps; 0: one per step"""
+
+    @property
+    def updates(self) -> int:
+        return self.total_steps // (self.num_envs * self.num_steps)
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 3e-4
+    """learning rate of Adam at the start"""
+    lr_end: Any = 0.0
+    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    gamma: Any = 0.99
+    """discount"""
+    lam: Any = 0.95
+    """trace decay of the advantages"""
+    clip: Any = 0.2
+    """ratios of probabilities beyond 1 ± clip earn nothing more"""
+    value_clip: Any = 0.2
+    """how far values may move in an update, with clip_value"""
+    value_weight: Any = 0.5
+    """weight of the value's loss"""
+    entropy_weight: Any = 0.0
+    """weight of the entropy bonus"""
+    max_grad_norm: Any = 0.5
+    """gradients are clipped to this global norm"""
+
+
+class State(NamedTuple):
+    params: dict[str, PyTree]  # "actor" and "critic"
+    opt: Any  # Adam's state, on one vector of all parameters
+
+
+class Experience(NamedTuple):
+    """A window as rows [B]."""
+
+    obs: Array  # [B, *obs]
+    sample: Array  # [B, ...] the action before it was clipped to its bounds
+    log_prob: Array  # [B] of the sample, under the policy that acted
+    value: Array  # [B] of obs, under the parameters that acted
+    advantage: Array  # [B]
+    target: Array  # [B] what the value is to become: λ-returns
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """[Conv3x3 -> activation] per channel count of `cfg.conv`, [Dense -> activation] per entry of
+    `hidden`, and Dense to `out`, whose orthogonal weights have the gain `gain`."""
+
+    cfg: Config
+    hidden: tuple[int, ...]
+    out: int
+    gain: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation = {"tanh": nn.tanh, "relu": nn.relu}[self.cfg.activation]
+        for features in self.cfg.conv:
+            x = activation(nets.Conv3x3(features, kernel_init=self._init(np.sqrt(2)))(x))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = activation(nn.Dense(width, kernel_init=self._init(np.sqrt(2)))(x))
+        return nn.Dense(self.out, kernel_init=self._init(self.gain))(x)
+
+    def _init(self, gain: float) -> nn.initializers.Initializer:
+        orthogonal = self.cfg.orthogonal
+        return nets.orthogonal(gain) if orthogonal else nn.initializers.lecun_normal()
+
+
+class Actor(nn.Module):
+    """obs [B, *obs] to a distribution over actions [B]."""
+
+    cfg: Config
+    action: Discrete | Box
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Categorical | Normal:
+        size = self.action.n if isinstance(self.action, Discrete) else self.action.shape[0]
+        out = Network(self.cfg, self.cfg.actor, size, 0.01)(obs)
+        if isinstance(self.action, Discrete):
+            return Categorical(out)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,))
+        return Normal(out, jnp.broadcast_to(log_std[None], out.shape))
+
+
+class Networks(NamedTuple):
+    actor: nets.Net  # apply(params, obs [B, *obs]) -> distribution over actions [B]
+    critic: nets.Net  # apply(params, obs [B, *obs]) -> values [B, 1]
+
+    def init(self, key: Array) -> dict[str, PyTree]:
+        key_actor, key_critic = jax.random.split(key)
+        return {"actor": self.actor.init(key_actor), "critic": self.critic.init(key_critic)}
+
+    def value(self, critic: PyTree, obs: Array) -> Array:
+        """[B]."""
+        return self.critic.apply(critic, obs)[..., 0]
+
+
+def networks(cfg: Config, spec: EnvSpec) -> Networks:
+    return Networks(
+        nets.from_linen(Actor(cfg, spec.action), spec.obs_shape),
+        nets.from_linen(Network(cfg, cfg.critic, 1, 1.0), spec.obs_shape),
+    )
+
+
+# --- the agent -----------------------------------------------------------------------------------
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: the action space is not discrete or a box of one axis, or sizes do not divide.
+    """
+    check(cfg, spec)
+    model = networks(cfg, spec)
+    policy = acting(model, spec)
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        params = model.init(key)
+        return State(params, optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0]))
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        data = experience(cfg, spec, model, state.params, hp, batch.transitions)
+        adam = optimiser(hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
+
+        def loss(params: dict[str, PyTree], part: Experience) -> tuple[Array, dict[str, Array]]:
+            new = model.actor.apply(params["actor"], part.obs)
+            log_ratio = new.log_prob(part.sample) - part.log_prob
+            advantage = part.advantage
+            if cfg.advantages == "minibatch":
+                advantage = standardised(advantage)
+            gain = jnp.mean(clipped_gain(jnp.exp(log_ratio), advantage, hp.clip))
+            error = value_loss(cfg, hp, model.value(params["critic"], part.obs), part)
+            entropy = jnp.mean(new.entropy())
+            total = hp.value_weight * error - gain - hp.entropy_weight * entropy
+            return total, {
+                "policy_loss": -gain,
+                "value_loss": error,
+                "entropy": entropy,
+                # E[r - 1 - log r] is KL(old || new), estimated with little variance.
+                "kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+                "clipped": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hp.clip),
+            }
+
+        (params, opt), metrics = descend(
+            loss, (state.params, state.opt), adam, key, data, cfg.epochs, cfg.minibatches
+        )
+        return State(params, opt), metrics
+
+    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise)
+    return with_statistics(cfg, spec, agent)
+
+
+def acting(model: Networks, spec: EnvSpec) -> Policy:
+    """Samples while exploring, else takes the mode; records what `experience` reads."""
+    space = spec.action
+
+    def noise(key: Array, n: int) -> Array:
+        if isinstance(space, Discrete):
+            return Categorical.noise(key, (n, space.n))
+        return Normal.noise(key, (n, *space.shape))
+
+    def act(
+        state: State,
+        hp: Any,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        policy = model.actor.apply(state.params["actor"], obs)
+        if not explore:
+            return bounded(space, policy.mode), memory, {}
+        sample = policy.sample(noise)
+        extras = {
+            "sample": sample,
+            "log_prob": policy.log_prob(sample),
+            "value": model.value(state.params["critic"], obs),
+        }
+        return bounded(space, sample), memory, extras
+
+    return Policy(act=act, noise=noise)
+
+
+def bounded(space: Discrete | Box, action: Array) -> Array:
+    """Actions [n, ...] clipped to the bounds of a box."""
+    if isinstance(space, Discrete):
+        return action
+    return jnp.clip(action, np.array([space.low], np.float32), np.array([space.high], np.float32))
+
+
+def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
+    """The agent on normalised observations and rewards, where `cfg` asks for either."""
+    if not (cfg.normalise_obs or cfg.normalise_reward):
+        return agent
+    return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def experience(
+    cfg: Config,
+    spec: EnvSpec,
+    model: Networks,
+    params: dict[str, PyTree],
+    hp: Any,
+    window: Transition,
+) -> Experience:
+    """The rows [T * N] of a window [T, N] that was acted with `params`, with their advantages."""
+    # A window no longer than an episode holds at most one time limit per environment.
+    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
+    value = window.extras["value"]
+    advantage = gae(
+        window.reward,
+        value,
+        successor_values(lambda obs: model.value(params["critic"], obs), window, one_limit),
+        window.terminated,
+        window.truncated,
+        hp.gamma,
+        hp.lam,
+    )
+    rows = Experience(
+        obs=window.obs,
+        sample=window.extras["sample"],
+        log_prob=window.extras["log_prob"],
+        value=value,
+        advantage=standardised(advantage) if cfg.advantages == "batch" else advantage,
+        target=advantage + value,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def standardised(x: Array) -> Array:
+    """x with mean 0 and standard deviation 1 over all its elements."""
+    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+
+
+def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
+    """min(r A, clip(r, 1 - ε, 1 + ε) A) [B], to be maximised: eq. 7 of the paper."""
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def value_loss(cfg: Config, hp: Any, value: Array, part: Experience) -> Array:
+    """Mean of ½ (V - target)² over values [B]; with clipping, of the larger of it and of the same
+    with V no further than `value_clip` from the value that acted."""
+    error = (value - part.target) ** 2
+    if cfg.clip_value:
+        near = part.value + jnp.clip(value - part.value, -hp.value_clip, hp.value_clip)
+        error = jnp.maximum(error, (near - part.target) ** 2)
+    return 0.5 * jnp.mean(error)
+
+
+def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
+    """Clipping to a global norm, then Adam."""
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def check(cfg: Config, spec: EnvSpec) -> None:
+    """Raises UserError where the agent does not fit the environment or itself."""
+    if isinstance(spec.action, Box) and len(spec.action.shape) != 1:
+        raise UserError(f"actions in a box need one axis; {spec.name} has {spec.action.shape}")
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        minibatches=cfg.minibatches,
+        epochs=cfg.epochs,
+        smallest_layer=min((*cfg.actor, *cfg.critic, *cfg.conv), default=1),
+    )
+    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
+        raise UserError(
+            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
+            f"observations of {spec.name} are {spec.obs_shape}"
+        )
+    if cfg.resets < 0 or (cfg.resets and cfg.num_steps % cfg.resets):
+        raise UserError(f"resets={cfg.resets} does not divide num_steps={cfg.num_steps}")
+    rows = cfg.num_envs * cfg.num_steps
+    if rows % cfg.minibatches:
+        raise UserError(
+            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = {rows}"
+        )
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than a window of num_envs * num_steps = {rows}"
+        )
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
+    return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+def on_policy(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> fit.Program:
+    """A run of an agent that learns from windows of its own."""
+    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets or None)
+    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
