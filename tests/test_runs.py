@@ -293,11 +293,11 @@ def test_settings_come_back(inside: Path, whole: tuple[Path, str]) -> None:
 def test_other_settings_are_another_run(
     inside: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(inside.rglob("*"))
+    before = sorted(whole[0].rglob("*"))
     assert cli.main([*WORDS, "--agent.lr", "0.5", "--out", str(whole[0])]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "settings.lr is 0.0001 there and 0.5 here" in told
-    assert sorted(inside.rglob("*")) == before
+    assert sorted(whole[0].rglob("*")) == before
 
 
 # --- using it ------------------------------------------------------------------------------------

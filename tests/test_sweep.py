@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -167,7 +168,7 @@ def test_traced_values_are_members_and_static_ones_programs(folder: Path) -> Non
         np.testing.assert_array_equal(plan.hp["env"]["noise"], np.tile(np.repeat(noise, 3), 2))
         assert (plan.hp["agent"].gamma == np.float32(plan.settings.hp.gamma)).all()
     # Whoever does not sweep is who it was: names of runs stay.
-    settings = train.dataclasses.replace(found[0].plan.settings, points=({},))
+    settings = dataclasses.replace(found[0].plan.settings, points=({},))
     assert "points" not in settings.identity()
     assert found[0].plan.settings.identity()["points"][1] == {"agent.lr": 1e-3, "env.noise": 1.0}
 
