@@ -52,7 +52,7 @@ def jaxrl(members: int, steps: int, repeats: int) -> list[float]:
     from jaxrl import envs, fit, population
     from jaxrl.agents import pqn
     from jaxrl.experiments import session
-    from jaxrl.experiments.train import table
+    from jaxrl.experiments.planning import table
     from jaxrl.rollout import rollout
 
     session.start()

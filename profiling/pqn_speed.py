@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxrl import envs, fit, nets, population, records
 from jaxrl.agents import pqn
 from jaxrl.experiments import session
-from jaxrl.experiments.train import table
+from jaxrl.experiments.planning import table
 from jaxrl.rollout import rollout
 from jaxrl.types import Array, Batch, Env, Learner, Policy, PyTree
 
