@@ -14,6 +14,11 @@ AGENTS = {
     "pqn": "parallelised Q-network: no replay, no target network (arXiv:2407.04811)",
     "pqn_rnn": "PQN with a memory (GRU or LSTM) for what is not all in the observation",
     "pqn_continuous": "PQN for continuous actions: actor and critic, no replay, no target network",
+    "ppo": "proximal policy optimisation: clipped ratios (arXiv:1707.06347)",
+    "mdpo": "mirror descent policy optimisation, on-policy (arXiv:2005.09814)",
+    "mdpo_offpolicy": "mirror descent policy optimisation, off-policy (arXiv:2005.09814)",
+    "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
+    "dqn": "Q-learning with replay and target network, double and n-step (arXiv:1509.06461)",
 }
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl.types import Array, Batch, PyTree, Source, Transition
+from jaxrl.errors import UserError
+from jaxrl.types import Array, Batch, Box, Discrete, Policy, PyTree, Source, Transition
 
 
 def uniform(batch_size: int, name: str = "data") -> Source:
@@ -34,18 +36,38 @@ class ReplayState(NamedTuple):
     ring: Transition  # [slots, T, N, ...]
 
 
-def replay(inner: Source, capacity: int, batch_size: int, warmup: int = 1) -> Source:
+def replay(
+    inner: Source,
+    capacity: int,
+    batch_size: int,
+    *,
+    warmup: int = 1,
+    first: Source | None = None,
+    n_step: int = 1,
+    part: str | None = "agent",
+) -> Source:
     """Batches [B] drawn with replacement from the last `capacity` transitions of `inner`.
 
-    Each update first draws one window from `inner`, a rollout, and writes it over the oldest. The
-    ring holds whole windows, so its capacity is rounded down to a multiple of theirs. `warmup`
-    windows are drawn by `init`.
+    Each update first draws one window [T, N] from `inner`, a rollout, and writes it over the
+    oldest. The ring holds whole windows, so its capacity is rounded down to a multiple of theirs. A
+    learner of several gradient steps per window asks for all their rows at once and deals them out
+    with `parts`.
+
+    Args:
+      warmup: windows drawn by `init`, so that the first batches have something to draw from.
+      first: source of these windows, of the state and transitions of `inner`: a rollout of
+        `random_policy` in the same environments, where the policy of `inner` has no memory and
+        records no extras. By default `inner` itself.
+      n_step: at most so many steps of one environment are folded into one row, see `fold`; then
+        hp.gamma discounts, and `extras["discount"]` says what the successor's value counts.
+      part: the entry of hp that has gamma; None takes it from the whole record.
     """
 
     def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> ReplayState:
         key_inner, key_fill = jax.random.split(key)
-        src = inner.init(key_inner, learner_state, hp, inputs)
-        draw = lambda src, key, i: inner.next(src, learner_state, hp, inputs, key, i)
+        beginning = first or inner
+        src = beginning.init(key_inner, learner_state, hp, inputs)
+        draw = lambda src, key, i: beginning.next(src, learner_state, hp, inputs, key, i)
         shape = jax.eval_shape(draw, src, key_fill, jnp.int32(0))[1].transitions
         slots = max(capacity // shape.reward.size, 1)
         if warmup > slots:
@@ -67,13 +89,86 @@ def replay(inner: Source, capacity: int, batch_size: int, warmup: int = 1) -> So
         state, batch, metrics = inner.next(src.inner, learner_state, hp, inputs, key_inner, step)
         slots, *window = src.ring.reward.shape
         # Slot and filling follow from the unbatched counter: under vmap the write stays a slice.
-        ring = write(src.ring, batch.transitions, (step + warmup) % slots)
-        filled = jnp.minimum(step + warmup + 1, slots) * math.prod(window)
-        rows = jax.random.randint(key_rows, (batch_size,), 0, filled)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), ring)
-        return ReplayState(state, ring), Batch(take(flat, rows)), metrics
+        written = step + warmup + 1  # windows so far
+        ring = write(src.ring, batch.transitions, (written - 1) % slots)
+        rows = below(key_rows, batch_size, jnp.minimum(written, slots) * math.prod(window))
+        if n_step == 1:
+            drawn = take(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), ring), rows)
+        else:
+            gamma = (hp if part is None else hp[part]).gamma
+            drawn = fold(ring, rows, written % slots, n_step, gamma)
+        return ReplayState(state, ring), Batch(drawn), metrics
 
     return Source(init=init, next=next, env_steps=inner.env_steps)
+
+
+def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array) -> Transition:
+    """n-step transitions [B] that begin at `rows` of a ring [slots, T, N, ...] of windows.
+
+    Row (slot * T + t) * N + i begins at step t of environment i and goes on with that environment's
+    next steps, up to `n_step` in all: k of them, fewer where the episode ends, by termination or
+    time limit, or where the newest step is reached. Then
+
+      reward = Σ_{j<k} γ^j r_j;  next_obs, terminated and truncated of step k-1;
+      extras["discount"] = γ^k;  everything else of the first step,
+
+    so that the target of every learner is reward + discount (1 - terminated) V(next_obs). Rows
+    without the entry are single steps, of discount γ: t.extras.get("discount", hp.gamma).
+
+    Args:
+      oldest: the slot that is written next; in a ring not yet full, the first that never was.
+    """
+    slots, length, envs = ring.reward.shape
+    total = slots * length
+    steps = jax.tree.map(lambda x: x.reshape(total, envs, *x.shape[3:]), ring)
+    when, env = rows // envs, rows % envs
+    ahead = (oldest * length - when - 1) % total + 1  # steps from here to the newest, both included
+    j = jnp.arange(n_step)[None]
+    at = (when[:, None] + j) % total  # [B, n_step]
+    later = lambda x: x[at, env[:, None]]
+    done = later(steps.terminated) | later(steps.truncated)
+    ended = jnp.cumsum(done, -1) - done > 0  # before step j
+    live = ~ended & (j < ahead[:, None])
+    count = jnp.sum(live, -1)
+    power = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n_step + 1)
+    last = (when + count - 1) % total
+    begin: Transition = jax.tree.map(lambda x: x[when, env], steps)
+    return begin._replace(
+        reward=jnp.sum(jnp.where(live, power[None, :-1] * later(steps.reward), 0.0), -1),
+        next_obs=steps.next_obs[last, env],
+        terminated=steps.terminated[last, env],
+        truncated=steps.truncated[last, env],
+        extras=begin.extras | {"discount": power[count]},
+    )
+
+
+def random_policy(space: Discrete | Box) -> Policy:
+    """Uniformly random actions, whatever the state: for warm-ups.
+
+    Raises:
+      UserError: a box without bounds.
+    """
+
+    def noise(key: Array, n: int) -> Array:
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (n,), 0, space.n)
+        low, high = (np.array(x, np.float32).reshape(space.shape) for x in (space.low, space.high))
+        return jax.random.uniform(key, (n, *space.shape), minval=low, maxval=high)
+
+    def act(
+        state: PyTree,
+        hp: PyTree,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return noise, memory, {}
+
+    if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():
+        raise UserError(f"random actions need bounds; these are {space.low} to {space.high}")
+    return Policy(act=act, noise=noise)
 
 
 def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
@@ -121,6 +216,19 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
 def take(data: PyTree, rows: Array) -> PyTree:
     """Rows [B] of every leaf [D, ...]."""
     return jax.tree.map(lambda x: x[rows], data)
+
+
+def below(key: Array, count: int, end: Array) -> Array:
+    """Numbers [count] int32 in 0 .. end-1, each as likely as another up to a share end / 2^32.
+
+    For half of what `jax.random.randint` costs, which draws 64 bits per number.
+    """
+    return (jax.random.bits(key, (count,)) % end.astype(jnp.uint32)).astype(jnp.int32)
+
+
+def parts(data: PyTree, count: int) -> PyTree:
+    """Leaves [B, ...] as [count, B / count, ...]: batches for `count` gradient steps."""
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data)
 
 
 def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:

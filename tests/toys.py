@@ -73,9 +73,15 @@ def dataset(key: Array, rows: int = 64) -> Transition:
 # --- learners ------------------------------------------------------------------------------------
 
 
-def loss(w: Array, hp: PyTree, t: Transition, noise: Array) -> Array:
+class Hypers(NamedTuple):
+    lr: Array
+    gamma: Array
+
+
+def loss(w: Array, hp: Hypers, t: Transition, noise: Array) -> Array:
     ahead = jnp.where(t.terminated, 0.0, jnp.tanh(t.next_obs @ w[:2])[..., 0])
-    target = t.reward + hp["gamma"] * ahead + 0.1 * t.truncated + 0.2 * t.start
+    discount = t.extras.get("discount", hp.gamma)
+    target = t.reward + discount * ahead + 0.1 * t.truncated + 0.2 * t.start
     error = (t.obs @ w[:2])[..., 0] + w[2, 0] * t.action[..., 0] - jax.lax.stop_gradient(target)
     return jnp.mean(error**2) + 0.01 * jnp.sum(noise * w)
 
@@ -88,7 +94,7 @@ def agent() -> Agent:
         noise = jax.random.normal(key, (3, 1))
         value, grad = jax.value_and_grad(loss)(state["w"], hp, batch.transitions, noise)
         # A decision on the unbatched counter, as target copies and delayed updates are.
-        rate = jax.lax.cond(step % 3 == 0, lambda: 2 * hp["lr"], lambda: hp["lr"])
+        rate = jax.lax.cond(step % 3 == 0, lambda: 2 * hp.lr, lambda: hp.lr)
         state = {"w": state["w"] - rate * jnp.tanh(grad), "count": state["count"] + 1}
         return state, {"loss": value}
 
@@ -126,7 +132,7 @@ def recurrent_agent() -> Agent:
             return jnp.mean((memories[..., 0] - t.reward) ** 2)
 
         value, grad = jax.value_and_grad(unrolled)(state["w"])
-        return {**state, "w": state["w"] - hp["lr"] * grad}, {"loss": value}
+        return {**state, "w": state["w"] - hp.lr * grad}, {"loss": value}
 
     def act(
         state: PyTree,
@@ -247,7 +253,7 @@ def row_recurrent() -> fit.Program:
 
 def row_replay() -> fit.Program:
     a = agent()
-    source = replay(rollout(drift(), a, 2, 3), capacity=40, batch_size=8, warmup=2)
+    source = replay(rollout(drift(), a, 2, 3), capacity=40, batch_size=8, warmup=2, n_step=2)
     return fit.Program((_agent_stage(source, a),))
 
 
@@ -323,7 +329,7 @@ def hypers(members: int) -> dict[str, PyTree]:
     spread = jnp.linspace(0.0, 1.0, members)
     same = jnp.ones(members)
     return {
-        "agent": {"lr": 0.01 + 0.02 * spread, "gamma": 0.9 + 0.05 * spread},
+        "agent": Hypers(0.01 + 0.02 * spread, 0.9 + 0.05 * spread),
         "model": {"lr": 0.05 * same, "weight": 0.1 * same},
         "env": {"noise": 0.2 + 0.2 * spread},
     }

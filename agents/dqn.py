@@ -1,0 +1,249 @@
+"""DQN: Q-learning with replay and a target network, double and n-step.
+
+Human-level control through deep reinforcement learning. Volodymyr Mnih, Koray Kavukcuoglu, David
+Silver et al. Nature 518, 2015.
+Deep Reinforcement Learning with Double Q-learning. Hado van Hasselt, Arthur Guez, David Silver.
+AAAI 2016, arXiv:1509.06461.
+
+Deviations: Adam instead of RMSProp; an update is a window of N environments by T steps followed by
+`gradient_steps` gradient steps; ε falls by share of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.flatten_util import ravel_pytree
+
+from jaxrl import fit, nets
+from jaxrl.agents.pqn import choose, exploration, linear, single_stage
+from jaxrl.errors import UserError, at_least
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.sources import parts, random_policy, replay
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source, Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    total_steps: int = 500_000
+    """environment steps of a run, all environments together, after the warm-up"""
+    num_envs: int = 1
+    """parallel environments N"""
+    num_steps: int = 10
+    """steps T per environment between updates"""
+    gradient_steps: int = 1
+    """gradient steps of an update"""
+    batch_size: int = 128
+    """transitions of a gradient step"""
+    capacity: int = 10_000
+    """transitions in the replay buffer"""
+    warmup: int = 10_000
+    """environment steps with random actions before the first update"""
+    n_step: int = 1
+    """rewards summed before the bootstrap"""
+    double: bool = True
+    """let the online network choose the action that the target network values"""
+    target_every: int = 50
+    """updates between moves of the target network"""
+    conv: tuple[int, ...] = ()
+    """channels of 3x3 convolutions in front, for images"""
+    hidden: tuple[int, ...] = (120, 84)
+    """widths of the hidden layers"""
+
+    @property
+    def window(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def updates(self) -> int:
+        return self.total_steps // self.window
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 2.5e-4
+    """learning rate of Adam"""
+    gamma: Any = 0.99
+    """discount"""
+    tau: Any = 1.0
+    """share of the way that the target network moves; 1 copies the online network"""
+    eps_start: Any = 1.0
+    """share of random actions at the start"""
+    eps_end: Any = 0.05
+    """share of random actions after the decay"""
+    eps_decay: Any = 0.5
+    """share of the run over which the share of random actions decays"""
+    huber: Any = 1e6
+    """TD errors count squared up to here and linearly beyond; 1 with rewards clipped to ±1"""
+    max_grad_norm: Any = 10.0
+    """gradients are clipped to this global norm"""
+
+
+class State(NamedTuple):
+    params: Array  # [size] the network's, as one vector
+    target: Array  # [size]
+    opt: optax.OptState
+    eps: Array  # [] share of random actions in the next window
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: the action space is not discrete, or the sizes do not fit.
+    """
+    if not isinstance(spec.action, Discrete):
+        raise UserError(f"dqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+    check_sizes(cfg)
+    at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
+    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
+        raise UserError(
+            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
+            f"observations of {spec.name} are {spec.obs_shape}"
+        )
+    num_actions = spec.action.n
+    net = flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        # Two rows of a loop: XLA would compute two results apart, with other last bits.
+        params, target = jax.lax.map(net.init, jnp.stack([key, key]))
+        eps = jnp.asarray(hp.eps_start, jnp.float32)
+        return State(params, target, optimiser(hp).init(params), eps)
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: PyTree,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return choose(net.apply(state.params, obs), state.eps, noise, explore), memory, {}
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        def gradient_step(carry: PyTree, t: Transition) -> tuple[PyTree, tuple[Array, Array]]:
+            params, opt = carry
+            target = net.apply(state.target, t.next_obs)
+            best = jnp.argmax(net.apply(params, t.next_obs) if cfg.double else target, -1)
+            y = td_target(t, hp.gamma, chosen(target, best))
+
+            def loss(params: Array) -> tuple[Array, Array]:
+                q = chosen(net.apply(params, t.obs), t.action)
+                return jnp.mean(huber(q - y, hp.huber)), jnp.mean(q)
+
+            (value, q), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            change, opt = optimiser(hp).update(grads, opt, params)
+            return (optax.apply_updates(params, change), opt), (value, q)
+
+        (params, opt), (losses, q) = jax.lax.scan(
+            gradient_step, (state.params, state.opt), parts(batch.transitions, cfg.gradient_steps)
+        )
+        target = jax.lax.cond(
+            (step + 1) % cfg.target_every == 0,
+            lambda: move(state.target, params, hp.tau),
+            lambda: state.target,
+        )
+        eps = linear((step + 1) / (hp.eps_decay * cfg.updates), hp.eps_start, hp.eps_end)
+        metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
+        return State(params, target, opt, eps), metrics
+
+    return Agent(init=init, update=update, act=act, noise=exploration(num_actions))
+
+
+def chosen(q: Array, action: Array) -> Array:
+    """Q(s, a) [B] of q [B, A]. A one-hot product: its gradient is cheaper than a gather's."""
+    return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)
+
+
+def huber(error: Array, limit: Array) -> Array:
+    """½ e² up to |e| = limit, linear beyond. Exact for any limit, also in its gradient, where
+    optax's form loses all digits of small errors to a large limit.
+    """
+    small = jnp.clip(error, -limit, limit)
+    return small * (error - 0.5 * small)
+
+
+def td_target(t: Transition, gamma: Array, value: Array) -> Array:
+    """r + γ^k (1 - terminated) V(s') [B] of single steps, k = 1, or folded ones; see `fold`."""
+    return t.reward + t.extras.get("discount", gamma) * jnp.where(t.terminated, 0.0, value)
+
+
+def move(target: Array, params: Array, tau: Array) -> Array:
+    """target + τ (params - target)."""
+    return target + tau * (params - target)
+
+
+def flat(net: nets.Net) -> nets.Net:
+    """`net` with its parameters as one vector.
+
+    With one gradient step per update the parameters are the carry of a short loop: one vector costs
+    fewer operations than ten leaves, and no layout is left for XLA to choose, which it does by the
+    number of members on a device, and with it the last bits.
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
+    return nets.Net(
+        init=lambda key: ravel_pytree(net.init(key))[0],
+        apply=lambda params, *inputs: net.apply(unravel(params), *inputs),
+    )
+
+
+def optimiser(hp: Hypers) -> optax.GradientTransformation:
+    """Clipping to a global norm, then Adam."""
+    return optax.chain(optax.clip_by_global_norm(hp.max_grad_norm), optax.adam(hp.lr))
+
+
+def check_sizes(cfg: Any) -> None:
+    """Raises UserError where the sizes of a `Config` with replay do not fit together."""
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.batch_size,
+        n_step=cfg.n_step,
+        warmup=cfg.warmup,
+    )
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
+            f"{cfg.window}"
+        )
+    slots = cfg.capacity // cfg.window
+    if slots < math.ceil(cfg.warmup / cfg.window):
+        raise UserError(
+            f"capacity={cfg.capacity} holds {slots} windows of {cfg.window} steps, too few for "
+            f"warmup={cfg.warmup}"
+        )
+
+
+def source(cfg: Any, env: Env, agent: Agent) -> Source:
+    """Replay of the agent's rollouts, warmed up with random actions: rows for an update."""
+    acting = lambda policy: rollout(env, policy, cfg.num_envs, cfg.num_steps)
+    return replay(
+        acting(agent),
+        cfg.capacity,
+        cfg.gradient_steps * cfg.batch_size,
+        warmup=math.ceil(cfg.warmup / cfg.window),
+        first=acting(random_policy(env.spec.action)),
+        n_step=cfg.n_step,
+    )
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    agent = make(cfg, env.spec)
+    return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)

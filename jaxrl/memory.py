@@ -1,0 +1,61 @@
+"""Does a population fit into memory? Asked before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrl.errors import UserError
+from jaxrl.population import Layout
+from jaxrl.types import PyTree
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves, arrays or their shapes as from `jax.eval_shape`."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def needed(member_bytes: int, members: int, layout: Layout) -> int:
+    """Bytes in the memory of one device, or of the machine where devices are CPUs.
+
+    A device holds its members and a copy of the tile at work. CPUs share one memory, in which a
+    checkpoint is made as well: a snapshot of all members, and the writer's copy of it.
+    """
+    places = layout.padded(members) // layout.devices
+    if layout.mesh.devices.flat[0].platform != "cpu":
+        return (places + layout.width) * member_bytes
+    return layout.devices * (3 * places + layout.width) * member_bytes
+
+
+def available(device: Any) -> int | None:
+    """Free bytes of a device, of the machine where that is a CPU; None where nobody tells."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def check(member_bytes: int, members: int, layout: Layout, free: int | None) -> None:
+    """Raises UserError where `members` of `member_bytes` each do not fit into `free` bytes.
+
+    `free` is what `available` says of one device; None lets everything pass.
+    """
+    need = needed(member_bytes, members, layout)
+    if free is not None and need > free:
+        raise UserError(
+            f"{members} members of {gigabytes(member_bytes)} need {gigabytes(need)}, but "
+            f"{gigabytes(free)} are free: take fewer seeds, a smaller --width, or a smaller replay "
+            "buffer (--agent.capacity)"
+        )
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
