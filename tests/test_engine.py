@@ -6,6 +6,7 @@ snapshot of each stage, on 1, 2 and 8 devices.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from jax.sharding import PartitionSpec
 
 from jaxrl import fit, population
 from jaxrl.drive import Report, RunState, abstract_state, drive
@@ -33,14 +35,21 @@ def plan(devices: int) -> population.Layout:
     return population.layout(MEMBERS, jax.devices()[:devices], WIDTH)
 
 
-def run(row: str, devices: int, resume: RunState | None = None) -> list[Report]:
+def run(
+    row: str,
+    devices: int,
+    resume: RunState | None = None,
+    hp: Any = None,
+    pace: float | None = None,
+) -> list[Report]:
     reports = drive(
         toys.ROWS[row](),
         plan(devices),
         jax.random.key(3),
-        toys.hypers(MEMBERS),
+        hp or toys.hypers(MEMBERS),
         toys.inputs(),
         resume=resume,
+        pace=pace,
         snapshot=lambda stage, step, last: True,
     )
     return list(reports)
@@ -117,3 +126,47 @@ def test_a_member_is_the_same_alone(row: str) -> None:
     alone = jax.jit(fit.train(program))(key, own, toys.inputs()).states[program.stages[-1].name]
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(a, b[member], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("row", ["rollout", "refreshed source"])
+def test_launches_of_any_length_give_the_same_bits(row: str) -> None:
+    """Also of the metrics, and resumed in the middle of a chunk."""
+    whole, paced = run(row, 2), run(row, 2, pace=1e-9)
+    ends = [r for r in paced if r.metrics is not None]
+    assert len(paced) > len(ends) == len(whole)
+    for a, b in zip(whole, ends, strict=True):
+        assert bits((a.metrics, a.evals, a.snapshot)) == bits((b.metrics, b.evals, b.snapshot))
+    inside = next(r for r in paced if r.metrics is None).snapshot
+    resumed = run(row, 2, resume=inside)
+    assert bits((resumed[0].metrics, resumed[-1].snapshot)) == bits(
+        (whole[0].metrics, whole[-1].snapshot)
+    )
+
+
+def test_a_member_of_nan_leaves_the_others_untouched() -> None:
+    hp = toys.hypers(MEMBERS)
+    broken = hp | {"agent": hp["agent"]._replace(lr=hp["agent"].lr.at[5].set(jnp.inf))}
+    one, other = (run("rollout", 2, hp=x)[-1] for x in (hp, broken))
+    assert one.metrics is not None and other.metrics is not None
+    np.testing.assert_array_equal(one.metrics["finite"], 1)
+    np.testing.assert_array_equal(other.metrics["finite"], np.arange(MEMBERS) != 5)
+    learners = [report.snapshot.member.learner for report in (one, other)]  # type: ignore[union-attr]
+    rest = [jax.tree.map(lambda x: np.delete(x, 5, 0), learner) for learner in learners]
+    assert bits(rest[0]) == bits(rest[1])
+
+
+COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)")
+
+
+def test_programs_hold_no_collective() -> None:
+    train = jax.jit(population.train(toys.ROWS["refreshed source"](), plan(8)))
+    args = (jax.random.key(3), jnp.arange(MEMBERS), toys.hypers(MEMBERS), toys.inputs())
+    assert not COLLECTIVE.search(train.lower(*args).compile().as_text())
+    # What would be found if members met:
+    summed = jax.shard_map(
+        lambda x: jax.lax.psum(x, population.AXIS),
+        mesh=plan(8).mesh,
+        in_specs=PartitionSpec(population.AXIS),
+        out_specs=PartitionSpec(),
+    )
+    assert COLLECTIVE.search(jax.jit(summed).lower(jnp.zeros(8)).compile().as_text())
