@@ -68,6 +68,13 @@ BRAX = {
     "brax:walker2d": "obs (17,), actions (6,), 1000 steps",
 }
 
+OWN = {
+    "dmsd": "obs (6,), actions (2,), 100 steps",
+    "maze:umaze": "obs (2,), actions (2,), 100 steps",
+    "maze:medium": "obs (2,), actions (2,), 250 steps",
+    "maze:large": "obs (2,), actions (2,), 400 steps",
+}
+
 BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default
 
 
@@ -81,7 +88,7 @@ class UnknownEnv(EnvError):
 
 def names() -> list[tuple[str, str]]:
     """(name, note) of every environment that comes with jaxrl."""
-    return [*GYMNAX.items(), *BRAX.items(), *PROBES.items()]
+    return [*GYMNAX.items(), *BRAX.items(), *OWN.items(), *PROBES.items()]
 
 
 def check_name(name: str) -> None:
@@ -89,13 +96,13 @@ def check_name(name: str) -> None:
 
     For `module:attribute` only the top-level module is looked for; nothing is imported.
     """
-    if name in GYMNAX or name in PROBES:
+    if name in GYMNAX or name in OWN or name in PROBES:
         return
     if name.startswith("brax:"):
         brax_parts(name)
         return
     module, colon, attribute = name.partition(":")
-    if not colon or module == "probe" or not attribute:
+    if not colon or module in ("maze", "probe") or not attribute:
         raise UnknownEnv(
             f"unknown environment {name!r}{_nearest_env(name)}; "
             "`jaxrl list envs` names them all, and module:attribute gives your own"
@@ -140,8 +147,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def _nearest_env(name: str) -> str:
     # "pong" should find Pong-misc: compare without case, with and without the name's affixes.
     table = {}
-    for known in [*BRAX, *GYMNAX, *PROBES]:  # "reacher" is gymnax's
+    for known in [*BRAX, *OWN, *GYMNAX, *PROBES]:  # "reacher" is gymnax's
         full = known.lower()
-        table |= {full: known, re.sub("^(brax|probe):|-.*$", "", full): known}
+        table |= {full: known, re.sub("^(brax|maze|probe):|-.*$", "", full): known}
     close = difflib.get_close_matches(name.lower(), table, n=1)
     return f", did you mean {table[close[0]]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""The command line: jaxrl train | sweep | eval | report | render | list.
+"""The command line: jaxrl train | sweep | eval | report | render | data | list.
 
 Names are checked and help is printed before JAX is imported, so that both are immediate.
 """
@@ -27,6 +27,8 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
                                                       table and pictures, also during a run; of
                                                       sweeps too
   jaxrl render RUN [--member M] [--seed S]            an episode of a member as a GIF
+  jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
+                                                      datasets: .npz, D4RL's .hdf5, Minari folders
   jaxrl list agents | envs                            what there is
 
   jaxrl train AGENT --help                            every option of an agent
@@ -168,6 +170,12 @@ def _report(words: list[str]) -> None:
     report.report([Path(p) for p in paths], file("--out"), over, file("--csv"))
 
 
+def _data(words: list[str]) -> None:
+    from jaxrl.experiments import data
+
+    data.main(words)
+
+
 def _list(words: list[str]) -> None:
     tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
     if len(words) != 1 or words[0] not in tables:
@@ -208,6 +216,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": _eval,
     "report": _report,
     "render": _render,
+    "data": _data,
     "list": _list,
 }
 

@@ -2,8 +2,8 @@
 
     python profiling/scaling.py [--members 1 8 64 512 4096] [--steps 4_000_000] [--json FILE]
 
-Environment steps per second of all members together, PQN (64 x 64) on CartPole, compiling apart. One
-device is what one core computes on a CPU. "vmap" takes all members of a device in one tile.
+Environment steps per second of all members together, PQN (64 x 64) on CartPole, compiling apart. On
+a CPU each core is a device. The larger width takes all members of a device in one tile.
 """
 
 from __future__ import annotations

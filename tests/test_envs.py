@@ -321,11 +321,12 @@ def test_with_params():
 # --- names and messages --------------------------------------------------------------------------
 
 
-def test_names_are_those_of_gymnax_brax_and_the_probes():
+def test_names_are_those_of_gymnax_brax_the_probes_and_our_own():
     assert list(names.GYMNAX) == gymnax.registration._BUILTIN_ENV_IDS
     assert list(names.PROBES) == list(probes.PROBES)
     assert len(dict(names.names())) == len(names.names())
-    assert len(names.names()) == len(names.GYMNAX) + len(names.BRAX) + len(names.PROBES)
+    tables = (names.GYMNAX, names.BRAX, names.PROBES, names.OWN)
+    assert len(names.names()) == sum(map(len, tables))
     for name, _ in names.names():
         check_name(name)
 

@@ -1,0 +1,119 @@
+"""D4RL's HDF5 files: flat arrays (d4rl/offline_env.py of Farama-Foundation/D4RL).
+
+    observations actions rewards terminals           always
+    timeouts                                         but in the oldest
+    next_observations, infos/action_log_probs        in some
+
+Without next_observations the successor of row i is row i + 1, as in D4RL's `qlearning_dataset`, and
+so are the rows that are left out:
+
+    timeouts    have no successor: the row is left out, and the one before it is truncated
+    last row    the same
+    terminals   are followed by the next episode's first observation: the row stays, since values
+                do not look there, with extras["next_known"] False
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrl.envs.formats import Read, Rows, bad, find, flags, numbers, observations, scalars, starts
+from jaxrl.envs.hdf5 import h5py, opened
+from jaxrl.envs.references import LIMITS, task
+from jaxrl.records import atomic_write, plain
+from jaxrl.types import Transition
+
+LOG_PROB, META = "infos/action_log_probs", "metadata/jaxrl"
+COLUMNS = (
+    "observations", "actions", "rewards", "terminals", "timeouts", "next_observations", LOG_PROB
+)  # fmt: skip
+
+
+def read(path: Path) -> Read:
+    """A D4RL file, by the rule at the top."""
+    with opened(path) as file:
+        columns: dict[str, Rows] = {key: np.asarray(file[key]) for key in COLUMNS if key in file}
+        meta = json.loads(np.asarray(file[META]).item()) if META in file else {}
+    obs = observations(path, "observations", find(path, columns, "observations"))
+    rows = len(obs)
+    terminated = flags(path, "terminals", find(path, columns, "terminals"), rows)
+    if "timeouts" in columns:
+        timeouts = flags(path, "timeouts", columns["timeouts"], rows)
+    else:
+        timeouts = limits(path, terminated)
+    extras = {}
+    if LOG_PROB in columns:
+        extras["log_prob"] = scalars(path, LOG_PROB, columns[LOG_PROB], rows)
+    t = Transition(
+        obs,
+        numbers(path, "actions", find(path, columns, "actions"), rows),
+        scalars(path, "rewards", find(path, columns, "rewards"), rows),
+        obs,
+        terminated,
+        timeouts & ~terminated,
+        starts(terminated | timeouts),
+        extras,
+    )
+    if "next_observations" in columns:
+        next_obs = observations(path, "next_observations", columns["next_observations"], obs)
+        return t._replace(next_obs=next_obs), meta
+    kept = ~timeouts
+    kept[-1] = False
+    if not kept.any():
+        raise bad(path, "timeouts", "leave no row that has a successor")
+    return paired(t, kept), meta
+
+
+def paired(t: Transition, kept: Rows) -> Transition:
+    """The rows that are `kept` [D] bool, each with the observation of the row after it as next."""
+    cut: Rows = np.append(~kept[1:], False)  # the episode goes on in a row that is left out
+    t = t._replace(
+        next_obs=np.roll(t.obs, -1, axis=0),
+        truncated=cut & ~t.terminated,
+        extras=t.extras | {"next_known": ~t.terminated},
+    )
+    extras = {name: x[kept] for name, x in t.extras.items()}
+    columns: dict[str, Any] = {name: x[kept] for name, x in t._asdict().items() if name != "extras"}
+    t = Transition(**columns, extras=extras)
+    return t._replace(start=starts(t.terminated | t.truncated))
+
+
+def limits(path: Path, terminated: Rows) -> Rows:
+    """[D] bool: where the time limit of the environment cut episodes, for files without timeouts.
+
+    The environment is the one that the file is named after.
+    """
+    limit = LIMITS.get(task(path.stem) or "")
+    if limit is None:
+        raise bad(path, "timeouts", "missing, and the file's name tells no environment of D4RL")
+    first = np.flatnonzero(starts(terminated))
+    lengths = np.diff(np.append(first, len(terminated)))
+    since = np.arange(len(terminated)) - np.repeat(first, lengths)  # rows of the episode before
+    return (since % limit == limit - 1) & ~terminated
+
+
+def write(path: Path, t: Transition, meta: Mapping[str, Any]) -> None:
+    """D4RL's layout with next_observations; `meta` as JSON in metadata/jaxrl."""
+    columns = {
+        "observations": t.obs,
+        "actions": t.action,
+        "rewards": t.reward,
+        "terminals": t.terminated,
+        "timeouts": t.truncated,
+        "next_observations": t.next_obs,
+    }
+    if "log_prob" in t.extras:
+        columns[LOG_PROB] = t.extras["log_prob"]
+
+    contents = io.BytesIO()  # h5py also reads in what it writes
+    with h5py.File(contents, "w") as file:
+        for key, x in columns.items():
+            file.create_dataset(key, data=x, compression="gzip", compression_opts=4)
+        file[META] = json.dumps(plain(meta))
+    atomic_write(path, contents.getvalue())

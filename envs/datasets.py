@@ -1,0 +1,167 @@
+"""Datasets for offline learning: one form in memory, whatever the file.
+
+    data = jaxrl.envs.datasets.load("DMSD-high-100000-train.npz")
+    data.transitions.obs  # [D, *obs]
+
+Files are told apart by what is in them: `.npz` (`jaxrl.envs.formats`), D4RL's HDF5
+(`jaxrl.envs.d4rl`) and the folders of Minari (`jaxrl.envs.minari`); these two need h5py. Bad data
+raise UserError, one line that names file, key and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxrl.envs import formats
+from jaxrl.envs.formats import bad
+from jaxrl.envs.references import reference
+from jaxrl.errors import UserError
+from jaxrl.types import Box, EnvSpec, Transition
+
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK"  # how files begin
+
+
+class Dataset(NamedTuple):
+    """Experience [D, ...] in the order of time, episode after episode.
+
+    Attributes:
+      transitions: numpy arrays. Rows after an end have `start`; where data stop in the middle of an
+        episode, the last row is neither terminated nor truncated. `extras` may hold
+          "log_prob" [D]: of the action, under the policy that took it;
+          "state": tuple of [D, ...], the leaves of the simulator's state before the step;
+          "next_known" [D] bool: False where next_obs is not the successor but whatever the file
+            has after a termination. Values do not look there; models of the dynamics must not.
+      meta: what is known of it, as JSON has it: "env"; "reference", the returns {"random",
+        "expert"}; "sha256" of the arrays; "file" it was read from; "level", "agent", "seed" and
+        versions where `jaxrl data make` made it.
+    """
+
+    transitions: Transition
+    meta: dict[str, Any]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Dataset:
+    """A dataset from a file or a Minari folder.
+
+    Raises:
+      UserError: it is none, or its contents are not sound; one line names file, key and row.
+    """
+    path = Path(path)
+    transitions, meta = _read(path)
+    digest = sha256(transitions)
+    if meta.get("sha256", digest) != digest:
+        raise bad(path, "meta", "its sha256 is not that of the arrays: they were changed")
+    env = meta.get("env") or _env_of(path)
+    found = meta.get("reference") or reference(env)
+    known = {"env": env, "sha256": digest, "file": str(path)}
+    return Dataset(transitions, meta | known | ({"reference": found} if found else {}))
+
+
+def save(path: str | Path, dataset: Dataset) -> None:
+    """Writes `.npz`, D4RL's `.hdf5`, or a Minari folder where the path has no suffix.
+
+    Only `.npz` keeps everything.
+    """
+    path = Path(path)
+    meta = {k: v for k, v in dataset.meta.items() if k not in ("file", "sha256")}
+    if path.suffix not in (".npz", ".hdf5", ""):
+        raise UserError(f"{path}: end it in .npz, in .hdf5 (D4RL), or in nothing (Minari folder)")
+    if path.suffix == ".npz":
+        write, meta = formats.write_npz, meta | {"sha256": sha256(dataset.transitions)}
+    elif path.suffix == ".hdf5":
+        from jaxrl.envs.d4rl import write
+    else:
+        from jaxrl.envs.minari import write
+    write(path, dataset.transitions, meta)
+
+
+def sha256(transitions: Transition) -> str:
+    """Of names, types, shapes and contents of all arrays, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, x in sorted(formats.arrays(transitions).items()):
+        digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
+        digest.update(np.ascontiguousarray(x).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> formats.Read:
+    """By what the file begins with and holds. h5py is imported for HDF5 only."""
+    if path.is_dir():
+        from jaxrl.envs import minari
+
+        return minari.read(minari.main_file(path))
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(HDF5))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(ZIP):
+        return formats.read_npz(path)
+    if head != HDF5:
+        raise UserError(f"{path} is neither .npz nor HDF5, nor a Minari folder")
+    from jaxrl.envs import d4rl, hdf5, minari
+
+    keys = hdf5.keys(path)
+    if "observations" in keys:
+        return d4rl.read(path)
+    if any(key.startswith("episode_") for key in keys):
+        return minari.read(path)
+    has = ", ".join(keys) or "nothing"
+    raise bad(path, "observations", f"missing, and so is episode_0; the file has {has}")
+
+
+def _env_of(path: Path) -> str:
+    """ "dmsd" of NeoRL-2's "DMSD-high-100000-train.npz"; else the name without its suffix."""
+    return "dmsd" if path.name.startswith("DMSD-") else path.name.removesuffix(path.suffix)
+
+
+# --- what they hold ------------------------------------------------------------------------------
+
+
+def check(dataset: Dataset, spec: EnvSpec) -> None:
+    """Raises UserError unless observations and actions are those of the environment."""
+    file, t, space = dataset.meta.get("file", "the dataset"), dataset.transitions, spec.action
+    if t.obs.shape[1:] != spec.obs_shape:
+        raise bad(file, "obs", f"of shape {t.obs.shape[1:]}, {spec.name} has {spec.obs_shape}")
+    if t.action.shape[1:] != space.shape:
+        raise bad(file, "action", f"of shape {t.action.shape[1:]}, {spec.name} has {space.shape}")
+    if isinstance(space, Box):
+        low = np.reshape(space.low, space.shape) - 1e-6  # as float32 rounds
+        high = np.reshape(space.high, space.shape) + 1e-6
+    elif t.action.dtype != np.int32:
+        raise bad(file, "action", f"must be whole numbers for {spec.name}")
+    else:
+        low, high = np.array(0), np.array(space.n - 1)
+    outside = ((t.action < low) | (t.action > high)).reshape(len(t.action), -1).any(1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise bad(file, "action", f"{t.action[row]} is outside the bounds of {spec.name}", row)
+
+
+def episode_returns(transitions: Transition) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns [E] float64 and lengths [E] of the episodes.
+
+    One that the data stop in the middle of is left out, unless there is no other.
+    """
+    first = np.flatnonzero(transitions.start)
+    returns = np.add.reduceat(transitions.reward, first, dtype=np.float64)
+    lengths = np.diff(np.append(first, len(transitions.reward)))
+    whole = len(first) if transitions.done[-1] or len(first) == 1 else -1
+    return returns[:whole], lengths[:whole]
+
+
+def normalised_score(meta: Mapping[str, Any], returns: ArrayLike) -> np.ndarray | None:
+    """100 (R - random) / (expert - random); None where the references are not known."""
+    found = meta.get("reference") or reference(meta.get("env", ""))
+    if not found:
+        return None
+    return 100 * (np.asarray(returns) - found["random"]) / (found["expert"] - found["random"])

@@ -1,0 +1,79 @@
+"""DMSD: two coupled masses that follow targets; a task of the NeoRL-2 benchmark in closed form.
+
+Two unit masses between walls, joined to the walls and to each other by springs and dampers; actions
+push them. With k the stiffness and c the damping of all springs and dampers, f the strength of the
+actions and Δ the time step,
+
+    x1' = x1 + Δ v1
+    v1' = v1 + Δ (k (x2 - 2 x1) + c (v2 - 2 v1) + f a1)         and the same for 2
+    r   = -Σ_i log(|x_i' - target_i'| + 0.01)
+
+Observations [6] are x, v, target; actions [2] lie in [-1, 1]. An episode has 100 steps and no
+termination. Each target coordinate is drawn again at half-time with probability 1/2: `next_obs` and
+the reward of the 50th step have the new one.
+
+The equations were found from the published data (polixir/neorl2_dataset, CC BY 4.0), which they
+reproduce to 1e-6; `tests/test_dmsd.py` shows it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.envs.wrappers import positive
+from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
+
+PARAMS = {"stiffness": 0.1, "damping": 0.2, "force": 1.5}
+DELTA = 0.2
+REACH = 1.5  # targets lie in [-REACH, REACH]
+
+
+class DmsdState(NamedTuple):
+    x: Array  # [2] positions
+    v: Array  # [2] velocities
+    target: Array  # [2]
+    t: Array  # [] int32
+
+
+def make(max_steps: int = 100) -> Env:
+    """The task; targets may change after half of `max_steps`."""
+    limit = positive(max_steps, "max_steps of dmsd")
+
+    def draw_target(key: Array) -> Array:
+        return jax.random.uniform(key, (2,), minval=-REACH, maxval=REACH)
+
+    def observe(state: DmsdState) -> Array:
+        return jnp.concatenate([state.x, state.v, state.target])
+
+    def reset(key: Array, params: PyTree) -> tuple[DmsdState, Array]:
+        key_x, key_v, key_target = jax.random.split(key, 3)
+        state = DmsdState(
+            jax.random.uniform(key_x, (2,), minval=-0.25, maxval=0.25),
+            jax.random.uniform(key_v, (2,), minval=-0.1, maxval=0.1),
+            draw_target(key_target),
+            jnp.int32(0),
+        )
+        return state, observe(state)
+
+    def step(
+        key: Array, state: DmsdState, action: Array, params: PyTree
+    ) -> tuple[DmsdState, TimeStep]:
+        key_target, key_which = jax.random.split(key)
+        x, v, target, t = state
+        pull = x[::-1] - 2 * x
+        drag = v[::-1] - 2 * v
+        push = jnp.clip(action, -1.0, 1.0)
+        force = params["stiffness"] * pull + params["damping"] * drag + params["force"] * push
+        t = t + 1
+        again = (t == limit // 2) & jax.random.bernoulli(key_which, shape=(2,))
+        target = jnp.where(again, draw_target(key_target), target)
+        after = DmsdState(x + DELTA * v, v + DELTA * force, target, t)
+        reward = -jnp.sum(jnp.log(jnp.abs(after.x - target) + 0.01))
+        return after, TimeStep(observe(after), reward, jnp.zeros((), bool), t >= limit)
+
+    params = {name: jnp.float32(value) for name, value in PARAMS.items()}
+    space = Box((-1.0, -1.0), (1.0, 1.0), (2,))
+    return Env(EnvSpec("dmsd", (6,), space, limit), params, reset, step)

@@ -1,0 +1,31 @@
+"""HDF5 files, which need h5py (`pip install "jaxrl[data]"`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxrl.envs.formats import bad
+from jaxrl.errors import UserError
+
+try:
+    import h5py
+except ImportError as error:
+    raise UserError('HDF5 files need h5py: pip install "jaxrl[data]"') from error
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[h5py.File]:
+    """The file to read; what fails in reading it counts as damage."""
+    try:
+        with h5py.File(file, "r") as found:
+            yield found
+    except (OSError, RuntimeError, KeyError) as error:
+        raise bad(file, "as a whole", f"cannot be read, truncated or damaged? ({error})") from None
+
+
+def keys(file: Path) -> list[str]:
+    """Names at the top of the file, in order."""
+    with opened(file) as found:
+        return sorted(found)

@@ -1,0 +1,125 @@
+"""Journeys through a maze, for data: walks from cell to cell by a noisy controller.
+
+The controller knows the shortest paths and heads for the centre of the next cell on its way. In
+data to learn from, no journey is commanded further than half of the way from start to goal, so
+reaching the goal from the start takes stitching. Levels are named as those of D4RL's antmaze:
+
+    play      from and to a handful of places: dead ends, corners and junctions
+    diverse   from and to any cell
+    expert    the whole way, from start to goal: what references are measured with
+
+A journey ends, truncated, where it was commanded to. One that comes upon the maze's goal terminates
+there with reward 1, wherever it was going.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs import maze
+from jaxrl.envs.names import EnvError
+from jaxrl.types import Array, Env, Policy, PyTree, TimeStep
+
+LEVELS = ("play", "diverse", "expert")
+NOISE = 0.5  # standard deviation of what is added to actions before they are clipped
+
+
+class Journey(NamedTuple):
+    maze: maze.MazeState
+    target: Array  # [] int32: where it is commanded to, an index into the free cells
+
+
+def make(layout: str, level: str) -> Env:
+    """The maze with places to start from and to go to drawn anew for every episode."""
+    if level not in LEVELS:
+        raise EnvError(f"maze:{layout} has journeys {', '.join(LEVELS)}, not {level!r}")
+    env, plan = maze.make(layout), maze.parse(layout)
+    pairs = commands(plan, level)
+
+    def reset(key: Array, params: PyTree) -> tuple[Journey, Array]:
+        key_pair, key_place = jax.random.split(key)
+        begin, target = jax.random.choice(key_pair, jnp.asarray(pairs))
+        position = maze.near(key_place, jnp.asarray(plan.cells)[begin])
+        state = maze.MazeState(position, jnp.int32(0))
+        return Journey(state, target), maze.observe(plan, position)
+
+    def step(key: Array, state: Journey, action: Array, params: PyTree) -> tuple[Journey, TimeStep]:
+        after, ts = env.step(key, state.maze, action, params)
+        arrived = maze.at(after.position, jnp.asarray(plan.cells)[state.target])
+        truncated = (ts.truncated | arrived) & ~ts.terminated
+        return Journey(after, state.target), ts._replace(truncated=truncated)
+
+    return Env(env.spec, env.params, reset, step)
+
+
+def controller(layout: str) -> Policy:
+    """Heads for its journey's target, noisily. What it observes are states, `Journey` [n]."""
+    plan = maze.parse(layout)
+    ahead = jnp.asarray(plan.cells)[next_cells(plan)]  # [C, C, 2]
+    number = np.zeros(plan.walls.shape, np.int32)  # of a free cell
+    number[~plan.walls] = np.arange(len(plan.cells))
+
+    def act(
+        state: PyTree,
+        hp: PyTree,
+        obs: Journey,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        position = obs.maze.position
+        row, column = jnp.floor(position).astype(jnp.int32).T
+        way = ahead[jnp.asarray(number)[row, column], obs.target] + 0.5 - position
+        length = jnp.linalg.norm(way, axis=-1, keepdims=True)
+        action = way / jnp.maximum(length, 0.1)
+        return jnp.clip(action + explore * noise, -1.0, 1.0), memory, {}
+
+    return Policy(act=act, noise=lambda key, n: NOISE * jax.random.normal(key, (n, 2)))
+
+
+# --- shortest paths ------------------------------------------------------------------------------
+
+
+def neighbours(plan: maze.Plan) -> np.ndarray:
+    """[C, C] bool: which free cells share a side."""
+    return np.abs(plan.cells[:, None] - plan.cells[None]).sum(-1) == 1
+
+
+def distances(plan: maze.Plan) -> np.ndarray:
+    """[C, C] int: cells to walk between free cells, by breadth-first search from all at once."""
+    near = neighbours(plan)
+    found = np.where(np.eye(len(near), dtype=bool), 0, -1)
+    for length in range(1, len(near)):
+        reached = (found == length - 1).astype(int) @ near > 0
+        found[reached & (found < 0)] = length
+    return found
+
+
+def next_cells(plan: maze.Plan) -> np.ndarray:
+    """[C, C] int: from the first to the second, the cell to go to next; at the target itself."""
+    between = distances(plan)
+    onward = np.where(neighbours(plan)[:, :, None], between[None], len(between)).argmin(1)
+    return np.where(between == 0, np.arange(len(between)), onward)
+
+
+def commands(plan: maze.Plan, level: str) -> np.ndarray:
+    """Pairs [K, 2] int32 of free cells: where journeys of the level start, and where they go.
+
+    None starts at the goal, where an episode is over.
+    """
+    if level == "expert":
+        return np.array([[plan.start, plan.goal]], np.int32)
+    between, near = distances(plan), neighbours(plan)
+    ways = near.sum(1)
+    step = lambda axis: near & (plan.cells[:, None, axis] != plan.cells[None, :, axis])
+    straight = (ways == 2) & ((step(0).sum(1) == 2) | (step(1).sum(1) == 2))
+    place = ~straight if level == "play" else np.ones(len(ways), bool)
+    reach = between[plan.start, plan.goal] // 2
+    far = (between > 0) & (np.arange(len(ways)) != plan.goal)[:, None]
+    far &= (between <= reach) & place[:, None] & place[None]
+    return np.argwhere(far).astype(np.int32)

@@ -1,0 +1,135 @@
+"""Point mazes: walk to the far corner, where the only reward is.
+
+A point in a maze of unit cells moves by up to `speed` along each axis and stops at walls. It starts
+in the first cell of one corner; within 0.5 of the goal's centre, in the opposite corner, it earns 1
+and the episode terminates, as in D4RL's antmaze. Time limits truncate. Observations [2] are the
+position with the maze's centre at 0 and its longer side from -1 to 1, actions [2] lie in [-1, 1].
+Data for offline learning come from `jaxrl.envs.journeys`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs.wrappers import positive
+from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
+
+RADIUS = 0.5  # of goals
+GAP = 1e-3  # between the point and a wall that stops it
+SPREAD = 0.25  # around the centre of the first cell
+
+# S start, G goal, # wall.
+LAYOUTS = {
+    "umaze": """
+        #####
+        #S..#
+        ###.#
+        #G..#
+        #####""",
+    "medium": """
+        ########
+        #S.....#
+        ####.#.#
+        #....#.#
+        #.######
+        #.#....#
+        #...##G#
+        ########""",
+    "large": """
+        ############
+        #S...#.....#
+        ####.#.###.#
+        #....#.#...#
+        #.####.#.###
+        #......#...#
+        #.####.###.#
+        #...#..#..G#
+        ############""",
+}
+LIMITS = {"umaze": 100, "medium": 250, "large": 400}
+
+
+class MazeState(NamedTuple):
+    position: (
+        Array  # [2] float32 (row, column) in cells; cell (i, j) has its centre at (i, j) + 0.5
+    )
+    t: Array  # [] int32
+
+
+def make(layout: str, max_steps: int | None = None) -> Env:
+    """The maze of `LAYOUTS` with the start and the goal of its drawing."""
+    limit = positive(LIMITS[layout] if max_steps is None else max_steps, "max_steps of a maze")
+    plan = parse(layout)
+
+    def reset(key: Array, params: PyTree) -> tuple[MazeState, Array]:
+        state = MazeState(near(key, jnp.asarray(plan.cells[plan.start])), jnp.int32(0))
+        return state, observe(plan, state.position)
+
+    def step(
+        key: Array, state: MazeState, action: Array, params: PyTree
+    ) -> tuple[MazeState, TimeStep]:
+        position = move(plan.walls, state.position, params["speed"] * jnp.clip(action, -1.0, 1.0))
+        after = MazeState(position, state.t + 1)
+        there = at(position, jnp.asarray(plan.cells[plan.goal]))
+        truncated = (after.t >= limit) & ~there
+        return after, TimeStep(observe(plan, position), there.astype(jnp.float32), there, truncated)
+
+    space = Box((-1.0, -1.0), (1.0, 1.0), (2,))
+    params = {"speed": jnp.float32(0.2)}
+    return Env(EnvSpec(f"maze:{layout}", (2,), space, limit), params, reset, step)
+
+
+MAZES: dict[str, Callable[..., Env]] = {
+    f"maze:{layout}": functools.partial(make, layout) for layout in LAYOUTS
+}
+
+
+class Plan(NamedTuple):
+    """A maze on paper. `start` and `goal` are indices into `cells`."""
+
+    walls: np.ndarray  # [H, W] bool
+    cells: np.ndarray  # [C, 2] float32: row and column of the free cells
+    start: int
+    goal: int
+
+
+def parse(layout: str) -> Plan:
+    """The drawing of `LAYOUTS`."""
+    drawing = np.array([list(row) for row in LAYOUTS[layout].split()])
+    cells = np.argwhere(drawing != "#")
+    letters = drawing[tuple(cells.T)]
+    start, goal = (int(np.argmax(letters == letter)) for letter in "SG")
+    return Plan(drawing == "#", cells.astype(np.float32), start, goal)
+
+
+def observe(plan: Plan, position: Array) -> Array:
+    """What is seen at a position: [2] in [-1, 1]."""
+    size = np.array(plan.walls.shape, np.float32)
+    return (2 * position - size) / size.max()
+
+
+def near(key: Array, cell: Array) -> Array:
+    """A position around the centre of a cell (row, column)."""
+    return cell + 0.5 + jax.random.uniform(key, (2,), minval=-SPREAD, maxval=SPREAD)
+
+
+def at(position: Array, cell: Array) -> Array:
+    """[] bool: within the goal region of a cell."""
+    return jnp.sum((position - cell - 0.5) ** 2) <= RADIUS**2
+
+
+def move(walls: np.ndarray, position: Array, delta: Array) -> Array:
+    """`position` moved along rows, then along columns; less than a cell each. Walls stop it."""
+    for axis in range(2):
+        moved = position.at[axis].add(delta[axis])
+        row, column = jnp.floor(moved).astype(jnp.int32)
+        edge = jnp.floor(position[axis])  # of the cell it is in
+        stopped = position.at[axis].set(jnp.where(delta[axis] > 0, edge + 1 - GAP, edge + GAP))
+        position = jnp.where(jnp.asarray(walls)[row, column], stopped, moved)
+    return position

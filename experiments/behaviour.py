@@ -1,0 +1,273 @@
+"""Making datasets: behaviour policies trained with the engine, and what they live through.
+
+Levels, after those of D4RL:
+
+    random          uniformly random actions
+    medium          the first snapshot that is a third of the way from random to expert
+    expert          the snapshot with the highest evaluation
+    medium-replay   equal shares of all snapshots up to the medium one: what learning saw on its way
+    medium-expert   half and half
+
+Policies act as in training, with their exploration. Mazes have journeys instead of training
+(`jaxrl.envs.journeys`): levels play, diverse, expert and random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import drive, envs, records
+from jaxrl.envs import journeys
+from jaxrl.envs.datasets import Dataset
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents, planning
+from jaxrl.experiments.options import Settings, parse
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.sources import random_policy
+from jaxrl.types import Array, Discrete, Env, Policy, PyTree, Source, TimeStep, Transition
+
+LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+MAZE_LEVELS = ("random", *journeys.LEVELS)
+EPISODES = 128  # behind each reference return
+ENVS, WINDOW = 16, 50  # parallel environments, and steps per call
+PATIENCE = 1000  # steps to wait for the end of an episode where there is no time limit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Actor:
+    """A policy in an environment that shows its state: observations are (obs, state).
+
+    `stored` is what of the state goes into the data. Programs are compiled once, for all snapshots.
+    """
+
+    env: Env
+    policy: Policy
+    stored: Callable[[PyTree], PyTree] = lambda state: state
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return rollout(self.env, self.policy, ENVS, WINDOW, part="policy")
+
+    @functools.cached_property
+    def begin(self) -> Callable[..., PyTree]:
+        """(key, policy state, hp, {}) -> the source's first state."""
+        return jax.jit(self.source.init)
+
+    @functools.cached_property
+    def go_on(self) -> Callable[..., tuple[PyTree, Transition]]:
+        """(source state, policy state, hp, key, index) -> the next, transitions [WINDOW, ENVS]."""
+
+        @jax.jit
+        def next(src: PyTree, state: PyTree, hp: PyTree, key: Array, i: Array) -> PyTree:
+            src, batch, _ = self.source.next(src, state, hp, {}, key, i)
+            t = batch.transitions
+            extras: dict[str, Any] = {"state": tuple(jax.tree.leaves(self.stored(t.obs[1])))}
+            if "log_prob" in t.extras:
+                extras["log_prob"] = t.extras["log_prob"]
+            return src, t._replace(obs=t.obs[0], next_obs=t.next_obs[0], extras=extras)
+
+        return next
+
+    @functools.cached_property
+    def episodes(self) -> Callable[..., Any]:
+        """(policy state, hp, {}, key) -> `Episodes` [EPISODES], without exploration."""
+        return jax.jit(evaluator(self.env, self.policy, EPISODES, part="policy"))
+
+
+class Behaviour(NamedTuple):
+    """An actor with a state of its policy."""
+
+    actor: Actor
+    state: PyTree = ()
+    hp: PyTree = ()
+
+
+def make(
+    env: str, levels: Sequence[str], steps: int, agent: str | None, words: list[str]
+) -> Iterator[tuple[str, Dataset]]:
+    """Yields (level, `Dataset` of `steps` rows) for each level.
+
+    Args:
+      agent: what is trained; by default SAC for boxes and PPO for discrete actions.
+      words: more options of training, as `jaxrl train` takes them.
+
+    Raises:
+      UserError: a level that there is not, or a request that cannot be met; before training.
+    """
+    known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
+    for level in levels:
+        if level not in known:
+            raise UserError(f"{env} has the levels {', '.join(known)}; not {level!r}")
+    if env.startswith("maze:"):
+        settings, seed = None, _seed(words)
+        behaviours = of_maze(env, levels)
+    else:
+        settings = _settings(env, agent, words)
+        seed = settings.options.seed
+        behaviours = of_training(settings)
+    key_random, key_expert, key_rows = jax.random.split(jax.random.key(seed), 3)
+    reference = {
+        "random": mean_return(behaviours["random"][0], key_random),
+        "expert": mean_return(behaviours["expert"][0], key_expert),
+    }
+    meta = {
+        "env": env,
+        "source": "jaxrl data make",
+        "reference": reference,
+        "reference_episodes": EPISODES,
+        "seed": seed,
+        "versions": records.versions(),
+        **({"training": settings.identity()} if settings else {}),
+    }
+    for level in levels:
+        found = behaviours[level]
+        ends = np.linspace(0, steps, len(found) + 1).round().astype(int)
+        keys = jax.random.split(jax.random.fold_in(key_rows, known.index(level)), len(found))
+        each = zip(found, keys, np.diff(ends), strict=True)
+        parts = [collect(who, key, rows) for who, key, rows in each if rows]
+        yield level, Dataset(join(parts), meta | {"level": level})
+
+
+def _seed(words: list[str]) -> int:
+    if len(words) == 2 and words[0] == "--seed" and words[1].isdecimal():
+        return int(words[1])
+    if words:
+        raise UserError(f"mazes take --seed N beside --level and --steps, not {' '.join(words)}")
+    return 0
+
+
+def _settings(env: str, agent: str | None, words: list[str]) -> Settings:
+    """Of the training run behind the data."""
+    if agent is None:
+        discrete = isinstance(envs.make(env).spec.action, Discrete)
+        agent = "ppo" if discrete else "sac"
+    return parse(agent, agents.load(agent), ["--env", env, *words])
+
+
+# --- who acts ------------------------------------------------------------------------------------
+
+
+def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
+    """The controller at every level; random actions from the maze's own start."""
+    layout = name.removeprefix("maze:")
+    policy = journeys.controller(layout)
+
+    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
+        return policy.act(state, hp, obs[1], *rest)
+
+    guided = dataclasses.replace(policy, act=act)
+    found = {
+        level: [Behaviour(Actor(showing(journeys.make(layout, level)), guided, lambda s: s.maze))]
+        for level in {*levels, "expert"} - {"random"}
+    }
+    maze = envs.make(name)
+    return found | {"random": [at_random(maze)]}
+
+
+def at_random(env: Env) -> Behaviour:
+    """Uniformly random actions."""
+    return Behaviour(Actor(showing(env), random_policy(env.spec.action)))
+
+
+def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
+    """Snapshots of one training run, one per evaluation."""
+    ready = planning.plan(settings)
+    if ready.members != 1 or len(ready.program.stages) != 1:
+        raise UserError("data are made by one member of an agent that trains in one stage")
+    hp = jax.tree.map(lambda x: x[0], ready.hp["agent"])
+    env, agent = ready.env, ready.module.make(settings.cfg, ready.env.spec)
+
+    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
+        return agent.act(state, hp, obs[0], *rest)
+
+    actor = Actor(showing(env), Policy(act=act, memory=agent.memory, noise=agent.noise))
+    random = at_random(env)
+    snapshots, returns = [], []
+    reports = drive.drive(
+        ready.program,
+        ready.layout,
+        ready.key,
+        ready.hp,
+        {},
+        ids=ready.seeds,
+        snapshot=lambda stage, step, last: True,
+    )
+    for report in reports:
+        assert report.snapshot is not None
+        state = jax.tree.map(lambda x: x[0], report.snapshot.member.learner)
+        snapshots.append(Behaviour(actor, state, hp))
+        returns.append(float(np.mean(report.evals.returns)))
+    best = int(np.argmax(returns))
+    floor = mean_return(random, jax.random.fold_in(ready.key, settings.options.seed))
+    enough = np.array(returns) >= floor + (returns[best] - floor) / 3
+    medium = int(np.argmax(enough))
+    return {
+        "random": [random],
+        "medium": [snapshots[medium]],
+        "medium-replay": snapshots[: medium + 1],
+        "medium-expert": [snapshots[medium], snapshots[best]],
+        "expert": [snapshots[best]],
+    }
+
+
+def showing(env: Env) -> Env:
+    """The environment with observations (obs, state), so that a rollout records both."""
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        state, obs = env.reset(key, params)
+        return state, (obs, state)
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        state, ts = env.step(key, state, action, params)
+        return state, ts._replace(next_obs=(ts.next_obs, state))
+
+    return dataclasses.replace(env, reset=reset, step=step)
+
+
+# --- what they do --------------------------------------------------------------------------------
+
+
+def mean_return(behaviour: Behaviour, key: Array) -> float:
+    """Mean undiscounted return of `EPISODES` episodes, without exploration."""
+    actor, state, hp = behaviour
+    return float(np.mean(actor.episodes(state, {"policy": hp}, {}, key).returns))
+
+
+def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
+    """`steps` rows [D] of whole episodes, but for the last; with simulator states.
+
+    Several environments play side by side. Each goes on until the episodes that it began within its
+    share of the steps are over, so that short ones are no more likely to be kept than long ones.
+    """
+    actor, state, hp = behaviour
+    share = -(-steps // ENVS)
+    windows = -(-(share + (actor.env.spec.max_steps or PATIENCE)) // WINDOW)
+    key_begin, key_steps = jax.random.split(key)
+    src = actor.begin(key_begin, state, {"policy": hp}, {})
+    parts = []
+    for i in range(windows):
+        key = jax.random.fold_in(key_steps, i)
+        src, window = actor.go_on(src, state, {"policy": hp}, key, jnp.int32(i))
+        parts.append(jax.device_get(window))
+    played = jax.tree.map(lambda *x: np.concatenate(x), *parts)  # [T, N, ...]
+    rows = []
+    for n in range(ENVS):
+        begins = np.flatnonzero(played.start[:, n])
+        late = begins[begins >= share]
+        end = late[0] if late.size else None
+        rows.append(jax.tree.map(lambda x: x[:end, n], played))  # noqa: B023
+    return jax.tree.map(lambda x: x[:steps], join(rows))
+
+
+def join(parts: Sequence[Transition]) -> Transition:
+    """One after the other; episodes that a part stops in the middle of are truncated there."""
+    t = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    cut = np.append(t.start[1:], False) & ~t.terminated
+    return t._replace(truncated=t.truncated | cut)

@@ -1,0 +1,177 @@
+"""jaxrl data info | convert | make: what is in a dataset, in another format, and new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrl.envs import datasets, names
+from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
+from jaxrl.envs.names import nearest
+from jaxrl.errors import UserError
+from jaxrl.plots import COLOURS, compact
+from jaxrl.records import atomic_write
+
+
+def main(words: list[str]) -> None:
+    """One of the commands below, with its words."""
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "info": _info,
+        "convert": _convert,
+        "make": _make,
+    }
+    if not words or words[0] not in commands:
+        hint = nearest(words[0], commands) if words else ""
+        raise UserError(f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL{hint}")
+    commands[words[0]](words[1:])
+
+
+def _info(words: list[str]) -> None:
+    out = _take(words, "--out")
+    if len(words) != 1:
+        raise UserError("which dataset? As in: jaxrl data info data.npz")
+    path = Path(words[0])
+    data = datasets.load(path)
+    picture = Path(out) if out else path.with_suffix(".png")
+    for line in describe(data):
+        print(line)
+    draw(picture, data)
+    print(picture)
+
+
+def _convert(words: list[str]) -> None:
+    if len(words) != 2:
+        raise UserError("from where to where? As in: jaxrl data convert data.hdf5 data.npz")
+    source, target = map(Path, words)
+    if target.exists():
+        raise UserError(f"{target} is there already")
+    data = datasets.load(source)
+    datasets.save(target, data)
+    print(f"{target}: {len(data.transitions.reward):,} rows")
+
+
+def _make(words: list[str]) -> None:
+    level, steps, agent = (_take(words, flag) for flag in ("--level", "--steps", "--agent"))
+    out = Path(_take(words, "--out") or "data")
+    if not words or words[0].startswith("-") or not level:
+        raise UserError(
+            "which environment and level? As in: jaxrl data make Pendulum-v1 --level medium "
+            "--steps 20000"
+        )
+    env, *rest = words
+    names.check_name(env)
+    text = (steps or "100000").replace("_", "")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--steps takes a whole number from 1 on, not {steps!r}")
+    levels = level.split(",")
+    files = {each: out / f"{env.replace(':', '-')}-{each}-{int(text)}.npz" for each in levels}
+    for file in files.values():
+        if file.exists():
+            raise UserError(f"{file} is there already")
+
+    from jaxrl.experiments import behaviour, session
+
+    session.start()
+    for each, data in behaviour.make(env, levels, int(text), agent, rest):
+        datasets.save(files[each], data)
+        print("\n".join([str(files[each]), *describe(datasets.load(files[each]))]))
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """The value of an option, taken out of the words."""
+    for i, word in enumerate(words):
+        if word.startswith(f"{flag}="):
+            del words[i]
+            return word.partition("=")[2]
+        if word == flag:
+            value = words[i + 1 : i + 2]
+            if not value or value[0].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            del words[i : i + 2]
+            return value[0]
+    return None
+
+
+# --- what a dataset holds ------------------------------------------------------------------------
+
+
+def describe(data: Dataset) -> list[str]:
+    """Lines on sizes, ends, returns, actions, and what is suspicious."""
+    t, meta = data.transitions, data.meta
+    returns, lengths = episode_returns(t)
+    lines = [
+        f"{meta['env']}: {len(t.reward):,} rows, {len(returns):,} episodes; obs "
+        f"{t.obs.shape[1:]}, action {t.action.shape[1:]} {t.action.dtype}",
+        f"ends: {int(t.terminated.sum()):,} terminated, {int(t.truncated.sum()):,} truncated",
+        f"return  {_spread(returns)}",
+        f"length  {_spread(lengths)}",
+        f"reward  {_spread(t.reward)}",
+    ]
+    score = normalised_score(meta, returns)
+    if score is not None:
+        low, high = (meta["reference"][name] for name in ("random", "expert"))
+        lines.append(
+            f"score   mean {score.mean():.4g} (0: {low:.6g}, random; 100: {high:.6g}, expert)"
+        )
+    columns = t.action.reshape(len(t.action), -1)
+    for i, (low, high) in enumerate(zip(columns.min(0), columns.max(0), strict=True)):
+        lines.append(f"action {i}  {low:.4g} to {high:.4g}")
+    lines.append(f"duplicates: {duplicates(data):,} rows; all numbers are finite")
+    if t.extras:
+        lines.append(f"extras: {', '.join(sorted(t.extras))}")
+    return [*lines, f"sha256 {meta['sha256']}"]
+
+
+def duplicates(data: Dataset) -> int:
+    """Rows whose obs, action, reward and next_obs are those of an earlier row."""
+    t = data.transitions
+    columns = [x.reshape(len(x), -1) for x in (t.obs, t.action, t.reward, t.next_obs)]
+    rows = np.ascontiguousarray(np.concatenate(columns, 1, dtype=np.float32))
+    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    return len(whole) - len(np.unique(whole))
+
+
+def _spread(x: Any) -> str:
+    x = np.asarray(x, np.float64)
+    low, middle, high = np.quantile(x, [0, 0.5, 1])
+    return f"mean {x.mean():.6g}, std {x.std():.4g}, {low:.6g} to {high:.6g}, median {middle:.6g}"
+
+
+def draw(file: Path, data: Dataset) -> None:
+    """Histograms of returns, episode lengths, rewards and actions, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    returns, lengths = episode_returns(data.transitions)
+    action = data.transitions.action.reshape(len(data.transitions.action), -1)
+    panels = {
+        "return of an episode": returns[:, None],
+        "length of an episode": lengths[:, None],
+        "reward": data.transitions.reward[:, None],
+        "action, each dimension": action,
+    }
+    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (label, columns) in enumerate(panels.items()):
+        axes = figure.add_subplot(2, 2, i + 1)
+        bins: Any = np.histogram_bin_edges(columns, 50)
+        for j, column in enumerate(columns.T):
+            colour = COLOURS[j % len(COLOURS)]
+            if columns.shape[1] == 1:
+                axes.hist(column, bins, color=colour)
+            else:
+                axes.hist(column, bins, color=colour, histtype="step", label=str(j))
+        if 1 < columns.shape[1] <= 8:
+            axes.legend(frameon=False, fontsize=8)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6))
+            axis.set_major_formatter(FuncFormatter(compact))
+    title = f"{data.meta['env']}: {len(action):,} rows, {len(returns):,} episodes"
+    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    atomic_write(file, lambda to: figure.savefig(to, format="png"))

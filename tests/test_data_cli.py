@@ -1,0 +1,201 @@
+"""jaxrl data: what it prints, converts and makes, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from jaxrl import envs
+from jaxrl.envs import datasets, formats, maze
+from jaxrl.envs.datasets import Dataset
+from jaxrl.experiments import behaviour, cli, data, session
+from jaxrl.types import Env, Transition
+
+FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler() -> Any:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def jaxrl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs `jaxrl data ...` in this process and an empty folder: code, output, error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "start", lambda: None)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = cli.main(["data", *words])
+        told = capsys.readouterr()
+        return code, str(told.out), str(told.err)
+
+    return run
+
+
+# --- info and convert ----------------------------------------------------------------------------
+
+
+def test_info_tells_and_draws(jaxrl: Run, tmp_path: Path) -> None:
+    file = tmp_path / FIXTURE.name
+    shutil.copy(FIXTURE, file)
+    code, out, _ = jaxrl("info", FIXTURE.name)
+    assert code == 0
+    returns, _ = datasets.episode_returns(datasets.load(file).transitions)
+    for says in (
+        "dmsd: 1,000 rows, 10 episodes; obs (6,), action (2,) float32",
+        "0 terminated, 10 truncated",
+        f"return  mean {returns.mean():.6g}",
+        "length  mean 100, std 0, 100 to 100, median 100",
+        f"score   mean {100 * (returns.mean() - 30.6) / (849.51 - 30.6):.4g}",
+        "duplicates: 0 rows",
+        f"sha256 {datasets.sha256(datasets.load(file).transitions)}",
+    ):
+        assert says in out
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert picture.width > 1000
+        assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 20
+
+
+def test_duplicates_are_counted() -> None:
+    t = datasets.load(FIXTURE).transitions
+    rows = np.array([0, 1, 2, 1, 5, 1, 0])
+    columns: Any = [x[rows] for x in t[:-1]]
+    assert data.duplicates(Dataset(Transition(*columns), {})) == 3
+
+
+def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
+    """Through all formats: the same arrays and the same references."""
+    start = datasets.load(FIXTURE)
+    chain = [str(FIXTURE), "a.hdf5", "dmsd-v0", "b.npz"]
+    for source, target in zip(chain, chain[1:], strict=False):
+        code, out, err = jaxrl("convert", source, target)
+        assert (code, out) == (0, f"{target}: 1,000 rows\n"), err
+    end = datasets.load(tmp_path / "b.npz")
+    assert end.meta["sha256"] == start.meta["sha256"]
+    assert {k: end.meta[k] for k in ("env", "reference")} == {
+        k: start.meta[k] for k in ("env", "reference")
+    }
+    assert jaxrl("convert", "a.hdf5", "b.npz")[0] == 2  # it is there already
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "jaxrl data info FILE"),
+        (["inof", "a.npz"], "did you mean 'info'?"),
+        (["info"], "which dataset?"),
+        (["info", "none.npz"], "none.npz cannot be read: No such file"),
+        (["info", "a.npz", "--out"], "--out needs a value"),
+        (["convert", "a.npz"], "from where to where?"),
+        (["convert", str(FIXTURE), "a.csv"], "a.csv: end it in .npz"),
+        (["make", "--level", "random"], "which environment and level?"),
+        (["make", "CartPole-v1"], "which environment and level?"),
+        (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),
+        (["make", "CartPole-v1", "--level", "random", "--steps", "0"], "--steps takes"),
+        (["make", "CartPole-v1", "--level", "good"], "medium-replay, medium-expert, expert; not"),
+        (["make", "maze:umaze", "--level", "medium"], "random, play, diverse, expert; not"),
+        (["make", "maze:umaze", "--level", "play", "--seeds", "2"], "mazes take --seed N"),
+        (["make", "maze:huge", "--level", "play"], "maze:huge"),
+    ],
+)
+def test_what_is_refused(jaxrl: Run, tmp_path: Path, words: list[str], says: str) -> None:
+    code, out, err = jaxrl(*words)
+    assert (code, out) == (2, "")
+    assert says in err and err.startswith("jaxrl: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# --- make ----------------------------------------------------------------------------------------
+
+
+def check_replay(env: Env, t: Any) -> None:
+    """Every row is what the environment makes of its state and action; episodes hang together."""
+    state, obs = env.reset(jax.random.key(0), env.params)
+    leaves = [jnp.asarray(x) for x in t.extras["state"]]
+    for leaf, one in zip(leaves, jax.tree.leaves(state), strict=True):
+        assert (leaf.shape[1:], leaf.dtype) == (one.shape, one.dtype)
+    states = jax.tree.unflatten(jax.tree.structure(state), leaves)
+    keys = jax.random.split(jax.random.key(0), len(t.reward))
+    step = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+    _, ts = step(keys, states, t.action, env.params)
+    np.testing.assert_allclose(ts.next_obs, t.next_obs, atol=1e-5)
+    np.testing.assert_allclose(ts.reward, t.reward, atol=1e-5)
+    np.testing.assert_array_equal(ts.terminated, t.terminated)
+    assert not (np.asarray(ts.truncated) & ~t.truncated).any()
+    inside = ~t.start[1:]
+    np.testing.assert_array_equal(t.next_obs[:-1][inside], t.obs[1:][inside])
+    np.testing.assert_array_equal(t.start, formats.starts(t.terminated | t.truncated))
+
+
+def test_make_walks_through_a_maze(jaxrl: Run, tmp_path: Path) -> None:
+    code, _, err = jaxrl("make", "maze:umaze", "--level", "play,random", "--steps", "1_500")
+    assert code == 0, err
+    env, plan = envs.make("maze:umaze"), maze.parse("umaze")
+    for level in ("play", "random"):
+        found = datasets.load(tmp_path / "data" / f"maze-umaze-{level}-1500.npz")
+        t, meta = found.transitions, found.meta
+        assert len(t.reward) == 1500
+        datasets.check(found, env.spec)
+        check_replay(env, t)
+        assert (meta["env"], meta["level"], meta["reference_episodes"]) == (
+            "maze:umaze",
+            level,
+            128,
+        )
+        assert meta["reference"]["expert"] == 1 and meta["reference"]["random"] < 0.5
+        assert meta["versions"]["jax"] == jax.__version__
+    t = datasets.load(tmp_path / "data" / "maze-umaze-play-1500.npz").transitions
+    # No journey goes all the way: none that begins in the start's cell ends at the goal.
+    first = np.flatnonzero(t.start)
+    last = np.append(first[1:], len(t.start)) - 1
+    at_start = np.abs(t.extras["state"][0][first] - plan.cells[plan.start] - 0.5).max(1) < 0.5
+    assert at_start.any() and not t.terminated[last[at_start]].any() and t.terminated.any()
+
+
+def test_make_trains_and_plays(jaxrl: Run, tmp_path: Path) -> None:
+    """A small run of PPO: simulator states replay, halves come from two snapshots."""
+    sizes = {"total-steps": 256, "num-envs": 4, "num-steps": 16, "minibatches": 1, "epochs": 1}
+    options = [f"--agent.{name}={value}" for name, value in sizes.items()]
+    options += ["--agent.actor", "4", "--agent.critic", "4", "--evals", "2", "--seed", "3"]
+    words = ["make", "tiny:glide", "--level", "random,medium-expert", "--steps", "203"]
+    code, _, err = jaxrl(*words, "--agent", "ppo", "--env-options", "noise=0.0", *options)
+    assert code == 0, err
+    env = tiny.glide()
+    env = Env(env.spec, {"noise": jnp.float32(0)}, env.reset, env.step)
+    for level, extras in (("random", {"state"}), ("medium-expert", {"state", "log_prob"})):
+        found = datasets.load(tmp_path / "data" / f"tiny-glide-{level}-203.npz")
+        t, meta = found.transitions, found.meta
+        assert len(t.reward) == 203 and set(t.extras) == extras
+        datasets.check(found, env.spec)
+        check_replay(env, t)
+        _, lengths = datasets.episode_returns(t)
+        assert lengths.max() <= tiny.LIMIT
+        assert meta["training"]["agent"] == "ppo" and meta["seed"] == 3
+
+
+def test_whole_episodes_are_kept_by_when_they_begin() -> None:
+    """A collected episode is cut nowhere but at the end of the data, whatever its length."""
+    env = tiny.glide()
+    t: Any = behaviour.collect(behaviour.at_random(env), jax.random.key(1), 333)
+    assert len(t.reward) == 333
+    _, lengths = datasets.episode_returns(t)
+    ends = np.flatnonzero(t.truncated)
+    begins = np.flatnonzero(t.start)
+    for end in ends:  # a time limit, after as many steps
+        assert end - begins[begins <= end][-1] + 1 == tiny.LIMIT
+    assert (lengths <= tiny.LIMIT).all() and t.terminated.sum() > 20
