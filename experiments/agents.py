@@ -18,6 +18,10 @@ AGENTS = {
     "mdpo": "mirror descent policy optimisation, on-policy (arXiv:2005.09814)",
     "mdpo_offpolicy": "mirror descent policy optimisation, off-policy (arXiv:2005.09814)",
     "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
+    "bc": "behaviour cloning of a dataset, by regression",
+    "td3bc": "TD3 held to the actions of a dataset (arXiv:2106.06860)",
+    "cql": "SAC with critics pushed down outside a dataset (arXiv:2006.04779)",
+    "iql": "implicit Q-learning from a dataset, with fine-tuning (arXiv:2110.06169)",
     "dqn": "Q-learning with replay and target network, double and n-step (arXiv:1509.06461)",
 }
 

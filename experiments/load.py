@@ -28,6 +28,8 @@ class Loaded(NamedTuple):
 def settings_of(run: records.RunDir) -> Settings:
     """The settings that a run was made with, from its config.json."""
     stored = dict(run.config()["config"])
+    if "data" in stored:  # a hash of the contents; where they lay, the context says
+        stored["data"] = Path(run.config()["context"]["data"])
     name, own = stored.pop("agent"), stored.pop("settings")
     module = agents.load(name)
     cfg, hp = retype(module.Config(), own), retype(module.Hypers(), own)
@@ -45,7 +47,7 @@ def restore(
 
     def target(meta: dict[str, Any], part: Range) -> drive.RunState:
         hp = jax.tree.map(lambda x: x[slice(*part)], ready.hp)
-        return drive.abstract_state(ready.program, hp, {}, meta["stage"])
+        return drive.abstract_state(ready.program, hp, ready.inputs, meta["stage"])
 
     found = shards.newest(run.checkpoints, (first, last), target)
     if found is None:
@@ -79,4 +81,4 @@ def evaluate(path: Path, episodes: int, seed: int) -> tuple[planning.Plan, Any]:
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)
     key = jax.random.fold_in(jax.random.key(1), seed)
-    return ready, drive.evaluate(program, layout, state, key, {}, ids=ready.seeds)
+    return ready, drive.evaluate(program, layout, state, key, ready.inputs, ids=ready.seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import itertools
 import math
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 
+from jaxrl.envs import datasets
 from jaxrl.envs.names import nearest
 from jaxrl.errors import UserError
 from jaxrl.experiments.words import value_of
@@ -31,6 +33,8 @@ class Options:
     """environment: a name of `jaxrl list envs`, or module:attribute for your own"""
     env_options: tuple[str, ...] = ()
     """settings of the environment, as in gravity=1.6 max_steps=200"""
+    data: Path | None = None
+    """dataset that an offline agent learns from: .npz, D4RL's .hdf5, or a Minari folder"""
     preset: str = "auto"
     """'auto' takes the one named like the environment, 'none' takes none"""
     seeds: int = 1
@@ -67,10 +71,11 @@ class Options:
     """seconds without progress after which the process ends itself; 0 never"""
 
 
-# What may differ when a run is continued or repeated: results are the same but for rounding.
+# What may differ when a run is continued or repeated: results are the same but for rounding. Of the
+# data it is the contents that decide, wherever they lie.
 INCIDENTAL = (
-    "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard", "preset",
-    "coordinator", "processes", "process_id", "heartbeat", "watchdog",
+    "data", "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard",
+    "preset", "coordinator", "processes", "process_id", "heartbeat", "watchdog",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -103,7 +108,15 @@ class Settings:
         kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
         own = dataclasses.asdict(self.cfg) | dataclasses.asdict(self.hp)
         points = {"points": list(self.points)} if self.swept else {}
-        return {"agent": self.agent, **kept, "settings": own, **points}
+        data = self.options.data
+        contents = {"data": dataset(data).meta["sha256"]} if data is not None else {}
+        return {"agent": self.agent, **kept, **contents, "settings": own, **points}
+
+
+@functools.lru_cache(maxsize=2)
+def dataset(path: Path) -> datasets.Dataset:
+    """A dataset, read once for all who ask: it names the run and is trained on."""
+    return datasets.load(path)
 
 
 def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:

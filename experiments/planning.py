@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxrl import envs, fit, population
 from jaxrl.drive import abstract_state
+from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents
-from jaxrl.experiments.options import Settings, env_options
+from jaxrl.experiments.options import Settings, dataset, env_options
 from jaxrl.hosts import ALONE, Hosts
 from jaxrl.shards import Range
 from jaxrl.types import Array, Env, PyTree
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
+    inputs: dict[str, PyTree]  # what all members share: {"data": Transition [D, ...]}, on the host
 
     @property
     def members(self) -> int:
@@ -70,6 +72,7 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
     module = agents.load(settings.agent)
     env = envs.make(options.env, **env_options(options.env_options))
+    inputs = read_inputs(settings, module, env)
     program = module.program(settings.cfg, env, evals=options.evals, episodes=options.eval_episodes)
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
@@ -90,7 +93,22 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
         jax.random.key(0),
         np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points),
         [stage.source.env_steps or 1 for stage in program.stages],
+        inputs,
     )
+
+
+def read_inputs(settings: Settings, module: ModuleType, env: Env) -> dict[str, PyTree]:
+    """The data of an offline agent, which have to be those of the environment; else {}."""
+    offline, path = getattr(module, "OFFLINE", False), settings.options.data
+    if offline and path is None:
+        raise UserError(f"{settings.agent} learns from data; which? As in: --data FILE")
+    if not offline and path is not None:
+        raise UserError(f"{settings.agent} learns by acting and takes no --data")
+    if path is None:
+        return {}
+    data = dataset(path)
+    datasets.check(data, env.spec)
+    return {"data": data.transitions}
 
 
 def place(
@@ -148,6 +166,6 @@ def table(
 
 def state_bytes(ready: Plan) -> int:
     """Size of one member's state. Tracing it also shows what cannot even start."""
-    state = abstract_state(ready.program, ready.hp, {}, 0).member
+    state = abstract_state(ready.program, ready.hp, ready.inputs, 0).member
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if hasattr(x, "size"))
     return size // ready.members

@@ -40,7 +40,7 @@ def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> 
     some = lambda a, b: jax.tree.map(lambda x: x[a:b], ready.hp)
 
     def target(meta: dict[str, int], members: Range) -> PyTree:
-        return drive.abstract_state(ready.program, some(*members), {}, meta["stage"])
+        return drive.abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
 
     shards = Shards(folder.checkpoints, ready.ranges, options.keep, hosts, display.say)
     watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
@@ -84,7 +84,7 @@ def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> 
             ready.layout,
             ready.key,
             some(first, last),
-            {},
+            ready.inputs,
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,

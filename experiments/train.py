@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl import records, stats
+from jaxrl import memory, records, stats
 from jaxrl.errors import UserError
 from jaxrl.experiments import running, session
 from jaxrl.experiments.options import Settings
@@ -43,12 +43,16 @@ def train(settings: Settings) -> dict[str, Any]:
             return summary
     ready = plan(settings, hosts)
     member_bytes = state_bytes(ready)
+    first, last = ready.ranges[hosts.index]
+    free = memory.available(ready.layout.mesh.devices.flat[0])
+    memory.check(member_bytes, last - first, ready.layout, free)
     context = {
         "versions": records.versions(),
         "device": describe_device(),
         "git": records.git_hash(),
         "command": sys.argv,
         "width": ready.layout.width,
+        **({"data": options.data.resolve()} if options.data else {}),
     }
     run = _open(hosts, path, identity, context, options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.

@@ -3,8 +3,8 @@
     python profiling/iql_speed.py [--members 1 8 32] [--updates 300] [--json FILE]
 
 Observations of 11 and actions of 3 elements, batches of 256, networks of 2 x 256: the matrix
-products of one update are 0.53 GFLOP. CPU seconds (process time of all threads) per 1,000 updates
-of one member, compiling apart, both programs in turns, medians of repeats:
+products of one update are 0.56 GFLOP. CPU seconds (process time of all threads) per 1,000 updates
+of one member, compiling and first states apart, both programs in turns, medians of repeats:
 
     iql      whole updates: drawing rows, losses, gradients, Adam, targets
     floor    the same matrix products and nothing else, in a loop, one member after another; each
@@ -88,16 +88,24 @@ def floor(cfg: iql.Config, members: int) -> Callable[[PyTree], PyTree]:
 
 
 def whole(cfg: iql.Config, members: int) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
-    """Training a population, and its arguments."""
+    """`cfg.updates` updates of a population, and their arguments: its first state, made already."""
     agent = iql.make(cfg, SPEC)
     stage = fit.Stage(
         name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates
     )
     plan = population.layout(members, jax.devices()[:1])
-    hp = plan.split(plan.pad(table({"agent": iql.Hypers()}, members), members))
-    ids = plan.split(plan.pad(jnp.arange(members), members))
-    args = (jax.random.key(0), ids, hp, {"data": plan.share(dataset())})
-    return population.train(fit.Program((stage,)), plan), args
+    spread = lambda tree: plan.split(plan.pad(tree, members))
+    hp = spread(table({"agent": iql.Hypers()}, members))
+    keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
+    shared = {"inputs": {"data": plan.share(dataset())}}
+    start = {"key": keys, "hp": hp, "inputs": {}}
+    state = jax.jit(population.lift(plan)(fit.initialise(stage), stage))((), start, shared)[1]
+    counters = {"step": jnp.int32(0), "n": jnp.int32(cfg.updates), "fresh": jnp.array(True)}
+    return population.lift(plan)(fit.advance(stage), stage), (
+        state,
+        {"inputs": {}},
+        shared | counters,
+    )
 
 
 def cpu_seconds(run: Callable[..., PyTree], args: tuple[Any, ...]) -> float:

@@ -17,9 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from logged import rows as logged_rows
 
 from jaxrl import fit, population
-from jaxrl.agents import dqn, mdpo, mdpo_offpolicy, ppo, pqn, pqn_continuous, pqn_rnn, sac
+from jaxrl.agents import (
+    bc,
+    cql,
+    dqn,
+    iql,
+    mdpo,
+    mdpo_offpolicy,
+    ppo,
+    pqn,
+    pqn_continuous,
+    pqn_rnn,
+    sac,
+    td3bc,
+)
 from jaxrl.drive import drive
 from jaxrl.types import Agent, Discrete, Env, EnvSpec, PyTree
 
@@ -48,12 +62,14 @@ class Case:
 def _case(module: Any, cfg: Any, env: Env, **hypers: float) -> Case:
     """A case of an agent with `Config`, `Hypers`, `make` and `program`."""
     plain = module.Hypers(**hypers)
+    offline = getattr(module, "OFFLINE", False)
     return Case(
         program=module.program(cfg, env, evals=2, episodes=3),
         agent=module.make(cfg, env.spec),
         spec=env.spec,
         hp={"agent": jax.tree.map(jnp.float32, plain), "env": env.params},
         plain=plain,
+        inputs={"data": jax.tree.map(jnp.asarray, logged_rows(env.spec, 12))} if offline else {},
     )
 
 
@@ -123,6 +139,29 @@ def _mdpo_offpolicy() -> Case:
     return _case(mdpo_offpolicy, cfg, tiny.glide(), lr=0.01, tau=0.2, entropic_index=1.5)
 
 
+# Eight updates on four rows of twelve.
+LOGGED: dict[str, Any] = {"updates": 8, "batch_size": 4, "hidden": (4,)}
+
+
+def _bc() -> Case:
+    return _case(bc, bc.Config(**LOGGED), tiny.glide(), lr=0.01)
+
+
+def _td3bc() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
+    return _case(td3bc, td3bc.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _cql() -> Case:
+    cfg = cql.Config(**LOGGED, samples=2)
+    return _case(cql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
+
+
+def _iql() -> Case:
+    cfg = iql.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
+    return _case(iql, cfg, tiny.walk(), lr=0.01, tau=0.2, max_weight=1.0)
+
+
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
@@ -132,6 +171,10 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "dqn": functools.cache(_dqn),
     "sac": functools.cache(_sac),
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
+    "bc": functools.cache(_bc),
+    "td3bc": functools.cache(_td3bc),
+    "cql": functools.cache(_cql),
+    "iql": functools.cache(_iql),
 }
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -1,0 +1,234 @@
+"""CQL: SAC whose critics are pushed down on actions that are not in the data.
+
+Conservative Q-Learning for Offline Reinforcement Learning. Aviral Kumar, Aurick Zhou, George
+Tucker, Sergey Levine. NeurIPS 2020, arXiv:2006.04779; the form is CQL(H), eq. 4.
+
+To the squared error of twin critics comes weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)]. The
+integral is estimated from uniform actions and from the policy's at s and at s', each divided by its
+density. Policies and temperature are SAC's, targets leave out the entropy, as in the authors' code.
+
+Deviations: an update goes critics, actor, temperature, each with what came before (the authors'
+actor climbs the critics of the update before); the actor is not trained by cloning at first; the
+estimate is a mean over samples, so that it is that of the integral: another constant in the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl import fit
+from jaxrl.agents.bc import (
+    Range,
+    action_range,
+    check_sizes,
+    descend,
+    distance,
+    offline_program,
+    rewarded,
+)
+from jaxrl.agents.dqn import move, td_target
+from jaxrl.agents.sac import Head, actor_loss, box_head, expected, joint
+from jaxrl.errors import at_least
+from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
+
+OFFLINE = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    updates: int = 1_000_000
+    """gradient steps of a run"""
+    batch_size: int = 256
+    """rows of the data in a gradient step"""
+    samples: int = 10
+    """actions per row of each kind: uniform, of the policy at s, and of the policy at s'"""
+    learn_temperature: bool = True
+    """adapt the temperature to an entropy of -A nats; else it stays as it is"""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """widths of the hidden layers of actor and critics"""
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 3e-4
+    """learning rate of the critics"""
+    actor_lr: Any = 3e-5
+    """learning rate of actor and temperature"""
+    gamma: Any = 0.99
+    """discount"""
+    tau: Any = 0.005
+    """share of the way that the target critics move in an update"""
+    temperature: Any = 1.0
+    """weight α of the entropy, at the start where it is learned"""
+    weight: Any = 10.0
+    """weight of the regulariser beside the critics' squared error"""
+    reward_scale: Any = 1.0
+    """factor on rewards"""
+    reward_shift: Any = 0.0
+    """added to rewards, after the factor"""
+
+
+class State(NamedTuple):
+    actor: Array  # [size] parameters, as one vector
+    critic: Array  # [2, size] of the twins
+    target: Array  # [2, size]
+    log_temperature: Array  # [], 0 where it is not learned
+    opt: tuple[optax.OptState, ...]  # of actor, critic and log_temperature
+
+
+class Proposals(NamedTuple):
+    """K actions per row at which the critics are pushed down, and their log-densities."""
+
+    action: Array  # [K, B, A] of the environment
+    log_density: Array  # [K, B] of unit actions, under what they were drawn from
+
+
+def make(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      UserError: actions are not in a bounded box of one axis, or a size is below one.
+    """
+    check_sizes(cfg)
+    at_least(1, samples=cfg.samples)
+    space = action_range("cql", spec)
+    head = box_head(cfg.hidden, spec)
+    twins = jax.vmap(head.value, (0, None, None))
+    least = lambda critic, obs, action: jnp.min(
+        jax.vmap(head.values, (0, None, None))(critic, obs, action), 0
+    )
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        key_actor, key_critic = jax.random.split(key)
+        actor = head.actor(key_actor)
+        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        critic = jax.lax.map(head.critic, jax.random.split(key_critic))
+        learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
+        log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
+        opt = tuple(optax.adam(0.0).init(x) for x in (actor, critic, log_temperature))
+        return State(actor, critic, critic, log_temperature, opt)
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        t = rewarded(batch.transitions, hp)
+        opt_actor, opt_critic, opt_temperature = state.opt
+        temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
+        key_ahead, key_now, key_push = jax.random.split(key, 3)
+
+        ahead = head.consider(
+            head.policy(state.actor, t.next_obs), head.noise(key_ahead, cfg.batch_size)
+        )
+        q = jnp.min(
+            jax.vmap(head.values, (0, None, None))(state.target, t.next_obs, ahead.action), 0
+        )
+        y = td_target(t, hp.gamma, expected(ahead, q))
+        pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
+
+        def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
+            count, rows = pushed.log_density.shape
+            obs = jnp.broadcast_to(t.obs[None], (count, *t.obs.shape))
+            # The data's actions and the proposals in one pass.
+            every = jnp.concatenate([t.obs[None], obs]).reshape(-1, *t.obs.shape[1:])
+            action = jnp.concatenate([t.action[None], pushed.action]).reshape(-1, space.size)
+            out = twins(critic, every, action).reshape(2, 1 + count, rows)
+            q, elsewhere = out[:, 0], out[:, 1:]
+            error, push = td_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
+            return error + hp.weight * push, (error, push, q)
+
+        grads, (error, push, q) = jax.grad(of_critic, has_aux=True)(state.critic)
+        critic, opt_critic = descend(state.critic, grads, opt_critic, hp.lr)
+
+        def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
+            dist = head.policy(actor, t.obs)
+            now = head.consider(dist, head.noise(key_now, cfg.batch_size))
+            q = least(critic, t.obs, now.action)
+            entropy = -jnp.mean(expected(now, joint(now.log_prob)))
+            return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
+
+        (loss_pi, (entropy, mode)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
+        actor, opt_actor = descend(state.actor, grads, opt_actor, hp.actor_lr)
+
+        log_temperature = state.log_temperature
+        if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
+            grads = temperature * (entropy - head.target_entropy)
+            log_temperature, opt_temperature = descend(
+                log_temperature, grads, opt_temperature, hp.actor_lr
+            )
+
+        metrics = {
+            "critic_loss": error,
+            "regulariser": push,
+            "actor_loss": loss_pi,
+            "q": jnp.mean(q),
+            "td_error": jnp.mean(jnp.abs(q - y[None])),
+            "entropy": entropy,
+            "temperature": jnp.asarray(temperature, jnp.float32),
+            "action_distance": distance(mode, space.unit(t.action)),
+        }
+        target = move(state.target, critic, hp.tau)
+        opt = (opt_actor, opt_critic, opt_temperature)
+        return State(actor, critic, target, log_temperature, opt), metrics
+
+    return Agent(init=init, update=update, act=act, noise=head.noise)
+
+
+def propose(
+    head: Head, space: Range, actor: Array, t: Transition, key: Array, samples: int
+) -> Proposals:
+    """3 `samples` actions for each row of `t`: uniform ones, of the policy at s, and at s'."""
+    key_uniform, key_here, key_ahead = jax.random.split(key, 3)
+    rows = t.reward.shape[0]
+    unit = jax.random.uniform(key_uniform, (samples, rows, space.size), minval=-1.0)
+    uniform = jnp.full((samples, rows), -space.size * jnp.log(2.0))
+
+    def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
+        dist = head.policy(actor, obs)
+        noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
+        log_prob = lambda n: joint(head.consider(dist, n).log_prob)[:, 0]
+        return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
+
+    here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)
+    action = jnp.concatenate([jax.vmap(space.scaled)(unit), here[0], ahead[0]])
+    return Proposals(action, jnp.concatenate([uniform, here[1], ahead[1]]))
+
+
+def td_loss(q: Array, target: Array) -> Array:
+    """Σ_i mean (Q_i - y)² [] of the twins' q [2, B] and target [B]."""
+    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
+
+
+def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
+    """Σ_i mean [log 1/K Σ_k exp(Q_i(s, a_k)) / p(a_k) - Q_i(s, a_data)] [] (eq. 4).
+
+    q [2, B] of the data's actions, elsewhere [2, K, B] of actions drawn with log_density [K, B].
+    """
+    count = elsewhere.shape[1]
+    integral = jax.nn.logsumexp(elsewhere - log_density[None], 1) - jnp.log(1.0 * count)
+    return jnp.sum(jnp.mean(integral - q, -1))
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

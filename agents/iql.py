@@ -1,0 +1,371 @@
+"""IQL: implicit Q-learning, from data alone or with fine-tuning in the environment.
+
+Offline Reinforcement Learning with Implicit Q-Learning. Ilya Kostrikov, Ashvin Nair, Sergey Levine.
+ICLR 2022, arXiv:2110.06169.
+
+V follows an upper expectile τ of Q over the data's actions, Q follows r + γ V(s'), and the policy
+clones the data's actions with weights exp(β (Q - V)): no value is ever asked of an action that is
+not in the data. As in the authors' code an update goes V, policy, Q, targets; policy and Q see the
+new V, and everything but Q's own loss sees the slowly moving Q.
+
+In a box the policy is a normal distribution with mean tanh(...) and one log-std per dimension,
+whatever the state, over actions in units of half the box; over discrete actions it is categorical.
+
+Fine-tuning draws batches from the data and from a replay of the agent's own steps, half and half by
+default, at the constant learning rate; the authors' code puts all into one buffer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from jaxrl import fit, nets
+from jaxrl.agents.bc import (
+    action_range,
+    check_sizes,
+    descend,
+    distance,
+    offline_program,
+    rewarded,
+)
+from jaxrl.agents.dqn import chosen, flat, move, td_target
+from jaxrl.distributions import Categorical, Normal
+from jaxrl.errors import UserError, at_least
+from jaxrl.rollout import evaluator, rollout
+from jaxrl.sources import mix, replay, uniform
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
+
+OFFLINE = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    updates: int = 1_000_000
+    """gradient steps on the data"""
+    batch_size: int = 256
+    """rows of a gradient step"""
+    hidden: tuple[int, ...] = (256, 256)
+    """widths of the hidden layers of V, Q and policy"""
+    finetune_steps: int = 0
+    """environment steps of online fine-tuning afterwards; 0 leaves it out"""
+    num_envs: int = 1
+    """parallel environments N of fine-tuning; one gradient step per step of them all"""
+    capacity: int = 1_000_000
+    """transitions in the replay buffer of fine-tuning"""
+    data_share: float = 0.5
+    """share of fine-tuning batches that comes from the data"""
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each."""
+
+    lr: Any = 3e-4
+    """learning rate of all Adam optimisers"""
+    lr_end: Any = 0.0
+    """the policy's at the end of its cosine schedule, as a fraction of lr; 1 keeps it constant"""
+    gamma: Any = 0.99
+    """discount"""
+    tau: Any = 0.005
+    """share of the way that the target critics move in an update"""
+    expectile: Any = 0.7
+    """τ of the paper: 0.5 is the mean over the data's actions, towards 1 the best of them"""
+    beta: Any = 3.0
+    """inverse temperature of the policy's weights"""
+    max_weight: Any = 100.0
+    """their limit"""
+    reward_scale: Any = 1.0
+    """factor on rewards"""
+    reward_shift: Any = 0.0
+    """added to rewards, after the factor"""
+
+
+class State(NamedTuple):
+    actor: Array  # [size] parameters, as one vector
+    value: Array  # [size]
+    critic: Array  # [2, size] of the twins
+    target: Array  # [2, size]
+    opt: tuple[optax.OptState, ...]  # of actor, value and critic
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """[Dense -> ReLU] per width, then Dense to `out`; weights orthogonal, of gain √2 throughout."""
+
+    hidden: tuple[int, ...]
+    out: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nets.orthogonal(np.sqrt(2))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, kernel_init=init)(x))
+        return nn.Dense(self.out, kernel_init=init)(x)
+
+
+class Gaussian(nn.Module):
+    """Observations [B, *obs] to mean [B, A] in (-1, 1) and log-std [A] in [-5, 2]."""
+
+    hidden: tuple[int, ...]
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        mean = jnp.tanh(Layers(self.hidden, self.size)(x))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.size,))
+        return mean, jnp.clip(log_std, -5.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """What depends on the kind of action space. Actions are those of the environment.
+
+    policy(actor, obs [B, *obs]) -> dist
+    log_prob(dist, action) -> [B]
+    distance(dist, action) -> [] between the policy's mode and the data's actions
+    critic_in(obs, action) -> what both critics take, [B, ...]
+    q_of(outputs [B, ...] of a critic, action) -> [B]
+    noise(key, n) -> noise of n actions
+    act(dist, noise, explore) -> [n, ...]
+    """
+
+    actor: nets.Net
+    critic: nets.Net
+    policy: Callable[[Array, Array], Any]
+    log_prob: Callable[[Any, Array], Array]
+    distance: Callable[[Any, Array], Array]
+    critic_in: Callable[[Array, Array], Array]
+    q_of: Callable[[Array, Array], Array]
+    noise: Callable[[Array, int], Array]
+    act: Callable[[Any, Array, bool], Array]
+
+    def twins(self, critic: Array, obs: Array, action: Array) -> Array:
+        """Q_i(s, a) [2, B] of parameters [2, size]."""
+        x = self.critic_in(obs, action)
+        # Two copies of the input make batched products; of one, XLA transposes activations.
+        out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
+        return jax.vmap(self.q_of, (0, None))(out, action)
+
+
+def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
+    """A normal distribution over unit actions; samples are clipped to the box."""
+    space = action_range("iql", spec)
+    actor = flat(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
+    inputs = (int(np.prod(spec.obs_shape)) + space.size,)
+
+    def policy(params: Array, obs: Array) -> Normal:
+        mean, log_std = actor.apply(params, obs)
+        return Normal(mean, log_std[None])
+
+    def critic_in(obs: Array, action: Array) -> Array:
+        return jnp.concatenate([obs.reshape(obs.shape[0], -1), space.unit(action)], -1)
+
+    def act(dist: Normal, noise: Array, explore: bool) -> Array:
+        action = dist.sample(noise) if explore else dist.mode
+        return space.scaled(jnp.clip(action, -1.0, 1.0))
+
+    return Head(
+        actor=actor,
+        critic=flat(nets.from_linen(Layers(hidden, 1), inputs)),
+        policy=policy,
+        log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
+        distance=lambda dist, action: distance(dist.mode, space.unit(action)),
+        critic_in=critic_in,
+        q_of=lambda out, action: out[:, 0],
+        noise=lambda key, n: Normal.noise(key, (n, space.size)),
+        act=act,
+    )
+
+
+def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
+    """A categorical distribution; critics give one value per action."""
+    space = spec.action
+    assert isinstance(space, Discrete)
+    net = flat(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
+    return Head(
+        actor=net,
+        critic=net,
+        policy=lambda params, obs: Categorical(net.apply(params, obs)),
+        log_prob=lambda dist, action: dist.log_prob(action),
+        distance=lambda dist, action: jnp.mean(dist.mode != action, dtype=jnp.float32),
+        critic_in=lambda obs, action: obs,
+        q_of=chosen,
+        noise=lambda key, n: Categorical.noise(key, (n, space.n)),
+        act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
+    )
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def expectile_loss(error: Array, expectile: Array | float) -> Array:
+    """mean of |τ - 1[u < 0]| u² [] of errors u = Q(s, a) - V(s) [B] (eq. 4 and 5)."""
+    return jnp.mean(jnp.where(error < 0, 1 - expectile, expectile) * error**2)
+
+
+def advantage_weights(advantage: Array, beta: Array | float, max_weight: Array | float) -> Array:
+    """min(exp(β A), limit) [B] of advantages [B] (eq. 7)."""
+    return jnp.minimum(jnp.exp(beta * advantage), max_weight)
+
+
+def cloning_loss(log_prob: Array, weight: Array) -> Array:
+    """-mean w log π(a|s) [] of [B] each (eq. 7)."""
+    return -jnp.mean(weight * log_prob)
+
+
+def critic_loss(q: Array, target: Array) -> Array:
+    """Σ_i mean (Q_i - y)² [] of the twins' q [2, B] and target [B], y = r + γ V(s') (eq. 6)."""
+    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
+
+
+def cosine(progress: Array, end: Array | float) -> Array:
+    """From 1 at progress 0 along half a cosine to `end` at 1, constant from there."""
+    half = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+    return end + (1 - end) * half
+
+
+# --- the agent -----------------------------------------------------------------------------------
+
+
+def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
+    """The agent for environments of `spec`.
+
+    Args:
+      decay: whether the policy's learning rate follows its schedule, over cfg.updates.
+
+    Raises:
+      UserError: the agent cannot act in that space, or the sizes do not fit.
+    """
+    check(cfg)
+    head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
+    value_net = flat(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
+    value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        key_actor, key_value, key_critic = jax.random.split(key, 3)
+        actor, value = head.actor.init(key_actor), value_net.init(key_value)
+        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
+        return State(actor, value, critic, critic, opt)
+
+    def act(
+        state: State,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        t = rewarded(batch.transitions, hp)
+        opt_actor, opt_value, opt_critic = state.opt
+        q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
+
+        def of_value(value: Array) -> Array:
+            return expectile_loss(q_target - value_of(value, t.obs), hp.expectile)
+
+        loss_v, grads = jax.value_and_grad(of_value)(state.value)
+        value, opt_value = descend(state.value, grads, opt_value, hp.lr)
+        # The new V here and at the successors, in one pass.
+        v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
+
+        weight = advantage_weights(q_target - v, hp.beta, hp.max_weight)
+
+        def of_actor(actor: Array) -> tuple[Array, Array]:
+            dist = head.policy(actor, t.obs)
+            return cloning_loss(head.log_prob(dist, t.action), weight), head.distance(
+                dist, t.action
+            )
+
+        (loss_pi, far), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
+        rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
+        actor, opt_actor = descend(state.actor, grads, opt_actor, rate)
+
+        y = td_target(t, hp.gamma, ahead)
+
+        def of_critic(critic: Array) -> tuple[Array, Array]:
+            q = head.twins(critic, t.obs, t.action)
+            return critic_loss(q, y), q
+
+        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
+        critic, opt_critic = descend(state.critic, grads, opt_critic, hp.lr)
+
+        target = move(state.target, critic, hp.tau)
+        metrics = {
+            "value_loss": loss_v,
+            "actor_loss": loss_pi,
+            "critic_loss": loss_q,
+            "v": jnp.mean(v),
+            "q": jnp.mean(q),
+            "td_error": jnp.mean(jnp.abs(q - y[None])),
+            "weight": jnp.mean(weight),
+            "action_distance": far,
+        }
+        opt = (opt_actor, opt_value, opt_critic)
+        return State(actor, value, critic, target, opt), metrics
+
+    return Agent(init=init, update=update, act=act, noise=head.noise)
+
+
+def check(cfg: Config) -> None:
+    """Raises UserError where sizes are too small or do not fit together."""
+    check_sizes(cfg)
+    at_least(0, finetune_steps=cfg.finetune_steps)
+    at_least(1, num_envs=cfg.num_envs)
+    if not 0 <= cfg.data_share <= 1:
+        raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
+    if not cfg.finetune_steps:
+        return
+    if cfg.finetune_steps < cfg.num_envs:
+        raise UserError(
+            f"finetune_steps={cfg.finetune_steps} is less than one step of num_envs={cfg.num_envs}"
+        )
+    if cfg.capacity < cfg.num_envs:
+        raise UserError(f"capacity={cfg.capacity} is less than num_envs={cfg.num_envs}")
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """Learning from data; with `finetune_steps` a second stage goes on from there online."""
+    agent = make(cfg, env.spec)
+    if not cfg.finetune_steps:
+        return offline_program(cfg, env, agent, evals, episodes)
+    evaluate = evaluator(env, agent, episodes)
+    own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
+    offline = fit.Stage(
+        name="offline",
+        learner=agent,
+        source=uniform(cfg.batch_size),
+        updates=cfg.updates,
+        evals=evals,
+        evaluate=evaluate,
+    )
+    online = fit.Stage(
+        name="online",
+        learner=make(cfg, env.spec, decay=False),
+        source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
+        updates=cfg.finetune_steps // cfg.num_envs,
+        evals=evals,
+        start="offline",
+        evaluate=evaluate,
+    )
+    return fit.Program((offline, online))

@@ -1,0 +1,80 @@
+"""`jaxrl train AGENT --data FILE`: what names a run, what is refused, and a trained agent again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import logged
+import numpy as np
+import pytest
+
+import jaxrl
+from jaxrl import envs
+from jaxrl.envs import datasets
+from jaxrl.experiments import cli, session
+
+AIM = envs.make("probe:aim").spec
+TRAIN = ["train", "bc", "--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4"]
+TRAIN += ["--agent.batch-size", "4", "--evals", "1", "--eval-episodes", "2"]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset of `probe:aim` in an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "start", lambda: None)
+    return write(tmp_path / "aim.npz", seed=0)
+
+
+def write(path: Path, seed: int) -> Path:
+    data = logged.rows(AIM, 12, seed)
+    ends = np.ones(12, bool)
+    data = data._replace(terminated=ends, truncated=~ends, start=ends)
+    datasets.save(path, datasets.Dataset(data, {"env": "probe:aim"}))
+    return path
+
+
+def run(capsys: Any, *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "data", "told"),
+    [
+        ("bc", "probe:aim", "", "jaxrl: bc learns from data; which? As in: --data FILE\n"),
+        ("pqn", "probe:match", "aim.npz", "jaxrl: pqn learns by acting and takes no --data\n"),
+        ("bc", "probe:aim", "none.npz", "jaxrl: none.npz cannot be read: No such file"),
+        ("bc", "Pendulum-v1", "aim.npz", "jaxrl: aim.npz: obs"),
+    ],
+)
+def test_refused_in_one_line(
+    file: Path, capsys: Any, agent: str, env: str, data: str, told: str
+) -> None:
+    words = ["train", agent, "--env", env, *(["--data", data] if data else [])]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and err.count("\n") == 1 and err.startswith(told), err
+    assert not Path("runs").exists()
+
+
+def test_contents_name_the_run(file: Path, capsys: Any) -> None:
+    """The same data elsewhere are the same run, others are not; the agent comes out of its folder,
+    also where the run knew the data by a relative path."""
+    code, out, err = run(capsys, *TRAIN, "--data", file.name, "--out", "run")
+    assert code == 0, err
+    elsewhere = shutil.copy(file, file.with_name("copy.npz"))
+    code, out, _ = run(capsys, *TRAIN, "--data", str(elsewhere), "--out", "run")
+    assert code == 0 and "is finished" in out
+    other = write(file.with_name("other.npz"), seed=1)
+    code, _, err = run(capsys, *TRAIN, "--data", str(other), "--out", "run")
+    assert code == 2 and "data" in err, err
+    policy, state, hp = jaxrl.load("run")
+    action = policy.act(
+        state, hp, jnp.ones((3, 1)), jnp.ones(3, bool), (), jax.random.key(0), False
+    )
+    assert action[0].shape == (3, 1)
