@@ -96,7 +96,7 @@ def test_own_environment_and_trained_agent(folder: Path) -> None:
     assert "\nreturn " in out and "runs/gusts" in out
     shown = python(folder, "-c", "from my_policy import *; print(action, action.dtype)")
     assert re.fullmatch(r"\[([012] ){4}[012]\] int32\n", shown)
-    files = {path.name for path in (folder / "runs/gusts").iterdir()}
+    files = {path.name for path in (folder / "runs/gusts").glob("[!.]*")}
     table = README.partition("In it lie:")[2].split("\n\n")[1]
     told = re.findall(r"`([\w.-]+)[/`]", table)
     assert set(told) == files
