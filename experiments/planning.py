@@ -53,6 +53,11 @@ class Plan(NamedTuple):
         return sum(before[:stage]) + step * self.steps[stage]
 
     @property
+    def unit(self) -> str:
+        """What `env_steps` counts: "steps" of the environment, or "updates" where none are made."""
+        return "steps" if any(s.source.env_steps for s in self.program.stages) else "updates"
+
+    @property
     def total_steps(self) -> int:
         last = len(self.program.stages) - 1
         return self.env_steps(last, self.program.stages[last].updates)

@@ -17,14 +17,18 @@ class Display:
     """Tells a person what a run is doing. A context manager; `say` prints above the line."""
 
     def __init__(
-        self, total_steps: int, console: Console | None = None, silent: bool = False
+        self,
+        total_steps: int,
+        console: Console | None = None,
+        silent: bool = False,
+        unit: str = "steps",
     ) -> None:
         self.console = console or Console(highlight=False, quiet=silent)
         self.live = self.console.is_terminal
         self.total, self.first, self.done = total_steps, 0, 0
         self.compile_s = 0.0
         self._begun = self._since = time.perf_counter()
-        self._doing, self._shown = "starting", ""
+        self._doing, self._shown, self._unit = "starting", "", unit
         self._news: tuple[str, float, float] | None = None  # of the last chunk: text, left, when
         self._bar = Progress(
             BarColumn(20),
@@ -69,7 +73,7 @@ class Display:
         if numbers is not None:
             self._shown = "".join(f"{name} {value:.4g}  " for name, value in numbers.items())
         left = (self.total - self.done) / max(speed, 1e-9)
-        self._news = (f"{self._shown}{rate(speed)} steps/s", left, now)
+        self._news = (f"{self._shown}{rate(speed)} {self._unit}/s", left, now)
         self._bar.update(self._task, completed=done_steps)
         if not self.live and numbers is not None:
             self.say(self._line())

@@ -59,7 +59,7 @@ def train(settings: Settings) -> dict[str, Any]:
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, hosts)
     ready = ready._replace(layout=layout, ranges=ranges)
-    display = Display(ready.total_steps * ready.members, silent=not hosts.leads)
+    display = Display(ready.total_steps * ready.members, silent=not hosts.leads, unit=ready.unit)
     for line in describe(ready, member_bytes, path):
         display.say(line)
     with run.lock() if hosts.leads else contextlib.nullcontext():
@@ -68,7 +68,7 @@ def train(settings: Settings) -> dict[str, Any]:
             summary = records.plain(_summary(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
-            display.say(f"{result(summary)}\n{speed(summary)}; {shorten(path)}")
+            display.say(f"{result(summary)}\n{speed(summary, ready.unit)}; {shorten(path)}")
     hosts.all(True)  # until the leader has written
     return run.summary() or {}
 
@@ -146,11 +146,12 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
     settings, layout = ready.settings, ready.layout
     updates = sum(stage.updates for stage in ready.program.stages)
     steps = compact(ready.total_steps * ready.members)
+    told = f" = {steps} environment steps" if ready.unit == "steps" else ""
     points = f" ({len(settings.points)} points x {several(settings.options.seeds, 'seed')})"
     return [
         f"{settings.agent} on {settings.options.env}: {several(ready.members, 'member')}"
         f"{points if settings.swept else ''} x "
-        f"{several(updates, 'update')} = {steps} environment steps",
+        f"{several(updates, 'update')}{told}",
         f"{several(layout.devices, f'{describe_device()} device')}, tiles of "
         f"{several(layout.width, 'member')}, {size(member_bytes)} of state a member; "
         f"{shorten(path)}",
@@ -172,9 +173,9 @@ def result(summary: dict[str, Any]) -> str:
     return f"{line}, {several(summary['members'], 'member')}{names}"
 
 
-def speed(summary: dict[str, Any]) -> str:
+def speed(summary: dict[str, Any], unit: str) -> str:
     wall, compiling = clock(summary["wall_s"]), clock(summary["compile_s"])
-    return f"{rate(summary['steps_per_s'])} steps/s, {wall} of which {compiling} compiling"
+    return f"{rate(summary['steps_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
 
 
 def several(count: int, noun: str) -> str:

@@ -174,8 +174,8 @@ def random_policy(space: Discrete | Box) -> Policy:
 def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     """Batches [B] of which round(share * B) rows come from `first` and the others from `second`.
 
-    Both give flat batches of at least their part; the rows beyond it are left out. `second` may be
-    refreshed.
+    Both give flat batches of at least their part; the rows beyond it are left out, and so are
+    extras that only one of them has. `second` may be refreshed.
     """
     part = round(share * batch_size)
 
@@ -191,10 +191,12 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         keys = jax.random.split(key)
         one, a, seen = first.next(src[0], learner_state, hp, inputs, keys[0], step)
         two, b, seen_too = second.next(src[1], learner_state, hp, inputs, keys[1], step)
+        common = a.transitions.extras.keys() & b.transitions.extras.keys()
+        of = lambda t: t._replace(extras={name: t.extras[name] for name in sorted(common)})
         rows = jax.tree.map(
             lambda x, y: jnp.concatenate([x[:part], y[: batch_size - part]]),
-            a.transitions,
-            b.transitions,
+            of(a.transitions),
+            of(b.transitions),
         )
         return (one, two), Batch(rows), seen | seen_too
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl.errors import UserError
-from jaxrl.sources import below, fold, parts, random_policy, replay
+from jaxrl.sources import below, fold, mix, parts, random_policy, replay, uniform
 from jaxrl.types import Array, Batch, Box, Discrete, PyTree, Source, Transition
 
 SLOTS, LENGTH, ENVS = 3, 4, 2
@@ -217,3 +217,20 @@ def test_random_actions_fill_the_space() -> None:
     assert chi_square(np.bincount(discrete, minlength=5)) < 27  # 4 degrees
     with pytest.raises(UserError, match="random actions need bounds"):
         random_policy(Box((-np.inf,), (np.inf,), (1,)))
+
+
+def test_mix_keeps_the_extras_that_both_have() -> None:
+    def rows(value: float, **extras: float) -> Transition:
+        column = jnp.full(4, value)
+        flags = jnp.zeros(4, bool)
+        own = {name: jnp.full(4, x) for name, x in extras.items()}
+        return Transition(column, column, column, column, flags, flags, flags, own)
+
+    one, two = uniform(4, "one"), uniform(4, "two")
+    data = {"one": rows(1.0, known=5.0, state=0.0), "two": rows(2.0, known=6.0)}
+    source = mix(one, two, 0.25, 4)
+    src = source.init(jax.random.key(0), (), {}, data)
+    _, batch, _ = source.next(src, (), {}, data, jax.random.key(1), jnp.int32(0))
+    np.testing.assert_array_equal(batch.transitions.reward, [1, 2, 2, 2])
+    assert set(batch.transitions.extras) == {"known"}
+    np.testing.assert_array_equal(batch.transitions.extras["known"], [5, 6, 6, 6])
