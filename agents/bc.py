@@ -22,7 +22,6 @@ import optax
 from flax import struct
 
 from jaxrl import fit, nets
-from jaxrl.agents.dqn import flat
 from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import Moments, moments, standardise
@@ -148,7 +147,7 @@ def action_range(agent: str, spec: EnvSpec) -> Range:
 
 def actor_net(hidden: tuple[int, ...], spec: EnvSpec, space: Range) -> nets.Net:
     """A deterministic policy: obs [B, *obs] to actions [B, A] in [-1, 1]; flat parameters."""
-    net = flat(nets.from_linen(nets.MLP(hidden, space.size), spec.obs_shape))
+    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.size), spec.obs_shape))
     return nets.Net(net.init, lambda params, obs: jnp.tanh(net.apply(params, obs)))
 
 

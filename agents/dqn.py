@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
 from jaxrl import fit, nets
 from jaxrl.agents.pqn import choose, exploration, linear, single_stage
@@ -112,7 +111,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             f"observations of {spec.name} are {spec.obs_shape}"
         )
     num_actions = spec.action.n
-    net = flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
+    net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
         # Two rows of a loop: XLA would compute two results apart, with other last bits.
@@ -184,21 +183,6 @@ def td_target(t: Transition, gamma: Array, value: Array) -> Array:
 def move(target: Array, params: Array, tau: Array) -> Array:
     """target + τ (params - target)."""
     return target + tau * (params - target)
-
-
-def flat(net: nets.Net) -> nets.Net:
-    """`net` with its parameters as one vector.
-
-    With one gradient step per update the parameters are the carry of a short loop: one vector costs
-    fewer operations than ten leaves, and no layout is left for XLA to choose, which it does by the
-    number of members on a device, and with it the last bits.
-    """
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
-    return nets.Net(
-        init=lambda key: ravel_pytree(net.init(key))[0],
-        apply=lambda params, *inputs: net.apply(unravel(params), *inputs),
-    )
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:

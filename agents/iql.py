@@ -37,7 +37,7 @@ from jaxrl.agents.bc import (
     offline_program,
     rewarded,
 )
-from jaxrl.agents.dqn import chosen, flat, move, td_target
+from jaxrl.agents.dqn import chosen, move, td_target
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.rollout import evaluator, rollout
@@ -164,7 +164,7 @@ class Head:
 def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A normal distribution over unit actions; samples are clipped to the box."""
     space = action_range("iql", spec)
-    actor = flat(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
+    actor = nets.flat(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + space.size,)
 
     def policy(params: Array, obs: Array) -> Normal:
@@ -180,7 +180,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
 
     return Head(
         actor=actor,
-        critic=flat(nets.from_linen(Layers(hidden, 1), inputs)),
+        critic=nets.flat(nets.from_linen(Layers(hidden, 1), inputs)),
         policy=policy,
         log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
         distance=lambda dist, action: distance(dist.mode, space.unit(action)),
@@ -195,7 +195,7 @@ def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A categorical distribution; critics give one value per action."""
     space = spec.action
     assert isinstance(space, Discrete)
-    net = flat(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
+    net = nets.flat(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
     return Head(
         actor=net,
         critic=net,
@@ -252,7 +252,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     """
     check(cfg)
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
-    value_net = flat(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
+    value_net = nets.flat(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:

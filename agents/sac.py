@@ -27,7 +27,7 @@ import optax
 from flax import struct
 
 from jaxrl import fit, nets
-from jaxrl.agents.dqn import check_sizes, chosen, flat, move, source, td_target
+from jaxrl.agents.dqn import check_sizes, chosen, move, source, td_target
 from jaxrl.agents.pqn import single_stage
 from jaxrl.distributions import Categorical, Normal, tanh_correction
 from jaxrl.errors import UserError, at_least
@@ -153,9 +153,9 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     if len(space.shape) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserError(f"actions must be a bounded box of one axis; {spec.name} has {space}")
     scale, centre, size = (high - low) / 2, (high + low) / 2, low.shape[-1]
-    actor_net = flat(nets.from_linen(nets.MLP(hidden, 2 * size), spec.obs_shape))
+    actor_net = nets.flat(nets.from_linen(nets.MLP(hidden, 2 * size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + size,)
-    critic_net = flat(nets.from_linen(nets.MLP(hidden, 1), inputs))
+    critic_net = nets.flat(nets.from_linen(nets.MLP(hidden, 1), inputs))
 
     def policy(actor: Array, obs: Array) -> Normal:
         mean, log_std = jnp.split(actor_net.apply(actor, obs), 2, -1)
@@ -195,7 +195,7 @@ def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A categorical distribution; critics value all actions at once, expectations are exact."""
     space = spec.action
     assert isinstance(space, Discrete)
-    net = flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
+    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
 
     def log_prob(dist: Categorical, action: PyTree) -> Array:
         return dist.log_probs[..., None]

@@ -36,7 +36,7 @@ from jaxrl.agents.bc import (
     rewarded,
     see,
 )
-from jaxrl.agents.dqn import flat, move, td_target
+from jaxrl.agents.dqn import move, td_target
 from jaxrl.errors import at_least
 from jaxrl.normalise import Moments
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, PyTree, as_mean
@@ -102,7 +102,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     space = action_range("td3bc", spec)
     policy = actor_net(cfg.hidden, spec, space)
     shape = (int(np.prod(spec.obs_shape)) + space.size,)
-    critic_net = flat(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
+    critic_net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
 
     def q_value(critic: Array, obs: Array, action: Array) -> Array:
         """[B] of one critic; unit actions."""

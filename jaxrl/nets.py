@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
 from jaxrl.types import Array, PyTree
 
@@ -31,6 +32,21 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.apply({"params": params}, *inputs)
 
     return Net(init, apply)
+
+
+def flat(net: Net) -> Net:
+    """`net` with its parameters as one vector.
+
+    With one gradient step per update the parameters are the carry of a short loop: one vector costs
+    fewer operations than ten leaves, and no layout is left for XLA to choose, which it does by the
+    number of members on a device, and with it the last bits.
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
+    return Net(
+        init=lambda key: ravel_pytree(net.init(key))[0],
+        apply=lambda params, *inputs: net.apply(unravel(params), *inputs),
+    )
 
 
 def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:

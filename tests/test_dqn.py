@@ -21,7 +21,7 @@ from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, Transition
 OBS, ACTIONS, BATCH, STEPS = 3, 4, 6, 2
 SPEC = EnvSpec("made", (OBS,), Discrete(ACTIONS), 10)
 SIZES: dict[str, Any] = {"batch_size": BATCH, "gradient_steps": STEPS, "hidden": (5,)}
-NET = dqn.flat(nets.from_linen(nets.MLP((5,), ACTIONS), (OBS,)))
+NET = nets.flat(nets.from_linen(nets.MLP((5,), ACTIONS), (OBS,)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -221,7 +221,7 @@ def test_probes() -> None:
     program = dqn.program(cfg, medley(KINDS), evals=1, episodes=4)
     train = jax.jit(population.train(program, plan))
     states = train(jax.random.key(0), jnp.arange(count), hp, {}).states["agent"]
-    net = dqn.flat(nets.from_linen(nets.MLP(cfg.hidden, 2), (1,)))
+    net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, 2), (1,)))
     shown = jnp.array([-1.0, 0.0, 1.0])[:, None]
     q = np.asarray(jax.jit(jax.vmap(net.apply, (0, None)))(states.params, shown))
     for i, values in enumerate(q):

@@ -94,7 +94,7 @@ def test_update_by_hand(kind: str) -> None:
     )
 
     head = (iql.box_head if kind == "box" else iql.discrete_head)(cfg.hidden, spec)
-    net = iql.flat(iql.nets.from_linen(iql.Layers(cfg.hidden, 1), spec.obs_shape))
+    net = iql.nets.flat(iql.nets.from_linen(iql.Layers(cfg.hidden, 1), spec.obs_shape))
     old_v, new_v = (np.asarray(net.apply(v, t.obs))[:, 0] for v in (state.value, new.value))
     ahead = np.asarray(net.apply(new.value, t.next_obs))[:, 0]
     taken = np.asarray(head.twins(state.critic, t.obs, t.action))
@@ -150,7 +150,7 @@ def test_two_states() -> None:
     learn = jax.vmap(jax.vmap(logged.fit(agent, 2500), (None, 0)), (0, None))
     states = jax.jit(learn)(many, ends)  # [tau, end]
 
-    net = iql.flat(iql.nets.from_linen(iql.Layers((24,), 1), (1,)))
+    net = iql.nets.flat(iql.nets.from_linen(iql.Layers((24,), 1), (1,)))
     head, shown = iql.discrete_head((24,), spec), jnp.array([[0.0], [1.0]])
     value = jax.vmap(jax.vmap(lambda v: net.apply(v, shown)[:, 0]))(states.value)
     for i, tau in enumerate(taus):
