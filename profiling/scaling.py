@@ -59,9 +59,9 @@ def main() -> None:
     everything, rows = jax.devices(), []
     print("members devices  width      steps/s  temporary MiB")
     for members in args.members:
-        for devices in ([everything[0]], everything):
+        for devices in ([everything[0]], everything)[: min(members, len(everything), 2)]:
             share = -(-members // len(devices))
-            for width in {population.layout(members, devices).width, share}:
+            for width in sorted({population.layout(members, devices).width, share}):
                 found = measure(members, devices, width, args.steps)
                 rows.append(found)
                 print(
