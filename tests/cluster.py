@@ -19,7 +19,7 @@ from jaxrl.experiments import load, planning
 
 # Eight members in tiles of two: what two and four devices compute is the same to the last bit.
 TINY = [
-    "train", "pqn", "--env", "probe:match", "--seeds", "8", "--width", "2", "--evals", "2",
+    "pqn", "--env", "probe:match", "--seeds", "8", "--width", "2", "--evals", "2",
     "--eval-episodes", "4", "--checkpoint-seconds", "0", "--heartbeat", "10",
     "--agent.num-envs", "4", "--agent.num-steps", "4", "--agent.total-steps", "6400",
     "--agent.hidden", "8", "--agent.minibatches", "2", "--agent.epochs", "1",
@@ -46,6 +46,7 @@ def start(
     *,
     inject: Sequence[str] = (),
     more: Sequence[str] = (),
+    command: str = "train",
 ) -> list[subprocess.Popen[str]]:
     """Starts the run in `processes` processes that share `devices` devices evenly.
 
@@ -63,15 +64,15 @@ def start(
     started = []
     for i in range(processes):
         code = inject[min(i, len(inject) - 1)] if inject else ""
-        words = [*TINY, "--out", str(out), *more]
+        words = [command, *TINY, "--out", str(out), *more]
         if processes > 1:
             words += ["--coordinator", f"127.0.0.1:{port}"]
             words += ["--processes", str(processes), "--process-id", str(i)]
         program = f"{code}\nimport sys\nfrom jaxrl.experiments.cli import main\nsys.exit(main())"
-        command = [sys.executable, "-c", program, *words]
+        line = [sys.executable, "-c", program, *words]
         pipe = subprocess.PIPE
         started.append(
-            subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
+            subprocess.Popen(line, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
         )
     return started
 
@@ -103,10 +104,12 @@ def saved(out: Path) -> list[Path]:
     return [x for x in out.glob("checkpoints/*-*/[0-9]*") if x.name.isdecimal()]
 
 
-def outcome(out: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """The final state, leaf by leaf, and all metrics."""
+def outcome(
+    out: Path, members: tuple[int, int] = (0, 8)
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The final state of some members, leaf by leaf, and all metrics."""
     run = records.RunDir(out.resolve())
-    state = load.restore(planning.plan(load.settings_of(run)), run)
+    state = load.restore(planning.plan(load.settings_of(run)), run, members)
     assert state.step == 400
     leaves = [
         np.asarray(

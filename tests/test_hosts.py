@@ -13,7 +13,7 @@ import cluster
 import numpy as np
 import pytest
 
-from jaxrl import hosts, population, shards
+from jaxrl import hosts, population, records, shards
 from jaxrl.errors import UserError
 
 SLOW = cluster.SLOW
@@ -157,6 +157,24 @@ def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
     assert second.code == 2 and "another process is writing" in second.text
     first[0].send_signal(signal.SIGTERM)
     assert cluster.finish(first)[0].code == 143
+
+
+@pytest.mark.slow
+def test_members_that_diverge_are_named_and_touch_no_other(tmp_path: Path) -> None:
+    """Eight members have a sound learning rate, the other eight a huge one."""
+    out = tmp_path / "sweep"
+    sweep = ["--sweep", "agent.lr=1e-4,1e30", "--agent.max-grad-norm", "1e30"]
+    (ended,) = cluster.finish(cluster.start(out, more=sweep, command="sweep"))
+    assert ended.code == 0, ended.text
+    run = records.RunDir(out / "000")
+    assert "8 failed: 8, 9, 10" in ended.text
+    assert (run.summary() or {})["failed_members"] == list(range(8, 16))
+    np.testing.assert_array_equal(run.members()["failed"], np.arange(16) >= 8)
+    few = tmp_path / "few"
+    (ended,) = cluster.finish(cluster.start(few, more=["--agent.max-grad-norm", "1e30"]))
+    assert ended.code == 0, ended.text
+    for a, b in zip(cluster.outcome(few)[0], cluster.outcome(run.path)[0], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
