@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import records
@@ -112,9 +113,7 @@ def outcome(
     state = load.restore(planning.plan(load.settings_of(run)), run, members)
     assert state.step == 400
     leaves = [
-        np.asarray(
-            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        )
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
         for x in jax.tree.leaves((state.member, state.results))
     ]
     return leaves, records.read_metrics(run)
