@@ -105,11 +105,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         raise UserError(f"dqn acts in discrete action spaces only; {spec.name} has {spec.action}")
     check_sizes(cfg)
     at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
-    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
-        raise UserError(
-            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
-            f"observations of {spec.name} are {spec.obs_shape}"
-        )
+    nets.check_images(spec, cfg.conv)
     num_actions = spec.action.n
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 

@@ -274,8 +274,6 @@ def bounded(space: Discrete | Box, action: Array) -> Array:
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
     """The agent on normalised observations and rewards, where `cfg` asks for either."""
-    if not (cfg.normalise_obs or cfg.normalise_reward):
-        return agent
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 
@@ -354,11 +352,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         epochs=cfg.epochs,
         smallest_layer=min((*cfg.actor, *cfg.critic, *cfg.conv), default=1),
     )
-    if cfg.conv and (len(spec.obs_shape) != 3 or min(spec.obs_shape[:2]) <= 2 * len(cfg.conv)):
-        raise UserError(
-            f"conv={cfg.conv} needs images of more than {2 * len(cfg.conv)} pixels a side; "
-            f"observations of {spec.name} are {spec.obs_shape}"
-        )
+    nets.check_images(spec, cfg.conv)
     if cfg.resets < 0 or (cfg.resets and cfg.num_steps % cfg.resets):
         raise UserError(f"resets={cfg.resets} does not divide num_steps={cfg.num_steps}")
     rows = cfg.num_envs * cfg.num_steps

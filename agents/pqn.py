@@ -109,8 +109,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         epochs=cfg.epochs,
         smallest_layer=min((*cfg.hidden, *cfg.conv), default=1),
     )
-    if cfg.conv:
-        check_images(cfg, spec)
+    nets.check_images(spec, cfg.conv, cfg.kernels, cfg.strides)
     if cfg.num_envs * cfg.num_steps % cfg.minibatches:
         raise UserError(
             f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = "
@@ -120,27 +119,6 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         raise UserError(
             f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
             f"{cfg.num_envs * cfg.num_steps}"
-        )
-
-
-def check_images(cfg: Config, spec: EnvSpec) -> None:
-    """Raises UserError where the convolutions do not fit the observations."""
-    sizes = {
-        "kernels": cfg.kernels or (3,) * len(cfg.conv),
-        "strides": cfg.strides or (1,) * len(cfg.conv),
-    }
-    for name, values in sizes.items():
-        if len(values) != len(cfg.conv) or min(values) < 1:
-            raise UserError(
-                f"{name}={values} has to be a positive number for each of conv={cfg.conv}"
-            )
-    sides = spec.obs_shape[:2] if len(spec.obs_shape) == 3 else (0,)
-    for kernel, stride in zip(*sizes.values(), strict=True):
-        sides = tuple((side - kernel) // stride + 1 for side in sides)
-    if min(sides) < 1:
-        raise UserError(
-            f"conv={cfg.conv} with kernels={sizes['kernels']} needs larger images; observations of "
-            f"{spec.name} are {spec.obs_shape}"
         )
 
 
@@ -194,7 +172,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return learn(cfg, hp, state, loss, data, key, step)
 
     agent = Agent(init=init, update=update, act=act, noise=exploration(num_actions))
-    return normalised(agent, spec, cfg.num_envs) if cfg.normalise_obs else agent
+    return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
 def begin(params: PyTree, hp: Hypers) -> State:

@@ -240,8 +240,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     agent = Agent(init=init, update=update, act=act, noise=noise)
-    if not (cfg.normalise_obs or cfg.normalise_reward):
-        return agent
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 

@@ -157,7 +157,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     noise = pqn.exploration(num_actions)
     agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise)
-    return normalised(agent, spec, cfg.num_envs) if cfg.normalise_obs else agent
+    return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
 def window_values(

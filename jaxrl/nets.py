@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from jaxrl.types import Array, PyTree
+from jaxrl.errors import UserError
+from jaxrl.types import Array, EnvSpec, PyTree
 
 
 class Net(NamedTuple):
@@ -142,6 +143,27 @@ class Torso(nn.Module):
 
     def _finish(self, x: Array) -> Array:
         return self.activation(LayerNorm()(x) if self.norm else x)
+
+
+def check_images(
+    spec: EnvSpec,
+    conv: tuple[int, ...],
+    kernels: tuple[int, ...] = (),
+    strides: tuple[int, ...] = (),
+) -> None:
+    """Raises UserError where the convolutions of a `Torso` do not fit the observations."""
+    sizes = {"kernels": kernels or (3,) * len(conv), "strides": strides or (1,) * len(conv)}
+    for name, values in sizes.items():
+        if len(values) != len(conv) or min(values, default=1) < 1:
+            raise UserError(f"{name}={values} has to be a positive number for each of conv={conv}")
+    sides = spec.obs_shape[:2] if len(spec.obs_shape) == 3 else (0,)
+    for kernel, stride in zip(*sizes.values(), strict=True):
+        sides = tuple((side - kernel) // stride + 1 for side in sides)
+    if conv and min(sides) < 1:
+        raise UserError(
+            f"conv={conv} with kernels={sizes['kernels']} needs larger images; observations of "
+            f"{spec.name} are {spec.obs_shape}"
+        )
 
 
 def _convolution(features: int, side: int, stride: int) -> nn.Module:

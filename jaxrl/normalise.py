@@ -76,8 +76,10 @@ def normalised(
 
     A window is learnt with the observation statistics it was acted with, so that what acting
     recorded stays true; they include it from the next window on. Reward statistics include the
-    window at once. `hp.gamma` discounts the returns.
+    window at once. `hp.gamma` discounts the returns. With neither it is `agent` itself.
     """
+    if not (obs or reward):
+        return agent
     see = (lambda m, x: standardise(m, x, clip)) if obs else (lambda m, x: x)
 
     def init(key: Array, hp: Any, inputs: PyTree) -> Normalised:

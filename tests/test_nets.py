@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jaxrl import nets
+from jaxrl.errors import UserError
+from jaxrl.types import Discrete, EnvSpec
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (7, 3), (3, 7), (3, 3, 4, 5), (1, 6)])
@@ -37,3 +39,26 @@ def test_convolutions_of_the_atari_network() -> None:
     }
     out = torso.apply({"params": params}, x)
     assert out.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "told"),
+    [
+        ((44, 44, 4), ((8, 4, 4), (8, 4, 3), (4, 2, 1)), None),
+        ((27, 27, 4), ((8, 4, 4), (8, 4, 3), (4, 2, 1)), "larger images"),  # 27 -> 5 -> 1 -> -1
+        ((4, 4, 1), ((2,),), None),
+        ((2, 9, 1), ((2,),), "larger images"),
+        ((64,), ((2,),), "larger images"),
+        ((64,), ((),), None),
+        ((9, 9, 1), ((2, 2), (3,)), "kernels=.* for each of conv"),
+        ((9, 9, 1), ((2,), (3,), (0,)), "strides=.* for each of conv"),
+    ],
+)
+def test_images_have_to_be_large_enough(
+    shape: tuple[int, ...], sizes: tuple[tuple[int, ...], ...], told: str | None
+) -> None:
+    spec = EnvSpec("pictures", shape, Discrete(2))
+    if told is None:
+        return nets.check_images(spec, *sizes)
+    with pytest.raises(UserError, match=told):
+        nets.check_images(spec, *sizes)
