@@ -275,7 +275,7 @@ def test_networks_start_orthogonal_with_small_actions() -> None:
         ({"total_steps": 23}, "total_steps=23 is less than a window"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"resets": 4}, "resets=4 does not divide num_steps=6"),
-        ({"conv": (4,)}, "conv=.4,. needs images of more than 2 pixels a side"),
+        ({"conv": (4,)}, "conv=.4,. with kernels=.3,. needs larger images"),
     ],
     ids=str,
 )
