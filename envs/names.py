@@ -70,6 +70,7 @@ BRAX = {
 
 OWN = {
     "dmsd": "obs (6,), actions (2,), 100 steps",
+    "reach": "obs (2,), actions (2,), 30 steps",
     "maze:umaze": "obs (2,), actions (2,), 100 steps",
     "maze:medium": "obs (2,), actions (2,), 250 steps",
     "maze:large": "obs (2,), actions (2,), 400 steps",
@@ -101,6 +102,8 @@ def check_name(name: str) -> None:
     if name.startswith("brax:"):
         brax_parts(name)
         return
+    if name.startswith("gymnasium:") and name != "gymnasium:":
+        return  # which has names of its own, and looks for the nearest
     module, colon, attribute = name.partition(":")
     if not colon or module in ("maze", "probe") or not attribute:
         raise UnknownEnv(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl.envs import dmsd, maze, names, probes
+from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
 from jaxrl.types import Discrete, Env, EnvSpec, TimeStep
@@ -21,10 +21,11 @@ def make(name: str, **options: Any) -> Env:
     """Environment by name; raises EnvError with one line that says what is wrong.
 
     Names are gymnax's ("CartPole-v1"), "brax:hopper" and the like, also with a backend as in
-    "brax:hopper:mjx" (`jaxrl.envs.brax`), "dmsd", "maze:large" and the like (`jaxrl.envs.dmsd`,
-    `jaxrl.envs.maze`), "probe:delay" and the like (`jaxrl.envs.probes`), and "module:attribute" for
-    an `Env` of your own or a function that returns one. Modules are looked for in the current
-    directory too.
+    "brax:hopper:mjx" (`jaxrl.envs.brax`), "dmsd", "reach", "maze:large" and the like
+    (`jaxrl.envs.dmsd`, `jaxrl.envs.reach`, `jaxrl.envs.maze`), "probe:delay" and the like
+    (`jaxrl.envs.probes`), "gymnasium:HalfCheetah-v5" and the like for evaluation on the host
+    (`jaxrl.envs.gymnasium`), and "module:attribute" for an `Env` of your own or a function that
+    returns one. Modules are looked for in the current directory too.
 
     Args:
       options: for every environment `max_steps`, the time limit (None: its own), `hide=[1, 3]`,
@@ -42,7 +43,11 @@ def make(name: str, **options: Any) -> Env:
             from jaxrl.envs import brax as adapter
         wrap = {key: options.pop(key) for key in ("hide", "sticky") if key in options}
         return _with_options(adapter.make(name, **options), wrap)
-    own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make}
+    if name.startswith("gymnasium:"):
+        from jaxrl.envs import gymnasium
+
+        return gymnasium.make(name, **options)
+    own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
     found = _load(name)

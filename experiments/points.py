@@ -13,7 +13,6 @@ import numpy as np
 from jaxrl import plots, stats
 from jaxrl.errors import UserError
 
-ALPHAS = (0.05, 0.1, 0.25)  # shares of the worst members that risk looks at
 _LINES = 6  # in one picture
 
 
@@ -30,6 +29,7 @@ class Point(NamedTuple):
     failed: np.ndarray  # [S] bool
     state: str
     speed: float | None  # environment steps per second of the whole run
+    risk: dict[str, float]  # `stats.risk` of its episodes, the mean over members; {} without
 
     @property
     def scores(self) -> np.ndarray:

@@ -37,13 +37,20 @@ def report(
       over: what others are compared with, see `points.reference`.
       csv_file: where to write one row per point; members go into a file beside it.
     """
+    if any((path / "search.json").is_file() for path in paths):
+        if len(paths) > 1 or out or over or csv_file:
+            raise UserError("a search is reported by itself, without --over, --csv and --out")
+        from jaxrl.experiments import verdict  # which prints with what is here
+
+        verdict.report(paths[0])
+        return
     found = gather(paths)
     compared = points.results(found, over)
     _print(compared, named=len(paths) > 1 or not points.swept(found))
     if csv_file is not None:
         members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
-        _write_csv(csv_file, _point_rows(compared))
-        _write_csv(members, _member_rows(found))
+        write_csv(csv_file, _point_rows(compared))
+        write_csv(members, _member_rows(found))
         tell(f"points: {csv_file}, members: {members}")
     file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
     drawn = points.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
@@ -87,6 +94,7 @@ def _points_of(
     summary, seeds = run.summary(), config["seeds"]
     values = config.get("points", [{}])
     steps, returns, failed = curves(run, len(values) * seeds)
+    risk = last_risk(run, len(values) * seeds)
     state, speed = "nothing yet", None
     if len(steps):
         state = f"{len(steps)} evaluation{'s' if len(steps) > 1 else ''}"
@@ -106,6 +114,7 @@ def _points_of(
             failed=failed[rows],
             state=state,
             speed=speed,
+            risk={name: _mean(x[rows]) for name, x in risk.items()},
         )
         found.append(point)
     return found
@@ -127,6 +136,22 @@ def curves(run: records.RunDir, members: int) -> tuple[np.ndarray, np.ndarray, n
         failed = _by_step(metrics, metrics["stage"] == metrics["stage"][-1], "finite", members)[1]
         nobody = failed[-1] < 1 if len(failed) else nobody
     return np.zeros(0), np.zeros((0, members)), nobody
+
+
+def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:
+    """`stats.risk` of the newest evaluation of the last stage, [P] each; {} without any."""
+    metrics = records.read_metrics(run)
+    if not set(stats.RISKS) <= set(metrics) or not np.isfinite(metrics[stats.RISKS[0]]).any():
+        return {}
+    rows = metrics["stage"] == metrics["stage"][np.isfinite(metrics[stats.RISKS[0]])][-1]
+    found = {name: _by_step(metrics, rows, name, members)[1] for name in stats.RISKS}
+    return {name: x[-1] for name, x in found.items() if len(x)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over members that have a value."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _by_step(
@@ -155,7 +180,7 @@ def open_for_reading(path: Path) -> records.RunDir:
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not the folder of a run: it has no config.json")
     run = records.RunDir(path.resolve())
-    known = _read(path / "config.json")
+    known = read_json(path / "config.json")
     if not known.get("config") or not known.get("context"):
         raise UserError(f"{path / 'config.json'} is not that of a run")
     return run
@@ -163,13 +188,13 @@ def open_for_reading(path: Path) -> records.RunDir:
 
 def read_sweep(path: Path) -> dict[str, Any]:
     """sweep.json of a folder that has one."""
-    known = _read(path / "sweep.json")
+    known = read_json(path / "sweep.json")
     if not {"agent", "sweep", "programs"} <= set(known):
         raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
     return known
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -196,7 +221,7 @@ def _print(compared: Sequence[Result], named: bool) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (["run"] if named else []) + swept:
         table.add_column(name, overflow="fold")
-    for name in ("members", "return (IQM)", "95 % interval", "lowest"):
+    for name in ("members", "return (IQM)", "95 % interval", "lowest", "CVaR10%"):
         table.add_column(name, justify="right")
     if several:
         table.add_column("P(better)", justify="right")
@@ -240,6 +265,7 @@ def _cells(result: Result, several: bool) -> list[str]:
         number(result.iqm),
         f"{number(low)} to {number(high)}" if found else "-",
         number(found.get("min", math.nan)),
+        number(point.risk.get("cvar_0.1", math.nan)),
         *([better] if several else []),
         str(int(point.failed.sum())) if begun else "-",
     ]
@@ -251,11 +277,12 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
     `columns` hold what tells members apart, [P] each: swept values and seeds.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (*columns, "mean", "std", "min", "max", "length"):
+    for name in (*columns, "mean", "std", "min", "CVaR10%", "max", "length"):
         table.add_column(name, justify="right")
     names = zip(*(map(shown, column.tolist()) for column in columns.values()), strict=True)
     for name, returns, lengths in zip(names, outcome.returns, outcome.lengths, strict=True):
-        numbers = (returns.mean(), returns.std(), returns.min(), returns.max(), lengths.mean())
+        low = (returns.min(), stats.cvar(returns, 0.1))
+        numbers = (returns.mean(), returns.std(), *low, returns.max(), lengths.mean())
         table.add_row(*name, *(f"{x:.4g}" for x in numbers))
     result = stats.summarise(outcome.returns)
     low, high = result["ci95"]
@@ -270,7 +297,8 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
 
 
 def _point_rows(compared: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row per point; risk is that of drawing an unlucky member, by its last return."""
+    """One row per point. var and cvar are the risk of an unlucky member, by its last return; those
+    of episodes the risk of an unlucky episode of one member."""
     rows = []
     for result in compared:
         point, found = result.point, result.found
@@ -281,9 +309,10 @@ def _point_rows(compared: Sequence[Result]) -> list[dict[str, Any]]:
         row |= {"iqm": result.iqm, "ci95_low": low, "ci95_high": high}
         row |= {name: found.get(name, math.nan) for name in ("mean", "std", "min", "max")}
         row |= {"p_better": result.better}
-        for alpha in points.ALPHAS:
+        for alpha in stats.ALPHAS:
             row[f"var_{alpha}"] = stats.var(point.scores, alpha) if found else math.nan
             row[f"cvar_{alpha}"] = stats.cvar(point.scores, alpha) if found else math.nan
+        row |= {f"episode_{name}": x for name, x in point.risk.items()}
         rows.append(row)
     return rows
 
@@ -302,7 +331,7 @@ def _member_rows(found: Sequence[Point]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Columns are the union of those of all rows; empty where a row has none, or no number."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

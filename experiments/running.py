@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +24,31 @@ PACE_S = 5.0  # of one launch: how long a signal waits, and how precisely checkp
 GO_ON, SAVE = 0, -1  # decisions after a launch; a signal's number saves and stops
 
 
-def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> dict[str, float]:
+class Within(NamedTuple):
+    """What a search adds to one of its runs.
+
+    Attributes:
+      built: programs compiled by earlier runs of the same shapes.
+      adapt: changes the population between chunks, see `jaxrl.drive.drive`.
+      begin: the state to start from, of all members.
+    """
+
+    built: drive.Built
+    adapt: drive.Adapt | None = None
+    begin: drive.RunState | None = None
+
+
+def run(
+    ready: Plan,
+    folder: records.RunDir,
+    hosts: Hosts,
+    display: Display,
+    within: Within | None = None,
+) -> dict[str, float]:
     """Trains this process's members to the end from wherever the run is.
+
+    Args:
+      within: None for a run of its own.
 
     Returns:
       {"wall_s", "compile_s"}, those of earlier processes of the run included.
@@ -45,7 +69,11 @@ def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> 
     shards = Shards(folder.checkpoints, ready.ranges, options.keep, hosts, display.say)
     watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
+        within = within or Within({})
         found, resume = shards.restore(target, (first, last)), None
+        if within.begin is not None:
+            begin, whole = within.begin, [((0, ready.members), within.begin)]
+            resume = drive.assemble(ready.program, begin.stage, begin.step, whole, (first, last))
         times = _Times(found.meta if found else {}, display)
         if found is not None:
             display.begin_at(
@@ -90,6 +118,9 @@ def run(ready: Plan, folder: records.RunDir, hosts: Hosts, display: Display) -> 
             resume=resume,
             pace=PACE_S,
             agree=hosts.agree,
+            until=ready.settings.until,
+            adapt=within.adapt,
+            built=within.built,
             snapshot=decide,
             compiling=compiling,
             compiled=compiled,
@@ -132,7 +163,7 @@ class _Times:
 
 
 def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
-    """One column [P] per metric; evaluations add the mean return and length of their episodes.
+    """One column [P] per metric; evaluations add return, length and risk of their episodes.
 
     None between the ends of chunks.
     """
@@ -142,8 +173,9 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
     if report.evals is not None:
         # A network of NaN still acts, somehow; that is no result.
         sound = columns["finite"] == 1
-        columns["return"] = np.where(sound, report.evals.returns.mean(1), np.nan)
-        columns["length"] = np.where(sound, report.evals.lengths.mean(1), np.nan)
+        found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
+        found |= stats.risk(report.evals.returns)
+        columns |= {name: np.where(sound, value, np.nan) for name, value in found.items()}
     return columns
 
 

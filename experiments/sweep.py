@@ -31,6 +31,8 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, options, planning, report, session, train, words
 from jaxrl.experiments.grid import Program, programs
 from jaxrl.experiments.points import label, shown
+from jaxrl.experiments.progress import size
+from jaxrl.experiments.summary import describe_device, several
 from jaxrl.hosts import ALONE, Hosts
 from jaxrl.hosts import start as join
 from jaxrl.plots import compact
@@ -116,8 +118,8 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
     steps = compact(sum(plan.total_steps * plan.members for plan in plans))
     tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
     print(
-        f"{plans[0].settings.agent} on {tasks}: {train.several(members, 'member')} in "
-        f"{train.several(len(found), 'program')} = {steps} environment steps; {train.shorten(path)}"
+        f"{plans[0].settings.agent} on {tasks}: {several(members, 'member')} in "
+        f"{several(len(found), 'program')} = {steps} environment steps; {train.shorten(path)}"
     )
     every = [point for plan in plans for point in plan.settings.points]
     for name in dict.fromkeys(name for point in every for name in point):
@@ -137,10 +139,10 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
             *(shown(program.static.get(name, "-")) for name in static),
             f"{plan.members:,}",
             f"{sum(stage.updates for stage in plan.program.stages):,}",
-            train.size(each),
-            train.size(each * plan.members),
+            size(each),
+            size(each * plan.members),
             str(plan.layout.width),
-            f"{plan.layout.devices} {train.describe_device()}",
+            f"{plan.layout.devices} {describe_device()}",
             compact(plan.total_steps * plan.members),
         )
     report.tell(table)

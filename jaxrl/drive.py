@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import fit
+from jaxrl.onhost import HostEvaluator
 from jaxrl.population import Layout, first, lift, member_keys, run_key
 from jaxrl.types import Array, Mean, PyTree
 
@@ -46,6 +47,13 @@ class Compiled(NamedTuple):
     temporary_bytes: int  # on each device, beside arguments and results
 
 
+Built = dict[tuple[int, str], Callable[..., PyTree]]
+"""Compiled functions by (stage, what), to be used again by runs of one program and layout."""
+
+Adapt = Callable[[int, fit.MemberState, Report], fit.MemberState]
+"""(index of the stage, state [padded P] on the devices, report) -> state to go on with."""
+
+
 def _at_the_end(stage: int, step: int, last: bool) -> bool:
     return last
 
@@ -70,6 +78,9 @@ def drive(
     resume: RunState | None = None,
     pace: float | None = None,
     agree: Callable[[int], int] = _own,
+    until: int | None = None,
+    adapt: Adapt | None = None,
+    built: Built | None = None,
     snapshot: Callable[[int, int, bool], bool] = _at_the_end,
     compiling: Callable[[str], None] = _silent,
     compiled: Callable[[Compiled], None] = _silent,
@@ -89,6 +100,10 @@ def drive(
       pace: seconds that one launch should take: chunks are cut accordingly, which changes no bits,
         and each launch is reported. None launches whole chunks.
       agree: called with the number of updates to launch, returns what all processes launch.
+      until: updates of the last stage after which to end, an end of a chunk; all by default.
+      adapt: called between chunks, before a snapshot; what it returns is trained on.
+      built: what earlier calls with the same program, layout and shapes have compiled; what this
+        one compiles is added.
       snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
         which the host waits and copies the state. The last chunk's by default.
       compiling, compiled: told before and after each compilation.
@@ -105,7 +120,11 @@ def drive(
     for name, result in (resume.results if resume else {}).items():
         inputs_of[scopes[name]][name] = place[scopes[name]](result)
 
+    built = {} if built is None else built
+
     def build(index: int, what: str, fn: fit.StageFn, args: PyTree) -> Callable[..., PyTree]:
+        if (index, what) in built:
+            return built[index, what]
         compiling(what)
         clock = time.perf_counter()
         donate = 0 if what == "advance" else ()
@@ -113,6 +132,7 @@ def drive(
         executable = jitted.lower(*args).compile()
         memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
         compiled(Compiled(index, what, time.perf_counter() - clock, memory))
+        built[index, what] = executable
         return executable
 
     def take(index: int, step: int, state: PyTree, last: bool) -> RunState | None:
@@ -139,9 +159,11 @@ def drive(
 
         advance = evaluate = metrics = None
         rhythm = _Pace(pace)
+        final = stage is program.stages[-1]
+        goal = until if final and until is not None else stage.updates
         for begin, count_of in stage.chunks:
             end = begin + count_of
-            if end <= done:
+            if end <= done or end > goal:
                 continue
             step = max(begin, done)
             while step < end:
@@ -152,7 +174,9 @@ def drive(
                 # Both before the first launch, so that nothing runs while compiling.
                 if advance is None:
                     advance = build(index, "advance", fit.advance(stage), args)
-                    if stage.evaluate is not None:
+                    if isinstance(stage.evaluate, HostEvaluator):
+                        evaluate = _on_host(stage.evaluate, count, scope)
+                    elif stage.evaluate is not None:
                         evaluate = build(
                             index, "evaluate", fit.evaluate(stage), _look(state, step, own, shared)
                         )
@@ -166,10 +190,12 @@ def drive(
                     break
                 yield Report(stage.name, step, snapshot=take(index, step, state, False))
             evals = evaluate(*_look(state, end, own, shared))[1] if evaluate is not None else None
+            waiting = Report(stage.name, end, metrics, evals)
+            if adapt is not None and end < goal:
+                state = adapt(index, state, _fetch_report(waiting, count, scopes))
             # Before the next chunk is launched, since that overwrites the state in place.
-            last = end == stage.updates and stage is program.stages[-1]
-            taken = take(index, end, state, last)
-            waiting = Report(stage.name, end, metrics, evals, taken)
+            taken = take(index, end, state, final and end == goal)
+            waiting = waiting._replace(snapshot=taken)
         inputs_of[scope][stage.name] = state.learner
     if waiting is not None:
         yield _fetch_report(waiting, count, scopes)
@@ -206,6 +232,24 @@ class _Pace:
 def _look(state: PyTree, step: int, own: PyTree, shared: PyTree) -> tuple[PyTree, PyTree, PyTree]:
     """The arguments of fit.evaluate."""
     return (), {"state": state, "inputs": own}, {"inputs": shared, "step": jnp.int32(step)}
+
+
+def _on_host(fn: HostEvaluator, count: int, scope: str) -> fit.StageFn:
+    """`fn` of one member after another, called like the compiled `fit.evaluate`."""
+
+    def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
+        state = _fetch(members["state"], count, scope)
+
+        def one(state: fit.MemberState) -> PyTree:
+            key = fit.eval_key(state.key, shared["step"])
+            return fn(state.learner, state.hp, {}, key)
+
+        if scope == "run":
+            return carry, one(state)
+        found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(count)]  # noqa: B023
+        return carry, jax.tree.map(lambda *x: np.stack(x), *found)
+
+    return run
 
 
 def _fetch_report(report: Report, count: int, scopes: dict[str, str]) -> Report:
@@ -316,6 +360,9 @@ def evaluate(
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
-    run = jax.jit(lift(plan)(fit.evaluate(stage), stage))
+    if isinstance(stage.evaluate, HostEvaluator):
+        run = _on_host(stage.evaluate, count, stage.scope)
+    else:
+        run = jax.jit(lift(plan)(fit.evaluate(stage), stage))
     args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
     return _fetch(run((), members, args)[1], count, stage.scope)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.onhost import HostEvaluator
 from jaxrl.types import Array, Learner, Mean, PyTree, Source, as_mean
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -43,7 +44,8 @@ class Stage:
         in as often. Between them lie whole multiples of `source.every` updates.
       scope: "member" trains one per member; "run" trains one, shared by all members.
       start: None, or the name of the earlier stage whose state is trained on.
-      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk.
+      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk;
+        a `HostEvaluator` is called by the host.
     """
 
     name: str
@@ -119,6 +121,11 @@ def _streams(key: Array, step: Array) -> Array:
     One split, since a split and a fold_in of the same key can meet in the same key.
     """
     return jax.random.split(jax.random.fold_in(key, step), 4)
+
+
+def eval_key(key: Array, step: Array | int) -> Array:
+    """The key of the evaluation of a member of this key after `step` updates."""
+    return _streams(key, jnp.int32(step))[3]
 
 
 def initialise(stage: Stage) -> StageFn:
@@ -200,14 +207,19 @@ def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str
 
 
 def evaluate(stage: Stage) -> StageFn:
-    """members {state: MemberState, inputs}, shared {inputs, step} -> outputs of stage.evaluate."""
+    """members {state: MemberState, inputs}, shared {inputs, step} -> outputs of stage.evaluate.
+
+    Raises:
+      ValueError: it is on the host, which `drive` can do but no compiled program.
+    """
     assert stage.evaluate is not None
     fn = stage.evaluate
+    if isinstance(fn, HostEvaluator):
+        raise ValueError(f"stage {stage.name!r} is evaluated on the host: use jaxrl.drive.drive")
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         state, inputs = members["state"], shared["inputs"] | members["inputs"]
-        key = _streams(state.key, shared["step"])[3]
-        return carry, fn(state.learner, state.hp, inputs, key)
+        return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, shared["step"]))
 
     return run
 

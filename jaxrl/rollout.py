@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Batch, Env, Policy, PyTree, Source, Transition, mean_where
+from jaxrl.onhost import HostEvaluator
+from jaxrl.types import Array, Batch, Env, Episodes, Policy, PyTree, Source, Transition, mean_where
 
 
 class RolloutState(NamedTuple):
@@ -155,14 +156,6 @@ def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
     return jax.tree.map(one, on, off)
 
 
-class Episodes(NamedTuple):
-    """Whole episodes [K], in the order of their environments."""
-
-    returns: Array  # [K] float32, undiscounted
-    lengths: Array  # [K] int32
-    finished: Array  # [K] bool: False where the step limit of the evaluation came first
-
-
 def evaluator(
     env: Env,
     policy: Policy,
@@ -176,8 +169,12 @@ def evaluator(
 
     Each of `episodes` environments plays its first episode and stops, so short episodes do not
     dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
+
+    For an environment of the host it is a `HostEvaluator`, which does the same there.
     """
     limit = max_steps or env.spec.max_steps or 10_000
+    if env.host is not None:
+        return HostEvaluator(env.host, policy, episodes, part, limit, explore)
 
     def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
         params = hp.get("env", env.params)

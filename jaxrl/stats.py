@@ -128,6 +128,26 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean(below + up_to) / (2 * y.size))
 
 
+ALPHAS = (0.05, 0.1, 0.25)  # shares of the worst episodes that `risk` looks at
+RISKS = tuple(f"{kind}_{alpha}" for kind in ("var", "cvar") for alpha in ALPHAS)
+
+
+def risk(returns: ArrayLike) -> dict[str, np.ndarray]:
+    """`var` and `cvar` of each member's episodes: {"var_0.05": [P], ..., "cvar_0.25": [P]}.
+
+    Args:
+      returns: [P, episodes]; a member with a return that is not finite has NaN.
+    """
+    x = np.asarray(returns, np.float64)
+    x = np.sort(np.where(np.isfinite(x).all(1, keepdims=True), x, np.nan), 1)
+    found = {}
+    for alpha in ALPHAS:
+        count, last = _whole(x.shape[1], alpha)
+        found[f"var_{alpha}"] = x[:, last]
+        found[f"cvar_{alpha}"] = (x[:, :last].sum(1) + (count - last) * x[:, last]) / count
+    return {name: found[name] for name in RISKS}
+
+
 def var(x: ArrayLike, alpha: float) -> float:
     """Value at risk: the least return that a fraction `alpha` of episodes does not exceed.
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -80,12 +81,16 @@ class Env:
     step(key, state, action, params) -> (state, TimeStep)
 
     `params` are the default physical parameters, a pytree of numbers, traced.
+
+    An environment that cannot run on a device has `host` instead, which makes one like gymnasium's:
+    its `reset` and `step` refuse, and it serves for evaluations between chunks only.
     """
 
     spec: EnvSpec
     params: PyTree
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
+    host: Callable[[], Any] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------
@@ -106,6 +111,14 @@ class Transition(NamedTuple):
     @property
     def done(self) -> Array:
         return self.terminated | self.truncated
+
+
+class Episodes(NamedTuple):
+    """Whole episodes [K], in the order of their environments."""
+
+    returns: Array | np.ndarray  # [K] float32, undiscounted
+    lengths: Array | np.ndarray  # [K] int32
+    finished: Array | np.ndarray  # [K] bool: False where the evaluation's step limit came first
 
 
 class Batch(NamedTuple):

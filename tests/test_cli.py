@@ -18,7 +18,16 @@ from jaxrl import records
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, options, planning, report, running, session, train
+from jaxrl.experiments import (
+    agents,
+    cli,
+    options,
+    planning,
+    report,
+    running,
+    session,
+    summary,
+)
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -452,9 +461,9 @@ def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) 
 
 def finish(path: Path, ready: planning.Plan) -> dict:
     run = records.RunDir(path)
-    summary = train._summary(ready, run, wall_s=10.0, compile_s=4.0)
-    run.write_summary(summary)
-    return summary
+    found = summary.summarise(ready, run, wall_s=10.0, compile_s=4.0)
+    run.write_summary(found)
+    return found
 
 
 def test_a_failed_member_has_no_return() -> None:
@@ -472,22 +481,22 @@ def test_a_failed_member_has_no_return() -> None:
 def test_summary_names_failed_members_and_counts_the_others(folder: Path) -> None:
     nan, path = np.nan, folder / "run"
     ready = make_run(path, [[1, 9, 3], [2, nan, 1]], [[1, 1, 1], [1, 0, 1]])
-    summary = finish(path, ready)
-    assert list(summary["failed_members"]) == [1]
-    assert summary["return"]["mean"] == 1.5 and summary["members"] == 3
-    assert summary["steps_per_s"] == summary["env_steps"] / 6.0  # compiling left out
+    found = finish(path, ready)
+    assert list(found["failed_members"]) == [1]
+    assert found["return"]["mean"] == 1.5 and found["members"] == 3
+    assert found["steps_per_s"] == found["env_steps"] / 6.0  # compiling left out
     members = records.RunDir(path).members()
     np.testing.assert_array_equal(members["final_return"], [2, nan, 1])
     np.testing.assert_array_equal(members["best_return"], [2, 9, 3])
     np.testing.assert_array_equal(members["failed"], [False, True, False])
-    assert train.result(summary).endswith("3 members; 1 failed: 1")
+    assert summary.result(found).endswith("3 members; 1 failed: 1")
 
 
 def test_summary_when_all_fail(folder: Path, jaxrl: Callable[..., Outcome]) -> None:
     path = folder / "run"
     ready = make_run(path, [[np.nan] * 3], [[0] * 3])
     report.draw_run(records.RunDir(path))  # has nothing to draw
-    assert train.result(records.plain(finish(path, ready))).startswith("no return")
+    assert summary.result(records.plain(finish(path, ready))).startswith("no return")
     outcome = jaxrl("report", "run")
     assert outcome.code == 0 and outcome.out.splitlines()[-1].split()[-1] == "finished"
     assert jaxrl(*TRAIN, "--seeds", "3", "--out", "run").out.startswith(

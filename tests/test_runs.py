@@ -330,11 +330,12 @@ def test_loaded_member_plays_the_last_evaluation_again(
 def test_eval_plays_fresh_episodes(lab: Path, whole: tuple[Path, str]) -> None:
     out = run(lab, "eval", str(whole[0]), "--episodes", "4", "--seed", "1")
     heading, *rows, last = out.splitlines()
-    assert heading.split() == ["seed", "mean", "std", "min", "max", "length"]
+    assert heading.split() == ["seed", "mean", "std", "min", "CVaR10%", "max", "length"]
     numbers = np.array([[float(x) for x in row.split()] for row in rows])
-    assert numbers.shape == (MEMBERS, 6)
-    seed, mean, _, low, high, length = numbers.T
+    assert numbers.shape == (MEMBERS, 7)
+    seed, mean, _, low, tail, high, length = numbers.T
     np.testing.assert_array_equal(seed, range(MEMBERS))
+    assert ((low <= tail) & (tail <= mean)).all()
     assert ((low <= mean) & (mean <= high) & (high <= 5) & (1 <= length) & (length <= 5)).all()
     assert last.startswith("return ") and last.endswith("4 episodes each")
     final = records.RunDir(whole[0]).members()["final_return"]

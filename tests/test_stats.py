@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxrl.stats import bootstrap_ci, cvar, iqm, probability_of_improvement, summarise, var
+from jaxrl.stats import (
+    ALPHAS,
+    RISKS,
+    bootstrap_ci,
+    cvar,
+    iqm,
+    probability_of_improvement,
+    risk,
+    summarise,
+    var,
+)
 
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
 scores = arrays(np.float64, st.integers(1, 40), elements=numbers)
@@ -215,6 +225,17 @@ def test_risk_against_definitions(x, alpha) -> None:
     assert x.min() - slack <= tail <= min(low, x.mean()) + slack
     assert tail <= cvar(x, min(1.0, alpha * 1.5)) + slack
     assert cvar(x, 1.0) == pytest.approx(x.mean(), abs=slack)
+
+
+def test_risk_of_members_is_that_of_each() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 33))
+    x[1, 5] = np.nan
+    found = risk(x)
+    assert tuple(found) == RISKS and all(np.isnan(v[1]) for v in found.values())
+    for alpha in ALPHAS:
+        for member in (0, 2):
+            assert found[f"var_{alpha}"][member] == var(x[member], alpha)
+            assert found[f"cvar_{alpha}"][member] == pytest.approx(cvar(x[member], alpha))
 
 
 def test_risk_refuses() -> None:

@@ -1,0 +1,135 @@
+"""What a run came to: summary.json, members.csv, and the lines printed at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl import records, stats
+from jaxrl.envs.datasets import normalised_score
+from jaxrl.experiments.planning import Plan, swept_values
+from jaxrl.experiments.progress import clock, rate
+from jaxrl.types import Transition
+
+
+def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
+    """The run's results, from its metrics; writes members.csv on the way.
+
+    Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
+    (`stats.risk`); "score", returns between those of a random and of an expert policy as 0 and 100,
+    where the data tell these; "diverged", members whose Q no policy can earn.
+    """
+    settings, stages, count = ready.settings, ready.program.stages, ready.members
+    history = records.read_metrics(run, stages[-1].name)
+    by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
+    failed = by_chunk["finite"][-1] < 1
+    returns = by_chunk["return"]
+    final = returns[-1]
+    best = np.max(np.where(np.isfinite(returns), returns, -np.inf), 0)
+    score = normalised_score(ready.meta, final)
+    run.write_members(
+        {
+            "id": np.arange(count),
+            **swept_values(settings),
+            "seed": ready.seeds,
+            "final_return": final,
+            "best_return": np.where(np.isfinite(best), best, np.nan),
+            **({} if score is None else {"final_score": score}),
+            "failed": failed,
+        }
+    )
+    env_steps = ready.total_steps * count
+    learns_q = bool(ready.inputs) and "q" in by_chunk
+    return {
+        "finished": True,
+        "agent": settings.agent,
+        "env": settings.options.env,
+        "members": count,
+        "updates": sum(stage.updates for stage in stages),
+        "env_steps": env_steps,
+        "wall_s": wall_s,
+        "compile_s": compile_s,
+        "steps_per_s": env_steps / (wall_s - compile_s),
+        "return": outcome(final) | {"episodes": settings.options.eval_episodes},
+        "risk": {
+            name: {key: outcome(by_chunk[name][-1])[key] for key in ("iqm", "ci95")}
+            for name in stats.RISKS
+            if name in by_chunk
+        },
+        **({} if score is None else {"score": outcome(score)}),
+        "failed_members": np.flatnonzero(failed),
+        **({"diverged": diverged(ready, by_chunk["q"][-1])} if learns_q else {}),
+        **({"points": by_point(ready, final, failed)} if settings.swept else {}),
+        "versions": records.versions(),
+        "device": describe_device(),
+    }
+
+
+def outcome(scores: np.ndarray) -> dict[str, Any]:
+    """What members with these returns [P] came to."""
+    found = stats.summarise(scores)
+    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
+
+
+def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[str, Any]]:
+    """The results of each point, from those [P] of its members."""
+    groups = np.split(np.arange(ready.members), len(ready.settings.points))
+    return [
+        {"values": values, "return": outcome(final[rows]), "failed": failed[rows].sum()}
+        for values, rows in zip(ready.settings.points, groups, strict=True)
+    ]
+
+
+def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
+    """The members whose mean |Q| [P] of the data exceeds max |r| / (1 - γ), which no policy earns.
+
+    r are the data's rewards as learnt from, with reward_scale and reward_shift.
+    """
+    data: Transition = ready.inputs["data"]
+    hp = ready.hp["agent"]
+    of = lambda name, default: np.asarray(getattr(hp, name, default))
+    ends = np.array([[np.min(data.reward)], [np.max(data.reward)]])
+    rewards = of("reward_scale", 1.0) * ends + of("reward_shift", 0.0)  # [2, 1 or P]
+    limit = np.abs(rewards).max(0) / np.maximum(1 - of("gamma", 0.99), 1e-9)
+    return np.flatnonzero(np.abs(q) > limit)
+
+
+# --- lines ---------------------------------------------------------------------------------------
+
+
+def result(summary: dict[str, Any]) -> str:
+    """The result in one line, and one more where Q has diverged."""
+    found, failed = summary["return"], list(summary["failed_members"])
+    low, high = found["ci95"]
+    line = (
+        f"return {found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
+        f"lowest member {found['min']:.4g})"
+        if found["iqm"] is not None
+        else "no return"
+    )
+    score = summary.get("score", {}).get("iqm")
+    line += "" if score is None else f", normalised {score:.1f}"
+    names = f"; {len(failed)} failed: {listed(failed)}" if failed else ""
+    gone = list(summary.get("diverged", []))
+    warning = f"\nwarning: Q has diverged, of {several(len(gone), 'member')}: {listed(gone)}"
+    return f"{line}, {several(summary['members'], 'member')}{names}{warning if gone else ''}"
+
+
+def listed(members: list[int]) -> str:
+    """The first few of them."""
+    return ", ".join(map(str, members[:8])) + (", ..." if len(members) > 8 else "")
+
+
+def speed(summary: dict[str, Any], unit: str) -> str:
+    wall, compiling = clock(summary["wall_s"]), clock(summary["compile_s"])
+    return f"{rate(summary['steps_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
+
+
+def several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def describe_device() -> str:
+    return jax.devices()[0].device_kind
