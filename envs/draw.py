@@ -1,7 +1,8 @@
-"""Pictures of observations: classic control and MinAtar. Needs numpy and Pillow only."""
+"""Pictures of observations: classic control, MinAtar and mazes."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from jaxrl.envs import maze
 from jaxrl.envs.names import EnvError
 
 SIZE = 240  # pixels of a frame's sides
@@ -116,10 +118,21 @@ def _mountain_car(canvas: Canvas, obs: np.ndarray) -> None:
     canvas.disc(x, y + 0.05, 0.06, POLE)
 
 
+def _maze(canvas: Canvas, obs: np.ndarray, layout: str) -> None:
+    plan = maze.parse(layout)
+    size = max(plan.walls.shape)
+    place = lambda cell: np.asarray(maze.observe(plan, cell))[::-1] * (1, -1)  # rows go downwards
+    for cell in np.argwhere(plan.walls):
+        canvas.box(*place(cell + 0.5), 2 / size, 2 / size, INK)
+    canvas.disc(*place(plan.cells[plan.goal] + 0.5), 2 * maze.RADIUS / size, GOAL)
+    canvas.disc(obs[1], -obs[0], 0.3 / size, POLE)
+
+
 DRAWINGS: dict[str, Draw] = {
     "CartPole-v1": _cartpole,
     "Pendulum-v1": _pendulum,
     "Acrobot-v1": _acrobot,
     "MountainCar-v0": _mountain_car,
     "MountainCarContinuous-v0": _mountain_car,
+    **{f"maze:{layout}": functools.partial(_maze, layout=layout) for layout in maze.LAYOUTS},
 }

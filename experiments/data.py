@@ -68,6 +68,10 @@ def _make(words: list[str]) -> None:
         raise UserError(f"--steps takes a whole number from 1 on, not {steps!r}")
     levels = level.split(",")
     files = {each: out / f"{env.replace(':', '-')}-{each}-{int(text)}.npz" for each in levels}
+    if out.suffix in (".npz", ".hdf5"):
+        if len(levels) > 1:
+            raise UserError(f"--out {out} is one file: {len(levels)} levels need a folder")
+        files = {level: out}
     for file in files.values():
         if file.exists():
             raise UserError(f"{file} is there already")

@@ -89,6 +89,7 @@ class Settings:
       points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
         the environment's parameters. Every point is trained with every seed, and all have the
         same names.
+      until: updates of the last stage after which the run ends, where that is before its end.
     """
 
     agent: str
@@ -96,6 +97,7 @@ class Settings:
     cfg: Any
     hp: Any
     points: tuple[dict[str, Any], ...] = ({},)
+    until: int | None = None
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -108,6 +110,7 @@ class Settings:
         kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
         own = dataclasses.asdict(self.cfg) | dataclasses.asdict(self.hp)
         points = {"points": list(self.points)} if self.swept else {}
+        points |= {"until": self.until} if self.until is not None else {}
         data = self.options.data
         contents = {"data": dataset(data).meta["sha256"]} if data is not None else {}
         return {"agent": self.agent, **kept, **contents, "settings": own, **points}
@@ -125,6 +128,7 @@ def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
     Raises:
       UserError: an unknown option or preset, a missing --env, or a value of the wrong type.
     """
+    argv = full_names(module, argv)
     env = value_of("env", argv)
     if env is None and not {"-h", "--help"} & set(argv):
         raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
@@ -148,6 +152,32 @@ def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
     _check_numbers("agent.", form.hp)
     _check_numbers("", form.options)
     return Settings(agent, form.options, form.cfg, form.hp)
+
+
+def full_names(module: ModuleType, argv: Sequence[str]) -> list[str]:
+    """The words with --lr as --agent.lr, where the agent has such a setting and a run has not."""
+    of = lambda *records: {f.name for record in records for f in dataclasses.fields(record)}
+    own = of(module.Config, module.Hypers) - of(Options)
+    found = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        bare = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and {bare, bare.removeprefix("no_")} & own:
+            word = f"--agent.{name.removeprefix('--')}{equals}{value}"
+        found.append(word)
+    return found
+
+
+def take(record: type[T], words: Sequence[str], prog: str) -> tuple[T, list[str]]:
+    """The record filled from those words that are its options, and the other words."""
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(record)]  # type: ignore[arg-type]
+    flags = {f"--{name}" for name in names} | {f"--no-{name}" for name in names}
+    own, rest, taking = [], [], False
+    for word in words:
+        if word.startswith("--"):
+            taking = word.partition("=")[0].replace("_", "-") in {*flags, "--help"}
+        (own if taking else rest).append(word)
+    return _quietly(lambda: tyro.cli(record, args=own, prog=prog)), rest
 
 
 def overlay(agent: str, module: ModuleType, options: Options, values: dict[str, Any]) -> Settings:

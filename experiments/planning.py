@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
     inputs: dict[str, PyTree]  # what all members share: {"data": Transition [D, ...]}, on the host
+    meta: dict[str, Any]  # what is known of the data, see `Dataset`
 
     @property
     def members(self) -> int:
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
     @property
     def total_steps(self) -> int:
         last = len(self.program.stages) - 1
-        return self.env_steps(last, self.program.stages[last].updates)
+        return self.env_steps(last, self.settings.until or self.program.stages[last].updates)
 
 
 def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
@@ -77,7 +78,7 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
     module = agents.load(settings.agent)
     env = envs.make(options.env, **env_options(options.env_options))
-    inputs = read_inputs(settings, module, env)
+    inputs, meta = read_inputs(settings, module, env)
     program = module.program(settings.cfg, env, evals=options.evals, episodes=options.eval_episodes)
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
@@ -99,21 +100,32 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
         np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points),
         [stage.source.env_steps or 1 for stage in program.stages],
         inputs,
+        meta,
     )
 
 
-def read_inputs(settings: Settings, module: ModuleType, env: Env) -> dict[str, PyTree]:
-    """The data of an offline agent, which have to be those of the environment; else {}."""
+def read_inputs(
+    settings: Settings, module: ModuleType, env: Env
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """The data of an offline agent, which have to be those of the environment, and what is known of
+    them; else {} and {}.
+
+    Of what datasets have beside transitions, only the agent's `EXTRAS` go along.
+    """
     offline, path = getattr(module, "OFFLINE", False), settings.options.data
+    if env.host is not None and not offline:
+        raise UserError(f"{settings.agent} learns by acting; {env.spec.name} runs on the host only")
     if offline and path is None:
         raise UserError(f"{settings.agent} learns from data; which? As in: --data FILE")
     if not offline and path is not None:
         raise UserError(f"{settings.agent} learns by acting and takes no --data")
     if path is None:
-        return {}
+        return {}, {}
     data = dataset(path)
     datasets.check(data, env.spec)
-    return {"data": data.transitions}
+    wanted = getattr(module, "EXTRAS", ())
+    extras = {name: x for name, x in data.transitions.extras.items() if name in wanted}
+    return {"data": data.transitions._replace(extras=extras)}, data.meta
 
 
 def place(

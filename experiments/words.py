@@ -21,7 +21,7 @@ class Request(NamedTuple):
 
     agent: str
     words: list[str]
-    sweep: dict[str, list[str]]  # dotted name -> values, as one would type each
+    sweep: dict[str, list[str]]  # dotted name -> values, as one would type each, or a range
 
 
 def value_of(name: str, words: Sequence[str]) -> str | None:
@@ -46,29 +46,31 @@ def read(command: str, words: Sequence[str]) -> Request:
     if not words or words[0].startswith("-"):
         raise UserError(f"which agent? As in: jaxrl {command} pqn --env CartPole-v1")
     first, *rest = words
-    rest, texts = _take_sweeps(rest)
+    what = "range" if command == "search" else "sweep"
+    rest, texts = _take_sweeps(rest, what)
     swept = {}
     for text in texts:
-        name, values = _sweep(text)
+        name, values = _sweep(text, what)
         if name in swept:
-            raise UserError(f"{name} is swept twice")
+            raise UserError(f"{name} is {'searched' if what == 'range' else 'swept'} twice")
         swept[name] = values
     if not first.endswith((".yaml", ".yml")):
         return Request(first, rest, swept)
-    agent, options, of_file = _split(_load(Path(first)), first)
+    agent, options, of_file = _split(_load(Path(first)), first, what)
     given = option_names(rest)
+    given |= {f"agent.{name}" for name in given}  # which may be left out
     of_file = {name: values for name, values in of_file.items() if name not in given}
     return Request(agent, [*_words(options, without=swept), *rest], of_file | swept)
 
 
-def from_mapping(mapping: Mapping[str, Any], what: str) -> Request:
+def from_mapping(mapping: Mapping[str, Any], what: str, varied: str = "sweep") -> Request:
     """The request in a mapping as of a YAML file, which `what` names in complaints.
 
     Keys are the names of options: `env`, `seeds`, `env_options` (a mapping) and so on; `agent` is a
     name, or a mapping of the agent's own settings with `name` among them; `sweep` maps dotted names
-    to lists or to texts such as log:1e-5:1e-2:4.
+    to lists or to texts such as log:1e-5:1e-2:4, and so does `range` where that is `varied`.
     """
-    agent, options, swept = _split(mapping, what)
+    agent, options, swept = _split(mapping, what, varied)
     return Request(agent, _words(options, without={}), swept)
 
 
@@ -81,20 +83,22 @@ def _load(file: Path) -> Any:
         raise UserError(f"{file} is no YAML: {error}") from None
 
 
-def _split(mapping: Any, what: str) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
+def _split(
+    mapping: Any, what: str, varied: str
+) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
     """Agent, options by dotted name, and sweep."""
     if not isinstance(mapping, Mapping):
         raise UserError(f"{what} must hold names and values, as in env: CartPole-v1")
     options = {_name(name): value for name, value in mapping.items()}
-    agent, swept = options.pop("agent", None), options.pop("sweep", None) or {}
+    agent, swept = options.pop("agent", None), options.pop(varied, None) or {}
     own = dict(agent) if isinstance(agent, Mapping) else {"name": agent}
     agent = own.pop("name", None)
     if not isinstance(agent, str):
         raise UserError(f"{what} names no agent, as in agent: pqn or agent: {{name: pqn, lr: 0.1}}")
     if not isinstance(swept, Mapping):
-        raise UserError(f"{what}: sweep must hold names and values, as in agent.lr: [0.1, 0.2]")
+        raise UserError(f"{what}: {varied} must hold names and values, as in agent.lr: [0.1, 0.2]")
     options |= {f"agent.{_name(name)}": value for name, value in own.items()}
-    swept = {_name(name): _values(_name(name), value) for name, value in swept.items()}
+    swept = {_name(name): _values(_name(name), value, varied) for name, value in swept.items()}
     return agent, options, swept
 
 
@@ -145,12 +149,12 @@ def _name(name: Any) -> str:
 # --- sweeps --------------------------------------------------------------------------------------
 
 
-def _take_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words without `--sweep NAME=VALUES ...`, and those NAME=VALUES."""
+def _take_sweeps(words: Sequence[str], what: str) -> tuple[list[str], list[str]]:
+    """The words without `--sweep NAME=VALUES ...` (or --range), and those NAME=VALUES."""
     rest, taken, sweeping = [], [], False
     for word in words:
         if word.startswith("--"):
-            sweeping = word.partition("=")[0] == "--sweep"
+            sweeping = word.partition("=")[0] == f"--{what}"
             if not sweeping:
                 rest.append(word)
             elif "=" in word:
@@ -160,15 +164,18 @@ def _take_sweeps(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, taken
 
 
-def _sweep(word: str) -> tuple[str, list[str]]:
+def _sweep(word: str, what: str) -> tuple[str, list[str]]:
     name, equals, values = word.partition("=")
     if not name or not equals:
-        raise UserError(f"--sweep takes NAME=VALUES, as in agent.lr=1e-4,3e-4, not {word!r}")
-    return _name(name), _values(_name(name), values)
+        raise UserError(f"--{what} takes NAME=VALUES, as in agent.lr=1e-4,3e-4, not {word!r}")
+    return _name(name), _values(_name(name), values, what)
 
 
-def _values(name: str, given: Any) -> list[str]:
-    """Values as one would type each, from a text or a list."""
+def _values(name: str, given: Any, what: str) -> list[str]:
+    """Values as one would type each, from a text or a list; a range without N as it is."""
+    if what == "range" and isinstance(given, str) and given[:4] in ("log:", "lin:"):
+        if given.count(":") == 2:
+            return [given]
     if isinstance(given, str):
         found = expand(name, given)
     else:

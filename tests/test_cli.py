@@ -127,7 +127,7 @@ BAD = {
     "action space": (["train", "pqn", "--env", "probe:aim"], "discrete", "probe:aim"),
     "option": ([*TRAIN, "--sedes", "3"], "--sedes", "'--seeds'"),
     "agent's option": ([*TRAIN, "--agent.lrr", "3"], "--agent.lrr", "'--agent.lr'"),
-    "agent's option, bare": ([*TRAIN, "--lr", "3"], "--lr", "'--agent.lr'"),
+    "agent's option, bare": ([*TRAIN, "--lrr", "3"], "--lrr", "'--agent.lr'"),
     "agent's option, long": ([*TRAIN, "--num_env=3"], "--num-env", "'--agent.num-envs'"),
     "option, short": ([*TRAIN, "-x", "3"], "-x"),
     "word": ([*TRAIN, "hello"], "hello"),
@@ -385,6 +385,8 @@ def test_command_line_over_preset_over_default(presets: Path) -> None:
     line = parse("--env", "probe:obs", "--seeds", "2", "--agent.hidden", "8", "9", "--agent.lr=1")
     assert (line.options.seeds, line.options.evals) == (2, 7)
     assert (line.cfg.hidden, line.hp.lr, line.hp.gamma) == ((8, 9), 1.0, 0.0)
+    # What only the agent has needs no prefix.
+    assert line == parse("--env=probe:obs", "--seeds=2", "--hidden", "8", "9", "--lr", "1")
 
 
 def test_presets_by_name(presets: Path) -> None:

@@ -111,6 +111,7 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
         (["make", "maze:umaze", "--level", "medium"], "random, play, diverse, expert; not"),
         (["make", "maze:umaze", "--level", "play", "--seeds", "2"], "mazes take --seed N"),
         (["make", "maze:huge", "--level", "play"], "maze:huge"),
+        (["make", "maze:umaze", "--level", "play,random", "--out", "a.npz"], "2 levels need"),
     ],
 )
 def test_what_is_refused(jaxrl: Run, tmp_path: Path, words: list[str], says: str) -> None:
@@ -165,6 +166,13 @@ def test_make_walks_through_a_maze(jaxrl: Run, tmp_path: Path) -> None:
     last = np.append(first[1:], len(t.start)) - 1
     at_start = np.abs(t.extras["state"][0][first] - plan.cells[plan.start] - 0.5).max(1) < 0.5
     assert at_start.any() and not t.terminated[last[at_start]].any() and t.terminated.any()
+
+
+def test_make_into_a_file_of_that_name(jaxrl: Run, tmp_path: Path) -> None:
+    words = ["make", "maze:umaze", "--level", "random", "--steps", "120", "--out", "own.npz"]
+    code, out, err = jaxrl(*words)
+    assert code == 0 and out.startswith("own.npz\n"), err
+    assert len(datasets.load(tmp_path / "own.npz").transitions.reward) == 120
 
 
 def test_make_trains_and_plays(jaxrl: Run, tmp_path: Path) -> None:

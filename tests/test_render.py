@@ -41,6 +41,17 @@ def test_minatar_cells_have_the_colour_of_their_last_plane() -> None:
     np.testing.assert_array_equal(picture[0, 0], [245] * 3)
 
 
+def test_a_point_is_drawn_where_it_is_in_the_maze() -> None:
+    """In the large maze, 9 by 12 cells: the start is up and left, the goal down and right."""
+    env = make("maze:large")
+    picture = draw.frame("maze:large", env.reset(jax.random.key(0), env.params)[1])
+    centre = lambda paint: np.argwhere((picture == colour(paint)).all(-1)).mean(0)
+    cell = draw.SIZE / 12
+    top = 1.5 * cell  # the picture is a square
+    np.testing.assert_allclose(centre(draw.GOAL), [top + 7.5 * cell, 10.5 * cell], atol=1)
+    np.testing.assert_allclose(centre(draw.POLE), [top + 1.5 * cell, 1.5 * cell], atol=cell / 4 + 1)
+
+
 @pytest.mark.parametrize("name", draw.DRAWINGS)
 def test_every_drawing_fits_its_environment_and_moves(name: str) -> None:
     env = make(name)
