@@ -327,6 +327,13 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     return Agent(init=init, update=update, act=act, noise=head.noise)
 
 
+def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
+    """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B], in units of half the
+    box where there is one."""
+    head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
+    return lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
+
+
 def check(cfg: Config) -> None:
     """Raises UserError where sizes are too small or do not fit together."""
     check_sizes(cfg)

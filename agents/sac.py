@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import struct
 
 from jaxrl import fit, nets
@@ -105,6 +106,9 @@ class Considered(NamedTuple):
     weight: Array  # [B, K], sums to 1
 
 
+Mlp = Callable[[tuple[int, ...], int], nn.Module]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
     """What depends on the kind of action space. `dist` is the actor's output, policy(actor, obs).
@@ -145,21 +149,30 @@ def head_of(cfg: Config, spec: EnvSpec) -> Head:
     return dataclasses.replace(head, target_entropy=cfg.target_entropy)
 
 
-def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
-    """A normal distribution of log-std in [-20, 2], squashed by tanh and scaled to the box."""
+def box_head(
+    hidden: tuple[int, ...],
+    spec: EnvSpec,
+    least_log_std: float = -20.0,
+    actor: Mlp = nets.MLP,
+    critic: Mlp = nets.MLP,
+) -> Head:
+    """A normal distribution of log-std up to 2, squashed by tanh and scaled to the box.
+
+    `actor` and `critic` make networks from widths of hidden layers and a number of outputs.
+    """
     space = spec.action
     assert isinstance(space, Box)
     low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)  # [1, A]
     if len(space.shape) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserError(f"actions must be a bounded box of one axis; {spec.name} has {space}")
     scale, centre, size = (high - low) / 2, (high + low) / 2, low.shape[-1]
-    actor_net = nets.flat(nets.from_linen(nets.MLP(hidden, 2 * size), spec.obs_shape))
+    actor_net = nets.flat(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + size,)
-    critic_net = nets.flat(nets.from_linen(nets.MLP(hidden, 1), inputs))
+    critic_net = nets.flat(nets.from_linen(critic(hidden, 1), inputs))
 
-    def policy(actor: Array, obs: Array) -> Normal:
-        mean, log_std = jnp.split(actor_net.apply(actor, obs), 2, -1)
-        return Normal(mean, jnp.clip(log_std, -20.0, 2.0))
+    def policy(params: Array, obs: Array) -> Normal:
+        mean, log_std = jnp.split(actor_net.apply(params, obs), 2, -1)
+        return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
 
     def act(dist: Normal, noise: Array, explore: bool) -> Array:
         return jnp.tanh(dist.sample(noise) if explore else dist.mode) * scale + centre
@@ -173,7 +186,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
         action = action[..., None]
         return (each.log_prob(action) - tanh_correction(action))[:, None]
 
-    def critic(params: Array, obs: Array, action: Array) -> Array:
+    def q(params: Array, obs: Array, action: Array) -> Array:
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(params, x)
 
@@ -185,8 +198,8 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
         act=act,
         consider=consider,
         log_prob=log_prob,
-        values=lambda params, obs, action: critic(params, obs, jnp.tanh(action)),
-        value=lambda params, obs, action: critic(params, obs, (action - centre) / scale)[:, 0],
+        values=lambda params, obs, action: q(params, obs, jnp.tanh(action)),
+        value=lambda params, obs, action: q(params, obs, (action - centre) / scale)[:, 0],
         target_entropy=-float(size),
     )
 

@@ -1,4 +1,4 @@
-"""The command line: jaxrl train | sweep | eval | report | render | data | list.
+"""The command line: jaxrl train | sweep | search | eval | report | render | data | list.
 
 Names are checked and help is printed before JAX is imported, so that both are immediate.
 """
@@ -22,7 +22,10 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl train AGENT --env ENV [--seeds P] [options]   train a population; goes on where it stopped
   jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [--sweep ...] [--dry-run] [options]
                                                       all combinations of values x seeds
+  jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2 [--range ...] [options]
+                                                      hyperparameters by Optuna, batch by batch
   jaxrl eval RUN [--episodes K] [--seed S]            fresh episodes of every member of a run
+  jaxrl eval RUN --eval-steps 1,2,4,8                 what steps of sampling an action buy (ofql)
   jaxrl report RUN [RUN ...] [--over agent.lr=1e-4] [--csv FILE] [--out FILE.png]
                                                       table and pictures, also during a run; of
                                                       sweeps too
@@ -32,9 +35,11 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl list agents | envs                            what there is
 
   jaxrl train AGENT --help                            every option of an agent
-  jaxrl train | sweep FILE.yaml [options]             the same from a file; options win over it
+  jaxrl search AGENT --help                           what a search takes beside them
+  jaxrl train | sweep | search FILE.yaml [options]    the same from a file; options win over it
 
 values to sweep: 1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
+ranges to search: the same, and log:1e-5:1e-2   lin:0:1 without a number of values
 
 example: jaxrl train pqn --env CartPole-v1 --seeds 8
 """
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxrl: {stop}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        goes_on = words[0] in ("train", "sweep")
+        goes_on = words[0] in ("train", "sweep", "search")
         hint = "; the same command goes on from the last checkpoint" if goes_on else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
@@ -115,6 +120,14 @@ def _sweep(words: list[str]) -> None:
     sweep.run(request)
 
 
+def _search(words: list[str]) -> None:
+    request = _request("search", words)
+
+    from jaxrl.experiments import search
+
+    search.run(request)
+
+
 def _request(command: str, words: list[str]) -> Request:
     """What to train, of which the names of agent and environments exist."""
     request = read(command, words)
@@ -126,10 +139,12 @@ def _request(command: str, words: list[str]) -> Request:
 
 
 def _eval(words: list[str]) -> None:
-    paths, given = _simple(words, {"--episodes": "128", "--seed": "0"})
+    paths, given = _simple(words, {"--episodes": "128", "--seed": "0", "--eval-steps": ""})
     if len(paths) != 1:
         raise UserError("which run? As in: jaxrl eval runs/NAME --episodes 128")
     episodes, seed = _count(given, "--episodes", 1), _count(given, "--seed", 0)
+    texts = given["--eval-steps"].split(",") if given["--eval-steps"] else []
+    steps = [_count({"--eval-steps": text}, "--eval-steps", 1) for text in texts]
 
     from pathlib import Path
 
@@ -137,6 +152,9 @@ def _eval(words: list[str]) -> None:
 
     report.open_for_reading(Path(paths[0]))
     session.start()
+    if steps:
+        load.print_steps(Path(paths[0]), episodes, seed, steps)
+        return
     ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
     report.print_episodes(planning.swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
 
@@ -213,6 +231,7 @@ def _count(given: dict[str, str], flag: str, least: int) -> int:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sweep": _sweep,
+    "search": _search,
     "eval": _eval,
     "report": _report,
     "render": _render,

@@ -54,6 +54,9 @@ def _convert(words: list[str]) -> None:
 
 
 def _make(words: list[str]) -> None:
+    run = _take(words, "--from-diffusion")
+    if run is not None:
+        return _make_synthetic(run, words)
     level, steps, agent = (_take(words, flag) for flag in ("--level", "--steps", "--agent"))
     out = Path(_take(words, "--out") or "data")
     if not words or words[0].startswith("-") or not level:
@@ -63,11 +66,9 @@ def _make(words: list[str]) -> None:
         )
     env, *rest = words
     names.check_name(env)
-    text = (steps or "100000").replace("_", "")
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--steps takes a whole number from 1 on, not {steps!r}")
+    count = _whole(steps or "100000", "--steps", 1)
     levels = level.split(",")
-    files = {each: out / f"{env.replace(':', '-')}-{each}-{int(text)}.npz" for each in levels}
+    files = {each: out / f"{env.replace(':', '-')}-{each}-{count}.npz" for each in levels}
     if out.suffix in (".npz", ".hdf5"):
         if len(levels) > 1:
             raise UserError(f"--out {out} is one file: {len(levels)} levels need a folder")
@@ -79,9 +80,46 @@ def _make(words: list[str]) -> None:
     from jaxrl.experiments import behaviour, session
 
     session.start()
-    for each, data in behaviour.make(env, levels, int(text), agent, rest):
-        datasets.save(files[each], data)
-        print("\n".join([str(files[each]), *describe(datasets.load(files[each]))]))
+    for each, data in behaviour.make(env, levels, count, agent, rest):
+        _keep(files[each], data)
+
+
+def _make_synthetic(run: str, words: list[str]) -> None:
+    flags = {"--steps": ("100000", 1), "--member": ("0", 0), "--seed": ("0", 0)}
+    count, member, seed = (
+        _whole(_take(words, flag) or default, flag, least)
+        for flag, (default, least) in flags.items()
+    )
+    out = _take(words, "--out")
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError(
+            "which environment? As in: jaxrl data make dmsd --from-diffusion runs/NAME "
+            "--steps 20000 --out data.npz"
+        )
+    env = words[0]
+    names.check_name(env)
+    file = Path(out or f"data/{env.replace(':', '-')}-synthetic-{count}.npz")
+    if file.exists():
+        raise UserError(f"{file} is there already")
+
+    from jaxrl.experiments import session, synthetic
+
+    session.start()
+    _keep(file, synthetic.make(env, Path(run), count, member, seed))
+
+
+def _keep(file: Path, data: Dataset) -> None:
+    """Writes a dataset, and says what it holds."""
+    datasets.save(file, data)
+    print("\n".join([str(file), *describe(datasets.load(file))]))
+
+
+def _whole(text: str, flag: str, least: int) -> int:
+    """A whole number, which may have _ between its digits."""
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or int(digits) < least:
+        raise UserError(f"{flag} takes a whole number from {least} on, not {text!r}")
+    return int(digits)
 
 
 def _take(words: list[str], flag: str) -> str | None:

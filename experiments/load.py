@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rich.table import Table
 
-from jaxrl import drive, population, records, shards
+from jaxrl import drive, population, records, shards, stats
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, planning, session, train
 from jaxrl.experiments.options import Options, Settings, retype
-from jaxrl.experiments.report import open_for_reading
+from jaxrl.experiments.report import open_for_reading, tell
 from jaxrl.shards import Range
 from jaxrl.types import Agent, PyTree
 
@@ -28,8 +31,11 @@ class Loaded(NamedTuple):
 def settings_of(run: records.RunDir) -> Settings:
     """The settings that a run was made with, from its config.json."""
     stored = dict(run.config()["config"])
-    if "data" in stored:  # a hash of the contents; where they lay, the context says
+    # Of files a hash is stored; where they lay, the context says.
+    if "data" in stored:
         stored["data"] = Path(run.config()["context"]["data"])
+    if "base" in stored:
+        stored["base"] = tuple(map(Path, run.config()["context"]["base"]))
     name, own = stored.pop("agent"), stored.pop("settings")
     module = agents.load(name)
     cfg, hp = retype(module.Config(), own), retype(module.Hypers(), own)
@@ -63,22 +69,48 @@ def load(path: str | Path, member: int = 0) -> Loaded:
     ready = planning.plan(settings_of(run))
     if not 0 <= member < ready.members:
         raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
-    state = restore(ready, run, (member, member + 1)).member
+    found = restore(ready, run, (member, member + 1))
     row = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
-    policy = ready.module.make(ready.settings.cfg, ready.env.spec)
-    return Loaded(policy, row(state.learner), row(state.hp["agent"]))
+    policy = ready.program.stages[found.stage].learner
+    if not isinstance(policy, Agent):
+        raise UserError(f"{train.shorten(run.path)} has not come to its policy yet")
+    return Loaded(policy, row(found.member.learner), row(found.member.hp["agent"]))
 
 
-def evaluate(path: Path, episodes: int, seed: int) -> tuple[planning.Plan, Any]:
-    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes]."""
+def evaluate(
+    path: Path, episodes: int, seed: int, eval_steps: int | None = None
+) -> tuple[planning.Plan, Any]:
+    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
+
+    `eval_steps` takes the place of the agent's own setting. One seed gives the same episodes.
+
+    Raises:
+      UserError: the agent has no such setting, or no checkpoint yet.
+    """
     run = open_for_reading(path)
     settings = settings_of(run)
-    ready = planning.plan(settings)
-    program = ready.module.program(
-        settings.cfg, ready.env, evals=settings.options.evals, episodes=episodes
-    )
+    if eval_steps is not None:
+        if not hasattr(settings.cfg, "eval_steps"):
+            raise UserError(f"{settings.agent} has no setting eval_steps, so no --eval-steps")
+        cfg = dataclasses.replace(settings.cfg, eval_steps=eval_steps)
+        settings = dataclasses.replace(settings, cfg=cfg)
+    options = dataclasses.replace(settings.options, eval_episodes=episodes)
+    ready = planning.plan(dataclasses.replace(settings, options=options))
     state = restore(ready, run)
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)
     key = jax.random.fold_in(jax.random.key(1), seed)
-    return ready, drive.evaluate(program, layout, state, key, ready.inputs, ids=ready.seeds)
+    return ready, drive.evaluate(ready.program, layout, state, key, ready.inputs, ids=ready.seeds)
+
+
+def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
+    """A row per number of steps in which actions are sampled, of the same fresh episodes."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("eval_steps", "mean", "IQM", "95 % interval"):
+        table.add_column(name, justify="right")
+    for count in steps:
+        found = stats.summarise(evaluate(path, episodes, seed, count)[1].returns)
+        low, high = found["ci95"]
+        numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
+        table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")
+    tell(table)

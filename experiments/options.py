@@ -20,7 +20,8 @@ import yaml
 from jaxrl.envs import datasets
 from jaxrl.envs.names import nearest
 from jaxrl.errors import UserError
-from jaxrl.experiments.words import value_of
+from jaxrl.experiments import bases, reuse
+from jaxrl.experiments.words import option_names, value_of
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -35,6 +36,10 @@ class Options:
     """settings of the environment, as in gravity=1.6 max_steps=200"""
     data: Path | None = None
     """dataset that an offline agent learns from: .npz, D4RL's .hdf5, or a Minari folder"""
+    base: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """run whose trained policies are built on, for agents that do; several by giving it again"""
+    from_run: Path | None = None
+    """run whose finished models are used, not trained anew; --from for short"""
     preset: str = "auto"
     """'auto' takes the one named like the environment, 'none' takes none"""
     seeds: int = 1
@@ -72,10 +77,11 @@ class Options:
 
 
 # What may differ when a run is continued or repeated: results are the same but for rounding. Of the
-# data it is the contents that decide, wherever they lie.
+# data and of other runs it is the contents that decide, wherever they lie.
 INCIDENTAL = (
-    "data", "out", "overwrite", "checkpoint_seconds", "keep", "devices", "width", "tensorboard",
-    "preset", "coordinator", "processes", "process_id", "heartbeat", "watchdog",
+    "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
+    "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
+    "watchdog",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -113,6 +119,10 @@ class Settings:
         points |= {"until": self.until} if self.until is not None else {}
         data = self.options.data
         contents = {"data": dataset(data).meta["sha256"]} if data is not None else {}
+        if self.options.base:
+            contents["base"] = [bases.digest(path) for path in self.options.base]
+        if self.options.from_run is not None:
+            contents["from"] = reuse.digest(self.options.from_run)
         return {"agent": self.agent, **kept, **contents, "settings": own, **points}
 
 
@@ -151,11 +161,31 @@ def parse(agent: str, module: ModuleType, argv: Sequence[str]) -> Settings:
     )
     _check_numbers("agent.", form.hp)
     _check_numbers("", form.options)
-    return Settings(agent, form.options, form.cfg, form.hp)
+    settings = Settings(agent, form.options, form.cfg, form.hp)
+    return on_bases(settings, module, seeds="seeds" in option_names(argv) or "seeds" in preset)
+
+
+def on_bases(settings: Settings, module: ModuleType, seeds: bool) -> Settings:
+    """The settings with a point for each run that is built on, and, unless `seeds` were given, as
+    many of these as each run has members.
+
+    Raises:
+      UserError: a base that is no run, or that the agent has no use for.
+    """
+    runs = settings.options.base
+    if not runs:
+        return settings
+    if not hasattr(module, "base_points"):
+        raise UserError(f"{settings.agent} builds on no other run and takes no --base")
+    count = settings.options.seeds if seeds else min(map(bases.members, runs))
+    options = dataclasses.replace(settings.options, seeds=count)
+    points = module.base_points(settings.hp, len(runs))
+    return dataclasses.replace(settings, options=options, points=points)
 
 
 def full_names(module: ModuleType, argv: Sequence[str]) -> list[str]:
-    """The words with --lr as --agent.lr, where the agent has such a setting and a run has not."""
+    """The words with --lr as --agent.lr, where the agent has such a setting and a run has not, and
+    with --from, a word of Python's own, as --from-run."""
     of = lambda *records: {f.name for record in records for f in dataclasses.fields(record)}
     own = of(module.Config, module.Hypers) - of(Options)
     found = []
@@ -164,6 +194,8 @@ def full_names(module: ModuleType, argv: Sequence[str]) -> list[str]:
         bare = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and {bare, bare.removeprefix("no_")} & own:
             word = f"--agent.{name.removeprefix('--')}{equals}{value}"
+        elif name == "--from":
+            word = f"--from-run{equals}{value}"
         found.append(word)
     return found
 

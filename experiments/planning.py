@@ -14,7 +14,8 @@ from jaxrl import envs, fit, population
 from jaxrl.drive import abstract_state
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents
+from jaxrl.experiments import agents, bases, reuse
+from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
 from jaxrl.hosts import ALONE, Hosts
 from jaxrl.shards import Range
@@ -41,7 +42,8 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    inputs: dict[str, PyTree]  # what all members share: {"data": Transition [D, ...]}, on the host
+    # On the host, what all members share: {"data": Transition [D, ...], "base": `Bases.trained`}.
+    inputs: dict[str, PyTree]
     meta: dict[str, Any]  # what is known of the data, see `Dataset`
 
     @property
@@ -79,25 +81,42 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
     module = agents.load(settings.agent)
     env = envs.make(options.env, **env_options(options.env_options))
     inputs, meta = read_inputs(settings, module, env)
-    program = module.program(settings.cfg, env, evals=options.evals, episodes=options.eval_episodes)
+    built_on = read_bases(settings, module, meta)
+    if built_on is not None:
+        inputs["base"] = built_on.trained
+    program = module.program(
+        settings.cfg,
+        env,
+        evals=options.evals,
+        episodes=options.eval_episodes,
+        **({} if built_on is None else {"bases": built_on.policies}),
+    )
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise UserError(f"--devices must be between 1 and {len(devices)}, those there are")
     points = len(settings.points)
     count = points * options.seeds
+    seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
+    values = swept_values(settings) | ({} if built_on is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
+    hp = table({"agent": settings.hp, "env": env.params}, count, values)
+    if hasattr(module, "check_request"):
+        module.check_request(settings.cfg, hp["agent"], inputs)
+    if options.from_run is not None:
+        program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
+        inputs[reuse.INPUT] = states
     return Plan(
         settings,
         module,
         env,
         program,
         *place(count, options.width, options.devices, hosts),
-        table({"agent": settings.hp, "env": env.params}, count, swept_values(settings)),
+        hp,
         # One key per seed: a member's random numbers depend on its own seed only, so that points
         # are compared on the same ones.
         jax.random.key(0),
-        np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points),
+        seeds,
         [stage.source.env_steps or 1 for stage in program.stages],
         inputs,
         meta,
@@ -126,6 +145,19 @@ def read_inputs(
     wanted = getattr(module, "EXTRAS", ())
     extras = {name: x for name, x in data.transitions.extras.items() if name in wanted}
     return {"data": data.transitions._replace(extras=extras)}, data.meta
+
+
+def read_bases(settings: Settings, module: ModuleType, meta: dict[str, Any]) -> Bases | None:
+    """The runs that an agent builds on, None for one that does not; each has to be a point."""
+    if not hasattr(module, "base_points"):
+        return None
+    count = len(settings.options.base)
+    if not count:
+        raise UserError(f"{settings.agent} builds on trained runs; which? As in: --base runs/NAME")
+    if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
+        numbers = ",".join(map(str, range(count)))
+        raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
+    return bases.read(settings.options, meta["sha256"])
 
 
 def place(

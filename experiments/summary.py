@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl import records, stats
 from jaxrl.envs.datasets import normalised_score
+from jaxrl.experiments import bases
 from jaxrl.experiments.planning import Plan, swept_values
 from jaxrl.experiments.progress import clock, rate
 from jaxrl.types import Transition
@@ -19,14 +20,16 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
 
     Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
     (`stats.risk`); "score", returns between those of a random and of an expert policy as 0 and 100,
-    where the data tell these; "diverged", members whose Q no policy can earn.
+    where the data tell these; "diverged", members whose Q no policy can earn; "bases", the runs
+    that were built on, with and without what was built (`bases.compare`).
     """
     settings, stages, count = ready.settings, ready.program.stages, ready.members
     history = records.read_metrics(run, stages[-1].name)
     by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
     failed = by_chunk["finite"][-1] < 1
     returns = by_chunk["return"]
-    final = returns[-1]
+    last = {name: values[-1] for name, values in by_chunk.items()}
+    final = last["return"]
     best = np.max(np.where(np.isfinite(returns), returns, -np.inf), 0)
     score = normalised_score(ready.meta, final)
     run.write_members(
@@ -61,6 +64,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
         **({"diverged": diverged(ready, by_chunk["q"][-1])} if learns_q else {}),
+        **({"bases": bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": records.versions(),
         "device": describe_device(),

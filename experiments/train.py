@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxrl import memory, records
 from jaxrl.errors import UserError
-from jaxrl.experiments import running, session
+from jaxrl.experiments import bases, running, session
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan, place, plan, state_bytes
 from jaxrl.experiments.progress import Display, size
@@ -51,6 +51,7 @@ def train(settings: Settings) -> dict[str, Any]:
         "command": sys.argv,
         "width": ready.layout.width,
         **({"data": options.data.resolve()} if options.data else {}),
+        **({"base": [path.resolve() for path in options.base]} if options.base else {}),
     }
     run = _open(hosts, path, identity, context, options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
@@ -66,7 +67,8 @@ def train(settings: Settings) -> dict[str, Any]:
             summary = records.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
-            display.say(f"{result(summary)}\n{speed(summary, ready.unit)}; {shorten(path)}")
+            told = bases.table(summary["bases"]) if "bases" in summary else result(summary)
+            display.say(f"{told}\n{speed(summary, ready.unit)}; {shorten(path)}")
     hosts.all(True)  # until the leader has written
     return run.summary() or {}
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
@@ -143,6 +144,69 @@ class Torso(nn.Module):
 
     def _finish(self, x: Array) -> Array:
         return self.activation(LayerNorm()(x) if self.norm else x)
+
+
+def sinusoids(t: Array, size: int) -> Array:
+    """[cos(f_k t), sin(f_k t)] [B, size] of times [B], f_k = 10⁴^(-2 k / size), k < size / 2.
+
+    Times are taken as they are. Scaled by 1000, as is common for times in [0, 1], their slope is a
+    thousand times as steep, and so is whatever is differentiated along time.
+    """
+    phases = t[:, None] * (1e-4 ** (np.arange(size // 2) / (size // 2))).astype(np.float32)[None]
+    return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], -1)
+
+
+def mish(x: Array) -> Array:
+    """x tanh(log(1 + e^x)), as `jax.nn.mish`, by one exponential: tanh(log(1 + w)) is
+    w (w + 2) / (w (w + 2) + 2). Alone a fifth of its time on CPUs."""
+    w = jnp.exp(jnp.minimum(x, 20.0))  # beyond that the fraction is 1 in float32
+    inner = w * (w + 2)
+    return x * inner / (inner + 2)
+
+
+class ConditionalMLP(nn.Module):
+    """(x [B, ..., D], context [B, C], *times [B]) to [B, ..., out]: Mish layers on all of these.
+
+    Each time goes through `sinusoids` of `embedding` numbers and two layers of its own. Context and
+    times may have one row only, for all of x. The first layer is a sum of products, one for each
+    input, so that what many rows share, or has no derivative, is not computed for each of them.
+    Weights begin as torch's. `norm` puts LayerNorm before the activations.
+    """
+
+    hidden: tuple[int, ...]
+    out: int
+    embedding: int = 64
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, *times: Array) -> Array:
+        parts = [context]
+        for t in times:
+            wave = sinusoids(t, self.embedding)
+            wave = mish(torch_dense(2 * self.embedding, self.embedding)(wave))
+            parts.append(torch_dense(self.embedding, 2 * self.embedding)(wave))
+        inputs = x.shape[-1] + sum(part.shape[-1] for part in parts)
+        total = torch_dense(self.hidden[0], inputs)(x)
+        for part in parts:
+            share = torch_dense(self.hidden[0], inputs, use_bias=False)(part)
+            total = total + share.reshape(-1, *(1,) * (x.ndim - 2), self.hidden[0])
+        x = self._finish(total)
+        for before, after in zip(self.hidden, self.hidden[1:], strict=False):
+            x = self._finish(torch_dense(after, before)(x))
+        return torch_dense(self.out, self.hidden[-1])(x)
+
+    def _finish(self, x: Array) -> Array:
+        return mish(LayerNorm()(x) if self.norm else x)
+
+
+def torch_dense(features: int, inputs: int, use_bias: bool = True) -> nn.Dense:
+    """A linear layer whose numbers begin uniform within ±1 / √inputs, as torch's do."""
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        bound = inputs**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(features, use_bias, kernel_init=init, bias_init=init)
 
 
 def check_images(

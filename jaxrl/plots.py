@@ -103,6 +103,81 @@ def sensitivity(
     atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
+def slices(
+    path: str | Path, columns: Mapping[str, Sequence[Any]], y: ArrayLike, ylabel: str = "objective"
+) -> None:
+    """Draws what trials came to against each of their settings, one panel each.
+
+    Args:
+      path: the PNG file, written whole or not at all.
+      columns: setting -> its values [Q].
+      y: [Q] objective of each trial.
+    """
+    wide = min(len(columns), 3)
+    rows = math.ceil(len(columns) / wide)
+    figure = _figure(1.2 + 3.0 * wide, 3.2 * rows)
+    y = np.asarray(y, np.float64)
+    for i, (name, values) in enumerate(columns.items()):
+        axes = figure.add_subplot(rows, wide, i + 1, sharey=figure.axes[0] if i else None)
+        x, ticks, log = _positions(values)
+        axes.scatter(x, y, s=14, c=np.arange(y.size), cmap="Blues", vmin=-y.size / 2, lw=0.3,
+                     edgecolors="0.4")  # fmt: skip
+        _dress(axes, name, "" if i % wide else ylabel)
+        if log:
+            axes.set_xscale("log")
+        if ticks:
+            axes.set_xticks(np.arange(len(ticks)), ticks)
+            axes.margins(x=0.2)
+    _head(figure.axes[0], f"{y.size:,} trials, later ones darker")
+    atomic_write(path, lambda file: figure.savefig(file, format="png"))
+
+
+def parallel(
+    path: str | Path, columns: Mapping[str, Sequence[Any]], y: ArrayLike, label: str = "objective"
+) -> None:
+    """Draws trials as lines across one axis per setting and one of the objective, which colours
+    them. Arguments as in `slices`."""
+    y = np.asarray(y, np.float64)
+    figure = _figure(1.6 + 1.5 * (len(columns) + 1), 4.0)
+    axes = figure.add_subplot()
+    lines, count = [], len(columns) + 1
+    for i, (name, values) in enumerate({**columns, label: y.tolist()}.items()):
+        x, ticks, log = _positions(values)
+        x = np.log10(x) if log else x
+        low, high = x.min(), x.max()
+        unit = lambda v, low=low, high=high: (v - low) / (high - low) if high > low else 0 * v + 0.5
+        lines.append(unit(x))
+        marks = np.arange(len(ticks)) if ticks else np.linspace(low, high, 5)
+        texts = ticks or [f"{10**m if log else m:.3g}" for m in marks]
+        axes.axvline(i, color="0.6", lw=0.8)
+        for mark, text in zip(unit(marks), texts, strict=True):
+            axes.text(i + 0.03, mark, _text(text), fontsize=8, va="center", zorder=3)
+        axes.text(i, 1.06, _text(name), fontsize=9, ha="center")
+    colour = _matplotlib_colours("viridis", lines[-1])
+    for trial in np.argsort(y):  # the best on top
+        axes.plot(np.arange(count), [line[trial] for line in lines], color=colour[trial], lw=0.9,
+                  alpha=0.7)  # fmt: skip
+    axes.set_axis_off()
+    axes.set_xlim(-0.3, count - 0.5)
+    atomic_write(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _matplotlib_colours(name: str, units: np.ndarray) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return colormaps[name](units)
+
+
+def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
+    """Where values stand on an axis [Q], the texts of settings that are no numbers, and whether it
+    is logarithmic."""
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        x = np.asarray(values, np.float64)
+        return x, [], bool(x.min() > 0 and x.max() >= 50 * x.min())
+    texts = list(dict.fromkeys(sorted(map(str, values), key=lambda text: (len(text), text))))
+    return np.array([texts.index(str(value)) for value in values], np.float64), texts, False
+
+
 def _axis(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
     """Where settings stand [X], their texts (none where they are too many), and whether the axis is
     logarithmic."""

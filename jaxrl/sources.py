@@ -1,7 +1,11 @@
-"""Sources of batches beside rollouts: a dataset, a replay buffer, a mixture."""
+"""Sources of batches beside rollouts: a dataset, a replay buffer, a mixture.
+
+Rollouts in a model are in `jaxrl.imagination`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -27,6 +31,34 @@ def uniform(batch_size: int, name: str = "data") -> Source:
         return src, Batch(take(data, rows)), {}
 
     return Source(init=init, next=next)
+
+
+def whole(name: str = "data") -> Source:
+    """All rows [D] of the `Transition` in inputs[name], in every batch: updates are epochs."""
+
+    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+        return ()
+
+    def next(
+        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+        return src, Batch(inputs[name]), {}
+
+    return Source(init=init, next=next)
+
+
+def labelled(source: Source, **extras: Any) -> Source:
+    """`source` with numbers that are the same in all rows [B] as further extras."""
+
+    def next(
+        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+        src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
+        t = batch.transitions
+        given = {name: jnp.full(t.reward.shape, value) for name, value in extras.items()}
+        return src, batch._replace(transitions=t._replace(extras=t.extras | given)), seen
+
+    return dataclasses.replace(source, next=next)
 
 
 class ReplayState(NamedTuple):

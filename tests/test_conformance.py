@@ -22,15 +22,21 @@ from logged import rows as logged_rows
 from jaxrl import fit, population
 from jaxrl.agents import (
     bc,
+    cdsa,
     cql,
+    dql,
     dqn,
+    edac,
     iql,
     mdpo,
     mdpo_offpolicy,
+    ofql,
+    pgd_iql,
     ppo,
     pqn,
     pqn_continuous,
     pqn_rnn,
+    ravl,
     sac,
     td3bc,
 )
@@ -162,6 +168,106 @@ def _iql() -> Case:
     return _case(iql, cfg, tiny.walk(), lr=0.01, tau=0.2, max_weight=1.0)
 
 
+GENERATED: dict[str, Any] = {
+    "backup_actions": 2,
+    "ema_every": 2,
+    "ema_start": 2,
+    "candidates": 3,
+    "embedding": 4,
+}
+# Large steps, clipped, that end small; evaluations tell candidates apart.
+STEEP = {"lr": 0.03, "actor_lr": 0.03, "lr_end": 0.2, "max_grad_norm": 0.2, "tau": 0.2}
+
+
+def _dql() -> Case:
+    cfg = dql.Config(**LOGGED, **GENERATED, steps=2)
+    return _case(dql, cfg, tiny.glide(), **STEEP, policy_tau=0.5, temperature=0.5)
+
+
+def _ofql() -> Case:
+    cfg = ofql.Config(**LOGGED, **GENERATED, eval_steps=2, diagnose_every=3)
+    hypers = {"policy_tau": 0.5, "temperature": 0.5, "corner": 0.4, "selection": 10.0}
+    return _case(ofql, cfg, tiny.glide(), **STEEP, **hypers)
+
+
+def _edac() -> Case:
+    return _case(edac, edac.Config(**LOGGED, critics=3), tiny.glide(), lr=0.01, tau=0.2)
+
+
+def _ravl() -> Case:
+    cfg = ravl.Config(
+        **LOGGED,
+        critics=3,
+        share_dynamics=False,
+        models=3,
+        elites=2,
+        model_hidden=(4,),
+        model_epochs=2,
+        rollout_steps=2,
+        rollout_starts=3,
+        rollout_every=2,
+        retain=2,
+        real_share=0.5,
+    )
+    case = _case(ravl, cfg, tiny.glide(), lr=0.01, tau=0.2, penalty=0.1)
+    learner = case.program.stages[0].learner
+    dynamics = jax.jit(learner.init)(jax.random.key(0), case.hp["agent"], case.inputs)
+    return dataclasses.replace(case, inputs=case.inputs | {"dynamics": dynamics})
+
+
+def _pgd_iql() -> Case:
+    cfg = pgd_iql.Config(
+        **LOGGED,
+        real_share=0.25,
+        generate_every=4,
+        trajectories=6,
+        sample_batch=3,
+        horizon=2,
+        stride=1,
+        share_model=False,
+        model_updates=4,
+        model_batch=4,
+        model_features=8,
+        model_blocks=1,
+        model_ema_every=2,
+        sampler_steps=2,
+    )
+    hypers = {"lr": 0.01, "tau": 0.2, "max_weight": 1.0, "model_lr": 0.01, "model_ema": 0.5}
+    return _case(pgd_iql, cfg, tiny.glide(), **hypers)
+
+
+def _cdsa() -> Case:
+    """Two runs of two members to correct; here each member of the case has its own networks."""
+    env = tiny.glide()
+    data = jax.tree.map(jnp.asarray, logged_rows(env.spec, 12))
+    keys = jax.random.split(jax.random.key(0))
+    bases, trained = [], []
+    for module in (bc, td3bc):
+        agent, hp = module.make(module.Config(**LOGGED), env.spec), module.Hypers()
+        each = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), hp)
+        state = jax.vmap(agent.init, (0, 0, None))(keys, each, {"data": data})
+        bases.append(agent)
+        trained.append(cdsa.Trained(state, each))
+    cfg = cdsa.Config(**LOGGED, ladder=(0.5, 0.1), ladder_steps=1, embedding=4)
+    plain = cdsa.Hypers(lr=0.03, tau=0.5, beta=0.5, run=1.0, member=1.0)
+    modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, bases=bases).stages
+    hp = jax.tree.map(jnp.float32, plain)
+    begin = modelling.learner.init(keys[0], hp, {"data": data})
+    return Case(
+        program=fit.Program(
+            (
+                dataclasses.replace(modelling, scope="member"),
+                dataclasses.replace(playing, updates=2, evals=2),
+            )
+        ),
+        agent=cdsa.make(cfg, env.spec, bases),
+        spec=env.spec,
+        hp={"agent": hp, "env": env.params},
+        plain=plain,
+        inputs={"data": data, "base": tuple(trained), "model": begin},
+    )
+
+
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
@@ -175,6 +281,12 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "td3bc": functools.cache(_td3bc),
     "cql": functools.cache(_cql),
     "iql": functools.cache(_iql),
+    "edac": functools.cache(_edac),
+    "ravl": functools.cache(_ravl),
+    "cdsa": functools.cache(_cdsa),
+    "dql": functools.cache(_dql),
+    "ofql": functools.cache(_ofql),
+    "pgd_iql": functools.cache(_pgd_iql),
 }
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

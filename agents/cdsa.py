@@ -1,0 +1,545 @@
+"""CDSA: a trained policy whose actions are moved to where the data are dense.
+
+CDSA: Conservative Denoising Score-based Algorithm for Offline Reinforcement Learning. Zeyuan Liu,
+Kai Yang, Xiu Li. arXiv:2406.07541.
+
+The paper's: nothing is changed about the policy. Gradients of the log-density of the data (scores),
+learned by denoising score matching, and an inverse dynamics model, which turns a change of state
+into an action, correct what it does when it acts; one score model serves several policies.
+
+Ours, since the paper's could not be had: networks, noise levels, and the formulas. With the base's
+action a, observations s in units of the data's deviations, σ² ∇ log p_σ written as the step g_σ:
+
+  "action"   (i)   a <- clip(a + α g_σ(a | s)), `ladder_steps` times for each σ of the `ladder`
+  "next"     (ii)  a <- (1 - β) a + β I(s, F(s, a) + w g_σ(s + F(s, a)))
+  "current"  (iii) a <- clip(a + w (I(s, g_σ(s)) - I(s, 0)))
+  "both"     (ii), then (i)
+
+I(s, s' - s) is the inverse dynamics, F(s, a) = s' - s the forward model. The score of actions is
+conditional: noise is on a alone. A strength of zero (α; w or β) leaves out its correction, and
+without any the base's action comes out bit for bit.
+
+The networks are trained once and shared by all members. A member is one of the base runs (`run`)
+and one of its members (`member`): base runs are points of the run, their members its seeds. A base
+without correction is a point of strengths zero, which plays from the same initial states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jaxrl import diffusion, fit, nets
+from jaxrl.agents.bc import Range, action_range, check_sizes, descend, distance, observed, see
+from jaxrl.agents.dqn import move
+from jaxrl.agents.iql import cosine
+from jaxrl.errors import UserError, at_least
+from jaxrl.flow import along
+from jaxrl.normalise import Moments, standardise
+from jaxrl.rollout import evaluator
+from jaxrl.sources import uniform
+from jaxrl.types import (
+    Agent,
+    Array,
+    Batch,
+    Env,
+    EnvSpec,
+    Learner,
+    Policy,
+    PyTree,
+    Source,
+    Transition,
+)
+
+OFFLINE = True
+EXTRAS = ("next_known",)  # of the data
+
+LEVELS = (0.01, 1.0)  # between which scores are learned
+HELD = 20  # one row in so many is kept from the inverse dynamics, to judge them by
+MEMORY = 1e-3  # weight of a batch in the running error of held rows
+NEEDED = {
+    "action": ("action",),
+    "next": ("state", "inverse", "forward"),
+    "current": ("state", "inverse"),
+    "both": ("action", "state", "inverse", "forward"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static: a new value is a new program."""
+
+    updates: int = 200_000
+    """gradient steps of the networks"""
+    batch_size: int = 256
+    """rows of the data in a gradient step"""
+    correction: Literal["action", "next", "current", "both"] = "both"
+    """what is corrected: the action itself, the state it leads to, the state it is taken in, or
+    the first two"""
+    ladder: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05)
+    """noise levels at which the action is moved, in half action ranges"""
+    ladder_steps: int = 3
+    """steps at each of them"""
+    normalise_obs: bool = True
+    """standardise observations by the mean and deviation of the data's"""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """widths of the hidden layers of all networks"""
+    embedding: int = 16
+    """numbers that a noise level is made into"""
+
+
+@struct.dataclass
+class Hypers:
+    """Traced: members of one population may differ in each, apart from lr and tau."""
+
+    lr: Any = 3e-4
+    """learning rate of Adam, which falls to zero along a cosine"""
+    tau: Any = 1e-3
+    """share of the way that the slow networks, which are acted with, move at each update"""
+    alpha: Any = 0.5
+    """strength of the correction of actions; 0 leaves it out"""
+    w: Any = 1.0
+    """strength of the correction through states; 0 leaves it out"""
+    beta: Any = 1.0
+    """share of the action that leads to the corrected next state; 0 leaves it out"""
+    sigma: Any = 0.3
+    """noise level of the score of states, in deviations of the data"""
+    run: Any = 0.0
+    """which of the base runs, from 0 on"""
+    member: Any = 0.0
+    """which of its members, from 0 on"""
+
+
+def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
+    """The points of a run over so many base runs: each as it is, and corrected."""
+    strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
+    return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
+
+
+# --- the networks --------------------------------------------------------------------------------
+
+
+class Model(NamedTuple):
+    """What corrections are computed with."""
+
+    nets: dict[str, Array]  # parameters by name, a vector each
+    obs: Moments  # [*obs] of the data's observations
+    change: Moments  # [S] of s' - s, S the elements of an observation
+
+
+class State(NamedTuple):
+    """The networks in training."""
+
+    params: Array  # of all networks, as one vector
+    slow: Array  # their moving average
+    best: Array  # slow inverse dynamics where they predicted held rows best, (0,) without them
+    held: Array  # [] running error of held rows; begins at 4, the largest that it can be
+    lowest: Array  # [] its lowest value so far
+    opt: optax.OptState
+    obs: Moments
+    change: Moments
+
+
+def networks(cfg: Config, spec: EnvSpec, space: Range) -> dict[str, nets.Net]:
+    """Those that the correction needs, of flat parameters.
+
+    ε of noisy actions (a, s, log σ) and of noisy states (s, nothing, log σ); inverse dynamics
+    (s, s' - s) and the forward model (s, a), each on one vector.
+    """
+    obs, action = math.prod(spec.obs_shape), space.size
+
+    def noisy(size: int, context: int) -> nets.Net:
+        net = nets.ConditionalMLP(cfg.hidden, size, cfg.embedding)
+        return nets.flat(nets.from_linen(net, (size,), (context,), ()))
+
+    plain = lambda size, out: nets.flat(nets.from_linen(nets.MLP(cfg.hidden, out), (size,)))
+    made = {
+        "action": noisy(action, obs),
+        "state": noisy(obs, 0),
+        "inverse": plain(2 * obs, action),
+        "forward": plain(obs + action, obs),
+    }
+    return {name: made[name] for name in NEEDED[cfg.correction]}
+
+
+def epsilon(net: nets.Net, params: Array, context: Array) -> Callable[[Array, Array], Array]:
+    """ε(x [B, D], σ [B] or [1]) given `context` [B or 1, C]; inputs of deviation one at every σ."""
+
+    def predict(x: Array, sigma: Array) -> Array:
+        scale = along(jax.lax.rsqrt(1 + sigma**2), x)
+        return net.apply(params, scale * x, context, jnp.log(sigma))
+
+    return predict
+
+
+def inverse(net: nets.Net, params: Array, change: Moments, seen: Array, delta: Array) -> Array:
+    """I(s, s' - s): unit actions [B, A] from observations as seen and their changes [B, S]."""
+    x = jnp.concatenate([seen, standardise(change, delta, jnp.inf)], -1)
+    return jnp.tanh(net.apply(params, x))
+
+
+def forward(net: nets.Net, params: Array, seen: Array, action: Array) -> Array:
+    """F(s, a) [B, S], standardised."""
+    return net.apply(params, jnp.concatenate([seen, action], -1))
+
+
+def unpack(net: dict[str, nets.Net], flat: Array) -> dict[str, Array]:
+    """The parameters of each network out of those of all."""
+    sizes = [jax.eval_shape(each.init, jax.random.key(0)).size for each in net.values()]
+    return dict(zip(net, jnp.split(flat, np.cumsum(sizes)[:-1]), strict=True))
+
+
+def nowhere() -> Array:
+    """The context of a score without one."""
+    return jnp.zeros((1, 0))
+
+
+def modeller(cfg: Config, spec: EnvSpec) -> Learner:
+    """Learns all networks at once, from batches of `split`. Rows of unknown successors count for
+    the score of actions only."""
+    space = action_range("cdsa", spec)
+    net = networks(cfg, spec, space)
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+        def begin(key: Array) -> Array:
+            keys = jax.random.split(key, len(net))
+            return jnp.concatenate([net[name].init(k) for name, k in zip(net, keys, strict=True)])
+
+        # A loop, not a copy: XLA would compute both apart, with other last bits.
+        params, slow = jax.lax.map(begin, jnp.stack([key, key]))
+        return State(
+            params=params,
+            slow=slow,
+            best=unpack(net, slow).get("inverse", jnp.zeros(0)),
+            held=jnp.float32(4),
+            lowest=jnp.float32(4),
+            opt=optax.adam(hp.lr).init(params),
+            obs=observed(cfg, spec, inputs),
+            change=changes(inputs["data"]),
+        )
+
+    def update(
+        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[State, dict[str, Array]]:
+        t = batch.transitions
+        rows = t.reward.shape[0]
+        known, held = known_rows(t), t.extras["held"]
+        kept = known & ~held
+        # A row without successor still has a state.
+        after = jnp.where(known.reshape(rows, *(1,) * (t.obs.ndim - 1)), t.next_obs, t.obs)
+        seen, later = (see(cfg, state.obs, x).reshape(rows, -1) for x in (t.obs, after))
+        delta, action = (after - t.obs).reshape(rows, -1), space.unit(t.action)
+        shift = standardise(state.change, delta, jnp.inf)
+        key_action, key_state = jax.random.split(key)
+
+        def matching(
+            name: str, params: dict[str, Array], x: Array, context: Array, key: Array
+        ) -> Array:
+            key_noise, key_level = jax.random.split(key)
+            noise = jax.random.normal(key_noise, x.shape)
+            sigma = diffusion.log_uniform(key_level, rows, *LEVELS)
+            return diffusion.dsm_loss(epsilon(net[name], params[name], context), x, noise, sigma)
+
+        def error(inverse_params: Array, mask: Array) -> Array:
+            guess = inverse(net["inverse"], inverse_params, state.change, seen, delta)
+            return mean_of((guess - action) ** 2, mask)
+
+        def loss(flat: Array) -> tuple[Array, dict[str, Array]]:
+            params, parts = unpack(net, flat), {}
+            if "action" in net:
+                parts["action_loss"] = matching("action", params, action, seen, key_action)
+            if "state" in net:
+                parts["state_loss"] = matching("state", params, later, nowhere(), key_state)
+            if "inverse" in net:
+                parts["inverse_loss"] = error(params["inverse"], kept)
+            if "forward" in net:
+                guess = forward(net["forward"], params["forward"], seen, action)
+                parts["forward_loss"] = mean_of((guess - shift) ** 2, known)
+            return jnp.sum(jnp.stack(list(parts.values()))), parts
+
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        rate = hp.lr * cosine(step / cfg.updates, 0.0)
+        params, opt = descend(state.params, grads, state.opt, rate)
+        slow = move(state.slow, params, hp.tau)
+        state = state._replace(params=params, slow=slow, opt=opt)
+        if "inverse" in net:
+            judged, own = known & held, unpack(net, slow)["inverse"]
+            found = jnp.where(jnp.any(judged), error(own, judged), state.held)
+            running = move(state.held, found, jnp.float32(MEMORY))
+            better = running < state.lowest
+            state = state._replace(
+                best=jnp.where(better, own, state.best),
+                held=running,
+                lowest=jnp.minimum(running, state.lowest),
+            )
+            metrics["held_error"] = running
+        return state, metrics
+
+    return Learner(init=init, update=update)
+
+
+def trained(net: dict[str, nets.Net], state: State) -> Model:
+    """What is acted with: slow networks, inverse dynamics as they were best."""
+    kept = {"inverse": state.best} if "inverse" in net else {}
+    return Model(unpack(net, state.slow) | kept, state.obs, state.change)
+
+
+def split(batch_size: int) -> Source:
+    """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
+    inner = uniform(batch_size)
+
+    def next(
+        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+        data: Transition = inputs["data"]
+        held = jnp.arange(data.reward.shape[0]) % HELD == 0
+        marked = data._replace(extras=data.extras | {"held": held})
+        return inner.next(src, learner_state, hp, {"data": marked}, key, step)
+
+    return dataclasses.replace(inner, next=next)
+
+
+def known_rows(t: Transition) -> Array:
+    """[B] bool: where next_obs is the successor."""
+    return t.extras.get("next_known", jnp.ones(t.reward.shape, bool))
+
+
+def changes(data: Transition) -> Moments:
+    """Moments [S] of s' - s; as of observations, 1e-3 is added to each deviation."""
+    rows = data.reward.shape[0]
+    known = known_rows(data)
+    weight = known[:, None] / jnp.maximum(jnp.sum(known), 1)
+    delta = (data.next_obs - data.obs).reshape(rows, -1)
+    mean = jnp.sum(weight * delta, 0)
+    scale = jnp.sqrt(jnp.sum(weight * (delta - mean[None]) ** 2, 0)) + 1e-3
+    return Moments(mean, scale**2, jnp.float32(rows))
+
+
+def mean_of(errors: Array, mask: Array) -> Array:
+    """Mean [] of [B, D] over the rows where `mask` [B] holds; 0 without any."""
+    total = jnp.sum(jnp.where(mask, jnp.mean(errors, -1), 0.0))
+    return total / jnp.maximum(jnp.sum(mask), 1)
+
+
+# --- corrections ---------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A trained policy: what its `act` takes."""
+
+    state: PyTree
+    hp: PyTree
+
+
+class Adjusted(NamedTuple):
+    """The state of an adjusted policy."""
+
+    base: Trained
+    model: Model
+
+
+def adjust(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
+    """`base` with corrected actions: a policy of state `Adjusted` and hyperparameters `Hypers`.
+
+    What the base records of its own action is not true of the corrected one, and is left out.
+
+    Raises:
+      UserError: actions are not in a bounded box of one axis.
+    """
+    space = action_range("cdsa", spec)
+    net = networks(cfg, spec, space)
+
+    def act(
+        state: Adjusted,
+        hp: Hypers,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: PyTree,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        raw, memory, _ = base.act(
+            state.base.state, state.base.hp, obs, start, memory, noise, explore
+        )
+        # Compiled as it would be alone, so that strengths of zero give its bits.
+        raw = jax.lax.optimization_barrier(raw)
+        through, directly = (hp.w != 0) & (hp.beta != 0), hp.alpha != 0
+        action, moved = space.unit(raw), jnp.bool_(False)
+        params, change = state.model.nets, state.model.change
+        seen = see(cfg, state.model.obs, obs).reshape(obs.shape[0], -1)
+        deviation = jnp.sqrt(state.model.obs.var.reshape(1, -1))
+
+        def climb(x: Array) -> Array:
+            """σ² ∇ log p_σ of states x [B, S] as seen, in raw units."""
+            sigma = jnp.reshape(jnp.asarray(hp.sigma, jnp.float32), 1)
+            predict = epsilon(net["state"], params["state"], nowhere())
+            return along(sigma**2, x) * diffusion.score(predict, x, sigma) * deviation
+
+        def action_for(delta: Array) -> Array:
+            return inverse(net["inverse"], params["inverse"], change, seen, delta)
+
+        if cfg.correction in ("next", "both"):
+            step = forward(net["forward"], params["forward"], seen, action)
+            delta = change.mean[None] + jnp.sqrt(change.var[None]) * step
+            aim = action_for(delta + hp.w * climb(seen + delta / deviation))
+            action = jnp.where(through, (1 - hp.beta) * action + hp.beta * aim, action)
+            moved = moved | through
+        if cfg.correction == "current":
+            push = action_for(climb(seen)) - action_for(jnp.zeros_like(seen))
+            action = jnp.clip(action + hp.w * push, -1.0, 1.0)
+            moved = moved | (hp.w != 0)
+        if cfg.correction in ("action", "both"):
+            predict = epsilon(net["action"], params["action"], seen)
+            denoised = anneal(predict, action, cfg.ladder, cfg.ladder_steps, hp.alpha)
+            action = jnp.where(directly, denoised, action)
+            moved = moved | directly
+        return jnp.where(moved, space.scaled(action), raw), memory, {}
+
+    return Policy(act=act, memory=base.memory, noise=base.noise)
+
+
+def anneal(
+    predict: Callable[[Array, Array], Array],
+    action: Array,
+    ladder: tuple[float, ...],
+    steps: int,
+    alpha: Array | float,
+) -> Array:
+    """a <- clip(a + α σ² ∇ log p_σ(a)), `steps` times for each σ; unit actions [B, A].
+
+    `predict` is the ε of the score. With α = 1 a step is to the mean of the clean actions that the
+    noisy one may come from.
+    """
+
+    def step(action: Array, sigma: Array) -> tuple[Array, None]:
+        climb = along(sigma**2, action) * diffusion.score(predict, action, sigma)
+        return jnp.clip(action + alpha * climb, -1.0, 1.0), None
+
+    levels = jnp.repeat(jnp.float32(ladder), steps)[:, None]
+    return jax.lax.scan(step, action, levels)[0]
+
+
+class Chosen(NamedTuple):
+    """The state of one of several policies."""
+
+    which: Array  # [] int32
+    each: tuple[Trained, ...]
+
+
+def one_of(policies: Sequence[Policy]) -> Policy:
+    """The policy that its state, `Chosen`, says, out of several that may differ in everything."""
+
+    def act(
+        state: Chosen,
+        hp: PyTree,
+        obs: Array,
+        start: Array,
+        memory: tuple[PyTree, ...],
+        noise: tuple[PyTree, ...],
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:
+            own = state.each[i]
+
+            def run() -> tuple[Array, PyTree]:
+                action, after, _ = policies[i].act(
+                    own.state, own.hp, obs, start, memory[i], noise[i], explore
+                )
+                return action, (*memory[:i], after, *memory[i + 1 :])
+
+            return run
+
+        action, memory = jax.lax.switch(state.which, [branch(i) for i in range(len(policies))])
+        return action, memory, {}
+
+    def noise(key: Array, n: int) -> tuple[PyTree, ...]:
+        keys = jax.random.split(key, len(policies))
+        return tuple(p.noise(k, n) for p, k in zip(policies, keys, strict=True))
+
+    return Policy(act=act, memory=lambda n: tuple(p.memory(n) for p in policies), noise=noise)
+
+
+# --- the agent -----------------------------------------------------------------------------------
+
+
+def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
+    """The corrected policies of trained ones; its updates change nothing, and measure on the data.
+
+    inputs["base"] has a `Trained` for each of `bases`, of leaves [M, ...] over the run's members,
+    and inputs["model"] the `State` of the networks.
+
+    Raises:
+      UserError: nothing to correct, actions that are not in a bounded box of one axis, a size
+        below one, or a level at which no score is learned.
+    """
+    check_sizes(cfg)
+    at_least(1, ladder_steps=cfg.ladder_steps)
+    at_least(2, embedding=cfg.embedding)
+    low, high = LEVELS
+    if not all(low <= level <= high for level in cfg.ladder):
+        raise UserError(f"ladder={cfg.ladder} must lie between {low} and {high}, as in training")
+    space = action_range("cdsa", spec)
+    if not bases:
+        raise UserError("cdsa corrects trained policies; which? As in: --base runs/NAME")
+    net, base = networks(cfg, spec, space), one_of(bases)
+    adjusted = adjust(base, cfg, spec)
+
+    def init(key: Array, hp: Hypers, inputs: PyTree) -> Adjusted:
+        row = jnp.asarray(hp.member, jnp.int32)
+        each = jax.tree.map(lambda x: jnp.asarray(x)[row], tuple(inputs["base"]))
+        chosen = Chosen(jnp.asarray(hp.run, jnp.int32), each)
+        return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
+
+    def update(
+        state: Adjusted, hp: Hypers, batch: Batch, key: Array, step: Array
+    ) -> tuple[Adjusted, dict[str, Array]]:
+        t = batch.transitions
+        rows = t.reward.shape[0]
+        given = (t.obs, t.start, base.memory(rows), base.noise(key, rows), False)
+        plain = space.unit(base.act(state.base.state, (), *given)[0])
+        action = space.unit(adjusted.act(state, hp, *given)[0])
+        data = space.unit(t.action)
+        return state, {
+            "base_distance": distance(plain, data),
+            "action_distance": distance(action, data),
+            "moved": distance(action, plain),
+        }
+
+    return Agent(
+        init=init,
+        update=update,
+        act=adjusted.act,
+        memory=adjusted.memory,
+        noise=adjusted.noise,
+    )
+
+
+def program(
+    cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
+) -> fit.Program:
+    """The networks, once for all members, looked in on `evals` times; then one evaluation."""
+    agent = make(cfg, env.spec, bases)
+    modelling = fit.Stage(
+        name="model",
+        learner=modeller(cfg, env.spec),
+        source=split(cfg.batch_size),
+        updates=cfg.updates,
+        evals=evals,
+        scope="run",
+    )
+    playing = fit.Stage(
+        name="agent",
+        learner=agent,
+        source=uniform(cfg.batch_size),
+        updates=1,
+        evaluate=evaluator(env, agent, episodes),
+    )
+    return fit.Program((modelling, playing))

@@ -1,0 +1,35 @@
+"""PGD with IQL: implicit Q-learning on policy-guided synthetic experience.
+
+See `jaxrl.agents.pgd` and `jaxrl.agents.iql` for the papers and for deviations. Guidance follows
+IQL's own normal distribution over unit actions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+
+from jaxrl import fit
+from jaxrl.agents import iql, pgd
+from jaxrl.types import Env
+
+OFFLINE = True
+EXTRAS = ("next_known",)  # of the data
+
+make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pgd.Settings, iql.Config):
+    """Static: a new value is a new program."""
+
+
+@struct.dataclass
+class Hypers(pgd.Rates, iql.Hypers):
+    """Traced: members of one population may differ in each."""
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
+    return pgd.program(iql, cfg, env, evals, episodes)

@@ -1,0 +1,35 @@
+"""PGD with OFQL: one-step flow Q-learning on policy-guided synthetic experience.
+
+See `jaxrl.agents.pgd` and `jaxrl.agents.ofql` for the papers and for deviations. Guidance
+follows a normal distribution of deviation 1 around the best of its candidate actions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+
+from jaxrl import fit
+from jaxrl.agents import ofql, pgd
+from jaxrl.types import Env
+
+OFFLINE = True
+EXTRAS = ("next_known",)  # of the data
+
+make, check_request = ofql.make, pgd.check_request
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pgd.Settings, ofql.Config):
+    """Static: a new value is a new program."""
+
+
+@struct.dataclass
+class Hypers(pgd.Rates, ofql.Hypers):
+    """Traced: members of one population may differ in each."""
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
+    return pgd.program(ofql, cfg, env, evals, episodes)

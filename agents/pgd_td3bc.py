@@ -1,0 +1,35 @@
+"""PGD with TD3+BC: on policy-guided synthetic experience.
+
+See `jaxrl.agents.pgd` and `jaxrl.agents.td3bc` for the papers and for deviations. The policy is
+deterministic, so guidance follows a normal distribution of deviation 1 around its unit actions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+
+from jaxrl import fit
+from jaxrl.agents import pgd, td3bc
+from jaxrl.types import Env
+
+OFFLINE = True
+EXTRAS = ("next_known",)  # of the data
+
+make, check_request = td3bc.make, pgd.check_request
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pgd.Settings, td3bc.Config):
+    """Static: a new value is a new program."""
+
+
+@struct.dataclass
+class Hypers(pgd.Rates, td3bc.Hypers):
+    """Traced: members of one population may differ in each."""
+
+
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+    """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
+    return pgd.program(td3bc, cfg, env, evals, episodes)

@@ -1,0 +1,84 @@
+"""After the trials of a search: the best again with fresh seeds, and a bandit's choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxrl import records
+from jaxrl.envs.datasets import normalised_score
+from jaxrl.errors import UserError
+from jaxrl.experiments import bandit, load, study, train
+from jaxrl.experiments.ranges import Space
+from jaxrl.experiments.search_options import Options
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+def confirm(
+    own: Options, space: Space, path: Path, points: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Trains points again with seeds that no trial had: {"values", "return", "failed"} of each.
+
+    The best of many is the best partly by luck; with fresh seeds it is not.
+    """
+    results: list[dict[str, Any]] = [{} for _ in points]
+    statics = [{name: point[name] for name in space.static} for point in points]
+    for static in [x for i, x in enumerate(statics) if x not in statics[:i]]:
+        rows = [i for i, other in enumerate(statics) if other == static]
+        traced = [{name: points[i][name] for name in space.traced} for i in rows]
+        settings = space.settings(static, traced)
+        its = settings.options
+        name = records.default_name("best", its.env, [settings.identity(), own.confirm_seeds])
+        fresh = dataclasses.replace(
+            its,
+            out=path / "confirm" / name,
+            seed=its.seed + its.seeds,
+            seeds=own.confirm_seeds,
+            overwrite=False,
+        )
+        summary = train.train(dataclasses.replace(settings, options=fresh))
+        alone = {"return": summary["return"], "failed": len(summary["failed_members"])}
+        for i, found in zip(rows, summary.get("points", [alone]), strict=True):
+            results[i] = {"values": points[i], "return": found["return"], "failed": found["failed"]}
+    return results
+
+
+def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
+    """What a bandit with a budget of episodes picks among the first policy of every trial."""
+    trials = study.best(book, own.trials)
+    if not trials:
+        raise UserError("--eval-budget: no trial has come to an end")
+    returns, meta = {}, {}
+    for run in dict.fromkeys(trial.user_attrs["run"] for trial in trials):
+        ready, episodes = load.evaluate(path / run, own.eval_budget, 0)
+        meta = ready.meta or {"env": ready.settings.options.env}
+        for trial in trials:
+            if trial.user_attrs["run"] == run:
+                row = trial.user_attrs["row"] * ready.settings.options.seeds
+                returns[trial.number] = episodes.returns[row]
+    trials.sort(key=lambda trial: trial.number)
+    arms = np.array([returns[trial.number] for trial in trials])
+    low, high = float(arms[:, 0].min()), float(arms[:, 0].max())
+    ends = normalised_score(meta, np.array([low, high]))
+    if ends is not None and high > low:  # the returns that normalise to 0 and 1
+        slope = (ends[1] - ends[0]) / (high - low) / 100
+        low, high = low - ends[0] / 100 / slope, low + (1 - ends[0] / 100) / slope
+    found = bandit.ucb(arms, low, high, own.eval_budget)
+    true = arms.mean(1)
+    picked = int(found.chosen[-1])
+    return {
+        "episodes": own.eval_budget,
+        "trial": trials[picked].number,
+        "values": trials[picked].params,
+        "estimate": found.estimates[picked],
+        "return": true[picked],  # over as many episodes again as the budget has
+        "best_return": true.max(),
+        "normalised": ends is not None,
+        "chosen": [trials[i].number for i in found.chosen],
+    }

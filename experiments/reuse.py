@@ -1,0 +1,83 @@
+"""Stages that another run has finished (`--from RUN`): a model is trained once and used by many."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrl import fit
+from jaxrl.errors import UserError
+from jaxrl.experiments.report import open_for_reading
+from jaxrl.sources import whole
+from jaxrl.types import Array, Batch, Learner, PyTree
+
+INPUT = "reused"  # the name of finished states among inputs
+
+
+def digest(path: Path) -> str:
+    """Of all settings of a run, which its shared stages follow from."""
+    text = json.dumps(open_for_reading(path).config()["config"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reuse(
+    path: Path, program: fit.Program, env: str, hp: PyTree, inputs: PyTree
+) -> tuple[fit.Program, dict[str, PyTree]]:
+    """The program with the stages of scope "run" that a run has finished, and their states.
+
+    They stay in the program as stages of one update that changes nothing, so that later ones have
+    the random numbers they always have.
+
+    Args:
+      env: the name of the environment, which has to be that of the run.
+      hp: hyperparameters [P].
+
+    Raises:
+      UserError: there is none to use, or one of another size.
+    """
+    from jaxrl.experiments import load, planning  # which reuses stages itself
+
+    run = open_for_reading(path)
+    if run.config()["config"]["env"] != env:
+        raise UserError(f"{path} was trained in another environment, not {env}")
+    ready = planning.plan(load.settings_of(run))
+    found = load.restore(ready, run, (0, 1)).results
+    shared = {stage.name for stage in ready.program.stages if stage.scope == "run"}
+    mine = {stage.name: stage for stage in program.stages if stage.scope == "run"}
+    names = [name for name in mine if name in found and name in shared]
+    if not names:
+        wanted = " or ".join(mine) or "anything, and here nothing is"
+        raise UserError(f"{path} has not finished {wanted} shared by its members")
+    states = {name: found[name] for name in names}
+    for name, state in states.items():
+        _check(path, mine[name], state, hp, inputs)
+    stages = (_finished(s) if s.name in states else s for s in program.stages)
+    return fit.Program(tuple(stages)), states
+
+
+def _check(path: Path, stage: fit.Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
+    own = jax.tree.map(lambda x: x[0], hp if stage.part is None else hp[stage.part])
+    wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
+    shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
+    if shapes(wanted) != shapes(state):
+        raise UserError(f"{path} has a {stage.name} of another size than this run asks for")
+
+
+def _finished(stage: fit.Stage) -> fit.Stage:
+    """A stage that begins with the result, and ends with it."""
+
+    def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:
+        return inputs[INPUT][stage.name]
+
+    def update(
+        state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array
+    ) -> tuple[PyTree, dict[str, Any]]:
+        return state, {}
+
+    learner = Learner(init=init, update=update)
+    return dataclasses.replace(stage, learner=learner, source=whole(), updates=1, evals=1)

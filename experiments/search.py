@@ -1,0 +1,266 @@
+"""Hyperparameter search: Optuna proposes, a batch of trials is trained as one population.
+
+    search.json      what is searched and how; written first
+    journal.log      the study, which optuna-dashboard opens
+    000-.../  ...    the slots: runs that other commands read like any other
+    confirm/         the best trials with fresh seeds
+    trials.csv       one row per trial
+    summary.json     {"trials", "wall_s", "compiles", "best", ...}
+    plots/           slices, parallel coordinates
+
+Trials of a slot have the same static values, so a batch of `programs` slots compiles at most that
+many; all slots have the same number of members, so that later batches compile nothing that an
+earlier one has. A killed search goes on with the same command, also with more `--trials`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxrl import population, records
+from jaxrl.errors import UserError
+from jaxrl.experiments import (
+    agents,
+    batch,
+    finals,
+    options,
+    ranges,
+    samplers,
+    search_options,
+    session,
+    study,
+    verdict,
+    words,
+)
+from jaxrl.experiments.batch import Engine, Outcome
+from jaxrl.experiments.ranges import Space
+from jaxrl.experiments.search_options import PHASES, Options
+from jaxrl.experiments.study import Slot
+from jaxrl.experiments.summary import several
+from jaxrl.hosts import Hosts
+from jaxrl.hosts import start as join
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a quarter
+
+
+def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """What `jaxrl search` does, from Python. Every option of the command line is a keyword.
+
+        search("pqn", env="CartPole-v1", seeds=4, trials=64, out="runs/x",
+               range={"agent.lr": "log:1e-5:1e-2", "agent.num_steps": [16, 32]})
+
+    Returns:
+      What is in summary.json.
+    """
+    given["agent"] = {"name": name} | dict(given.get("agent", {}))
+    return run(words.from_mapping(given | {"range": range}, "the call", "range"))
+
+
+def run(request: words.Request) -> dict[str, Any]:
+    """Searches until all trials are done; returns the summary.
+
+    Raises:
+      UserError: what cannot be met, before anything is compiled or written.
+    """
+    session.start()
+    prog = f"jaxrl search {request.agent}"
+    own, rest = options.take(Options, request.words, prog)
+    objective = search_options.objective(own)
+    request = request._replace(words=rest)
+    module = agents.load(request.agent)
+    its = options.parse(request.agent, module, rest).options
+    hosts = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
+    if hosts.count > 1 and (own.halving or own.pbt or own.eval_budget):
+        raise UserError("--halving, --pbt and --eval-budget take one process so far")
+    space = ranges.space(request, hosts)
+    samplers.check(own.sampler, space)
+    if own.sampler == "grid":
+        size = int(np.prod([len(each.choices) for each in space.ranges.values()]))
+        own = dataclasses.replace(own, trials=min(own.trials, size))
+    config = _config(request.agent, own, space)
+    path = its.out or Path("runs") / records.default_name(
+        f"search-{request.agent}", its.env, config
+    )
+    sizes = batch.sizes(own.trials, own.batch, len(space.programs), own.programs)
+    batch.check(Engine(objective, hosts, {}, its.width), space.programs[0], sizes[0])
+    width = _open(hosts, path, config, its, sizes[0] * its.seeds)
+    engine = Engine(objective, hosts, {}, width)
+    with records.RunDir(path).lock() if hosts.leads else contextlib.nullcontext():
+        _train(own, space, engine, path, sizes)
+        summary = _finish(own, space, engine, path)
+    return summary
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]) -> None:
+    """All trials that are still to be done, batch after batch."""
+    hosts, book = engine.hosts, None
+    seed = space.programs[0].options.seed
+    if hosts.leads:
+        book = study.open_study(path, own.minimise)
+        print(
+            f"{path}: {several(own.trials, 'trial')} x "
+            f"{several(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
+            f"{len(study.current(book))} there",
+            flush=True,
+        )
+    queue = study.requeue(book) if book is not None else []
+    while True:
+        slots = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
+        queue = []
+        slots = [Slot(*each) for each in json.loads(hosts.say(json.dumps(slots)))]
+        if not slots:
+            return
+        for slot in slots:
+            clock, compiles = time.perf_counter(), engine.compiles
+            if hosts.leads:
+                told = ranges.label(slot.static)
+                print(f"\n{slot.run}: {several(len(slot.trials), 'trial')}{told and ', '}{told}")
+            outcome = _slot(own, space, engine, path, slot, sizes[0])
+            if book is not None:
+                _tell(book, slot, outcome)
+                spent = {
+                    "wall_s": time.perf_counter() - clock,
+                    "compiles": engine.compiles - compiles,
+                    "env_steps": outcome.env_steps,
+                }
+                _spend(book, spent)
+
+
+def _ask(book: Study, space: Space, own: Options, seed: int, sizes: tuple[int, int]) -> list[Slot]:
+    size, count = sizes
+    left = own.trials - len(study.current(book))
+    each = [min(size, left - i * size) for i in range(count) if left > i * size]
+    return study.ask(book, space, own.sampler, seed, each) if each else []
+
+
+def _slot(own: Options, space: Space, engine: Engine, path: Path, slot: Slot, size: int) -> Outcome:
+    settings = space.settings(slot.static, slot.points)
+    size = max(size, len(slot.points))
+    if own.halving:
+        return batch.halve(engine, settings, path / slot.run, size, own.eta)
+    if own.pbt:
+        return batch.evolve(engine, settings, path / slot.run, space.traced, SHARE)
+    return batch.train(engine, settings, path / slot.run, size)
+
+
+def _tell(book: Study, slot: Slot, outcome: Outcome) -> None:
+    for row, number in enumerate(slot.trials):
+        if slot.waiting[row]:
+            final = outcome.final[row] if outcome.final is not None else None
+            stopped = int(outcome.stopped[row]) or None
+            study.tell(
+                book, number, float(outcome.values[row]), outcome.members[row], stopped, final
+            )
+
+
+def _spend(book: Study, spent: Mapping[str, float]) -> None:
+    """Adds to what the study has cost."""
+    before = book.user_attrs.get("spent", {})
+    book.set_user_attr("spent", {name: before.get(name, 0) + x for name, x in spent.items()})
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str, Any]:
+    """Confirms, chooses, reports and writes summary.json."""
+    hosts = engine.hosts
+    book = study.open_study(path, own.minimise) if hosts.leads else None
+    chosen = study.best(book, own.confirm) if book is not None else []
+    points = json.loads(hosts.say(json.dumps([trial.params for trial in chosen])))
+    confirmed = finals.confirm(own, space, path, points)
+    summary: dict[str, Any] = {}
+    if book is not None:
+        for trial, result in zip(chosen, confirmed, strict=True):
+            result["trial"] = trial.number
+        summary = verdict.summary(book) | {
+            "agent": space.programs[0].agent,
+            "env": space.programs[0].options.env,
+            "confirmed": confirmed,
+        }
+        if own.eval_budget:
+            summary["bandit"] = finals.choose(own, book, path)
+        summary = records.plain(summary)
+        records.write_json(path / "summary.json", summary)
+        verdict.report(path)
+    hosts.all(True)
+    return json.loads((path / "summary.json").read_text(encoding="utf-8"))
+
+
+# --- its folder ----------------------------------------------------------------------------------
+
+
+def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
+    """What decides which trials are made and what they come to, and so names the search."""
+    how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
+    its = dataclasses.replace(space.programs[0], points=({},)).identity()
+    searched = {name: each.plain() for name, each in space.ranges.items()}
+    return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
+
+
+def _open(
+    hosts: Hosts, path: Path, config: dict[str, Any], its: options.Options, members: int
+) -> int:
+    """The leader makes or opens the folder; returns the width of tiles that the search has."""
+    error, width = "", 0
+    if hosts.leads:
+        try:
+            width = _make(path, config, its, members)
+        except OSError as problem:
+            error = f"{path} cannot be the folder of a search: {problem.strerror}"
+        except UserError as problem:
+            error = str(problem)
+    if error := hosts.say(error):
+        raise UserError(error)
+    return hosts.agree(width)
+
+
+def _make(path: Path, config: dict[str, Any], its: options.Options, members: int) -> int:
+    file = path / "search.json"
+    if its.overwrite:
+        raise UserError("a search is not overwritten; remove its folder, or choose another --out")
+    if file.is_file():
+        known = verdict.read_search(path)
+        for part in config:
+            there, here = known[part], config[part]
+            if there != here:
+                told = _difference(part, there, here)
+                raise UserError(f"{path} holds another search: {told}; choose another folder")
+        return known["context"]["width"]
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} holds files but no search.json: this is not that of a search")
+    width = its.width or _rule(its, members)
+    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
+    records.write_json(file, config | {"context": context | {"width": width}})
+    return width
+
+
+def _rule(its: options.Options, members: int) -> int:
+    devices = min(len(jax.devices()), its.devices or len(jax.devices()))
+    return population.tile_width(members, devices, jax.devices()[0].platform)
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """The first setting, by name, that differs between two."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for each in here | there:
+            old, new = there.get(each, "absent"), here.get(each, "absent")
+            if old != new:
+                return _difference(each, old, new)
+    return f"{name} is {there} there and {here} here"

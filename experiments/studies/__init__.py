@@ -1,0 +1,1 @@
+"""Small experiments with known answers: python -m jaxrl.experiments.studies.NAME runs one."""

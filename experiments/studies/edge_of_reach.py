@@ -1,0 +1,202 @@
+"""The edge of reach in a plane: what no step begins in decides about all values.
+
+    python -m jaxrl.experiments.studies.edge_of_reach --seeds 10 --out DIR
+
+In `jaxrl.envs.reach` rollouts of ten steps begin where episodes do, in [-2, 2]², and the model is
+the environment itself. Values at 11 < |s|∞ ≤ 12 are bootstrapped from, but never learned. Methods:
+
+    base     SAC, two critics, in the true dynamics: MBPO with a perfect model
+    oracle   the same; a step into the edge of reach pays γ V*(s') and terminates, where V* is the
+             value of the optimal policy, known in closed form
+    ravl     ten critics with EDAC's diversity term, without the oracle
+
+Printed and written to DIR/edge_of_reach.json are means over seeds and their standard deviations of
+
+    return   of the last policy, 100 episodes of 30 steps a seed
+    |Q|      the largest in training, in multiples of 1 / (1 - γ), which no return exceeds
+    edge     the share of imagined steps that lead into the edge, in training's last stretch
+    std      the deviation of the critics at successors where rollouts end, over that elsewhere
+
+DIR/edge_of_reach.png shows the first seed's value min_i Q_i(s, mode(s)) over the plane.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from jaxrl import fit, records
+from jaxrl.agents import edac, ravl
+from jaxrl.envs import reach
+from jaxrl.experiments import session
+from jaxrl.imagination import Model, Outcome, true_model
+from jaxrl.types import Array, Env, PyTree, Transition, mean_where
+
+STEPS, STARTS, EPISODES, EVALS = 10, 4096, 100, 5
+COMMON: dict[str, Any] = {
+    "batch_size": 128,
+    "hidden": (64, 64),
+    "dynamics": "true",
+    "rollout_steps": STEPS,
+    "rollout_starts": 100,
+    "rollout_every": 100,
+    "retain": 5,
+    "real_share": 0.0,
+}
+HYPERS = ravl.Hypers(lr=1e-3, tau=0.01, temperature=0.1)
+EXTENT = 14.0  # of the pictures
+
+
+class Method(NamedTuple):
+    name: str
+    static: dict[str, Any]
+    patch: bool = False
+
+
+METHODS = (
+    Method("base", {"critics": 2, "diversity": False}),
+    Method("oracle", {"critics": 2, "diversity": False}, patch=True),
+    Method("ravl", {"critics": 10}),
+)
+
+
+def starts(env: Env, key: Array) -> Transition:
+    """Rows [D] of nothing but first states, which is all that is taken from the data here."""
+    state, obs = jax.vmap(env.reset, (0, None))(jax.random.split(key, STARTS), env.params)
+    none = jnp.zeros(STARTS, bool)
+    action, reward = jnp.zeros((STARTS, 2)), jnp.ones(STARTS)  # the largest reward that there is
+    extras: Any = {"state": tuple(jax.tree.leaves(state))}
+    return Transition(obs, action, reward, obs, none, none, ~none, extras)
+
+
+def patched(model: Model) -> Model:
+    """`model` with true values at the edge: γ V* is paid with the step there, which terminates."""
+
+    def step(
+        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+    ) -> tuple[PyTree, Outcome]:
+        world, out = model.step(inputs, hp, world, obs, action, key)
+        edge, gamma = reach.edge_of_reach(out.next_obs, STEPS), hp["agent"].gamma
+        value = reach.optimal_value(out.next_obs, hp["env"]["goal"], gamma)
+        reward = out.reward + jnp.where(edge, gamma * value, 0.0)
+        return world, out._replace(reward=reward, terminated=out.terminated | edge)
+
+    return Model(start=model.start, step=step)
+
+
+def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -> fit.Result:
+    """Training of one member per key [P]."""
+    cfg = ravl.Config(**COMMON, **method.static, updates=updates)
+    world = true_model(env)
+    stage = ravl.learning(cfg, env, patched(world) if method.patch else world, EVALS, EPISODES)
+    stage = fit.dataclasses.replace(stage, learner=counting(stage.learner))
+    train = jax.vmap(fit.train(fit.Program((stage,))), (0, None, None))
+    hp = jax.tree.map(jnp.float32, {"agent": HYPERS, "env": env.params})
+    return jax.block_until_ready(jax.jit(train)(keys, hp, {"data": data}))
+
+
+def counting(learner: Any) -> Any:
+    """`learner` with the share of steps that lead into the edge as a further metric."""
+
+    def update(state: PyTree, hp: Any, batch: Any, key: Array, step: Array) -> tuple[PyTree, dict]:
+        state, metrics = learner.update(state, hp, batch, key, step)
+        edge = reach.edge_of_reach(batch.transitions.next_obs, STEPS).astype(jnp.float32)
+        return state, metrics | {"edge": mean_where(edge, jnp.ones(edge.shape, bool))}
+
+    return fit.dataclasses.replace(learner, update=update)
+
+
+def summarise(result: fit.Result, gamma: float) -> dict[str, list[float]]:
+    """name -> one number per seed [P]."""
+    means = {name: np.asarray(m.value)[:, -1] for name, m in result.metrics["agent"].items()}
+    return {
+        "return": np.asarray(result.evals["agent"].returns)[:, -1].mean(-1).tolist(),
+        "|Q|": (np.asarray(result.states["agent"].largest) * (1 - gamma)).tolist(),
+        "edge": means["edge"].tolist(),
+        "std": (means["q_std_edge"] / means["q_std"]).tolist(),
+    }
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def values(method: Method, env: Env, state: edac.State) -> np.ndarray:
+    """min_i Q_i(s, mode(s)) [H, W] over the plane, of one member."""
+    cfg = ravl.Config(**COMMON, **method.static)
+    head = edac.head_of(cfg, env.spec)
+    plane = jnp.asarray(grid().reshape(-1, 2))
+    mode = head.policy(state.actor, plane).mode
+    q = jax.vmap(lambda critic: head.values(critic, plane, mode)[:, 0])(state.critic)
+    return np.asarray(jnp.min(q, 0)).reshape(grid().shape[:2])
+
+
+def grid() -> np.ndarray:
+    """Positions [H, W, 2], the second element along rows."""
+    side = np.linspace(-EXTENT, EXTENT, 113, dtype=np.float32)
+    return np.stack(np.meshgrid(side, side), -1)
+
+
+def draw(path: Path, panels: dict[str, np.ndarray], goal: tuple[float, ...]) -> None:
+    """One panel per method, with its own colours; the edge of reach lies between two squares."""
+    figure = Figure((4.2 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, value) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        image = axes.imshow(value, origin="lower", extent=(-EXTENT, EXTENT, -EXTENT, EXTENT))
+        figure.colorbar(image, ax=axes, shrink=0.8)
+        for half in (reach.START, reach.START + STEPS - 1, reach.START + STEPS):
+            axes.add_patch(
+                Rectangle((-half, -half), 2 * half, 2 * half, fill=False, edgecolor="white")
+            )
+        axes.plot(*goal, "r*", markersize=10)
+        axes.set_title(title)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Values at the edge of what rollouts reach")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=8_000)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    session.start()
+    args.out.mkdir(parents=True, exist_ok=True)
+    env = reach.make()
+    key_data, key_runs = jax.random.split(jax.random.key(0))
+    data, keys = starts(env, key_data), jax.random.split(key_runs, args.seeds)
+    best = float(jnp.mean(reach.optimal_value(data.obs, env.params["goal"], 1.0, 30)))
+    print(f"optimal return {best:.1f}; {args.seeds} seeds, {args.updates} updates")
+    panels, rows = {"optimal": np.asarray(optimal(env))}, []
+    for method in METHODS:
+        result = run(method, env, args.updates, keys, data)
+        found = summarise(result, HYPERS.gamma)
+        rows.append({"method": method.name} | found)
+        first = jax.tree.map(lambda x: x[0], result.states["agent"])
+        panels[method.name] = values(method, env, first)
+        told = [f"{k} {np.mean(v):.3g} ± {np.std(v):.2g}" for k, v in found.items()]
+        print(f"{method.name:<8}", "   ".join(told), flush=True)
+    draw(args.out / "edge_of_reach.png", panels, reach.GOAL)
+    records.write_json(
+        args.out / "edge_of_reach.json",
+        {"versions": records.versions(), "optimal": best, "updates": args.updates, "rows": rows},
+    )
+
+
+def optimal(env: Env) -> Array:
+    """V* [H, W] over the plane."""
+    value: Callable[..., Array] = reach.optimal_value
+    return value(jnp.asarray(grid()), env.params["goal"], HYPERS.gamma)
+
+
+if __name__ == "__main__":
+    main()

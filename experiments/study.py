@@ -1,0 +1,254 @@
+"""The Optuna study of a search: asked for trials, told of results, kept in a journal file.
+
+A trial that has been handed out carries `run`, the folder it is trained in, and `row`, its place
+there, among its user attributes. One that a killed search left running is marked as failed, and a
+copy of it, whose `again` is its number, takes its place in the same folder, where training goes on
+from the last checkpoint. Only the process that holds the search's lock opens the study.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxrl.experiments import samplers
+from jaxrl.experiments.points import shown
+from jaxrl.experiments.ranges import Space
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "journal.log"
+NAME = "search"
+
+
+class Slot(NamedTuple):
+    """Trials with the same static values, trained together.
+
+    Attributes:
+      run: name of their folder.
+      trials: numbers of the trials.
+      points: traced values of each.
+      waiting: of each, whether its result has not been told.
+    """
+
+    run: str
+    static: dict[str, Any]
+    trials: list[int]
+    points: list[dict[str, Any]]
+    waiting: list[bool]
+
+
+def open_study(path: Path, minimise: bool) -> Study:
+    """The study in a folder, made where there is none."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = path / JOURNAL
+    if file.is_file():
+        _drop_half_line(file)
+    (path / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
+        study_name=NAME,
+        direction="minimize" if minimise else "maximize",
+        load_if_exists=True,
+    )
+
+
+def read_study(path: Path) -> Study:
+    """The study in a folder, to be read only."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path / JOURNAL)))
+    return optuna.load_study(study_name=NAME, storage=storage)
+
+
+def _drop_half_line(file: Path) -> None:
+    """What a killed process was writing; the next line would be appended to it."""
+    data = file.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with file.open("r+b") as out:
+            out.truncate(whole)
+
+
+# --- trials --------------------------------------------------------------------------------------
+
+
+def current(study: Study) -> list[FrozenTrial]:
+    """Trials that count: handed out, and not replaced by a copy."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
+    replaced = {trial.user_attrs.get("again") for trial in trials}
+    return [trial for trial in trials if trial.number not in replaced]
+
+
+def requeue(study: Study) -> list[Slot]:
+    """Replaces all trials that a killed search left running; returns the slots they are in."""
+    from optuna.trial import TrialState, create_trial
+
+    trials = study.get_trials(deepcopy=False)
+    copied = {trial.user_attrs.get("again") for trial in trials}
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        if "run" in trial.user_attrs and trial.number not in copied:
+            attrs = {name: trial.user_attrs[name] for name in ("run", "row")}
+            copy = create_trial(
+                state=TrialState.RUNNING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=attrs | {"again": trial.number},
+            )
+            study.add_trial(copy)
+        study.tell(trial.number, state=TrialState.FAIL)
+    left = [t.user_attrs["run"] for t in current(study) if t.state == TrialState.RUNNING]
+    return [slot(study, run) for run in dict.fromkeys(left)]
+
+
+def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
+    """The slot of this name; `static` are the names of its static values."""
+    own = [trial for trial in current(study) if trial.user_attrs["run"] == run]
+    own.sort(key=lambda trial: trial.user_attrs["row"])
+    static = static or study.user_attrs["static"]
+    split = lambda trial, wanted: {k: v for k, v in trial.params.items() if (k in static) == wanted}
+    return Slot(
+        run,
+        split(own[0], True),
+        [trial.number for trial in own],
+        [split(trial, False) for trial in own],
+        [not trial.state.is_finished() for trial in own],
+    )
+
+
+def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int]) -> list[Slot]:
+    """New trials, in slots of these sizes; the first trial of each decides its static values. A
+    grid gives as many as it still has, in as many slots as its static values need.
+
+    The sampler starts anew with every batch, from `seed` and how many trials there are, so that a
+    search which was killed draws no number twice.
+    """
+    study.set_user_attr("static", list(space.static))
+    study.set_user_attr("traced", list(space.traced))
+    its = {name: samplers.distribution(each) for name, each in space.ranges.items()}
+    if sampler == "grid":
+        return _ask_grid(study, space, its, sizes)
+    base = samplers.make(sampler, seed, len(study.get_trials(deepcopy=False)), sum(sizes))
+    runs = []
+    for size in sizes:
+        run, fixed = "", {}
+        for row in range(size):
+            study.sampler = samplers.holding(fixed, base)
+            trial = study.ask(its)
+            fixed = {name: trial.params[name] for name in space.static}
+            run = run or _next_run(study, fixed)
+            trial.set_user_attr("row", row)
+            trial.set_user_attr("run", run)
+        runs.append(run)
+    return [slot(study, run) for run in runs]
+
+
+def _ask_grid(
+    study: Study, space: Space, its: Mapping[str, BaseDistribution], sizes: Sequence[int]
+) -> list[Slot]:
+    """The next combinations, those with the same static values side by side."""
+    from optuna.trial import TrialState, create_trial
+
+    done, runs = len(current(study)), []
+    combinations = itertools.product(*(each.choices for each in space.ranges.values()))
+    todo = [dict(zip(space.ranges, x, strict=True)) for x in combinations][done:]
+    for size in sizes:
+        if not todo:
+            break
+        first = todo[0]
+        same = lambda point, first=first: all(point[k] == first[k] for k in space.static)
+        own = list(itertools.takewhile(same, todo[:size]))
+        run = _next_run(study, {name: own[0][name] for name in space.static})
+        for row, point in enumerate(own):
+            attrs = {"run": run, "row": row}
+            made = create_trial(
+                state=TrialState.RUNNING, params=point, distributions=dict(its), user_attrs=attrs
+            )
+            study.add_trial(made)
+        runs.append(run)
+        todo = todo[len(own) :]
+    return [slot(study, run) for run in runs]
+
+
+def tell(
+    study: Study,
+    number: int,
+    value: float,
+    scores: np.ndarray,
+    pruned_at: int | None = None,
+    final: Mapping[str, Any] | None = None,
+) -> None:
+    """The result of a trial: NaN has failed.
+
+    Args:
+      scores: [S] of its seeds.
+      pruned_at: updates after which it was stopped, None for one trained to the end.
+      final: its settings at the end where they are not those it began with.
+    """
+    from optuna.trial import Trial, TrialState
+
+    frozen = study.get_trials(deepcopy=False)[number]
+    trial = Trial(study, frozen._trial_id)
+    trial.set_user_attr("scores", [None if math.isnan(x) else float(x) for x in scores])
+    if final is not None:
+        trial.set_user_attr("final", dict(final))
+    if math.isnan(value):
+        study.tell(number, state=TrialState.FAIL)
+    elif pruned_at is not None:
+        trial.report(value, pruned_at)
+        study.tell(number, state=TrialState.PRUNED)
+    else:
+        study.tell(number, value)
+
+
+def best(study: Study, count: int) -> list[FrozenTrial]:
+    """The best of those trained to the end, best first."""
+    from optuna.study import StudyDirection
+    from optuna.trial import TrialState
+
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+    done = [trial for trial in current(study) if trial.state == TrialState.COMPLETE]
+    return sorted(done, key=lambda trial: sign * (trial.value or 0.0))[:count]
+
+
+def importance(study: Study) -> dict[str, float]:
+    """The share of each setting, by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): how far the
+    distribution of the better half of all trials is from that of all of them.
+
+    {} for fewer than eight trials that were trained to the end, where all came to the same, or
+    where settings have changed on the way.
+    """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.trial import TrialState
+
+    done = [t for t in current(study) if t.state == TrialState.COMPLETE]
+    changed = any("final" in trial.user_attrs for trial in done)
+    if len(done) < 8 or len({trial.value for trial in done}) == 1 or changed:
+        return {}
+    with samplers.silent():
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.5)
+        return dict(get_param_importances(study, evaluator=evaluator))
+
+
+def _next_run(study: Study, static: Mapping[str, Any]) -> str:
+    """Such as 003-num_steps=32."""
+    runs = [trial.user_attrs["run"] for trial in current(study)]
+    index = 1 + max((int(run.partition("-")[0]) for run in runs), default=-1)
+    text = ",".join(f"{name.partition('.')[2]}={shown(value)}" for name, value in static.items())
+    return f"{index:03d}-{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', text)[:80]}".rstrip("-")

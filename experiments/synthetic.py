@@ -1,0 +1,77 @@
+"""Datasets of the trajectories that a run's diffusion model makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import records
+from jaxrl.agents import pgd
+from jaxrl.envs.datasets import Dataset
+from jaxrl.errors import UserError
+from jaxrl.experiments import load, planning
+from jaxrl.experiments.report import open_for_reading
+from jaxrl.types import Transition
+
+
+def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Dataset:
+    """`steps` transitions of a run's model, each trajectory an episode, guided as in the run.
+
+    Where the run is one of guided samples, it is its member's policy as it is now that guides.
+
+    Raises:
+      UserError: no run of that environment with a finished diffusion model.
+    """
+    run = open_for_reading(path)
+    settings = load.settings_of(run)
+    if settings.options.env != env:
+        raise UserError(f"{path} was trained in {settings.options.env}, not in {env}")
+    ready = planning.plan(settings)
+    if not 0 <= member < ready.members:
+        raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
+    state = load.restore(ready, run, (member, member + 1))
+    if "diffusion" not in state.results:
+        raise UserError(f"{path} has not finished a diffusion model")
+    cfg, spec = settings.cfg, ready.env.spec
+    first = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
+    model = state.results["diffusion"]
+    model = model if cfg.share_model else first(model)
+    guided = cfg.synthetic == "guided"
+    sample = pgd.sampler(cfg, spec, pgd.likelihood(ready.module, cfg, spec) if guided else None)
+    policy, hp = first(state.member.learner), first(state.member.hp["agent"])
+
+    @jax.jit
+    def some(model: pgd.Model, key: jax.Array) -> tuple[Transition, jax.Array]:
+        x = sample(model, policy, hp, key, cfg.sample_batch, jnp.float32(1))
+        return pgd.codec(spec).decode(x)
+
+    root, parts, rows = jax.random.key(seed), [], 0
+    while rows < steps:
+        parts.append(episodes(*jax.device_get(some(model, jax.random.fold_in(root, len(parts))))))
+        rows += len(parts[-1].reward)
+        if not rows:
+            raise UserError(f"the model of {path} makes no transition")
+    meta = {
+        "env": env,
+        "source": "jaxrl data make --from-diffusion",
+        "seed": seed,
+        "member": member,
+        "versions": records.versions(),
+        "training": run.config()["config"],
+        **({"reference": ready.meta["reference"]} if "reference" in ready.meta else {}),
+    }
+    whole = jax.tree.map(lambda *x: np.concatenate(x)[:steps], *parts)
+    return Dataset(whole, meta)
+
+
+def episodes(t: Transition, used: np.ndarray) -> Transition:
+    """The used steps of trajectories [B, T] as rows [D]; each is cut, but where it terminates.
+
+    What is used of a trajectory is its beginning.
+    """
+    later = np.concatenate([used[:, 1:], np.zeros_like(used[:, :1])], 1)
+    t = t._replace(truncated=used & ~later & ~np.asarray(t.terminated))
+    return jax.tree.map(lambda x: x[used], t)

@@ -1,0 +1,208 @@
+"""Rollouts in a model: what a model is, the true environment as one, and the source of batches.
+
+A `Model` is a record of functions, so that a learned ensemble (`jaxrl.dynamics.model`) and the
+environment itself (`true_model`) can stand in for each other. `imagined` plays k steps of the
+current policy in it, from states of the data, as in MBPO: When to Trust Your Model. Michael Janner,
+Justin Fu, Marvin Zhang, Sergey Levine. NeurIPS 2019, arXiv:1906.08253.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.errors import UserError, at_least
+from jaxrl.sources import below, take, write
+from jaxrl.types import Array, Batch, Env, Mean, Policy, PyTree, Source, Transition, mean_where
+
+
+class Outcome(NamedTuple):
+    """What a model says of n steps."""
+
+    next_obs: Array  # [n, *obs]
+    reward: Array  # [n] float32
+    terminated: Array  # [n] bool
+    truncated: Array  # [n] bool
+    uncertainty: Array  # [n] float32, 0 where the model is the environment itself
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A world to act in, n rows at once.
+
+    start(data [n]) -> world: of the states that rows of the data begin in, whatever the model
+        carries along beside the observation
+    step(inputs, hp, world, obs [n, *obs], action [n, ...], key) -> (world, Outcome)
+
+    `inputs` and `hp` are those of a source: all of them.
+    """
+
+    start: Callable[[Transition], PyTree]
+    step: Callable[..., tuple[PyTree, Outcome]]
+
+
+def true_model(env: Env) -> Model:
+    """`env.step` from the simulator states that the data hold in `extras["state"]`.
+
+    `start` raises UserError where the data have none, or not those of this environment.
+    """
+
+    def start(data: Transition) -> PyTree:
+        shapes = jax.eval_shape(lambda: env.reset(jax.random.key(0), env.params)[0])
+        leaves, tree = jax.tree.flatten(shapes)
+        stored: Any = data.extras.get("state", ())
+        if [x.shape[1:] for x in stored] != [x.shape for x in leaves]:
+            raise UserError(
+                f"the true dynamics of {env.spec.name} need data with its simulator states; "
+                "`jaxrl data make` stores them"
+            )
+        typed = [x.astype(leaf.dtype) for x, leaf in zip(stored, leaves, strict=True)]
+        return jax.tree.unflatten(tree, typed)
+
+    def step(
+        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+    ) -> tuple[PyTree, Outcome]:
+        keys = jax.random.split(key, obs.shape[0])
+        params = hp.get("env", env.params)
+        world, ts = jax.vmap(env.step, (0, 0, 0, None))(keys, world, action, params)
+        return world, Outcome(*ts, uncertainty=jnp.zeros(obs.shape[0]))
+
+    return Model(start=start, step=step)
+
+
+def penalised(model: Model, part: str = "agent") -> Model:
+    """`model` with rewards r - λ u, λ = hp[part].penalty and u its uncertainty, as in MOPO."""
+
+    def step(
+        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+    ) -> tuple[PyTree, Outcome]:
+        world, out = model.step(inputs, hp, world, obs, action, key)
+        return world, out._replace(reward=out.reward - hp[part].penalty * out.uncertainty)
+
+    return dataclasses.replace(model, step=step)
+
+
+class Imagination(NamedTuple):
+    """The rows of the last `retain` refreshes, one slot each; a slot's first `filled` are real."""
+
+    ring: Transition  # [retain, steps * starts, ...]
+    filled: Array  # [retain] int32
+    seen: dict[str, Mean]  # metrics of the last refresh
+
+
+def imagined(
+    model: Model,
+    policy: Policy,
+    *,
+    starts: int,
+    steps: int,
+    every: int,
+    retain: int,
+    batch_size: int,
+    part: str | None = "agent",
+    name: str = "data",
+) -> Source:
+    """Batches [B], with replacement, of steps that the policy took in a model.
+
+    At each refresh the policy as it is then, with exploration, takes `steps` steps from `starts`
+    rows of inputs[name], drawn with replacement. Nothing follows a step that ends, by termination
+    or by time limit, and each row that was made is as likely as another to be drawn, whatever the
+    number that rollouts came to. extras["edge"] marks last steps of rollouts: no row begins where
+    they lead to.
+
+    Metrics of the latest refresh: `uncertainty_first` and `uncertainty_last`, the means of the
+    model's uncertainty in first and last steps.
+
+    Args:
+      every: updates between refreshes.
+      retain: refreshes whose rows are kept.
+      part: the entry of hp that the policy acts with; None hands it the whole record.
+    """
+    at_least(1, starts=starts, steps=steps, every=every, retain=retain, batch_size=batch_size)
+
+    def play(
+        learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array
+    ) -> tuple[Transition, Array, Array]:
+        """Steps, uncertainty of each, and whether it was made before its rollout's end [K, n]."""
+        key_rows, key_steps = jax.random.split(key)
+        data: Transition = inputs[name]
+        begin = take(data, below(key_rows, starts, jnp.int32(data.reward.shape[0])))
+        own = hp if part is None else hp[part]
+
+        def act(carry: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
+            world, obs, start, memory, alive = carry
+            key, edge = xs
+            key_noise, key_step = jax.random.split(key)
+            action, memory, _ = policy.act(
+                learner_state, own, obs, start, memory, policy.noise(key_noise, starts), True
+            )
+            world, out = model.step(inputs, hp, world, obs, action, key_step)
+            extras = {"edge": jnp.broadcast_to(edge, (starts,))}
+            made = Transition(
+                obs,
+                action,
+                out.reward,
+                out.next_obs,
+                out.terminated,
+                out.truncated,
+                start,
+                extras,
+            )
+            on = alive & ~made.done
+            after = (world, out.next_obs, jnp.zeros_like(start), memory, on)
+            return after, (made, out.uncertainty, alive)
+
+        # Memory begins here, wherever in its episode the row is.
+        first = jnp.ones(starts, bool)
+        carry = (model.start(begin), begin.obs, first, policy.memory(starts), first)
+        xs = (jax.random.split(key_steps, steps), jnp.arange(steps) == steps - 1)
+        return jax.lax.scan(act, carry, xs)[1]
+
+    def summary(uncertainty: Array, alive: Array) -> dict[str, Mean]:
+        return {
+            "uncertainty_first": mean_where(uncertainty[0], alive[0]),
+            "uncertainty_last": mean_where(uncertainty[-1], alive[-1]),
+        }
+
+    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Imagination:
+        made, *told = jax.eval_shape(play, learner_state, hp, inputs, key)
+        empty = lambda x: jnp.zeros((retain, steps * starts, *x.shape[2:]), x.dtype)
+        seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(summary, *told))
+        return Imagination(jax.tree.map(empty, made), jnp.zeros(retain, jnp.int32), seen)
+
+    def refresh(
+        src: Imagination,
+        learner_state: PyTree,
+        hp: PyTree,
+        inputs: PyTree,
+        key: Array,
+        step: Array,
+    ) -> Imagination:
+        made, uncertainty, alive = play(learner_state, hp, inputs, key)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+        kept = jnp.flatnonzero(alive, size=steps * starts, fill_value=0)
+        slot = step // every % retain
+        filled = src.filled.at[slot].set(jnp.sum(alive, dtype=jnp.int32))
+        return Imagination(
+            write(src.ring, take(rows, kept), slot), filled, summary(uncertainty, alive)
+        )
+
+    def next(
+        src: Imagination,
+        learner_state: PyTree,
+        hp: PyTree,
+        inputs: PyTree,
+        key: Array,
+        step: Array,
+    ) -> tuple[Imagination, Batch, dict[str, Any]]:
+        ends = jnp.cumsum(src.filled)
+        number = below(key, batch_size, ends[-1])
+        slot = jnp.sum(number[:, None] >= ends[None], -1)
+        row = number - (ends - src.filled)[slot]
+        return src, Batch(jax.tree.map(lambda x: x[slot, row], src.ring)), src.seen
+
+    return Source(init=init, next=next, refresh=refresh, every=every)

@@ -1,0 +1,71 @@
+"""A U-Net along time: the denoiser of trajectories of policy-guided diffusion.
+
+Policy-Guided Diffusion. Matthew Thomas Jackson, Michael Tryfan Matthews, Cong Lu, Benjamin Ellis,
+Shimon Whiteson, Jakob Foerster. RLC 2024, arXiv:2404.06356. Its layers are those of the authors'
+code: convolutions alone, no attention.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl.errors import UserError, at_least
+from jaxrl.nets import sinusoids
+from jaxrl.types import Array
+
+GROUPS = 8  # of the normalisations
+
+
+class UNet(nn.Module):
+    """(x [B, T, channels], t [B] or [1]) to [B, T, channels].
+
+    Block i < n on the way down has features 2^i channels; behind each but the last, time is halved.
+    On the way up each is met again, twice as long as the one before, with what it gave on the way
+    down beside it.
+    """
+
+    features: int
+    blocks: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array) -> Array:
+        wave = sinusoids(t, self.features // 4)
+        wave = nn.Dense(self.features)(jax.nn.silu(nn.Dense(self.features)(wave)))
+        passed = []
+        for i in range(self.blocks):
+            width = self.features * 2**i
+            x = nn.max_pool(x, (2,), (2,)) if i else x
+            x = settle(nn.Conv(width, (3,))(x) + at_time(width, wave))
+            x = settle(nn.Conv(width, (3,))(x))
+            passed.append(x)
+        for i in reversed(range(self.blocks - 1)):
+            width = self.features * 2**i
+            x = nn.Conv(width, (2,))(jnp.repeat(x, 2, 1))
+            x = jnp.concatenate([passed[i], settle(x + at_time(width, wave))], -1)
+            for _ in range(2):
+                x = settle(nn.Conv(width, (3,))(x))
+        return nn.Dense(self.channels)(x)
+
+
+def at_time(width: int, wave: Array) -> Array:
+    """What a block adds at every step [B, 1, width], from embedded times."""
+    return nn.Dense(width)(jax.nn.silu(wave))[:, None]
+
+
+def settle(x: Array) -> Array:
+    return nn.relu(nn.GroupNorm(GROUPS)(x))
+
+
+def check(features: int, blocks: int, length: int) -> None:
+    """Raises UserError where such a network cannot be made for so many steps."""
+    at_least(1, blocks=blocks)
+    at_least(GROUPS, features=features)
+    if features % GROUPS:
+        raise UserError(f"features={features} must be a multiple of {GROUPS}")
+    if length % 2 ** (blocks - 1):
+        raise UserError(
+            f"horizon={length} must be a multiple of {2 ** (blocks - 1)}, of blocks={blocks}"
+        )

@@ -1,0 +1,76 @@
+"""Windows of a dataset: H steps of one episode each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.errors import at_least
+from jaxrl.sources import below, take
+from jaxrl.types import Array, Batch, PyTree, Source, Transition
+
+HELD = 20  # of so many episodes the last is held out
+
+
+class Windows(NamedTuple):
+    """Where windows begin. The data stay where they are: only these rows are kept."""
+
+    order: Array  # [D] int32: first rows of windows to learn from, of held ones, all other rows
+    learned: Array  # [] int32: how many are learned from
+    held: Array  # [] int32: how many are held
+
+
+def find(data: Transition, length: int, stride: int) -> Windows:
+    """The windows of `length` rows of a dataset [D].
+
+    They begin at every `stride`-th row of an episode, its first row included, and where the last
+    row is one that terminates. None ends on a time limit: what is learned there would look like the
+    middle of an episode. One episode in twenty is held out.
+    """
+    rows = jnp.arange(data.reward.shape[0], dtype=jnp.int32)
+    first = jax.lax.cummax(jnp.where(data.start, rows, 0))  # of the row's episode
+    last = jnp.minimum(rows + length - 1, rows[-1])  # of the window
+    whole = (rows + length - 1 == last) & (first[last] == first)
+    regular = (rows - first) % stride == 0
+    fits = whole & ~data.truncated[last] & (regular | data.terminated[last])
+    held = fits & (jnp.cumsum(data.start) % HELD == 0)
+    rank = jnp.where(held, 1, jnp.where(fits, 0, 2))
+    count = lambda mask: jnp.sum(mask, dtype=jnp.int32)
+    return Windows(jnp.argsort(rank).astype(jnp.int32), count(fits & ~held), count(held))
+
+
+def windows(
+    batch_size: int, length: int, stride: int, *, held: int = 0, name: str = "data"
+) -> Source:
+    """Batches [B, H] of windows of inputs[name], drawn with replacement.
+
+    The last `held` of the B windows are held ones, there to be looked at. Two extras [B, H] bool
+    say what a window is for: "learn" and "look". Where the data have no window of a kind, there is
+    something else in its place, and neither is true; so a mean over what is to be learned is NaN,
+    and not of rows that are no window.
+    """
+    at_least(1, windows=batch_size - held, length=length, stride=stride)
+
+    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Windows:
+        return find(inputs[name], length, stride)
+
+    def next(
+        src: Windows, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[Windows, Batch, dict[str, Any]]:
+        key_learned, key_held = jax.random.split(key)
+        draw = lambda key, count, end: below(key, count, jnp.maximum(end, 1))
+        learned = draw(key_learned, batch_size - held, src.learned)
+        looked = src.learned + draw(key_held, held, src.held)
+        begin = src.order[jnp.concatenate([learned, looked])]
+        rows = begin[:, None] + jnp.arange(length)[None]
+        first = (jnp.arange(batch_size) < batch_size - held)[:, None]
+        spread = lambda mask: jnp.broadcast_to(mask, rows.shape)
+        extras = {
+            "learn": spread(first & (src.learned > 0)),
+            "look": spread(~first & (src.held > 0)),
+        }
+        return src, Batch(take(inputs[name], rows)._replace(extras=extras)), {}
+
+    return Source(init=init, next=next)

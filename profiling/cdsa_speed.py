@@ -1,0 +1,92 @@
+"""What CDSA's corrections cost at decision time: microseconds per action.
+
+    python profiling/cdsa_speed.py [--calls 200] [--json FILE]
+
+The base is a deterministic policy of two layers of 256 (that of bc, td3bc), in the sizes of hopper;
+networks of 3 x 256 and the ladder of 4 levels, 3 steps each, as by default. Wall time of a compiled
+call, the median of repeats, divided by the rows of its batch; compiling apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import records
+from jaxrl.agents import bc, cdsa
+from jaxrl.experiments import session
+from jaxrl.types import Array, Box, EnvSpec, Policy, PyTree, Transition
+
+OBS, ACT, ROWS = 11, 3, 1000
+SPEC = EnvSpec("hopper", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
+CORRECTIONS: tuple[Any, ...] = ("action", "next", "current", "both")
+
+
+def dataset() -> Transition:
+    """Random rows [D]."""
+    rng = np.random.default_rng(0)
+    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+    never = jnp.zeros(ROWS, bool)
+    obs, action, after = number(ROWS, OBS), number(ROWS, ACT), number(ROWS, OBS)
+    return Transition(obs, action, number(ROWS), after, never, never, never)
+
+
+def policies() -> dict[str, tuple[Policy, PyTree, Any]]:
+    """The base and its corrections: policy, state and hyperparameters by name."""
+    inputs, key = {"data": dataset()}, jax.random.key(0)
+    agent, own = bc.make(bc.Config(), SPEC), jax.tree.map(jnp.float32, bc.Hypers())
+    base = cdsa.Trained(agent.init(key, own, inputs), own)
+    found: dict[str, tuple[Policy, PyTree, Any]] = {"base": (agent, *base)}
+    for correction in CORRECTIONS:
+        cfg, hp = cdsa.Config(correction=correction), jax.tree.map(jnp.float32, cdsa.Hypers())
+        net = cdsa.networks(cfg, SPEC, bc.action_range("cdsa", SPEC))
+        model = cdsa.trained(net, cdsa.modeller(cfg, SPEC).init(key, hp, inputs))
+        found[correction] = (cdsa.adjust(agent, cfg, SPEC), cdsa.Adjusted(base, model), hp)
+    return found
+
+
+def measure(policy: Policy, state: PyTree, hp: Any, batch: int, calls: int) -> float:
+    """Microseconds per action: the median over calls."""
+
+    @jax.jit
+    def act(state: PyTree, hp: Any, obs: Array) -> Array:
+        noise = policy.noise(jax.random.key(0), batch)
+        start, memory = jnp.zeros(batch, bool), policy.memory(batch)
+        return policy.act(state, hp, obs, start, memory, noise, False)[0]
+
+    obs = jax.random.normal(jax.random.key(1), (batch, OBS))
+    run = act.lower(state, hp, obs).compile()
+    times = []
+    for _ in range(calls + 5):
+        clock = time.perf_counter()
+        jax.block_until_ready(run(state, hp, obs))
+        times.append(time.perf_counter() - clock)
+    return 1e6 * statistics.median(times[5:]) / batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="CDSA's corrections at decision time")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 1024])
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    session.start()
+    batches, rows = args.batches, []
+    print(f"microseconds per action\n{'batch':<10}" + "".join(f"{b:>12,}" for b in batches))
+    for name, found in policies().items():
+        taken = {str(batch): measure(*found, batch, args.calls) for batch in batches}
+        rows.append({"policy": name} | taken)
+        print(f"{name:<10}" + "".join(f"{t:>12.3g}" for t in taken.values()), flush=True)
+    if args.json:
+        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""How fast EDAC learns with 2, 10 and 50 critics, beside the bare matrix products of its updates.
+
+    python profiling/edac_speed.py [--critics 2 10 50] [--updates 30] [--json FILE]
+
+Observations of 11 and actions of 3 elements, batches of 256, networks of 3 x 256; two critics go
+without the diversity term, as in SAC. CPU seconds (process time of all threads) per 1,000 updates
+of one member, compiling and the first state apart, both programs in turns, medians of repeats:
+
+    edac     whole updates: drawing rows, losses, gradients, Adam, targets
+    floor    the matrix products of an update and nothing else, those of N critics as one batch;
+             each result goes into an operand by one element, so that none can be left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import fit, records
+from jaxrl.agents import edac
+from jaxrl.experiments import session
+from jaxrl.sources import uniform
+from jaxrl.types import Array, Box, EnvSpec, PyTree, Transition
+
+OBS, ACT, ROWS = 11, 3, 100_000
+SPEC = EnvSpec("hopper", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
+
+
+class Product(NamedTuple):
+    """[e, m, k] by [e, k, n]."""
+
+    e: int
+    m: int
+    k: int
+    n: int
+
+
+def dataset() -> Transition:
+    """Random rows [D]."""
+    rng = np.random.default_rng(0)
+    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+    never = jnp.zeros(ROWS, bool)
+    return Transition(
+        number(ROWS, OBS), number(ROWS, ACT), number(ROWS), number(ROWS, OBS), never, never, never
+    )
+
+
+def products(cfg: edac.Config) -> list[Product]:
+    """Every matrix product of one update.
+
+    A pass forward; gradients by the inputs of layers backwards; gradients by weights. The diversity
+    term takes the critics' slopes by the action, which is a pass backwards down to the input, and
+    differentiates them: each product of that pass gives two more.
+    """
+    batch = cfg.batch_size
+
+    def forward(count: int, inputs: int, out: int) -> list[Product]:
+        sizes = (inputs, *cfg.hidden, out)
+        return [Product(count, batch, a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+
+    back = lambda layers: [Product(e, m, n, k) for e, m, k, n in layers]
+    weights = lambda layers: [Product(e, k, m, n) for e, m, k, n in layers]
+    actor, critic = forward(1, OBS, 2 * ACT), forward(cfg.critics, OBS + ACT, 1)
+    # The actor at s with its gradient, through all critics, and at s'; the target critics there.
+    total = actor + weights(actor) + back(actor[1:]) + critic + back(critic) + actor + critic
+    total += critic + weights(critic) + back(critic[1:])
+    if cfg.diversity:
+        total += back(critic) + weights(critic) + critic
+    return total
+
+
+def floor(cfg: edac.Config) -> Callable[[PyTree], PyTree]:
+    """`cfg.updates` times the products of an update."""
+    shapes = products(cfg)
+    sizes = sorted({(e, m, k) for e, m, k, _ in shapes} | {(e, k, n) for e, _, k, n in shapes})
+    index = {size: i for i, size in enumerate(sizes)}
+
+    def update(_: Array, operands: PyTree) -> PyTree:
+        operands = list(operands)
+        for e, m, k, n in shapes:
+            left, right = index[e, m, k], index[e, k, n]
+            out = operands[left] @ operands[right]
+            operands[left] = operands[left].at[:, 0, 0].add(1e-6 * out[:, 0, 0])
+        return tuple(operands)
+
+    def run(seed: Array) -> PyTree:
+        operands = tuple(jnp.full(size, 0.01) + seed for size in sizes)
+        return jax.lax.fori_loop(0, cfg.updates, update, operands)
+
+    return run
+
+
+def whole(cfg: edac.Config) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
+    """`cfg.updates` updates of one member, and their arguments: its first state, made already."""
+    agent = edac.make(cfg, SPEC)
+    stage = fit.Stage(
+        name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates
+    )
+    hp = {"agent": jax.tree.map(jnp.float32, edac.Hypers())}
+    start = {"key": jax.random.key(0), "hp": hp, "inputs": {}}
+    shared: dict[str, PyTree] = {"inputs": {"data": dataset()}}
+    state = jax.jit(fit.initialise(stage))((), start, shared)[1]
+    counters = {"step": jnp.int32(0), "n": jnp.int32(cfg.updates), "fresh": jnp.array(True)}
+    return fit.advance(stage), (state, {"inputs": {}}, shared | counters)
+
+
+def cpu_seconds(run: Callable[..., PyTree], args: tuple[Any, ...]) -> float:
+    start = time.process_time()
+    jax.block_until_ready(run(*args))
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of EDAC beside bare matrix products")
+    parser.add_argument("--critics", type=int, nargs="+", default=[2, 10, 50])
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    session.start()
+    print("critics  GFLOP an update      edac    floor  share  GFLOP/s of the floor")
+    rows = []
+    for critics in args.critics:
+        cfg = edac.Config(updates=args.updates, critics=critics, diversity=critics > 2)
+        work = 2 * sum(e * m * k * n for e, m, k, n in products(cfg))
+        train, given = whole(cfg)
+        runs = {
+            "edac": (jax.jit(train).lower(*given).compile(), given),
+            "floor": (jax.jit(floor(cfg)).lower(0.0).compile(), (0.0,)),
+        }
+        for run in runs.values():
+            cpu_seconds(*run)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(args.repeats):
+            for name, run in runs.items():  # in turns, since the machine's load changes
+                seconds[name].append(cpu_seconds(*run))
+        each = {name: statistics.median(x) * 1000 / cfg.updates for name, x in seconds.items()}
+        share = statistics.median(
+            b / a for a, b in zip(seconds["edac"], seconds["floor"], strict=True)
+        )
+        rows.append({"critics": critics, "gflop": work / 1e9, "share": share} | each)
+        print(
+            f"{critics:>7} {work / 1e9:>16.2f} {each['edac']:>9.1f} {each['floor']:>8.1f} "
+            f"{share:>6.2f} {work / 1e6 / each['floor']:>9.1f}",
+            flush=True,
+        )
+    if args.json:
+        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

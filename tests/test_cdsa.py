@@ -1,0 +1,400 @@
+"""CDSA: scores of known densities, corrections by their formulas, bases left alone, and runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import logged
+import numpy as np
+import pytest
+from logged import BOX, numbers, rows
+
+import jaxrl
+from jaxrl import diffusion, envs, fit, records, stats
+from jaxrl.agents import bc, cdsa, td3bc
+from jaxrl.envs import datasets
+from jaxrl.experiments import cli, session
+from jaxrl.experiments.studies import circle
+from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+PUSH = EnvSpec("push", (2,), Box((-1.0, -1.0), (1.0, 1.0), (2,)), 10)
+SPREAD = np.array([[0.05, 0.1]], np.float32)  # of actions around their mean
+MEAN, STD = np.array([[0.5, -0.3]], np.float32), np.array([[0.7, 1.2]], np.float32)
+
+
+def behaviour(obs: Array) -> Array:
+    """The mean action [B, 2] of the data at obs [B, 2]."""
+    return 0.4 * jnp.sin(obs) @ jnp.array([[1.0, 0.5], [-0.5, 1.0]])
+
+
+def pushes(count: int = 20_000) -> Transition:
+    """Actions normal around `behaviour`, and next observations N(MEAN, STD²) whatever they are."""
+    obs = normal(0, count, 2)
+    action = behaviour(obs) + SPREAD * normal(1, count, 2)
+    later = jnp.asarray(MEAN + STD * normal(6, count, 2))
+    yes, zeros = jnp.ones(count, bool), jnp.zeros(count)
+    return Transition(obs, action, zeros, later, ~yes, yes, yes)
+
+
+def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
+    """ε of actions or states, learned from `pushes`."""
+    stage = fit.Stage(
+        name="model",
+        learner=cdsa.modeller(cfg, PUSH),
+        source=cdsa.split(cfg.batch_size),
+        updates=cfg.updates,
+    )
+    hp = {"agent": numbers(cdsa.Hypers(lr=3e-3, tau=0.01))}
+    jax.config.update("jax_disable_most_optimizations", False)  # thousands of updates
+    run = jax.jit(fit.train(fit.Program((stage,))))
+    state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    net = cdsa.networks(cfg, PUSH, bc.action_range("cdsa", PUSH))
+    return cdsa.epsilon(net[name], cdsa.trained(net, state).nets[name], context)
+
+
+def test_score_of_normal_data() -> None:
+    """-(x - m) / (v + σ²), to 5 % of its size within two deviations."""
+    sizes: dict[str, Any] = {"updates": 8000, "batch_size": 512, "hidden": (32, 32)}
+    cfg = cdsa.Config(correction="current", normalise_obs=False, **sizes)
+    predict = fitted(cfg, "state", cdsa.nowhere())
+    offset = 2 * STD * jax.random.uniform(jax.random.key(3), (500, 2), minval=-1)
+    for level in (0.3, 0.5, 0.9):
+        got = diffusion.score(predict, jnp.asarray(MEAN + offset), jnp.full(500, level))
+        want = -offset / (STD**2 + level**2)
+        error = jnp.sqrt(jnp.mean((got - want) ** 2) / jnp.mean(want**2))
+        assert error < 0.05, (level, error)
+
+
+def test_the_ladder_brings_actions_back() -> None:
+    """Actions moved away by 0.5: by 80 % and more. And α = 1 once gives the posterior mean."""
+    cfg = cdsa.Config(updates=3000, correction="action", hidden=(48, 48), normalise_obs=False)
+    obs, away = normal(2, 500, 2), normal(4, 500, 2)
+    predict, clean = fitted(cfg, "action", obs), behaviour(obs)
+    away = 0.5 * away / jnp.linalg.norm(away, axis=-1, keepdims=True)
+    back = jax.jit(lambda x: cdsa.anneal(predict, x, cfg.ladder, cfg.ladder_steps, 0.5))
+    left = jnp.mean(jnp.linalg.norm(back(clean + away) - clean, axis=-1))
+    assert left < 0.2 * 0.5, left
+    once = jax.jit(lambda x: cdsa.anneal(predict, x, (0.3,), 1, 1.0))(clean + away)
+    want = clean + away * SPREAD**2 / (SPREAD**2 + 0.3**2)
+    assert jnp.mean(jnp.linalg.norm(once - want, axis=-1)) < 0.05 * 0.5
+
+
+def test_anneal_step_by_step() -> None:
+    """Against a numpy loop, with the ε of a normal distribution; clipped."""
+    mean, var = np.array([[0.3, -0.9]]), np.array([[0.04, 0.25]])
+    predict = lambda x, s: s[:, None] * (x - mean) / (var + s[:, None] ** 2)
+    start = np.array([[0.9, -1.0], [-3.0, 4.0]])
+    got = jax.jit(lambda x: cdsa.anneal(predict, x, (0.5, 0.1), 2, 1.7))(jnp.float32(start))
+    x, clipped = start, False
+    for sigma in (0.5, 0.5, 0.1, 0.1):
+        free = x - 1.7 * sigma**2 * (x - mean) / (var + sigma**2)
+        x = np.clip(free, -1, 1)
+        clipped |= bool((x != free).any())
+    np.testing.assert_allclose(got, x, rtol=1e-5)
+    assert clipped
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+SMALL = cdsa.Config(updates=8, batch_size=8, hidden=(5,), embedding=4)
+SLOW = cdsa.Hypers(tau=0.5)
+
+
+@functools.cache
+def small() -> tuple[Any, Any]:
+    """Compiled `init` and `update` of the networks of `SMALL`."""
+    learner = cdsa.modeller(SMALL, BOX)
+    return jax.jit(learner.init), jax.jit(learner.update)
+
+
+def learnt(data: Transition, batch: Transition) -> tuple[cdsa.State, PyTree]:
+    """The state after two updates on one batch, and the last metrics."""
+    (init, update), hp = small(), numbers(SLOW)
+    state, metrics = init(jax.random.key(0), hp, {"data": data}), {}
+    for step in range(2):
+        state, metrics = update(state, hp, Batch(batch), jax.random.key(1), jnp.int32(step))
+    return state, metrics
+
+
+NET = cdsa.networks(SMALL, BOX, bc.action_range("cdsa", BOX))
+
+
+def part(params: Array, name: str) -> Array:
+    """The parameters of one network of `SMALL`."""
+    return cdsa.unpack(NET, params)[name]
+
+
+def marked(t: Transition, known: np.ndarray, held: np.ndarray) -> Transition:
+    return t._replace(extras={"next_known": jnp.asarray(known), "held": jnp.asarray(held)})
+
+
+def same(a: PyTree, b: PyTree) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def where(mask: np.ndarray, a: Any, b: Any) -> Any:
+    return np.where(mask[:, None], a, b).astype(np.float32)
+
+
+def test_unknown_successors_are_not_learned_from() -> None:
+    """Neither the networks nor the statistics see them; their actions count."""
+    t, known = rows(BOX), np.arange(8) % 3 > 0
+    one = marked(t, known, ~known)
+    lost = one._replace(next_obs=where(known, t.next_obs, 100.0))
+    begin = learnt(one, one)[0]
+    assert same(begin, learnt(lost, lost)[0])
+    change = (t.next_obs - t.obs)[known]
+    got = cdsa.changes(one)
+    np.testing.assert_allclose(got.mean, change.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got.var, (change.std(0) + 1e-3) ** 2, rtol=1e-4)
+    other = one._replace(action=where(known, t.action, 0.5))
+    moved = learnt(one, other)[0].params
+    assert not same(part(begin.params, "action"), part(moved, "action"))
+    assert same(part(begin.params, "forward"), part(moved, "forward"))
+
+
+def test_held_rows_judge_the_inverse_dynamics() -> None:
+    """They do not train them; of what was trained the best is kept, not the last."""
+    t, held = rows(BOX), np.arange(8) < 3
+    one = marked(t, np.ones(8, bool), held)
+    two = one._replace(action=where(held, 1 - t.action, t.action))
+    (a, seen), (b, others) = learnt(one, one), learnt(one, two)
+    assert same(part(a.params, "inverse"), part(b.params, "inverse"))
+    assert not same(part(a.params, "forward"), part(b.params, "forward"))
+    assert seen["inverse_loss"] == others["inverse_loss"]
+    assert seen["held_error"] != others["held_error"]
+    update = small()[1]
+    rest = (numbers(SLOW), Batch(one), jax.random.key(1), jnp.int32(0))
+    worse = update(a._replace(lowest=jnp.float32(0)), *rest)[0]
+    assert same(worse.best, a.best) and not same(part(worse.slow, "inverse"), a.best)
+    better = update(a, *rest)[0]
+    assert same(better.best, part(better.slow, "inverse")) and better.lowest == better.held < a.held
+
+
+def test_one_row_in_twenty_is_held() -> None:
+    t = rows(BOX, 100)._replace(reward=np.arange(100, dtype=np.float32))
+    source, data = cdsa.split(500), {"data": jax.tree.map(jnp.asarray, t)}
+    drawn = source.next((), (), {}, data, jax.random.key(0), jnp.int32(0))[1].transitions
+    np.testing.assert_array_equal(drawn.extras["held"], drawn.reward % cdsa.HELD == 0)
+    assert 0 < drawn.extras["held"].mean() < 0.1
+
+
+# --- policies ------------------------------------------------------------------------------------
+
+
+def base_of(module: Any) -> tuple[Policy, cdsa.Trained]:
+    """An untrained policy of `BOX`, and the states of two members."""
+    agent = module.make(module.Config(hidden=(6,)), BOX)
+    keys, hp = jax.random.split(jax.random.key(7)), numbers(module.Hypers())
+    each = jax.tree.map(lambda x: jnp.stack([x, x]), hp)
+    state = jax.jit(jax.vmap(agent.init, (0, 0, None)))(keys, each, {"data": rows(BOX)})
+    return agent, cdsa.Trained(state, each)
+
+
+SEEN = np.random.default_rng(0).normal(size=(33, logged.OBS)).astype(np.float32)
+
+
+def acting(policy: Policy, state: PyTree, hp: PyTree, obs: Any = SEEN) -> Array:
+    """Its actions at `obs`, of first steps."""
+    n = len(obs)
+    given = (jnp.asarray(obs), jnp.ones(n, bool), policy.memory(n))
+    return policy.act(state, hp, *given, policy.noise(jax.random.key(0), n), False)[0]
+
+
+@pytest.mark.parametrize("correction", ["action", "next", "current", "both"])
+def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
+    """Of each member of two different runs, alone and vmapped; others do not."""
+    cfg = dataclasses.replace(SMALL, correction=correction)
+    policies, trained = zip(*[base_of(module) for module in (bc, td3bc)], strict=True)
+    agent = cdsa.make(cfg, BOX, policies)
+    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX)), "base": trained}
+    begin = jax.jit(cdsa.modeller(cfg, BOX).init)
+    inputs["model"] = begin(jax.random.key(1), numbers(SLOW), inputs)
+    off = {
+        "action": [{"alpha": 0.0}],
+        "next": [{"w": 0.0}, {"beta": 0.0}],
+        "current": [{"w": 0.0}],
+        "both": [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.0, "beta": 0.0}],
+    }[correction]
+
+    def act(hp: Any) -> Array:
+        return acting(agent, agent.init(jax.random.key(0), hp, inputs), hp)
+
+    alone, many = jax.jit(act), jax.jit(jax.vmap(act))
+    bases = [jax.jit(functools.partial(acting, policy)) for policy in policies]
+    members = [(run, member) for run in range(2) for member in range(2)]
+    for strengths in (*off, {}):
+        each = [numbers(cdsa.Hypers(run=r, member=m, **strengths)) for r, m in members]
+        stacked = many(jax.tree.map(lambda *x: jnp.stack(x), *each))
+        for i, (run, member) in enumerate(members):
+            own = jax.tree.map(lambda x, m=member: x[m], trained[run])
+            want = np.asarray(bases[run](*own)).tobytes()
+            for got in (alone(each[i]), stacked[i]):
+                assert (np.asarray(got).tobytes() == want) == bool(strengths)
+
+
+def test_formulas() -> None:
+    """(ii) and (iii) in raw units, from the networks, in numpy; in "both" (i) follows (ii)."""
+    t = rows(BOX)
+    state = cdsa.trained(NET, small()[0](jax.random.key(1), numbers(SLOW), {"data": t}))
+    hp = numbers(cdsa.Hypers(alpha=0.7, w=0.4, beta=0.6, sigma=0.5))
+    policy, trained = base_of(bc)
+    own = jax.tree.map(lambda x: x[1], trained)
+
+    def corrected(correction: Any) -> np.ndarray:
+        adjusted = cdsa.adjust(policy, dataclasses.replace(SMALL, correction=correction), BOX)
+        return unit(jax.jit(functools.partial(acting, adjusted))(cdsa.Adjusted(own, state), hp))
+
+    obs, base = SEEN, unit(acting(policy, *own))
+    centre, sd = t.obs.mean(0), t.obs.std(0) + 1e-3
+    change = t.next_obs - t.obs
+    mean, scale = change.mean(0), change.std(0) + 1e-3
+
+    def call(name: str, *x: Any) -> np.ndarray:
+        single = [jnp.asarray(each, jnp.float32) for each in x]
+        return np.asarray(NET[name].apply(state.nets[name], *single))
+
+    norm = lambda s: (s - centre) / sd
+    join = lambda *x: np.concatenate(x, -1)
+    inverse = lambda delta: np.tanh(call("inverse", join(norm(obs), (delta - mean) / scale)))
+    # σ² times the score is -σ ε; ε sees x / √(1 + σ²).
+    level = [np.log(0.5)]
+    climb = lambda s: -0.5 * sd * call("state", norm(s) / 1.25**0.5, np.zeros((1, 0)), level)
+    ahead = obs + mean + scale * call("forward", join(norm(obs), base))
+    second = 0.4 * base + 0.6 * inverse(ahead + 0.4 * climb(ahead) - obs)
+    third = np.clip(base + 0.4 * (inverse(climb(obs)) - inverse(0 * obs)), -1, 1)
+    np.testing.assert_allclose(corrected("next"), second, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(corrected("current"), third, rtol=1e-3, atol=1e-4)
+    predict = cdsa.epsilon(NET["action"], state.nets["action"], jnp.float32(norm(obs)))
+    for begin, name in ((base, "action"), (second, "both")):
+        want = cdsa.anneal(predict, jnp.float32(begin), SMALL.ladder, SMALL.ladder_steps, 0.7)
+        np.testing.assert_allclose(corrected(name), want, rtol=1e-3, atol=1e-4)
+
+
+def unit(action: Array) -> np.ndarray:
+    """Actions of `BOX` in [-1, 1]."""
+    return (np.asarray(action) - [[0.0, 2.0]]) / [[1.0, 2.0]]
+
+
+@pytest.mark.slow
+def test_circle() -> None:
+    """A policy that spirals outwards stays on the circle of the data."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = circle.learn(circle.CONFIG, jax.jit(circle.data)(keys[0]), keys[1])
+    rows_of = {row.name: row for row in circle.ROWS}
+
+    def play(name: str) -> dict[str, float]:
+        return circle.measure(circle.corrected(circle.CONFIG, rows_of[name], state, keys[2]))
+
+    assert play("none")["error"] > 1
+    for name in ("(ii) σ .1", "(ii) σ .3", "(ii) σ .1, then (i)"):
+        found = play(name)
+        assert found["error"] < 0.05 and found["laps"] > 1.7, (name, found)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+AIM = envs.make("probe:aim").spec
+SHOWN = np.array([[-1.0], [0.3], [1.0]], np.float32)
+COMMON = ["--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4", "--evals", "1"]
+COMMON += ["--agent.batch-size", "4", "--eval-episodes", "4"]
+
+
+@pytest.fixture(autouse=True)
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "start", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two base runs on one dataset, of different networks, of three and of two members."""
+    path = tmp_path_factory.mktemp("cdsa")
+    t, ends = logged.rows(AIM, 12), np.ones(12, bool)
+    t = t._replace(terminated=ends, truncated=~ends, start=ends)
+    meta = {"env": "probe:aim"}
+    datasets.save(path / "aim.npz", datasets.Dataset(t, meta))
+    datasets.save(path / "other.npz", datasets.Dataset(t._replace(reward=t.reward + 1), meta))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "start", lambda: None)
+        for name, hidden, seeds in (("narrow", "3", "3"), ("wide", "5", "2")):
+            words = ["train", "bc", *COMMON, "--data", f"{path}/aim.npz", "--seeds", seeds]
+            assert cli.main([*words, "--hidden", hidden, "--out", f"{path}/{name}"]) == 0
+    return path
+
+
+def train(folder: Path, *words: str) -> int:
+    return cli.main(["train", "cdsa", *COMMON, "--data", f"{folder}/aim.npz", *words])
+
+
+def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
+    """Members are those that both have, with and without correction; these act as their bases."""
+    out = folder / "cdsa"
+    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--out", str(out)]
+    assert train(folder, *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["bases"]
+    assert summary["members"] == 2 * 2 * 2
+    kinds = [("narrow", False), ("narrow", True), ("wide", False), ("wide", True)]
+    assert [(row["run"], row["corrected"]) for row in found] == kinds
+    begin = next(i for i, line in enumerate(lines) if line.startswith("base "))
+    told = [line.split()[:2] for line in lines[begin + 1 : begin + 5]]
+    assert [(run, what != "none") for run, what in told] == kinds
+    returns = records.RunDir(out).members()["final_return"].reshape(4, 2)
+    for i, row in enumerate(found):
+        np.testing.assert_allclose(row["return"]["mean"], returns[i].mean(), rtol=1e-5)
+        assert set(row) >= set(stats.RISKS)
+        assert ("change" in row) == row["corrected"]
+        if row["corrected"]:
+            change = np.mean(returns[i] - returns[i - 1])
+            np.testing.assert_allclose(row["change"]["return"]["mean"], change, rtol=1e-4)
+    act = lambda policy, *args: jax.jit(functools.partial(acting, policy, obs=SHOWN))(*args)
+    for i, row in enumerate(found):
+        corrected, base = jaxrl.load(out, 2 * i), jaxrl.load(folder / row["run"], 0)
+        got, want = np.asarray(act(*corrected)), np.asarray(act(*base))
+        assert (got.tobytes() != want.tobytes()) == row["corrected"]
+
+
+def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
+    narrow, none, empty = folder / "narrow", folder / "nothing", folder / "empty"
+    empty.mkdir(exist_ok=True)
+    (empty / "config.json").write_text((narrow / "config.json").read_text())
+    capsys.readouterr()
+    base = ["--base", str(narrow)]
+    cases = [
+        ([], "cdsa builds on trained runs; which? As in: --base runs/NAME"),
+        (["--base", str(none)], f"{none} is not the folder of a run"),
+        (["--base", str(empty)], f"{empty} has no checkpoint yet"),
+        ([*base, "--seeds", "4"], f"{narrow} has 3 members"),
+        ([*base, "--data", f"{folder}/other.npz"], f"{narrow} was not trained on"),
+        ([*base, "--agent.ladder", "2.0"], "ladder=(2.0,) must lie between"),
+    ]
+    for words, line in cases:
+        code, err = train(folder, *words), capsys.readouterr().err
+        assert code == 2 and err.startswith(f"jaxrl: {line}") and err.count("\n") == 1, (err, line)
+    words = ["train", "bc", *COMMON, "--data", f"{folder}/aim.npz", *base]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == "jaxrl: bc builds on no other run and takes no --base\n"

@@ -1,0 +1,112 @@
+"""RAVL: the probe in both kinds of dynamics, what its modes share, and what its stages are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from logged import BOX, mode, numbers
+
+from jaxrl import envs, fit
+from jaxrl.agents import edac, ravl
+from jaxrl.errors import UserError
+from jaxrl.types import PyTree, Transition
+
+AIM = envs.make("probe:aim")
+SIZES: dict[str, Any] = {
+    "updates": 1000,
+    "batch_size": 64,
+    "hidden": (16,),
+    "critics": 2,
+    "diversity": False,
+    "models": 3,
+    "elites": 2,
+    "model_hidden": (16,),
+    "model_epochs": 40,
+    "rollout_steps": 2,
+    "rollout_starts": 64,
+    "rollout_every": 50,
+    "real_share": 0.25,
+}
+HP = ravl.Hypers(lr=0.005, temperature=0.1, model_lr=0.01)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def aimed(widest: float, rows: int = 1024) -> Transition:
+    """One-step episodes of `probe:aim` with actions up to `widest` from 0, and simulator states."""
+
+    @jax.jit
+    @jax.vmap
+    def play(key: jax.Array) -> Transition:
+        key_reset, key_action = jax.random.split(key)
+        state, obs = AIM.reset(key_reset, AIM.params)
+        action = jax.random.uniform(key_action, (1,), minval=-widest, maxval=widest)
+        _, ts = AIM.step(key_action, state, action, AIM.params)
+        extras: Any = {"state": tuple(jax.tree.leaves(state))}
+        return Transition(obs, action, ts.reward, *ts[:1], *ts[2:], jnp.array(True), extras)
+
+    return play(jax.random.split(jax.random.key(0), rows))
+
+
+def trained(dynamics: str, data: Transition) -> tuple[fit.Result, np.ndarray]:
+    """The result of a run, and the actions at -1 and 1; the best ones are half of these."""
+    cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
+    train = jax.jit(fit.train(ravl.program(cfg, AIM, evals=2, episodes=8)))
+    hp: PyTree = {"agent": numbers(HP), "env": AIM.params}
+    result = train(jax.random.key(1), hp, {"data": data})
+    agent = ravl.make(cfg, AIM.spec)
+    return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]
+
+
+def test_imagines_what_the_data_do_not_have() -> None:
+    """Actions of the data stay below 0.1, the best ones are ±0.5: found in the true dynamics."""
+    result, actions = trained("true", aimed(0.1))
+    np.testing.assert_allclose(actions, [-0.5, 0.5], atol=0.1)
+    metrics = result.metrics["agent"]
+    assert (metrics["uncertainty_last"].total == 0).all()  # the environment is certain
+    assert (metrics["diverged"].value == 0).all()
+    assert metrics["q_std"].weight[0] + metrics["q_std_edge"].weight[0] == 500 * 64
+
+
+def test_learns_in_a_model_that_it_has_learned() -> None:
+    result, actions = trained("learned", aimed(1.0))
+    np.testing.assert_allclose(actions, [-0.5, 0.5], atol=0.15)
+    assert result.states["dynamics"].elites.shape == (2,)
+    # The first step of every rollout terminates: no second one is ever made, so none is certain.
+    metrics = result.metrics["agent"]
+    assert np.isfinite(metrics["uncertainty_first"].value).all()
+    assert (metrics["uncertainty_last"].weight < 0.1 * metrics["uncertainty_first"].weight).all()
+
+
+def test_stages() -> None:
+    """A shared ensemble by default, one per member if asked for, none with the true dynamics."""
+    told = [
+        [(stage.name, stage.scope) for stage in ravl.program(cfg, AIM).stages]
+        for cfg in (
+            ravl.Config(),
+            ravl.Config(share_dynamics=False),
+            ravl.Config(dynamics="true"),
+        )
+    ]
+    agent = ("agent", "member")
+    assert told == [[("dynamics", "run"), agent], [("dynamics", "member"), agent], [agent]]
+
+
+def test_options_are_those_of_edac_and_more() -> None:
+    """Settings of EDAC mean the same here: MBPO and MOPO are settings, too."""
+    ours, theirs = ravl.Config(), edac.Config()
+    for name in vars(theirs):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ravl.Hypers().penalty == 0  # RAVL and MBPO have none
+    with pytest.raises(UserError, match="real_share=2 must be between 0 and 1"):
+        ravl.make(ravl.Config(real_share=2), BOX)

@@ -1,0 +1,473 @@
+"""Searches: what is asked for, what a killed one leaves, and small ones from end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cluster
+import jax
+import numpy as np
+import optuna
+import pytest
+
+from jaxrl import records
+from jaxrl.errors import UserError
+from jaxrl.experiments import (
+    batch,
+    cli,
+    load,
+    planning,
+    ranges,
+    search,
+    session,
+    study,
+    verdict,
+    words,
+)
+from jaxrl.experiments.batch import Objective, Outcome
+from jaxrl.experiments.ranges import Range
+
+SMALL = {
+    "env": "mine:walk", "agent.hidden": "4", "agent.num-envs": "2", "agent.num-steps": "4",
+    "agent.minibatches": "2", "agent.epochs": "1", "agent.total-steps": "64",
+    "seeds": "2", "evals": "4", "eval-episodes": "2", "width": "2",
+}  # fmt: skip
+
+
+def asked_for(without: str = "") -> list[str]:
+    """A small search, but for what it is to search."""
+    words = ["pqn"]
+    for name, value in SMALL.items():
+        words += [f"--{name}", value] if name not in without.split() else []
+    return words
+
+
+ASKED = asked_for()
+RANGE = ["--range", "agent.lr=log:1e-4:1e-1", "agent.lam=lin:0:1"]
+FAST = ["--range", "agent.lr=log:1e-2:10", "agent.lam=lin:0:1"]  # so that trials differ at once
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with nothing but an environment, this process's own JAX, and a compiler
+    that is quick."""
+    shutil.copy(Path(__file__).with_name("tiny.py"), tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield tmp_path
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def formula(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Trials come to -(log10 lr + 2)² without training, and to NaN where lam is above 0.9. The list
+    has all that were trained; `stop` among the points raises."""
+    trained: list[dict[str, Any]] = []
+
+    def train(engine: Any, settings: Any, path: Path, size: int) -> Outcome:
+        trained.append({"run": path.name, "points": list(settings.points), "cfg": settings.cfg})
+        lr = np.array([point["agent.lr"] for point in settings.points])
+        scores = np.repeat(-((np.log10(lr) + 2) ** 2)[:, None], 2, 1)
+        bad = np.array([point.get("agent.lam", 0) > 0.9 for point in settings.points])
+        scores[bad, 1] = np.nan
+        values = engine.objective.trials(scores)
+        return Outcome(scores, values, np.zeros(len(lr), int), 100 * len(lr))
+
+    monkeypatch.setattr(batch, "train", train)
+    monkeypatch.setattr(batch, "check", lambda *args: None)
+    monkeypatch.setattr(verdict, "draw", lambda *args: [])
+    return trained
+
+
+BUILT: dict[Any, Any] = {}
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of several tests compile together."""
+    make = batch.Engine
+    monkeypatch.setattr(search, "Engine", lambda *args: make(*args)._replace(built=BUILT))
+
+
+def space(*texts: str) -> ranges.Space:
+    asked = asked_for(without="agent.hidden agent.num-steps")
+    return ranges.space(words.read("search", [*asked, "--range", *texts]))
+
+
+# --- ranges --------------------------------------------------------------------------------------
+
+
+def test_what_ranges_mean() -> None:
+    found = space(
+        "agent.lr=log:1e-5:1e-2", "agent.num_steps=4,8", "agent.gamma=lin:0.9:1",
+        "agent.lam=0.5,1", "agent.hidden=[4],[4,4]", "env.noise=log:0.1:0.4:3",
+    )  # fmt: skip
+    assert found.traced == {
+        "agent.lr": Range(1e-5, 1e-2, True),
+        "agent.gamma": Range(0.9, 1.0),
+        "agent.lam": Range(choices=(0.5, 1.0)),
+        "env.noise": Range(choices=(0.1, 0.2, 0.4)),
+    }
+    assert {name: each.choices for name, each in found.static.items()} == {
+        "agent.num_steps": (4, 8),
+        "agent.hidden": ("[4]", "[4,4]"),
+    }
+    static = {"agent.num_steps": 8, "agent.hidden": "[4,4]"}
+    settings = found.settings(static, [{"agent.lr": 0.1}])
+    assert (settings.cfg.num_steps, settings.cfg.hidden) == (8, (4, 4))
+    assert settings.points == ({"agent.lr": 0.1},)
+
+
+@pytest.mark.parametrize(
+    "each", [Range(1e-5, 1e-2, True), Range(-1, 3), Range(choices=(1.0, 2.0, 5.0))]
+)
+def test_a_value_and_its_unit(each: Range) -> None:
+    units = np.array([0.1, 0.5, 0.9])
+    values = each.values(units)
+    again = each.values(each.units(np.float32(values).tolist()))
+    np.testing.assert_allclose(again, values, rtol=1e-5)
+    np.testing.assert_allclose(each.values(np.array([0.0]))[0], (each.choices or [each.low])[0])
+    np.testing.assert_allclose(each.values(np.array([1.0]))[0], (each.choices or [each.high])[-1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([], "nothing is searched"),
+        (["--range", "agent.lr"], "NAME=VALUES"),
+        (["--range", "agent.lr=log:0:1"], "above 0"),
+        (["--range", "agent.lr=log:1:x"], "is not log:LOW:HIGH"),
+        (["--range", "agent.lr=lin:2:1"], "LOW must be below HIGH"),
+        (["--range", "agent.lr=lin:0:inf"], "both finite"),
+        (["--range", "agent.lr=1,1"], "twice"),
+        (["--range", "agent.lr=1,a"], "no number"),
+        (["--range", "agent.lr=1", "agent.lr=2"], "searched twice"),
+        (["--range", "agent.lrr=log:1:2"], "did you mean 'agent.lr'"),
+        (["--range", "agent.conv=lin:4:8"], "is static: name its values"),
+        (["--range", "keep=1,2"], "cannot be swept"),
+        (["--range", "env=mine:walk,mine:glide"], "env cannot be searched"),
+        (["--range", "env.wind=lin:0:1"], "wind"),
+        ([*RANGE, "--agent.lr", "1"], "swept and also set"),
+        ([*RANGE, "--trials", "0"], "--trials must be at least 1"),
+        ([*RANGE, "--sampler", "best"], "sampler"),
+        ([*RANGE, "--sampler", "grid"], "grid needs values"),
+        (["--sampler", "cmaes", "--range", "agent.lr=1,2"], "cmaes needs a range"),
+        ([*RANGE, "--objective", "metric:los"], "did you mean 'loss'"),
+        ([*RANGE, "--objective", "score"], "return or metric:NAME"),
+        ([*RANGE, "--statistic", "cvar:2"], "iqm or cvar:SHARE"),
+        ([*RANGE, "--halving", "--pbt"], "exclude each other"),
+        ([*RANGE, "--pbt"], "--sampler random or qmc"),
+        ([*RANGE, "--eval-budget", "3"], "one episode for each of --trials"),
+        ([*RANGE, "--overwrite"], "is not overwritten"),
+        ([*RANGE, "--agent.minibatches", "3"], "minibatches"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    asked: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["search", *ASKED, *asked]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not list(folder.glob("runs/*"))
+
+
+# --- objectives ----------------------------------------------------------------------------------
+
+
+def test_objectives_by_hand() -> None:
+    history = {
+        "return": np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 100.0]]),
+        "finite": np.array([[1, 1, 1, 1], [1, 1, 1, 0.5]]),
+    }
+    np.testing.assert_array_equal(Objective().members(history), [5, 6, 7, np.nan])
+    np.testing.assert_array_equal(Objective(mean=True).members(history), [3, 4, 5, np.nan])
+    seeds = np.array([[1.0, 2.0, 3.0, 10.0], [5.0, np.nan, 1.0, 1.0]])
+    np.testing.assert_array_equal(Objective().trials(seeds), [2.5, np.nan])
+    np.testing.assert_array_equal(Objective(cvar=0.5).trials(seeds), [1.5, np.nan])
+    np.testing.assert_array_equal(Objective(cvar=0.5, minimise=True).trials(seeds), [6.5, np.nan])
+    np.testing.assert_array_equal(Objective(minimise=True).ranking(seeds), [-2.5, np.nan])
+
+
+def test_batches_are_even() -> None:
+    assert batch.sizes(256, 64, 1, 4) == (64, 1)
+    assert batch.sizes(100, 64, 1, 4) == (50, 1)
+    assert batch.sizes(64, 64, 6, 4) == (16, 4)
+    assert batch.sizes(10, 64, 2, 4) == (5, 2)
+
+
+# --- the study -----------------------------------------------------------------------------------
+
+
+def run(*more: str, trials: int = 12, out: str = "it") -> dict[str, Any]:
+    asked = [*ASKED, *RANGE, "--trials", str(trials), "--batch", "4", "--out", out, *more]
+    return search.run(words.read("search", asked))
+
+
+def results(out: str = "it") -> list[optuna.trial.FrozenTrial]:
+    return study.current(study.read_study(Path(out)))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "random"])
+def test_samplers(sampler: str, formula: list[dict[str, Any]]) -> None:
+    found = run("--sampler", sampler, "--seed", "3")
+    assert [len(each["points"]) for each in formula] == [4, 4, 4]
+    points = [json.dumps(point) for each in formula for point in each["points"]]
+    assert len(set(points)) == 12
+    trials = results()
+    failed = [trial.params["agent.lam"] > 0.9 for trial in trials]
+    assert [trial.state.name for trial in trials] == ["FAIL" if x else "COMPLETE" for x in failed]
+    assert (found["trials"], found["failed"]) == (12, sum(failed))
+    assert found["complete"] + found["failed"] == 12 and found["env_steps"] == 1200
+    values = [-((np.log10(trial.params["agent.lr"]) + 2) ** 2) for trial in trials]
+    best = max(value for value, bad in zip(values, failed, strict=True) if not bad)
+    assert found["best"]["value"] == pytest.approx(best)
+    assert found["best"]["scores"] == [found["best"]["value"]] * 2
+
+
+def test_a_grid_is_gone_through_once(formula: list[dict[str, Any]]) -> None:
+    ranges = ["--range", "agent.lr=1e-3,1e-2", "agent.lam=0.1,0.95", "agent.epochs=1,2"]
+    asked = [*asked_for(without="agent.epochs"), *ranges, "--sampler", "grid", "--out", "it"]
+    found = search.run(words.read("search", asked))
+    assert (found["trials"], found["failed"], found["best"]["value"]) == (8, 4, 0)
+    assert [(each["cfg"].epochs, len(each["points"])) for each in formula] == [(1, 4), (2, 4)]
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in results()}) == 8
+
+
+def test_static_values_are_those_of_a_slot(formula: list[dict[str, Any]]) -> None:
+    ranges = ["--range", "agent.lr=log:1e-4:1e-1", "agent.num_steps=4,8,16"]
+    own = asked_for(without="agent.num-steps")
+    asked = [*own, *ranges, "--trials", "16", "--batch", "8", "--programs", "2"]
+    search.run(words.read("search", [*asked, "--out", "it"]))
+    assert [len(each["points"]) for each in formula] == [4, 4, 4, 4]
+    by_run = {each["run"]: each["cfg"].num_steps for each in formula}
+    for trial in results():
+        assert trial.params["agent.num_steps"] == by_run[trial.user_attrs["run"]]
+
+
+def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
+    formula: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(trials=4)
+    run(trials=4)
+    assert len(formula) == 1
+    before = [trial.params for trial in results()]
+    assert run(trials=8)["trials"] == 8
+    assert [trial.params for trial in results()][:4] == before
+    asked = ["search", *ASKED, "--trials", "8", "--batch", "4", "--out", "it"]
+    assert cli.main([*asked, *RANGE[:2]]) == 2
+    assert "it holds another search: agent.lam is lin:0:1 there and absent here" in (
+        capsys.readouterr().err
+    )
+    assert cli.main([*asked, *RANGE, "--seeds", "3"]) == 2
+    assert "seeds is 2 there and 3 here" in capsys.readouterr().err
+    assert cli.main([*asked[:-1], "."]) == 2
+    assert "search" in capsys.readouterr().err
+
+
+def test_a_killed_search_goes_on_with_what_was_running(
+    formula: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the second batch, after one of its results was told."""
+    told = study.tell
+
+    def dies(*args: Any) -> None:
+        if len(results()) > 4 and sum(t.state.is_finished() for t in results()) == 5:
+            raise KeyboardInterrupt
+        told(*args)
+
+    monkeypatch.setattr(study, "tell", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    left = {trial.number: trial.params for trial in results()}
+    with (Path("it") / study.JOURNAL).open("ab") as file:
+        file.write(b'{"op_code": 5, "wor')  # half a line, as a kill may leave it
+    monkeypatch.setattr(study, "tell", told)
+    assert run()["trials"] == 12
+    # The second run was trained again, whole, and no other one.
+    assert [each["run"] for each in formula] == ["000", "001", "001", "002"]
+    assert formula[1]["points"] == formula[2]["points"]
+    trials = results()
+    assert len(trials) == 12 and all(trial.state.is_finished() for trial in trials)
+    again = {t.user_attrs["again"]: t.params for t in trials if "again" in t.user_attrs}
+    assert len(again) == 3 and all(left[number] == params for number, params in again.items())
+    book = study.read_study(Path("it")).get_trials(deepcopy=False)
+    assert [book[number].state.name for number in again] == ["FAIL"] * 3
+    assert len({json.dumps(trial.params) for trial in trials}) == 12
+
+
+def test_a_trial_that_was_never_trained_is_not_counted(formula: list[dict[str, Any]]) -> None:
+    run(trials=4)
+    book = study.open_study(Path("it"), False)
+    book.ask({"agent.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)})
+    assert run(trials=8)["trials"] == 8
+    assert [each["run"] for each in formula] == ["000", "001"]
+
+
+# --- from end to end -----------------------------------------------------------------------------
+
+
+def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two programs, two batches: each is compiled once, and a trial is what a run of it is."""
+    ranges = {"agent.lr": "log:1e-4:1e-1", "agent.num_steps": [4, 8]}
+    agent = {"hidden": (4,), "num_envs": 2, "minibatches": 2, "epochs": 1, "total_steps": 64}
+    given = {"env": "mine:walk", "seeds": 2, "evals": 4, "eval_episodes": 2, "width": 2}
+    found = search.search(
+        "pqn", **given, agent=agent, out="it", trials=11, batch=6, programs=2, range=ranges,
+        confirm=1, confirm_seeds=4, eval_budget=12,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    trials = results()
+    used = {trial.params["agent.num_steps"] for trial in trials}
+    assert found["compiles"] == 3 * len(used)
+    assert (found["trials"], found["complete"], found["failed"]) == (11, 11, 0)
+    assert "after 12 episodes a bandit takes trial" in out and "with fresh seeds, trial" in out
+    for trial in trials:
+        opened = records.RunDir(folder / "it" / trial.user_attrs["run"])
+        row = trial.user_attrs["row"]
+        members = opened.members()
+        mine = slice(2 * row, 2 * row + 2)
+        np.testing.assert_allclose(members["agent.lr"][mine], trial.params["agent.lr"], rtol=1e-6)
+        assert trial.user_attrs["scores"] == members["final_return"][mine].tolist()
+        assert trial.value == pytest.approx(members["final_return"][mine].mean())
+    # The best, trained again: other seeds than the search had, as many as were asked for.
+    best = study.best(study.read_study(Path("it")), 1)
+    for result, trial in zip(found["confirmed"], best, strict=True):
+        assert (result["trial"], result["values"]) == (trial.number, trial.params)
+    confirmed = [load.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
+    assert {(x.options.seed, x.options.seeds) for x in confirmed} == {(2, 4)}
+    # What a bandit takes is one of the trials, and known to it by episodes of its own.
+    assert found["bandit"]["trial"] in [trial.number for trial in trials]
+    assert found["bandit"]["best_return"] >= found["bandit"]["return"]
+    assert {path.name for path in (folder / "it/plots").iterdir()} == {
+        *("slices.png", "parallel.png"),
+    }
+    assert len((folder / "it/trials.csv").read_text().splitlines()) == 12
+    assert cli.main(["report", "it"]) == 0
+    assert "with fresh seeds" in capsys.readouterr().out
+
+
+def columns(out: Path) -> dict[str, np.ndarray]:
+    found = records.read_metrics(out)
+    return {k: x for k, x in found.items() if k not in ("stage", "member", "update", "env_steps")}
+
+
+def test_halving_stops_the_worst_and_changes_nothing_else(folder: Path, shared: None) -> None:
+    """Of four trials the best two of the first rung go on: bit for bit as without halving."""
+    base = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--sampler", "random"]
+    plain = search.run(words.read("search", [*base, "--out", "plain"]))
+    halved = search.run(words.read("search", [*base, "--halving", "--eta", "2", "--out", "it"]))
+    whole = columns(folder / "plain/000")
+    returns = whole["return"].reshape(4, 4, 2).mean(2)  # evaluations, trials
+    trials = results()
+    assert [t.params for t in trials] == [t.params for t in results("plain")]
+    alive = np.sort(np.argsort(-returns[0], kind="stable")[:2])
+    best = alive[np.argmax(returns[1][alive])]
+    states = ["COMPLETE" if i == best else "PRUNED" for i in range(4)]
+    assert [trial.state.name for trial in trials] == states
+    ends = [3 if i == best else 1 if i in alive else 0 for i in range(4)]
+    expected = [returns[end, i] for i, end in enumerate(ends)]
+    np.testing.assert_allclose([trial.value for trial in trials], expected, rtol=1e-6)
+    assert len(set(returns[0])) > 1
+    # The first rung ends after a quarter of the run, the second after a half.
+    assert halved["env_steps"] == 2 * (4 * 16 + 2 * 16 + 32) and plain["env_steps"] == 8 * 64
+    for rung, (rows, first) in enumerate(((range(4), 0), (alive, 1), ([best], 2))):
+        members = [2 * row + seed for row in rows for seed in (0, 1)]
+        for name, values in columns(folder / f"it/000/rung{rung}").items():
+            mine = values.reshape(-1, len(members))
+            same = whole[name].reshape(4, 8)[first : first + len(mine), members]
+            np.testing.assert_array_equal(mine, same, err_msg=f"{rung} {name}")
+
+
+def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights move where settings do; stopped in the middle and continued, it is the same."""
+    asked = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--pbt", "--sampler", "qmc"]
+    asked += ["--checkpoint-seconds", "0"]
+    found = search.run(words.read("search", [*asked, "--out", "it"]))
+    trials = results()
+    ends = np.array([list(trial.user_attrs["final"].values()) for trial in trials])
+    starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
+    assert found["importance"] == {} and (ends != starts).any()
+    state = load.restore(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
+    np.testing.assert_allclose(state.member.hp["agent"].lr[::2], ends[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(
+        state.member.hp["agent"].lr[::2], state.member.hp["agent"].lr[1::2]
+    )
+
+    spread, calls = batch.evolution.truncation, []
+
+    def stop(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return spread(*args)
+
+    monkeypatch.setattr(batch.evolution, "truncation", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(words.read("search", [*asked, "--out", "other"]))
+    again = search.run(words.read("search", [*asked, "--out", "other"]))
+    assert again["best"]["value"] == found["best"]["value"]
+    assert again["best"]["final"] == found["best"]["final"]
+    for name, values in columns(folder / "it/000").items():
+        np.testing.assert_array_equal(values, columns(folder / "other/000")[name], err_msg=name)
+
+
+def plan_of(path: Path) -> planning.Plan:
+    return planning.plan(load.settings_of(records.RunDir(path)))
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+WIDE = ["--range", "agent.lr=log:1e-5:1e-1", "--trials", "6", "--batch", "3", "--seeds", "2"]
+
+
+@pytest.mark.slow
+def test_sigkill_and_the_same_command(folder: Path) -> None:
+    slow = ["--agent.total-steps", "1600", *WIDE]
+    start: Callable[..., Any] = lambda inject: cluster.start(
+        folder / "it", command="search", more=slow, inject=inject
+    )
+    (process,) = start([cluster.SLOW])
+    try:
+        cluster.until(lambda: len(cluster.saved(folder / "it/001")) > 1, 240)
+    finally:
+        process.kill()
+        process.communicate()
+    running = [trial.params for trial in results() if not trial.state.is_finished()]
+    assert len(running) == 3
+    (ended,) = cluster.finish(start([]))
+    assert ended.code == 0 and "continuing from update" in ended.text, ended.text
+    trials = results()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert [trial.params for trial in trials][3:] == running
+    assert len({trial.params["agent.lr"] for trial in trials}) == 6
+
+
+@pytest.mark.slow
+def test_two_processes_search_together(folder: Path) -> None:
+    """The numbers are those of one process with all the devices."""
+    for out, processes in (("one", 1), ("two", 2)):
+        its = cluster.start(folder / out, processes, devices=2, command="search", more=WIDE)
+        for ended in cluster.finish(its, 240):
+            assert ended.code == 0, ended.text
+    one, two = results("one"), results("two")
+    assert [trial.params for trial in one] == [trial.params for trial in two]
+    assert [trial.value for trial in one] == [trial.value for trial in two]
+
+
+def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install .jaxrl\[search\]"):
+        run()
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    with pytest.raises(UserError, match="pip install cmaes"):
+        run("--sampler", "cmaes")
