@@ -203,8 +203,8 @@ def nowhere() -> Array:
 
 
 def modeller(cfg: Config, spec: EnvSpec) -> Learner:
-    """Learns all networks at once, from batches of `split`. Rows of unknown successors count for
-    the score of actions only."""
+    """Learns all networks at once, from batches of `split`. Rows of unknown successors say nothing
+    of the dynamics, and for the score of states their own state counts."""
     space = action_range("cdsa", spec)
     net = networks(cfg, spec, space)
 
@@ -240,13 +240,11 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
         shift = standardise(state.change, delta, jnp.inf)
         key_action, key_state = jax.random.split(key)
 
-        def matching(
-            name: str, params: dict[str, Array], x: Array, context: Array, key: Array
-        ) -> Array:
+        def matching(predict: Callable[[Array, Array], Array], x: Array, key: Array) -> Array:
             key_noise, key_level = jax.random.split(key)
             noise = jax.random.normal(key_noise, x.shape)
             sigma = diffusion.log_uniform(key_level, rows, *LEVELS)
-            return diffusion.dsm_loss(epsilon(net[name], params[name], context), x, noise, sigma)
+            return diffusion.dsm_loss(predict, x, noise, sigma)
 
         def error(inverse_params: Array, mask: Array) -> Array:
             guess = inverse(net["inverse"], inverse_params, state.change, seen, delta)
@@ -255,9 +253,11 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
         def loss(flat: Array) -> tuple[Array, dict[str, Array]]:
             params, parts = unpack(net, flat), {}
             if "action" in net:
-                parts["action_loss"] = matching("action", params, action, seen, key_action)
+                predict = epsilon(net["action"], params["action"], seen)
+                parts["action_loss"] = matching(predict, action, key_action)
             if "state" in net:
-                parts["state_loss"] = matching("state", params, later, nowhere(), key_state)
+                predict = epsilon(net["state"], params["state"], nowhere())
+                parts["state_loss"] = matching(predict, later, key_state)
             if "inverse" in net:
                 parts["inverse_loss"] = error(params["inverse"], kept)
             if "forward" in net:

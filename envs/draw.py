@@ -121,11 +121,12 @@ def _mountain_car(canvas: Canvas, obs: np.ndarray) -> None:
 def _maze(canvas: Canvas, obs: np.ndarray, layout: str) -> None:
     plan = maze.parse(layout)
     size = max(plan.walls.shape)
-    place = lambda cell: np.asarray(maze.observe(plan, cell))[::-1] * (1, -1)  # rows go downwards
+    place = lambda seen: np.asarray(seen)[::-1] * (2 / size, -2 / size)  # rows go downwards
     for cell in np.argwhere(plan.walls):
-        canvas.box(*place(cell + 0.5), 2 / size, 2 / size, INK)
-    canvas.disc(*place(plan.cells[plan.goal] + 0.5), 2 * maze.RADIUS / size, GOAL)
-    canvas.disc(obs[1], -obs[0], 0.3 / size, POLE)
+        canvas.box(*place(maze.observe(plan, cell + 0.5)), 2 / size, 2 / size, INK)
+    goal = maze.observe(plan, plan.cells[plan.goal] + 0.5)
+    canvas.disc(*place(goal), 2 * maze.RADIUS / size, GOAL)
+    canvas.disc(*place(obs), 0.3 / size, POLE)
 
 
 DRAWINGS: dict[str, Draw] = {

@@ -3,7 +3,7 @@
 A point in a maze of unit cells moves by up to `speed` along each axis and stops at walls. It starts
 in the first cell of one corner; within 0.5 of the goal's centre, in the opposite corner, it earns 1
 and the episode terminates, as in D4RL's antmaze. Time limits truncate. Observations [2] are the
-position with the maze's centre at 0 and its longer side from -1 to 1, actions [2] lie in [-1, 1].
+position in cells, from the maze's centre; actions [2] lie in [-1, 1].
 Data for offline learning come from `jaxrl.envs.journeys`.
 """
 
@@ -109,9 +109,12 @@ def parse(layout: str) -> Plan:
 
 
 def observe(plan: Plan, position: Array) -> Array:
-    """What is seen at a position: [2] in [-1, 1]."""
-    size = np.array(plan.walls.shape, np.float32)
-    return (2 * position - size) / size.max()
+    """What is seen at a position: [2] in cells, 0 at the centre.
+
+    In cells, as in D4RL's mazes, and not in [-1, 1]: squeezed together, both sides of a wall look
+    alike to a network, and values leak through it.
+    """
+    return position - np.array(plan.walls.shape, np.float32) / 2
 
 
 def near(key: Array, cell: Array) -> Array:

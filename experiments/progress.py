@@ -67,7 +67,7 @@ class Display:
 
     def advance(self, done_steps: int, numbers: dict[str, float] | None) -> None:
         """How far the run is, and what to show of a chunk's metrics; None inside of a chunk."""
-        self.done, now = done_steps, time.perf_counter()
+        self.done, now, self._doing = done_steps, time.perf_counter(), "running"
         # Environment steps (or updates, where there are none) per second, compiling apart.
         speed = (self.done - self.first) / max(now - self._begun - self.compile_s, 1e-9)
         if numbers is not None:

@@ -94,10 +94,12 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
     updates = sum(stage.updates for stage in ready.program.stages)
     steps = compact(ready.total_steps * ready.members)
     told = f" = {steps} environment steps" if ready.unit == "steps" else ""
-    points = f" ({len(settings.points)} points x {several(settings.options.seeds, 'seed')})"
+    of_each = (
+        f"{several(len(settings.points), 'point')} x {several(settings.options.seeds, 'seed')}"
+    )
     return [
         f"{settings.agent} on {settings.options.env}: {several(ready.members, 'member')}"
-        f"{points if settings.swept else ''} x "
+        f"{f' ({of_each})' if settings.swept else ''} x "
         f"{several(updates, 'update')}{told}",
         f"{several(layout.devices, f'{describe_device()} device')}, tiles of "
         f"{several(layout.width, 'member')}, {size(member_bytes)} of state a member; "

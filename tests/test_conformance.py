@@ -230,7 +230,7 @@ def _pgd_iql() -> Case:
         model_features=8,
         model_blocks=1,
         model_ema_every=2,
-        sampler_steps=2,
+        sampler_steps=4,
     )
     hypers = {"lr": 0.01, "tau": 0.2, "max_weight": 1.0, "model_lr": 0.01, "model_ema": 0.5}
     return _case(pgd_iql, cfg, tiny.glide(), **hypers)

@@ -215,5 +215,7 @@ def test_mish() -> None:
     """Values and slopes of JAX's own, also where an exponential would overflow."""
     x = jnp.linspace(-100, 100, 401)
     np.testing.assert_allclose(nets.mish(x), jax.nn.mish(x), rtol=2e-5, atol=2e-6)
+    steep = [jax.jvp(f, (x,), (1e6 * x,))[1] for f in (nets.mish, jax.nn.mish)]
+    np.testing.assert_allclose(*steep, rtol=1e-4, atol=10)
     slopes = [jax.vmap(jax.grad(f))(x) for f in (nets.mish, jax.nn.mish)]
     np.testing.assert_allclose(*slopes, rtol=2e-5, atol=2e-6)

@@ -99,7 +99,7 @@ def test_the_goal_terminates_and_the_limit_truncates() -> None:
         assert (bool(ts.terminated), float(ts.reward)) == (there, float(there))
         assert bool(ts.truncated) == (t == 2 and not there)
         assert int(after.t) == t + 1
-        np.testing.assert_allclose(ts.next_obs, (goal + [0, away] - 2.5) / 2.5, atol=1e-6)
+        np.testing.assert_allclose(ts.next_obs, goal + [0, away] - 2.5, atol=1e-6)
     state, _ = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 100), env.params)
     spread = np.asarray(state.position) - plan.cells[plan.start] - 0.5
     assert np.abs(spread).max() <= maze.SPREAD and np.abs(spread.mean(0)).max() < 0.05

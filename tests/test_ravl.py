@@ -78,6 +78,7 @@ def test_imagines_what_the_data_do_not_have() -> None:
     assert metrics["q_std"].weight[0] + metrics["q_std_edge"].weight[0] == 500 * 64
 
 
+@pytest.mark.slow
 def test_learns_in_a_model_that_it_has_learned() -> None:
     result, actions = trained("learned", aimed(1.0))
     np.testing.assert_allclose(actions, [-0.5, 0.5], atol=0.15)

@@ -49,7 +49,7 @@ COMMON: dict[str, Any] = {
     "rollout_steps": STEPS,
     "rollout_starts": 100,
     "rollout_every": 100,
-    "retain": 5,
+    "retain": 80,  # much is kept, so that little but the edge is forgotten
     "real_share": 0.0,
 }
 HYPERS = ravl.Hypers(lr=1e-3, tau=0.01, temperature=0.1)
@@ -166,7 +166,7 @@ def draw(path: Path, panels: dict[str, np.ndarray], goal: tuple[float, ...]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Values at the edge of what rollouts reach")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--updates", type=int, default=8_000)
+    parser.add_argument("--updates", type=int, default=16_000)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     session.start()
