@@ -28,8 +28,9 @@ Deviations from the authors' code: a last step that terminates is kept, which ne
 (there, no synthetic transition ever terminates except where a model trained on shorter windows is
 sampled longer); nothing follows a step that terminates; channels are standardised by the moments of
 the rows of the data, not of windows; windows begin at every `stride`-th row of an episode; a
-trajectory is as long as the windows that were learned; 1e-8 guards the norm of the gradient and
-is not added to it. The coefficient that the paper used is published nowhere: `guidance` 1 is ours.
+trajectory is as long as the windows that were learned; narrow networks have fewer groups of
+channels (`jaxrl.unet`); 1e-8 guards the norm of the gradient and is not added to it. Neither paper
+nor code names the coefficient that was used: that of `Rates` is ours.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Settings:
     model_batch: int = 32
     """windows of a gradient step of the diffusion model"""
     model_features: int = 32
-    """channels of its network, doubled in each block; a multiple of 8"""
+    """channels of its network, doubled in each block; a power of two from 8 on"""
     model_blocks: int = 3
     """its blocks; each but the last halves time"""
     model_ema_every: int = 10

@@ -15,7 +15,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.nets import sinusoids
 from jaxrl.types import Array
 
-GROUPS = 8  # of the normalisations
+GROUPS, WIDE = 8, 16  # groups of the normalisations, at most, and channels of each, at least
 
 
 class UNet(nn.Module):
@@ -56,16 +56,20 @@ def at_time(width: int, wave: Array) -> Array:
 
 
 def settle(x: Array) -> Array:
-    return nn.relu(nn.GroupNorm(GROUPS)(x))
+    """Group normalisation over time and channels, in the authors' eight groups, then ReLU.
+
+    Narrow networks get fewer groups: over two channels, say, little would be left of how large a
+    trajectory's numbers are, since each group is divided by its own deviation over time.
+    """
+    return nn.relu(nn.GroupNorm(min(GROUPS, max(1, x.shape[-1] // WIDE)))(x))
 
 
 def check(features: int, blocks: int, length: int) -> None:
     """Raises UserError where such a network cannot be made for so many steps."""
-    at_least(1, blocks=blocks)
-    at_least(GROUPS, features=features)
-    if features % GROUPS:
-        raise UserError(f"features={features} must be a multiple of {GROUPS}")
+    at_least(1, model_blocks=blocks)
+    if features < 8 or features & (features - 1):
+        raise UserError(f"model_features={features} must be a power of two from 8 on")
     if length % 2 ** (blocks - 1):
         raise UserError(
-            f"horizon={length} must be a multiple of {2 ** (blocks - 1)}, of blocks={blocks}"
+            f"horizon={length} must be a multiple of {2 ** (blocks - 1)}, of model_blocks={blocks}"
         )

@@ -74,7 +74,7 @@ def test_the_published_network(channels: int) -> None:
 
 
 def test_networks_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="multiple of 8"):
+    with pytest.raises(UserError, match="model_features=12 must be a power of two"):
         check(12, 2, 4)
     with pytest.raises(UserError, match="horizon=6 must be a multiple of 4"):
         check(8, 3, 6)
