@@ -121,7 +121,11 @@ def _mountain_car(canvas: Canvas, obs: np.ndarray) -> None:
 def _maze(canvas: Canvas, obs: np.ndarray, layout: str) -> None:
     plan = maze.parse(layout)
     size = max(plan.walls.shape)
-    place = lambda seen: np.asarray(seen)[::-1] * (2 / size, -2 / size)  # rows go downwards
+
+    def place(seen: ArrayLike) -> tuple[float, float]:
+        row, column = np.asarray(seen)
+        return 2 * column / size, -2 * row / size  # rows go downwards
+
     for cell in np.argwhere(plan.walls):
         canvas.box(*place(maze.observe(plan, cell + 0.5)), 2 / size, 2 / size, INK)
     goal = maze.observe(plan, plan.cells[plan.goal] + 0.5)

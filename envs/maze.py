@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def parse(layout: str) -> Plan:
     return Plan(drawing == "#", cells.astype(np.float32), start, goal)
 
 
-def observe(plan: Plan, position: Array) -> Array:
+def observe(plan: Plan, position: Array | np.ndarray) -> Any:
     """What is seen at a position: [2] in cells, 0 at the centre.
 
     In cells, as in D4RL's mazes, and not in [-1, 1]: squeezed together, both sides of a wall look

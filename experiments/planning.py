@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl import envs, fit, population
 from jaxrl.drive import abstract_state
 from jaxrl.envs import datasets
+from jaxrl.envs.states import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
@@ -143,8 +144,9 @@ def read_inputs(
     data = dataset(path)
     datasets.check(data, env.spec)
     wanted = getattr(module, "EXTRAS", ())
-    extras = {name: x for name, x in data.transitions.extras.items() if name in wanted}
-    return {"data": data.transitions._replace(extras=extras)}, data.meta
+    rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
+    extras = {name: x for name, x in rows.extras.items() if name in wanted}
+    return {"data": rows._replace(extras=extras)}, data.meta
 
 
 def read_bases(settings: Settings, module: ModuleType, meta: dict[str, Any]) -> Bases | None:

@@ -301,11 +301,11 @@ def test_circle() -> None:
     """A policy that spirals outwards stays on the circle of the data."""
     jax.config.update("jax_disable_most_optimizations", False)
     keys = jax.random.split(jax.random.key(0), 3)
-    state = circle.learn(circle.CONFIG, jax.jit(circle.data)(keys[0]), keys[1])
+    model = circle.learn(circle.CONFIG, jax.jit(circle.data)(keys[0]), keys[1])
     rows_of = {row.name: row for row in circle.ROWS}
 
     def play(name: str) -> dict[str, float]:
-        return circle.measure(circle.corrected(circle.CONFIG, rows_of[name], state, keys[2]))
+        return circle.measure(circle.corrected(circle.CONFIG, rows_of[name], model, keys[2]))
 
     assert play("none")["error"] > 1
     for name in ("(ii) σ .1", "(ii) σ .3", "(ii) σ .1, then (i)"):

@@ -15,7 +15,7 @@ import pytest
 import jaxrl
 from jaxrl import envs
 from jaxrl.envs import datasets
-from jaxrl.experiments import cli, session
+from jaxrl.experiments import agents, cli, options, planning, session
 
 AIM = envs.make("probe:aim").spec
 TRAIN = ["train", "bc", "--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4"]
@@ -60,6 +60,17 @@ def test_refused_in_one_line(
     code, _, err = run(capsys, *words)
     assert code == 2 and err.count("\n") == 1 and err.startswith(told), err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("agent", "leaves"), [("bc", 0), ("ravl", 4)])
+def test_agents_get_the_extras_that_they_name(agent: str, leaves: int) -> None:
+    """Such as states of the simulator, which the observations of DMSD tell."""
+    fixture = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
+    words = ["--env", "dmsd", "--data", str(fixture)]
+    ready = planning.plan(options.parse(agent, agents.load(agent), words))
+    found = ready.inputs["data"].extras
+    assert len(found.get("state", ())) == leaves
+    assert "expert" in ready.meta["reference"]
 
 
 def test_contents_name_the_run(file: Path, capsys: Any) -> None:

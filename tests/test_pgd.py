@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import linen as nn
 from logged import BOX, BUTTONS, numbers, rows
 
 from jaxrl import diffusion, fit
@@ -24,7 +25,7 @@ from jaxrl.experiments.planning import plan
 from jaxrl.normalise import Moments
 from jaxrl.records import RunDir
 from jaxrl.types import Batch
-from jaxrl.unet import UNet, check
+from jaxrl.unet import Convolution, UNet, check
 
 SMALL: dict[str, Any] = {
     "updates": 8,
@@ -71,6 +72,16 @@ def test_the_published_network(channels: int) -> None:
     out, params = jax.eval_shape(net.init_with_output, jax.random.key(0), *example)
     assert out.shape == (1, 32, channels)
     assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e5) in (1776, 1777)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_convolutions_are_those_of_flax(side: int) -> None:
+    x = jax.random.normal(jax.random.key(0), (4, 8, 5))
+    ours, theirs = Convolution(6, side), nn.Conv(6, (side,))
+    params = ours.init(jax.random.key(1), x)["params"]["Dense_0"]
+    kernel = {"kernel": params["kernel"].reshape(side, 5, 6), "bias": params["bias"]}
+    got = ours.apply({"params": {"Dense_0": params}}, x)
+    np.testing.assert_allclose(got, theirs.apply({"params": kernel}, x), atol=1e-5)
 
 
 def test_networks_that_cannot_be() -> None:
