@@ -30,7 +30,8 @@ sampled longer); nothing follows a step that terminates; channels are standardis
 the rows of the data, not of windows; windows begin at every `stride`-th row of an episode; a
 trajectory is as long as the windows that were learned; narrow networks have fewer groups of
 channels (`jaxrl.unet`); 1e-8 guards the norm of the gradient and is not added to it. Neither paper
-nor code names the coefficient that was used: that of `Rates` is ours.
+nor code names the coefficient that was used: that of `Rates` is ours, from
+`jaxrl.experiments.studies.guidance`.
 """
 
 from __future__ import annotations
@@ -120,8 +121,9 @@ class Settings:
 class Rates:
     """Traced, beside those of the agent that learns."""
 
-    guidance: Any = 1.0
-    """coefficient of the policy's gradient; to sample without it say synthetic=unguided"""
+    guidance: Any = 0.1
+    """coefficient of the policy's gradient, with IQL on small tasks about 0.03 to 0.3; to sample
+    without it say synthetic=unguided"""
     guidance_wave: Any = 0.3
     """how much more of it there is half-way"""
     model_lr: Any = 2e-3

@@ -32,6 +32,8 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl render RUN [--member M] [--seed S]            an episode of a member as a GIF
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
+  jaxrl data make ENV --from-diffusion RUN --steps 100000
+                                                      a dataset that a run of pgd_iql dreams up
   jaxrl list agents | envs                            what there is
 
   jaxrl train AGENT --help                            every option of an agent

@@ -233,6 +233,7 @@ def _pgd_iql() -> Case:
         sampler_steps=4,
     )
     hypers = {"lr": 0.01, "tau": 0.2, "max_weight": 1.0, "model_lr": 0.01, "model_ema": 0.5}
+    hypers |= {"guidance": 1.0}
     return _case(pgd_iql, cfg, tiny.glide(), **hypers)
 
 

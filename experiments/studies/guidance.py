@@ -253,6 +253,8 @@ def main() -> None:
     roll = jax.jit(lambda states, key: rolled(cfg, env, states, data, key))
     made["autoregressive"] = roll(states, keys[3])
 
+    count = int(find(data, cfg.horizon, cfg.stride).learned)
+    print(f"{args.env}: {len(data.reward):,} rows, {count:,} windows of {cfg.horizon} steps")
     columns = ("log_prob", "error", "first", "last", "drift")
     print(f"{'':<16}" + "".join(f"{name:>10}" for name in columns))
     rows = {}
@@ -260,7 +262,9 @@ def main() -> None:
         found = rows[kind] = {k: float(v) for k, v in judged(states, t, used).items()}
         print(f"{kind:<16}" + "".join(f"{found[name]:>10.4g}" for name in columns), flush=True)
     name = args.env.replace(":", "-")
-    records.write_json(args.out / f"guidance-{name}.json", {"settings": cfg, "rows": rows})
+    records.write_json(
+        args.out / f"guidance-{name}.json", {"settings": cfg, "windows": count, "rows": rows}
+    )
     last = f"guidance {args.coefficients[-1]:g}"
     first = f"guidance {args.coefficients[0]:g}"
     shown = {kind: made[kind][0] for kind in ("data", first, last, "autoregressive")}
