@@ -216,7 +216,14 @@ def table(
 
 
 def state_bytes(ready: Plan) -> int:
-    """Size of one member's state. Tracing it also shows what cannot even start."""
-    state = abstract_state(ready.program, ready.hp, ready.inputs, 0).member
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if hasattr(x, "size"))
-    return size // ready.members
+    """Size of one member's state, in the stage where it is largest; what earlier stages left for it
+    counts too. Tracing it also shows what cannot even start."""
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    own = {stage.name for stage in ready.program.stages if stage.scope == "member"}
+    found = []
+    for index, stage in enumerate(ready.program.stages):
+        state = abstract_state(ready.program, ready.hp, ready.inputs, index)
+        here = size(state.member) // (ready.members if stage.name in own else 1)
+        left = size([x for name, x in state.results.items() if name in own])
+        found.append(here + left // ready.members)
+    return max(found)
