@@ -180,6 +180,11 @@ def rewarded(t: Transition, hp: Any) -> Transition:
     return t._replace(reward=hp.reward_scale * t.reward + hp.reward_shift)
 
 
+def critic_loss(q: Array, target: Array) -> Array:
+    """Σ_i mean (Q_i - y)² [] of N critics' q [N, B] and their common target [B]."""
+    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
+
+
 def descend(params: Array, grads: Array, opt: PyTree, lr: Array) -> tuple[PyTree, PyTree]:
     """One step of Adam on one vector (or stack) of parameters: these, and the optimiser's state."""
     change, opt = optax.adam(lr).update(grads, opt)

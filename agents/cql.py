@@ -27,6 +27,7 @@ from jaxrl.agents.bc import (
     Range,
     action_range,
     check_sizes,
+    critic_loss,
     descend,
     distance,
     offline_program,
@@ -154,7 +155,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             action = jnp.concatenate([t.action[None], pushed.action]).reshape(-1, space.size)
             out = twins(critic, every, action).reshape(2, 1 + count, rows)
             q, elsewhere = out[:, 0], out[:, 1:]
-            error, push = td_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
+            error, push = critic_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
             return error + hp.weight * push, (error, push, q)
 
         grads, (error, push, q) = jax.grad(of_critic, has_aux=True)(state.critic)
@@ -212,11 +213,6 @@ def propose(
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)
     action = jnp.concatenate([jax.vmap(space.scaled)(unit), here[0], ahead[0]])
     return Proposals(action, jnp.concatenate([uniform, here[1], ahead[1]]))
-
-
-def td_loss(q: Array, target: Array) -> Array:
-    """Σ_i mean (Q_i - y)² [] of the twins' q [2, B] and target [B]."""
-    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
 
 
 def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:

@@ -36,6 +36,7 @@ from jaxrl.agents.bc import (
     Range,
     action_range,
     check_sizes,
+    critic_loss,
     descend,
     distance,
     observed,
@@ -45,7 +46,6 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import move, td_target
 from jaxrl.agents.iql import cosine
 from jaxrl.agents.pqn import single_stage
-from jaxrl.agents.td3bc import critic_loss
 from jaxrl.errors import at_least
 from jaxrl.normalise import Moments
 from jaxrl.rollout import evaluator

@@ -30,7 +30,14 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import fit
-from jaxrl.agents.bc import action_range, check_sizes, descend, offline_program, rewarded
+from jaxrl.agents.bc import (
+    action_range,
+    check_sizes,
+    critic_loss,
+    descend,
+    offline_program,
+    rewarded,
+)
 from jaxrl.agents.dqn import move, td_target
 from jaxrl.agents.sac import Considered, Head, actor_loss, box_head, expected, joint
 from jaxrl.errors import at_least
@@ -230,11 +237,6 @@ def slopes(head: Head, critic: Array, obs: Array, action: Array) -> tuple[Array,
         return q, slope
 
     return jax.vmap(one)(critic)
-
-
-def critic_loss(q: Array, target: Array) -> Array:
-    """Σ_i mean (Q_i - y)² [] of q [N, B] and target [B]."""
-    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
 
 
 def similarity(slope: Array) -> Array:

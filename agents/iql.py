@@ -32,6 +32,7 @@ from jaxrl import fit, nets
 from jaxrl.agents.bc import (
     action_range,
     check_sizes,
+    critic_loss,
     descend,
     distance,
     offline_program,
@@ -225,11 +226,6 @@ def advantage_weights(advantage: Array, beta: Array | float, max_weight: Array |
 def cloning_loss(log_prob: Array, weight: Array) -> Array:
     """-mean w log π(a|s) [] of [B] each (eq. 7)."""
     return -jnp.mean(weight * log_prob)
-
-
-def critic_loss(q: Array, target: Array) -> Array:
-    """Σ_i mean (Q_i - y)² [] of the twins' q [2, B] and target [B], y = r + γ V(s') (eq. 6)."""
-    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
 
 
 def cosine(progress: Array, end: Array | float) -> Array:

@@ -29,6 +29,7 @@ from jaxrl.agents.bc import (
     actor_net,
     check_sizes,
     cloning_loss,
+    critic_loss,
     descend,
     distance,
     observed,
@@ -182,11 +183,6 @@ def smoothed(action: Array, key: Array, hp: Hypers) -> Array:
     """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²), of unit actions [B, A]."""
     noise = hp.policy_noise * jax.random.normal(key, action.shape)
     return jnp.clip(action + jnp.clip(noise, -hp.noise_clip, hp.noise_clip), -1.0, 1.0)
-
-
-def critic_loss(q: Array, target: Array) -> Array:
-    """Σ_i mean (Q_i - y)² [] of the twins' q [2, B] and target [B]."""
-    return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
 
 
 def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> Array:
