@@ -111,8 +111,7 @@ def parse(layout: str) -> Plan:
 def observe(plan: Plan, position: Array | np.ndarray) -> Any:
     """What is seen at a position: [2] in cells, 0 at the centre.
 
-    In cells, as in D4RL's mazes, and not in [-1, 1]: squeezed together, both sides of a wall look
-    alike to a network, and values leak through it.
+    As in D4RL's mazes; in [-1, 1] both sides of a wall would look more alike to a network.
     """
     return position - np.array(plan.walls.shape, np.float32) / 2
 
