@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
+from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
-from jaxrl.types import Discrete, Env, EnvSpec, TimeStep
+from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
 
 
 def make(name: str, **options: Any) -> Env:
@@ -30,9 +31,10 @@ def make(name: str, **options: Any) -> Env:
     Args:
       options: for every environment `max_steps`, the time limit (None: its own), `hide=[1, 3]`,
         elements taken out of observations, and `sticky=0.25`, the probability that an action is
-        repeated (both in `jaxrl.envs.wrappers`); gymnax's physical parameters and constructor
-        arguments; those of brax's constructors; arguments of the function, where the name gives
-        one; entries of `params`, where they are a dict.
+        repeated (both in `jaxrl.envs.wrappers`); `normalise_obs=true` and `normalise_reward=0.99`,
+        by running statistics, the number being the discount (`jaxrl.envs.normalise`); gymnax's
+        physical parameters and constructor arguments; those of brax's constructors; arguments of
+        the function, where the name gives one; entries of `params`, where they are a dict.
     """
     check_name(name)
     options = {k: v for k, v in options.items() if not (k in OPTIONS and v is None)}
@@ -41,7 +43,7 @@ def make(name: str, **options: Any) -> Env:
             from jaxrl.envs import gymnax as adapter
         else:
             from jaxrl.envs import brax as adapter
-        wrap = {key: options.pop(key) for key in ("hide", "sticky") if key in options}
+        wrap = {key: options.pop(key) for key in OPTIONS[1:] if key in options}
         return _with_options(adapter.make(name, **options), wrap)
     if name.startswith("gymnasium:"):
         from jaxrl.envs import gymnasium
@@ -87,13 +89,21 @@ def check_env(env: Env) -> None:
     _expect(f"{name}: reward", ts.reward, (), floats)
     _expect(f"{name}: terminated", ts.terminated, (), bools)
     _expect(f"{name}: truncated", ts.truncated, (), bools)
+    _same_state(name, state, after, "step")
+    if env.carry is not None:
+        after, obs = jax.eval_shape(env.carry, state, state, obs)
+        _expect(f"{name}: carry's observation", obs, shape, floats)
+        _same_state(name, state, after, "carry")
+
+
+def _same_state(name: str, state: PyTree, after: PyTree, function: str) -> None:
     # A scan carries the state, so a step must return the very type that it took.
     if jax.tree.structure(state) != jax.tree.structure(after):
-        raise EnvError(f"{name}: step returns another state structure than reset")
+        raise EnvError(f"{name}: {function} returns another state structure than reset")
     paths = jax.tree_util.tree_leaves_with_path(state)
     for (path, old), new in zip(paths, jax.tree.leaves(after), strict=True):
         leaf = f"{name}: state{jax.tree_util.keystr(path)}"
-        _expect(f"{leaf} after a step", new, old.shape, old.dtype)
+        _expect(f"{leaf} after a {function}", new, old.shape, old.dtype)
         if old.weak_type or new.weak_type:
             raise EnvError(f"{leaf} is a Python number somewhere: give it a dtype")
 
@@ -148,8 +158,9 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
 
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     options = dict(options)
-    steps, hidden, sticky = (options.pop(each, None) for each in OPTIONS)
+    steps, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
     env = with_params(env, known, **options)
     env = env if steps is None else time_limit(env, steps)
     env = env if hidden is None else hide(env, hidden)
-    return env if sticky is None else sticky_actions(env, sticky)
+    env = env if sticky is None else sticky_actions(env, sticky)
+    return normalise(env, obs, reward)

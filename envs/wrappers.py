@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,10 @@ import numpy as np
 from jaxrl.envs.names import EnvError, nearest
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
-OPTIONS = ("max_steps", "hide", "sticky")  # of every environment, through `make`
+# Of every environment, through `make`, in the order in which they are put on.
+OPTIONS = ("max_steps", "hide", "sticky", "normalise_obs", "normalise_reward")
+
+Carry = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 
 
 def time_limit(env: Env, steps: int) -> Env:
@@ -36,7 +39,7 @@ def time_limit(env: Env, steps: int) -> Env:
 
     bound = min(limit, env.spec.max_steps or limit)
     spec = dataclasses.replace(env.spec, max_steps=bound)
-    return dataclasses.replace(env, spec=spec, reset=reset, step=step)
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step, carry=carry_inner(env))
 
 
 def sticky_actions(env: Env, probability: float = 0.25) -> Env:
@@ -68,7 +71,7 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    return dataclasses.replace(env, reset=reset, step=step)
+    return dataclasses.replace(env, reset=reset, step=step, carry=carry_inner(env))
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
@@ -85,6 +88,8 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
     seen = np.setdiff1d(np.arange(size), np.asarray(indices, int))
     if not len(seen):
         raise EnvError(f"hide={list(indices)} leaves nothing of the observations of {name}")
+    if env.carry is not None:  # which needs whole observations
+        raise EnvError(f"hide elements of {name} before what outlives its episodes is added")
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         state, obs = env.reset(key, params)
@@ -96,6 +101,19 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
 
     spec = dataclasses.replace(env.spec, obs_shape=(*env.spec.obs_shape[:-1], len(seen)))
     return dataclasses.replace(env, spec=spec, reset=reset, step=step)
+
+
+def carry_inner(env: Env) -> Carry | None:
+    """`carry` of an environment around `env` with state (state of `env`, what begins anew, ...)."""
+    inner = env.carry
+    if inner is None:
+        return None
+
+    def carry(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
+        state, obs = inner(last[0], fresh[0], obs)
+        return (state, *fresh[1:]), obs
+
+    return carry
 
 
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxrl.envs import draw
+from jaxrl.errors import UserError
 from jaxrl.experiments.load import Loaded, load, settings_of
 from jaxrl.experiments.planning import plan
 from jaxrl.experiments.report import open_for_reading
@@ -48,6 +49,11 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     ready = plan(settings_of(open_for_reading(path)))
     env = ready.env
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
+    if env.carry is not None:
+        raise UserError(
+            f"the observations of {env.spec.name} cannot be drawn where statistics outlive its "
+            "episodes (normalise_obs, normalise_reward)"
+        )
     loaded = load(path, member)
     own = jax.tree.map(lambda x: x[member], ready.hp["env"])  # which a sweep may have changed
     env = dataclasses.replace(env, params=own)

@@ -44,8 +44,8 @@ class Stage:
         in as often. Between them lie whole multiples of `source.every` updates.
       scope: "member" trains one per member; "run" trains one, shared by all members.
       start: None, or the name of the earlier stage whose state is trained on.
-      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk;
-        a `HostEvaluator` is called by the host.
+      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk,
+        where inputs["source"] is the state of the source; a `HostEvaluator` is called by the host.
     """
 
     name: str
@@ -219,6 +219,7 @@ def evaluate(stage: Stage) -> StageFn:
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         state, inputs = members["state"], shared["inputs"] | members["inputs"]
+        inputs = inputs | {"source": state.source}
         return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, shared["step"]))
 
     return run

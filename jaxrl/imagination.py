@@ -69,7 +69,7 @@ def true_model(env: Env) -> Model:
         keys = jax.random.split(key, obs.shape[0])
         params = hp.get("env", env.params)
         world, ts = jax.vmap(env.step, (0, 0, 0, None))(keys, world, action, params)
-        return world, Outcome(*ts, uncertainty=jnp.zeros(obs.shape[0]))
+        return world, Outcome(*ts[:4], uncertainty=jnp.zeros(obs.shape[0]))
 
     return Model(start=start, step=step)
 

@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.onhost import HostEvaluator
-from jaxrl.types import Array, Batch, Env, Episodes, Policy, PyTree, Source, Transition, mean_where
+from jaxrl.types import (
+    Array,
+    Batch,
+    Env,
+    Episodes,
+    Policy,
+    PyTree,
+    Source,
+    TimeStep,
+    Transition,
+    mean_where,
+)
 
 
 class RolloutState(NamedTuple):
@@ -107,7 +118,7 @@ def rollout(
             )
             env_state, ts = step_all(keys, src.env, action, params)
             done = ts.terminated | ts.truncated
-            returns, lengths = src.returns + ts.reward, src.lengths + 1
+            returns, lengths = src.returns + scored(ts), src.lengths + 1
             initial = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
             )
@@ -121,6 +132,8 @@ def rollout(
                 src.start,
                 extras,
             )
+            if env.carry is not None:
+                initial = jax.vmap(env.carry)(env_state, *initial)
             env_state, obs = select(done, initial, (env_state, ts.next_obs))
             after = src._replace(
                 env=env_state,
@@ -147,6 +160,24 @@ def rollout(
     return Source(init=init, next=next, env_steps=num_envs * num_steps)
 
 
+def scored(ts: TimeStep) -> Array:
+    """The reward to report."""
+    return ts.reward if ts.score is None else ts.score
+
+
+def running(src: PyTree, n: int) -> PyTree | None:
+    """The states [n, ...] of the environments of a rollout, wherever it is in a source's state.
+
+    They are repeated if there are fewer than n, and None without a rollout.
+    """
+    is_rollout = lambda x: isinstance(x, RolloutState)
+    found = [x for x in jax.tree.leaves(src, is_leaf=is_rollout) if is_rollout(x)]
+    if not found:
+        return None
+    rows = jnp.arange(n) % found[0].returns.shape[0]
+    return jax.tree.map(lambda x: x[rows], found[0].env)
+
+
 def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
     """Leaf-wise where; mask [N] against leaves [N, ...]."""
 
@@ -169,6 +200,8 @@ def evaluator(
 
     Each of `episodes` environments plays its first episode and stops, so short episodes do not
     dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
+    What outlives episodes (`env.carry`) comes from the environments that are trained in, by
+    `inputs["source"]`, the state of the stage's source.
 
     For an environment of the host it is a `HostEvaluator`, which does the same there.
     """
@@ -183,6 +216,10 @@ def evaluator(
         env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
             jax.random.split(key_reset, episodes), params
         )
+        if env.carry is not None:
+            last = running(inputs.get("source"), episodes)
+            if last is not None:
+                env_state, obs = jax.vmap(env.carry)(last, env_state, obs)
 
         def cond(carry: PyTree) -> Array:
             t, _, _, _, _, done = carry
@@ -199,7 +236,7 @@ def evaluator(
             )
             live = ~so_far.finished
             so_far = Episodes(
-                so_far.returns + jnp.where(live, ts.reward, 0.0),
+                so_far.returns + jnp.where(live, scored(ts), 0.0),
                 so_far.lengths + live,
                 so_far.finished | ts.terminated | ts.truncated,
             )

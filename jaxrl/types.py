@@ -71,6 +71,7 @@ class TimeStep(NamedTuple):
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over, so the successor has value zero
     truncated: Array  # [] bool: a time limit cut the episode, so the successor keeps its value
+    score: Array | None = None  # [] float32: the reward to report, where it is not `reward`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Env:
 
     `params` are the default physical parameters, a pytree of numbers, traced.
 
+    Most episodes begin with nothing of the last. Where something outlives an episode, as running
+    statistics do, sources that reset put it back by
+
+    carry(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
+
     An environment that cannot run on a device has `host` instead, which makes one like gymnasium's:
     its `reset` and `step` refuse, and it serves for evaluations between chunks only.
     """
@@ -91,6 +97,7 @@ class Env:
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
     host: Callable[[], Any] | None = None
+    carry: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

@@ -216,7 +216,11 @@ def test_unknown_names(name, hint):
         ("brax:hopper", {"backend": "warp"}, "unknown environment 'brax:hopper:warp'"),
         ("brax:hopper:mjx", {"backend": "spring"}, "unknown environment 'brax:hopper:mjx:spring'"),
         ("brax:hopper", {"ctrl_cost": 1}, "no option 'ctrl_cost', did you mean 'ctrl_cost_weight'"),
-        ("brax:reacher", {"zzz": 1}, "it has backend, hide, max_steps, n_frames, sticky"),
+        (
+            "brax:reacher",
+            {"zzz": 1},
+            "it has backend, hide, max_steps, n_frames, normalise_obs, normalise_reward, sticky",
+        ),
         ("brax:reacher", {"max_steps": 0}, "max_steps of brax:reacher must be a positive whole"),
         (
             "brax:hopper",
