@@ -95,7 +95,6 @@ class Settings:
       points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
         the environment's parameters. Every point is trained with every seed, and all have the
         same names.
-      until: updates of the last stage after which the run ends, where that is before its end.
     """
 
     agent: str
@@ -103,7 +102,6 @@ class Settings:
     cfg: Any
     hp: Any
     points: tuple[dict[str, Any], ...] = ({},)
-    until: int | None = None
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -116,7 +114,6 @@ class Settings:
         kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
         own = dataclasses.asdict(self.cfg) | dataclasses.asdict(self.hp)
         points = {"points": list(self.points)} if self.swept else {}
-        points |= {"until": self.until} if self.until is not None else {}
         data = self.options.data
         contents = {"data": dataset(data).meta["sha256"]} if data is not None else {}
         if self.options.base:

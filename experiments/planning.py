@@ -63,8 +63,7 @@ class Plan(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        last = len(self.program.stages) - 1
-        return self.env_steps(last, self.settings.until or self.program.stages[last].updates)
+        return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
 
 
 def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
@@ -171,8 +170,8 @@ def place(
     """
     here = jax.local_devices()[:devices]
     each = [0] * hosts.count
-    for device in jax.devices():
-        each[device.process_index] += 1
+    for device in jax.devices() if hosts.count > 1 else here:
+        each[device.process_index if hosts.count > 1 else 0] += 1
     each = [min(n, devices or n) for n in each]
     width = width or population.tile_width(members, sum(each), here[0].platform)
     ranges = population.spread(members, width, each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,13 +30,28 @@ class Within(NamedTuple):
 
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
-      adapt: changes the population between chunks, see `jaxrl.drive.drive`.
-      begin: the state to start from, of all members.
+      adapt, select: change the population between chunks, see `jaxrl.drive.drive`.
+      members: (stage, update) -> the members of this process that a run which has come so far goes
+        on with.
+      done: (stage, update) -> environment steps of all members so far.
     """
 
     built: drive.Built
     adapt: drive.Adapt | None = None
-    begin: drive.RunState | None = None
+    select: drive.Select | None = None
+    members: Callable[[int, int], np.ndarray] | None = None
+    done: Callable[[int, int], int] | None = None
+
+    def env_steps(self, ready: Plan, stage: int, step: int) -> int:
+        """Of all members together, up to this update."""
+        if self.done is not None:
+            return self.done(stage, step)
+        return ready.env_steps(stage, step) * ready.members
+
+
+def end(ready: Plan) -> tuple[int, int]:
+    """(last stage, its updates)."""
+    return len(ready.program.stages) - 1, ready.program.stages[-1].updates
 
 
 def run(
@@ -70,21 +86,13 @@ def run(
     watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
         within = within or Within({})
-        found, resume = shards.restore(target, (first, last)), None
-        if within.begin is not None:
-            begin, whole = within.begin, [((0, ready.members), within.begin)]
-            resume = drive.assemble(ready.program, begin.stage, begin.step, whole, (first, last))
+        found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
         times = _Times(found.meta if found else {}, display)
         if found is not None:
-            display.begin_at(
-                ready.env_steps(found.meta["stage"], found.meta["step"]) * ready.members
-            )
-            display.say(
-                f"continuing from update {found.meta['step']} of stage {found.meta['stage'] + 1}"
-            )
-            resume = drive.assemble(
-                ready.program, found.meta["stage"], found.meta["step"], found.parts, (first, last)
-            )
+            at = found.meta["stage"], found.meta["step"]
+            display.begin_at(within.env_steps(ready, *at))
+            display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
+            resume = drive.assemble(ready.program, *at, found.parts, (first, last))
         writer = None
         if options.tensorboard and hosts.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)
@@ -118,8 +126,9 @@ def run(
             resume=resume,
             pace=PACE_S,
             agree=hosts.agree,
-            until=ready.settings.until,
             adapt=within.adapt,
+            select=within.select,
+            members=within.members and within.members(*at),
             built=within.built,
             snapshot=decide,
             compiling=compiling,
@@ -141,7 +150,7 @@ def run(
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
                 saved = time.perf_counter()
-            done = steps * ready.members
+            done = within.env_steps(ready, stage, report.step)
             display.advance(done, None if columns is None else shown(columns))
             if report.snapshot is not None and decision > 0:
                 shards.wait()

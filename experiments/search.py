@@ -32,7 +32,9 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import (
     agents,
     batch,
+    exchange,
     finals,
+    halving,
     options,
     ranges,
     samplers,
@@ -83,8 +85,6 @@ def run(request: words.Request) -> dict[str, Any]:
     module = agents.load(request.agent)
     its = options.parse(request.agent, module, rest).options
     hosts = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
-    if hosts.count > 1 and (own.halving or own.pbt or own.eval_budget):
-        raise UserError("--halving, --pbt and --eval-budget take one process so far")
     space = ranges.space(request, hosts)
     samplers.check(own.sampler, space)
     if own.sampler == "grid":
@@ -153,9 +153,9 @@ def _slot(own: Options, space: Space, engine: Engine, path: Path, slot: Slot, si
     settings = space.settings(slot.static, slot.points)
     size = max(size, len(slot.points))
     if own.halving:
-        return batch.halve(engine, settings, path / slot.run, size, own.eta)
+        return halving.halve(engine, settings, path / slot.run, size, own.eta)
     if own.pbt:
-        return batch.evolve(engine, settings, path / slot.run, space.traced, SHARE)
+        return exchange.evolve(engine, settings, path / slot.run, space.traced, SHARE)
     return batch.train(engine, settings, path / slot.run, size)
 
 

@@ -16,7 +16,8 @@ from jaxrl.types import Transition
 
 
 def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
-    """The run's results, from its metrics; writes members.csv on the way.
+    """The run's results, from its metrics; writes members.csv on the way. Members that a search has
+    stopped early count with what they had come to.
 
     Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
     (`stats.risk`); "score", returns between those of a random and of an expert policy as 0 and 100,
@@ -26,9 +27,10 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     settings, stages, count = ready.settings, ready.program.stages, ready.members
     history = records.read_metrics(run, stages[-1].name)
     by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
-    failed = by_chunk["finite"][-1] < 1
+    row, each = last_trained(by_chunk["finite"]), np.arange(count)
+    last = {name: values[row, each] for name, values in by_chunk.items()}
+    failed = last["finite"] < 1
     returns = by_chunk["return"]
-    last = {name: values[-1] for name, values in by_chunk.items()}
     final = last["return"]
     best = np.max(np.where(np.isfinite(returns), returns, -np.inf), 0)
     score = normalised_score(ready.meta, final)
@@ -43,7 +45,8 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
             "failed": failed,
         }
     )
-    env_steps = ready.total_steps * count
+    known = ~np.isnan(by_chunk["finite"])
+    env_steps = int(np.where(known, by_chunk["env_steps"], 0).max(0).sum())
     learns_q = bool(ready.inputs) and "q" in by_chunk
     return {
         "finished": True,
@@ -57,18 +60,25 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         "steps_per_s": env_steps / (wall_s - compile_s),
         "return": outcome(final) | {"episodes": settings.options.eval_episodes},
         "risk": {
-            name: {key: outcome(by_chunk[name][-1])[key] for key in ("iqm", "ci95")}
+            name: {key: outcome(last[name])[key] for key in ("iqm", "ci95")}
             for name in stats.RISKS
-            if name in by_chunk
+            if name in last
         },
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
-        **({"diverged": diverged(ready, by_chunk["q"][-1])} if learns_q else {}),
+        **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
         **({"bases": bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": records.versions(),
         "device": describe_device(),
     }
+
+
+def last_trained(finite: np.ndarray) -> np.ndarray:
+    """Rows [P] in which members were last trained, by the metric "finite" [C, P]; the last row for
+    those that never were."""
+    known = ~np.isnan(finite)
+    return len(finite) - 1 - np.argmax(known[::-1], 0)
 
 
 def outcome(scores: np.ndarray) -> dict[str, Any]:

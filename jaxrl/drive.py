@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl import fit
 from jaxrl.onhost import HostEvaluator
-from jaxrl.population import Layout, first, lift, member_keys, run_key
+from jaxrl.population import Layout, Seats, first, lift, member_keys, run_key
 from jaxrl.types import Array, Mean, PyTree
 
 
@@ -33,7 +33,7 @@ class Report(NamedTuple):
 
     stage: str
     step: int  # updates made in this stage, this launch included
-    metrics: dict[str, Any] | None = None  # name -> [P] float32, NaN where nothing was counted
+    metrics: dict[str, Any] | None = None  # name -> [P] float32, NaN for nothing, or if stopped
     evals: Any = None  # outputs of stage.evaluate with the axis P
     snapshot: RunState | None = None
 
@@ -52,6 +52,9 @@ Built = dict[tuple[int, str], Callable[..., PyTree]]
 
 Adapt = Callable[[int, fit.MemberState, Report], fit.MemberState]
 """(index of the stage, state [padded P] on the devices, report) -> state to go on with."""
+
+Select = Callable[[Report], np.ndarray]
+"""(report of the last stage) -> members [A] to train on; the others are stopped for good."""
 
 
 def _at_the_end(stage: int, step: int, last: bool) -> bool:
@@ -78,8 +81,9 @@ def drive(
     resume: RunState | None = None,
     pace: float | None = None,
     agree: Callable[[int], int] = _own,
-    until: int | None = None,
     adapt: Adapt | None = None,
+    select: Select | None = None,
+    members: np.ndarray | None = None,
     built: Built | None = None,
     snapshot: Callable[[int, int, bool], bool] = _at_the_end,
     compiling: Callable[[str], None] = _silent,
@@ -100,8 +104,11 @@ def drive(
       pace: seconds that one launch should take: chunks are cut accordingly, which changes no bits,
         and each launch is reported. None launches whole chunks.
       agree: called with the number of updates to launch, returns what all processes launch.
-      until: updates of the last stage after which to end, an end of a chunk; all by default.
       adapt: called between chunks, before a snapshot; what it returns is trained on.
+      select: called between chunks of the last stage, before a snapshot. Tiles without a member
+        that goes on are not computed any more. Metrics of members that were stopped are NaN; their
+        state in snapshots is theirs at that point or a little after.
+      members: [A] those that the last stage trains, all by default.
       built: what earlier calls with the same program, layout and shapes have compiled; what this
         one compiles is added.
       snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
@@ -111,6 +118,7 @@ def drive(
     count = len(jax.tree.leaves(hp)[0])
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
     scopes = {stage.name: stage.scope for stage in program.stages}
+    seats = plan.seat(count)
     place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
     keys = {"run": run_key(key), "member": member_keys(key, jnp.asarray(ids))}
     keys = {scope: place[scope](value) for scope, value in keys.items()}
@@ -139,12 +147,15 @@ def drive(
         if not snapshot(index, step, last):
             return None
         results = {
-            s.name: _fetch(inputs_of[s.scope][s.name], count, s.scope)
+            s.name: _fetch(inputs_of[s.scope][s.name], seats.rows, s.scope)
             for s in program.stages[:index]
         }
-        return RunState(_fetch(state, count, program.stages[index].scope), results, index, step)
+        return RunState(
+            _fetch(state, seats.rows, program.stages[index].scope), results, index, step
+        )
 
-    waiting: Report | None = None  # launched, its numbers still on the device
+    # Launched, its numbers still on the device, in the seats of then.
+    waiting: tuple[Report, Seats] | None = None
     for index, stage in enumerate(program.stages):
         if resume is not None and index < resume.stage:
             continue
@@ -160,45 +171,65 @@ def drive(
         advance = evaluate = metrics = None
         rhythm = _Pace(pace)
         final = stage is program.stages[-1]
-        goal = until if final and until is not None else stage.updates
+        if final and members is not None and scope == "member":
+            state, inputs_of["member"], seats = _reseat(plan, state, own, seats, members)
+            own = inputs_of["member"]
         for begin, count_of in stage.chunks:
             end = begin + count_of
-            if end <= done or end > goal:
+            if end <= done:
                 continue
             step = max(begin, done)
             while step < end:
                 size = end - step if pace is None else agree(rhythm.size(end - step, every))
                 counters = {"step": jnp.int32(step), "n": jnp.int32(size)}
                 counters["fresh"] = jnp.array(step == begin)
+                counters["tiles"] = jnp.asarray(seats.tiles, jnp.int32)
                 args = (state, {"inputs": own}, {"inputs": shared, **counters})
                 # Both before the first launch, so that nothing runs while compiling.
                 if advance is None:
                     advance = build(index, "advance", fit.advance(stage), args)
-                    if isinstance(stage.evaluate, HostEvaluator):
-                        evaluate = _on_host(stage.evaluate, count, scope)
-                    elif stage.evaluate is not None:
-                        evaluate = build(
-                            index, "evaluate", fit.evaluate(stage), _look(state, step, own, shared)
-                        )
+                    if not isinstance(stage.evaluate, HostEvaluator | None):
+                        look = _look(state, step, own, shared, seats)
+                        evaluate = build(index, "evaluate", fit.evaluate(stage), look)
                 state, metrics = advance(*args)
                 rhythm.launched(size, metrics)
                 step += size
                 if waiting is not None:
-                    yield _fetch_report(waiting, count, scopes)
+                    yield _fetch_report(*waiting, scopes)
                     waiting = None
                 if step == end:
                     break
                 yield Report(stage.name, step, snapshot=take(index, step, state, False))
-            evals = evaluate(*_look(state, end, own, shared))[1] if evaluate is not None else None
-            waiting = Report(stage.name, end, metrics, evals)
-            if adapt is not None and end < goal:
-                state = adapt(index, state, _fetch_report(waiting, count, scopes))
+            evals = None
+            if isinstance(stage.evaluate, HostEvaluator):
+                evals = _on_host(stage.evaluate, scope, seats, state, end)
+            elif evaluate is not None:
+                evals = evaluate(*_look(state, end, own, shared, seats))[1]
+            report, then = Report(stage.name, end, metrics, evals), seats
+            if adapt is not None and end < stage.updates:
+                state = adapt(index, state, _fetch_report(report, seats, scopes))
+            if select is not None and final and end < stage.updates:
+                members = select(_fetch_report(report, seats, scopes))
+                if members.size < seats.members.size and scope == "member":
+                    state, inputs_of["member"], seats = _reseat(plan, state, own, seats, members)
+                    own = inputs_of["member"]
             # Before the next chunk is launched, since that overwrites the state in place.
-            taken = take(index, end, state, final and end == goal)
-            waiting = waiting._replace(snapshot=taken)
+            taken = take(index, end, state, final and end == stage.updates)
+            waiting = report._replace(snapshot=taken), then
         inputs_of[scope][stage.name] = state.learner
     if waiting is not None:
-        yield _fetch_report(waiting, count, scopes)
+        yield _fetch_report(*waiting, scopes)
+
+
+def _reseat(
+    plan: Layout, state: PyTree, own: PyTree, seats: Seats, members: np.ndarray
+) -> tuple[PyTree, PyTree, Seats]:
+    """State and results of earlier stages [padded P], moved to the seats of `members`, by way of
+    the host, which has room for both."""
+    new = plan.seat(len(seats.rows), members)
+    rows = np.argsort(seats.order)[new.order]
+    move = lambda tree: plan.split(_fetch(tree, rows, "member"))
+    return move(state), move(own), new
 
 
 class _Pace:
@@ -229,37 +260,47 @@ class _Pace:
         self.running, self.last = (size, metrics), size
 
 
-def _look(state: PyTree, step: int, own: PyTree, shared: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+def _look(
+    state: PyTree, step: int, own: PyTree, shared: PyTree, seats: Seats
+) -> tuple[PyTree, PyTree, PyTree]:
     """The arguments of fit.evaluate."""
-    return (), {"state": state, "inputs": own}, {"inputs": shared, "step": jnp.int32(step)}
+    at = {"step": jnp.int32(step), "tiles": jnp.asarray(seats.tiles, jnp.int32)}
+    return (), {"state": state, "inputs": own}, {"inputs": shared, **at}
 
 
-def _on_host(fn: HostEvaluator, count: int, scope: str) -> fit.StageFn:
-    """`fn` of one member after another, called like the compiled `fit.evaluate`."""
+def _on_host(
+    fn: HostEvaluator, scope: str, seats: Seats, state: fit.MemberState, step: int
+) -> PyTree:
+    """`fn` of one trained member after another, in the rows of the compiled `fit.evaluate`."""
 
-    def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
-        state = _fetch(members["state"], count, scope)
+    def one(state: fit.MemberState) -> PyTree:
+        return fn(state.learner, state.hp, {}, fit.eval_key(state.key, step))
 
-        def one(state: fit.MemberState) -> PyTree:
-            key = fit.eval_key(state.key, shared["step"])
-            return fn(state.learner, state.hp, {}, key)
+    rows = seats.rows[seats.members]
+    state = _fetch(state, rows, scope)
+    if scope == "run":
+        return one(state)
+    found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(rows.size)]  # noqa: B023
 
-        if scope == "run":
-            return carry, one(state)
-        found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(count)]  # noqa: B023
-        return carry, jax.tree.map(lambda *x: np.stack(x), *found)
+    def placed(*values: np.ndarray) -> np.ndarray:
+        everywhere = np.zeros((seats.order.size, *values[0].shape), values[0].dtype)
+        everywhere[rows] = values
+        return everywhere
 
-    return run
+    return jax.tree.map(placed, *found)
 
 
-def _fetch_report(report: Report, count: int, scopes: dict[str, str]) -> Report:
+def _fetch_report(report: Report, seats: Seats, scopes: dict[str, str]) -> Report:
     """The report with its numbers on the host, one row per member."""
-    metrics, evals = _fetch((report.metrics, report.evals), count, scopes[report.stage])
-    if scopes[report.stage] == "run":
+    count, scope = len(seats.rows), scopes[report.stage]
+    metrics, evals = _fetch((report.metrics, report.evals), seats.rows, scope)
+    if scope == "run":
         metrics, evals = jax.tree.map(
             lambda x: np.broadcast_to(x, (count, *x.shape)), (metrics, evals)
         )
-    return report._replace(metrics={k: _mean(v) for k, v in metrics.items()}, evals=evals)
+    trained = np.isin(np.arange(count), seats.members)
+    columns = {k: np.where(trained, _mean(v), np.float32(np.nan)) for k, v in metrics.items()}
+    return report._replace(metrics=columns, evals=evals)
 
 
 def _mean(mean: Mean) -> np.ndarray:
@@ -267,15 +308,15 @@ def _mean(mean: Mean) -> np.ndarray:
         return np.where(mean.weight > 0, mean.total / mean.weight, np.nan).astype(np.float32)
 
 
-def _fetch(tree: PyTree, count: int, scope: str) -> PyTree:
-    """A copy on the host, without the padding; keys stay typed."""
+def _fetch(tree: PyTree, rows: np.ndarray, scope: str) -> PyTree:
+    """A copy of some rows on the host; keys stay typed."""
 
     def one(x: Array) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
             )
-        return np.array(x if scope == "run" else np.asarray(x)[:count])
+        return np.array(x) if scope == "run" else np.asarray(x)[rows]
 
     return jax.tree.map(one, tree)
 
@@ -360,9 +401,11 @@ def evaluate(
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
+    seats = plan.seat(count)
     if isinstance(stage.evaluate, HostEvaluator):
-        run = _on_host(stage.evaluate, count, stage.scope)
+        found = _on_host(stage.evaluate, stage.scope, seats, members["state"], state.step)
     else:
         run = jax.jit(lift(plan)(fit.evaluate(stage), stage))
-    args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
-    return _fetch(run((), members, args)[1], count, stage.scope)
+        args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
+        found = run((), members, args)[1]
+    return _fetch(found, seats.rows, stage.scope)

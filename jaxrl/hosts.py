@@ -60,6 +60,16 @@ class Hosts:
             true = "0" not in votes
         return self.agree(int(true)) == 1
 
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes, in their order, in every process."""
+        if self.count == 1:
+            return [text]
+        key = self._key("gather")
+        self._client.key_value_set(f"{key}/{self.index}", text)
+        return [
+            self._client.blocking_key_value_get(f"{key}/{i}", FOR_EVER) for i in range(self.count)
+        ]
+
     def ask(self, number: int) -> None:
         """Leaves a request for the leader, from any process at any time; see `asked`."""
         if self.count > 1:

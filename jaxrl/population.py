@@ -3,7 +3,8 @@
 A member starts as a pure function of its id: its key is fold_in(root key, id), its hyperparameters
 are row id of a table. On each device of a mesh, tiles of W vmapped members take turns in a loop, so
 temporary memory stays that of one tile and the state is updated in place. The compiled program
-holds no collective: members never meet.
+holds no collective: members never meet. How many tiles take turns is an argument of the program, so
+that a population some of which has been stopped goes on in fewer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,22 @@ from jaxrl import fit
 from jaxrl.types import Array, PyTree
 
 AXIS = "pop"
+
+
+class Seats(NamedTuple):
+    """Where members are while only some of them are trained.
+
+    Attributes:
+      members: those that are trained, [A] in order.
+      rows: [P] the row that each member has in the arrays, trained or not.
+      order: [padded] its inverse; what is P or more is padding.
+      tiles: [devices] how many are computed, the first of each device.
+    """
+
+    members: np.ndarray
+    rows: np.ndarray
+    order: np.ndarray
+    tiles: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +57,25 @@ class Layout:
         """The least multiple of devices × width that holds `members`."""
         step = self.devices * self.width
         return math.ceil(members / step) * step
+
+    def seat(self, count: int, members: np.ndarray | None = None) -> Seats:
+        """Seats of `count` members, of which only `members` [A] are trained, all by default.
+
+        They get the first rows of the devices, in whole tiles; where the last one is not full,
+        others are computed along to no avail, padding first. One tile is always computed, so that
+        a process without any member keeps step.
+        """
+        members = np.arange(count) if members is None else np.sort(members)
+        total = self.padded(count)
+        needed = max(math.ceil(members.size / self.width), 1)
+        needed = needed if members.size < count else total // self.width  # as `pad` has it
+        tiles = (needed + np.arange(self.devices)[::-1]) // self.devices
+        device, row = np.divmod(np.arange(total), total // self.devices)
+        behind = row >= tiles[device] * self.width
+        stopped = np.setdiff1d(np.arange(count), members)
+        order = np.empty(total, int)
+        order[np.argsort(behind, kind="stable")] = [*members, *range(count, total), *stopped]
+        return Seats(members, np.argsort(order)[:count], order, tiles)
 
     def pad(self, tree: PyTree, members: int) -> PyTree:
         """Repeats the last of `members` rows up to the padded count: [P, ...] -> [padded, ...]."""
@@ -95,7 +131,8 @@ def lift(plan: Layout) -> fit.Lift:
     """Spreads a stage function over the population; one of scope "run" is computed everywhere.
 
     Every leaf of carry, members and outputs has a leading member axis, shared between the devices;
-    the leaves of `shared` have none.
+    the leaves of `shared` have none. With `tiles` [devices] in `shared`, only so many are computed
+    on each device, the first; outputs of the others are 0.
     """
 
     def lifted(fn: fit.StageFn, stage: fit.Stage) -> fit.StageFn:
@@ -139,7 +176,8 @@ def _tiled(fn: fit.StageFn, width: int) -> fit.StageFn:
 
         # A count the compiler cannot see: a loop known to run once would be inlined and fused
         # otherwise, and then the bits would depend on the number of tiles.
-        tiles = jax.lax.optimization_barrier(jnp.int32(count // width))
+        some = shared["tiles"][jax.lax.axis_index(AXIS)] if "tiles" in shared else count // width
+        tiles = jax.lax.optimization_barrier(jnp.int32(some))
         return jax.lax.fori_loop(0, tiles, body, (carry, outputs))
 
     return run

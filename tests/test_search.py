@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 
-from jaxrl import records
+from jaxrl import drive, evolution, records, shards
 from jaxrl.errors import UserError
 from jaxrl.experiments import (
     batch,
@@ -360,31 +360,105 @@ def columns(out: Path) -> dict[str, np.ndarray]:
     return {k: x for k, x in found.items() if k not in ("stage", "member", "update", "env_steps")}
 
 
-def test_halving_stops_the_worst_and_changes_nothing_else(folder: Path, shared: None) -> None:
-    """Of four trials the best two of the first rung go on: bit for bit as without halving."""
-    base = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--sampler", "random"]
-    plain = search.run(words.read("search", [*base, "--out", "plain"]))
-    halved = search.run(words.read("search", [*base, "--halving", "--eta", "2", "--out", "it"]))
-    whole = columns(folder / "plain/000")
+HALVING = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--sampler", "random"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str, np.ndarray]]:
+    """The metrics of a search without halving, [C, P]; made when first asked for."""
+    out, found = tmp_path_factory.mktemp("plain") / "it", {}
+
+    def make() -> dict[str, np.ndarray]:
+        if not found:
+            search.run(words.read("search", [*HALVING, "--out", str(out)]))
+            found.update({k: x.reshape(4, 8) for k, x in columns(out / "000").items()})
+        return found
+
+    return make
+
+
+def survivors(whole: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:
+    """By hand: the best two of four trials after the first chunk, and the best after the second."""
     returns = whole["return"].reshape(4, 4, 2).mean(2)  # evaluations, trials
-    trials = results()
-    assert [t.params for t in trials] == [t.params for t in results("plain")]
     alive = np.sort(np.argsort(-returns[0], kind="stable")[:2])
-    best = alive[np.argmax(returns[1][alive])]
+    return alive, int(alive[np.argmax(returns[1][alive])])
+
+
+def test_halving_stops_the_worst_and_changes_nothing_else(
+    folder: Path, shared: None, plain: Callable[[], dict[str, np.ndarray]]
+) -> None:
+    """Of four trials the best two of the first rung go on: bit for bit as without halving."""
+    whole = plain()
+    halved = search.run(words.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
+    alive, best = survivors(whole)
+    trials = results()
     states = ["COMPLETE" if i == best else "PRUNED" for i in range(4)]
     assert [trial.state.name for trial in trials] == states
     ends = [3 if i == best else 1 if i in alive else 0 for i in range(4)]
+    returns = whole["return"].reshape(4, 4, 2).mean(2)
     expected = [returns[end, i] for i, end in enumerate(ends)]
     np.testing.assert_allclose([trial.value for trial in trials], expected, rtol=1e-6)
     assert len(set(returns[0])) > 1
     # The first rung ends after a quarter of the run, the second after a half.
-    assert halved["env_steps"] == 2 * (4 * 16 + 2 * 16 + 32) and plain["env_steps"] == 8 * 64
-    for rung, (rows, first) in enumerate(((range(4), 0), (alive, 1), ([best], 2))):
-        members = [2 * row + seed for row in rows for seed in (0, 1)]
-        for name, values in columns(folder / f"it/000/rung{rung}").items():
-            mine = values.reshape(-1, len(members))
-            same = whole[name].reshape(4, 8)[first : first + len(mine), members]
-            np.testing.assert_array_equal(mine, same, err_msg=f"{rung} {name}")
+    assert halved["env_steps"] == 2 * (4 * 16 + 2 * 16 + 32)
+    trained = np.arange(4)[:, None] <= np.repeat(ends, 2)
+    for name, values in columns(folder / "it/000").items():
+        same = np.where(trained, whole[name], np.nan)
+        np.testing.assert_array_equal(values.reshape(4, 8), same, err_msg=name)
+    assert halved["compiles"] == 0  # beside those of the search without halving
+
+
+def test_halving_computes_no_tile_without_a_survivor(
+    folder: Path, shared: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of whoever was stopped stays what it was."""
+    made, run = drive.drive, []
+
+    def watched(*args: Any, **more: Any) -> Iterator[Any]:
+        for report in made(*args, **more | {"snapshot": lambda stage, step, last: True}):
+            run.append(report)
+            yield report
+
+    monkeypatch.setattr(drive, "drive", watched)
+    monkeypatch.setattr(shards.Shards, "save", lambda *args: None)
+    search.run(words.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
+    ends = [report for report in run if report.metrics is not None]
+    stopped = [np.flatnonzero(np.isnan(report.metrics["finite"])) for report in ends]
+    assert [len(x) for x in stopped] == [0, 4, 6, 6]
+    states = [jax.tree.leaves(report.snapshot.member) for report in ends]
+    for before, after, gone in zip(states, states[1:], stopped[1:], strict=False):
+        same = np.ones(8, bool)
+        for old, new in zip(before, after, strict=True):
+            same &= np.array([bool((old[i] == new[i]).all()) for i in range(8)])
+        np.testing.assert_array_equal(np.flatnonzero(same), gone)
+
+
+def test_halving_goes_on_where_it_was_stopped(
+    folder: Path, shared: None, plain: Callable[[], dict[str, np.ndarray]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Stopped after the first rung, when two of four trials are left."""
+    asked = [*HALVING, "--halving", "--eta", "2", "--checkpoint-seconds", "0"]
+    best_of = batch.Objective.ranking
+    calls: list[int] = []
+
+    def stop(self: Objective, members: np.ndarray) -> np.ndarray:
+        calls.append(len(members))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return best_of(self, members)
+
+    monkeypatch.setattr(Objective, "ranking", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(words.read("search", [*asked, "--out", "it"]))
+    found = search.run(words.read("search", [*asked, "--out", "it"]))
+    # The first rung is read again, the second one is decided on.
+    assert calls == [4, 2, 4, 2]
+    _, best = survivors(plain())
+    assert [t.state.name for t in results()].index("COMPLETE") == best
+    assert found["env_steps"] == 2 * (4 * 16 + 2 * 16 + 32)
+    values = columns(folder / "it/000")["return"].reshape(4, 8)[:, [2 * best, 2 * best + 1]]
+    np.testing.assert_array_equal(values, plain()["return"][:, [2 * best, 2 * best + 1]])
 
 
 def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +476,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
         state.member.hp["agent"].lr[::2], state.member.hp["agent"].lr[1::2]
     )
 
-    spread, calls = batch.evolution.truncation, []
+    spread, calls = evolution.truncation, []
 
     def stop(*args: Any) -> Any:
         calls.append(args)
@@ -410,7 +484,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return spread(*args)
 
-    monkeypatch.setattr(batch.evolution, "truncation", stop)
+    monkeypatch.setattr(evolution, "truncation", stop)
     with pytest.raises(KeyboardInterrupt):
         search.run(words.read("search", [*asked, "--out", "other"]))
     again = search.run(words.read("search", [*asked, "--out", "other"]))

@@ -1,0 +1,83 @@
+"""Successive halving inside a population: at each rung the worst trials of a slot are stopped.
+
+A rung is the end of a chunk. The members of trials that go on move to the front, and the tiles
+behind them are not computed any more: no program is compiled for it, and nobody's bits change.
+Who was stopped is told by the metrics, which are NaN from then on, so that a continued run reads
+there with whom to go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jaxrl import drive, evolution, records
+from jaxrl.experiments import batch, running
+from jaxrl.experiments.batch import Engine, Outcome
+from jaxrl.experiments.options import Settings
+from jaxrl.experiments.planning import Plan
+
+
+def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
+    """One slot, filled up to `size` trials; one in `eta` goes on at each rung."""
+    trials, seeds = len(settings.points), settings.options.seeds
+    settings = batch.filled(settings, size)
+    objective, hosts = engine.objective, engine.hosts
+
+    def within(ready: Plan) -> running.Within:
+        stage = ready.program.stages[-1]
+        rungs = evolution.rungs(stage.chunks, size, eta)
+        nexts = {end: count for (end, _), (_, count) in zip(rungs, rungs[1:], strict=False)}
+        first, last = ready.ranges[hosts.index]
+
+        def going_on(step: int, columns: dict[str, np.ndarray]) -> np.ndarray:
+            """Trials after the rung at `step`, by metrics [P] there."""
+            alive = np.flatnonzero(~np.isnan(columns["finite"][::seeds]))
+            row = {name: x[None] for name, x in columns.items()}
+            scores = objective.ranking(objective.members(row).reshape(-1, seeds)[alive])
+            return alive[evolution.survivors(scores, nexts[step])]
+
+        def mine(chosen: np.ndarray | None) -> np.ndarray:
+            """The leader's choice of trials, as members of this process."""
+            told = json.loads(hosts.say(json.dumps([] if chosen is None else chosen.tolist())))
+            members = evolution.members_of(np.array(told, int), seeds)
+            return members[(first <= members) & (members < last)] - first
+
+        def select(report: drive.Report) -> np.ndarray:
+            if report.step not in nexts:
+                return kept[-1]
+            found = running.metrics_of(report) or {}
+            names = ["finite", objective.metric]
+            own = np.stack([found[name] for name in names], 1)
+            columns = dict(zip(names, batch.everywhere(ready, hosts, own).T, strict=True))
+            kept.append(mine(going_on(report.step, columns)))
+            return kept[-1]
+
+        def members(index: int, step: int) -> np.ndarray:
+            """Those that a run goes on with which has come to `step` of stage `index`."""
+            passed = [end for end in nexts if end <= step and index == running.end(ready)[0]]
+            chosen = np.arange(trials)
+            if passed and hosts.leads:
+                history = batch.by_chunk(ready, records.RunDir(path))
+                row = history["update"][:, 0].tolist().index(passed[-1])
+                chosen = going_on(passed[-1], {name: x[row] for name, x in history.items()})
+            kept.append(mine(chosen))
+            return kept[-1]
+
+        def done(index: int, step: int) -> int:
+            if index < running.end(ready)[0]:
+                return ready.env_steps(index, step) * ready.members
+            counts = [trials, *(min(trials, count) for count in nexts.values())]
+            ends = [0, *nexts, stage.updates]
+            total = ready.env_steps(index, 0) * trials
+            for (begin, end), count in zip(itertools.pairwise(ends), counts, strict=True):
+                total += count * ready.steps[-1] * max(min(end, step) - begin, 0)
+            return total * seeds
+
+        kept: list[np.ndarray] = []
+        return running.Within({}, select=select, members=members, done=done)
+
+    return batch.run(engine, settings, path, trials, within)
