@@ -1,10 +1,11 @@
 """Journeys through a maze, for data: walks from cell to cell by a noisy controller.
 
-The controller knows the shortest paths and heads for the centre of the next cell on its way. In
-data to learn from, no journey is commanded further than half of the way from start to goal, so
-reaching the goal from the start takes stitching. Levels are named as those of D4RL's antmaze:
+The controller knows the shortest paths and heads for the next cell on its way, to the same point in
+each cell, which differs from journey to journey. In data to learn from, no journey is commanded
+further than half of the way from start to goal, so reaching the goal from the start takes
+stitching. Levels are named as those of D4RL's antmaze:
 
-    play      from and to a handful of places: dead ends, corners and junctions
+    play      from and to a handful of places: dead ends, bends and junctions
     diverse   from and to any cell
     expert    the whole way, from start to goal: what references are measured with
 
@@ -26,11 +27,14 @@ from jaxrl.types import Array, Env, Policy, PyTree, TimeStep
 
 LEVELS = ("play", "diverse", "expert")
 NOISE = 0.5  # standard deviation of what is added to actions before they are clipped
+LANE = 0.4  # a journey keeps to one side of its corridors, up to so far from their middle
+NEAR = 0.3  # of the place where a journey goes, in cells
 
 
 class Journey(NamedTuple):
     maze: maze.MazeState
     target: Array  # [] int32: where it is commanded to, an index into the free cells
+    lane: Array  # [2] in cells: where in each cell it heads for, from the cell's centre
 
 
 def make(layout: str, level: str) -> Env:
@@ -41,17 +45,20 @@ def make(layout: str, level: str) -> Env:
     pairs = commands(plan, level)
 
     def reset(key: Array, params: PyTree) -> tuple[Journey, Array]:
-        key_pair, key_place = jax.random.split(key)
+        key_pair, key_place, key_lane = jax.random.split(key, 3)
         begin, target = jax.random.choice(key_pair, jnp.asarray(pairs))
         position = maze.near(key_place, jnp.asarray(plan.cells)[begin])
+        lane = jax.random.uniform(key_lane, (2,), minval=-LANE, maxval=LANE)
         state = maze.MazeState(position, jnp.int32(0))
-        return Journey(state, target), maze.observe(plan, position)
+        return Journey(state, target, lane), maze.observe(plan, position)
 
     def step(key: Array, state: Journey, action: Array, params: PyTree) -> tuple[Journey, TimeStep]:
         after, ts = env.step(key, state.maze, action, params)
-        arrived = maze.at(after.position, jnp.asarray(plan.cells)[state.target])
+        cell = jnp.asarray(plan.cells)[state.target]
+        far = jnp.linalg.norm(after.position - cell - 0.5 - state.lane)
+        arrived = maze.at(after.position, cell) & (far <= NEAR)
         truncated = (ts.truncated | arrived) & ~ts.terminated
-        return Journey(after, state.target), ts._replace(truncated=truncated)
+        return state._replace(maze=after), ts._replace(truncated=truncated)
 
     return Env(env.spec, env.params, reset, step)
 
@@ -74,7 +81,7 @@ def controller(layout: str) -> Policy:
     ) -> tuple[Array, PyTree, dict[str, Array]]:
         position = obs.maze.position
         row, column = jnp.floor(position).astype(jnp.int32).T
-        way = ahead[jnp.asarray(number)[row, column], obs.target] + 0.5 - position
+        way = ahead[jnp.asarray(number)[row, column], obs.target] + 0.5 + obs.lane - position
         length = jnp.linalg.norm(way, axis=-1, keepdims=True)
         action = way / jnp.maximum(length, 0.1)
         return jnp.clip(action + explore * noise, -1.0, 1.0), memory, {}
@@ -114,12 +121,22 @@ def commands(plan: maze.Plan, level: str) -> np.ndarray:
     """
     if level == "expert":
         return np.array([[plan.start, plan.goal]], np.int32)
-    between, near = distances(plan), neighbours(plan)
-    ways = near.sum(1)
-    step = lambda axis: near & (plan.cells[:, None, axis] != plan.cells[None, :, axis])
-    straight = (ways == 2) & ((step(0).sum(1) == 2) | (step(1).sum(1) == 2))
-    place = ~straight if level == "play" else np.ones(len(ways), bool)
+    between = distances(plan)
+    place = places(plan) if level == "play" else np.ones(len(plan.cells), bool)
     reach = between[plan.start, plan.goal] // 2
-    far = (between > 0) & (np.arange(len(ways)) != plan.goal)[:, None]
+    far = (between > 0) & (np.arange(len(place)) != plan.goal)[:, None]
     far &= (between <= reach) & place[:, None] & place[None]
     return np.argwhere(far).astype(np.int32)
+
+
+def places(plan: maze.Plan) -> np.ndarray:
+    """[C] bool: start, goal, dead ends, junctions and bends, but no corners of rooms."""
+    near = neighbours(plan)
+    row, column = plan.cells.T.astype(int)
+    above, left = ~plan.walls[row - 1, column], ~plan.walls[row, column - 1]
+    below, right = ~plan.walls[row + 1, column], ~plan.walls[row, column + 1]
+    opposite = (above & below) | (left & right)
+    diagonal = ~plan.walls[row + np.where(below, 1, -1), column + np.where(right, 1, -1)]
+    found = (near.sum(1) != 2) | ~(opposite | diagonal)
+    found[[plan.start, plan.goal]] = True
+    return found

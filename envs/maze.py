@@ -1,9 +1,9 @@
 """Point mazes: walk to the far corner, where the only reward is.
 
 A point in a maze of unit cells moves by up to `speed` along each axis and stops at walls. It starts
-in the first cell of one corner; within 0.5 of the goal's centre, in the opposite corner, it earns 1
-and the episode terminates, as in D4RL's antmaze. Time limits truncate. Observations [2] are the
-position in cells, from the maze's centre; actions [2] lie in [-1, 1].
+in one corner; in the goal's cell, far away, it earns 1 and the episode terminates. The maps are
+those of D4RL's mazes. Time limits truncate. Observations [2] are the position in cells, from the
+maze's centre; actions [2] lie in [-1, 1].
 Data for offline learning come from `jaxrl.envs.journeys`.
 """
 
@@ -20,11 +20,10 @@ import numpy as np
 from jaxrl.envs.wrappers import positive
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
-RADIUS = 0.5  # of goals
 GAP = 1e-3  # between the point and a wall that stops it
 SPREAD = 0.25  # around the centre of the first cell
 
-# S start, G goal, # wall.
+# The maps of D4RL's mazes (arXiv:2004.07219). S start, G goal, # wall.
 LAYOUTS = {
     "umaze": """
         #####
@@ -34,25 +33,25 @@ LAYOUTS = {
         #####""",
     "medium": """
         ########
-        #S.....#
-        ####.#.#
-        #....#.#
-        #.######
-        #.#....#
-        #...##G#
+        #S.##..#
+        #..#...#
+        ##...###
+        #..#...#
+        #.#..#.#
+        #...#.G#
         ########""",
     "large": """
         ############
         #S...#.....#
-        ####.#.###.#
-        #....#.#...#
-        #.####.#.###
+        #.##.#.#.#.#
         #......#...#
         #.####.###.#
-        #...#..#..G#
+        #..#.#.....#
+        ##.#.#.#.###
+        #..#...#.G.#
         ############""",
 }
-LIMITS = {"umaze": 100, "medium": 250, "large": 400}
+LIMITS = {"umaze": 100, "medium": 200, "large": 300}
 
 
 class MazeState(NamedTuple):
@@ -122,8 +121,8 @@ def near(key: Array, cell: Array) -> Array:
 
 
 def at(position: Array, cell: Array) -> Array:
-    """[] bool: within the goal region of a cell."""
-    return jnp.sum((position - cell - 0.5) ** 2) <= RADIUS**2
+    """[] bool: whether a position lies in the cell (row, column)."""
+    return jnp.all(jnp.floor(position) == cell)
 
 
 def move(walls: np.ndarray, position: Array, delta: Array) -> Array:

@@ -72,8 +72,8 @@ OWN = {
     "dmsd": "obs (6,), actions (2,), 100 steps",
     "reach": "obs (2,), actions (2,), 30 steps",
     "maze:umaze": "obs (2,), actions (2,), 100 steps",
-    "maze:medium": "obs (2,), actions (2,), 250 steps",
-    "maze:large": "obs (2,), actions (2,), 400 steps",
+    "maze:medium": "obs (2,), actions (2,), 200 steps",
+    "maze:large": "obs (2,), actions (2,), 300 steps",
 }
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default

@@ -36,7 +36,7 @@ def test_drawings_are_closed_and_connected(layout: str) -> None:
     between = journeys.distances(plan)
     assert (between >= 0).all()
     np.testing.assert_array_equal(between, between.T)
-    assert between.max() - between[plan.start, plan.goal] <= 2  # the far corner, nearly
+    assert between[plan.start].max() - between[plan.start, plan.goal] <= 3  # far, nearly
 
 
 @ALL
@@ -93,7 +93,7 @@ def test_the_goal_terminates_and_the_limit_truncates() -> None:
     plan = maze.parse("umaze")
     goal = plan.cells[plan.goal] + 0.5
     step = jax.jit(env.step)
-    for away, t, there in [(0.45, 0, True), (0.45, 2, True), (0.75, 0, False), (0.75, 2, False)]:
+    for away, t, there in [(0.45, 0, True), (0.45, 2, True), (0.55, 0, False), (0.55, 2, False)]:
         state = maze.MazeState(jnp.asarray(goal + np.float32([0, away])), jnp.int32(t))
         after, ts = step(jax.random.key(0), state, jnp.zeros(2), env.params)
         assert (bool(ts.terminated), float(ts.reward)) == (there, float(there))
@@ -124,7 +124,7 @@ def test_commands_are_short_and_cover_the_way(layout: str, level: str) -> None:
         assert (at, onward[at, plan.goal]) in walked
         at = onward[at, plan.goal]
     if level == "play":
-        assert len(np.unique(pairs)) < len(plan.cells) * 0.6
+        assert len(np.unique(pairs)) < len(plan.cells) * 2 / 3
     else:
         near = (between > 0) & (between <= between[plan.start, plan.goal] / 2)
         assert len(pairs) == np.delete(near, plan.goal, 0).sum()
@@ -168,9 +168,10 @@ def test_journeys_arrive(played: tuple, noisy: int) -> None:
     each = np.arange(live.shape[1])
     assert (ts.terminated | ts.truncated)[last, each].all()
     position = state.maze.position[last, each]
-    gap = np.linalg.norm(position - plan.cells[state.target[0]] - 0.5, axis=1)
+    gap = np.abs(position - plan.cells[state.target[0]] - 0.5 - state.lane[0]).max(1)
     arrived = ts.truncated[last, each]
-    assert (gap[arrived] <= maze.RADIUS + SPEED * np.sqrt(2)).all() and arrived.mean() > 0.8
+    assert (gap[arrived] <= journeys.NEAR + SPEED + 1e-5).all() and arrived.mean() > 0.8
+    assert np.abs(state.lane).max() <= journeys.LANE and np.ptp(state.lane[0], 0).min() > 0.5
     begin = np.floor(state.maze.position[0]).astype(int)
     index = np.full(plan.walls.shape, -1)
     index[~plan.walls] = np.arange(len(plan.cells))
