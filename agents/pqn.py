@@ -7,16 +7,18 @@ Q-learning without replay buffer and without target network: many environments, 
 LayerNorm between every linear layer and its ReLU.
 
 Deviations: time limits bootstrap from the true successor (the authors' code treats them as
-terminations), the λ-recursion is the paper's at every step (four of the authors' scripts start it
-one step late), and observations are standardised by running statistics where the authors'
-configuration puts BatchNorm or BatchRenorm on them.
+terminations), and the λ-recursion is the paper's at every step (four of the authors' scripts start
+it one step late). With batch norms targets are valued by running statistics, as acting is; the
+authors' script for Craftax without memory puts a batch and its successors through the network
+together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import fit, nets
+from jaxrl import batchnorm, fit, nets
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
@@ -57,6 +59,10 @@ class Config:
     """widths of the hidden layers"""
     normalise_obs: bool = False
     """standardise observations by running statistics"""
+    norm_input: Literal["none", "batch", "batch_renorm"] = "none"
+    """layer in front of the network: BatchNorm or BatchRenorm"""
+    norm: Literal["layer", "batch", "none"] = "layer"
+    """layer between every linear layer and its ReLU: LayerNorm, BatchNorm or none"""
 
     @property
     def updates(self) -> int:
@@ -95,6 +101,7 @@ class State(NamedTuple):
     params: PyTree
     opt: optax.OptState
     eps: Array  # [] share of random actions in the next window
+    statistics: PyTree = {}  # running ones of batch norms
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:
@@ -130,15 +137,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     check(cfg, spec)
     num_actions = spec.action.n  # type: ignore[union-attr]
-    mlp = nets.MLP(
-        cfg.hidden, num_actions, cfg.conv, norm=True, kernels=cfg.kernels, strides=cfg.strides
-    )
-    net = nets.from_linen(mlp, spec.obs_shape)
+    mlp = lambda train: nets.MLP(cfg.hidden, num_actions, **layers(cfg, train))
+    net = batchnorm.from_linen(mlp, spec.obs_shape)
     # A window no longer than an episode holds at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
-        return begin(net.init(key), hp)
+        return begin(*net.init(key), hp)
 
     def act(
         state: State,
@@ -149,14 +154,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise: PyTree,
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        q = net.apply(state.params, obs)
+        q = net.apply(state.params, state.statistics, obs)
         return choose(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
         window = batch.transitions
-        value_of = lambda obs: jnp.max(net.apply(state.params, obs), -1)
+        value_of = lambda obs: jnp.max(net.apply(state.params, state.statistics, obs), -1)
         targets = lambda_returns(
             hp.reward_scale * window.reward,
             successor_values(value_of, window, one_limit),
@@ -168,17 +173,35 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         data = (window.obs, window.action, targets)
         data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
 
-        loss = lambda params, part: q_loss(net.apply, params, *part)
+        def loss(params: PyTree, statistics: PyTree, part: PyTree) -> tuple[Array, PyTree]:
+            obs, action, target = part
+            q, statistics = net.learn(params, statistics, obs)
+            value, mean_q = q_loss(q, action, target)
+            return value, (mean_q, statistics)
+
         return learn(cfg, hp, state, loss, data, key, step)
 
     agent = Agent(init=init, update=update, act=act, noise=exploration(num_actions))
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
-def begin(params: PyTree, hp: Hypers) -> State:
+def layers(cfg: Config, train: bool) -> dict[str, Any]:
+    """What `cfg` says of the layers of a `nets.Torso` below its Q-values."""
+    rules = {"batch": batchnorm.NORM, "batch_renorm": batchnorm.RENORM}
+    batch = {name: partial(batchnorm.BatchNorm, train, rule) for name, rule in rules.items()}
+    return {
+        "conv": cfg.conv,
+        "norm": batch.get(cfg.norm, cfg.norm == "layer"),
+        "kernels": cfg.kernels,
+        "strides": cfg.strides,
+        "first": batch.get(cfg.norm_input),
+    }
+
+
+def begin(params: PyTree, statistics: PyTree, hp: Hypers) -> State:
     """The state before the first update."""
     opt = optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0])
-    return State(params, opt, jnp.asarray(hp.eps_start, jnp.float32))
+    return State(params, opt, jnp.asarray(hp.eps_start, jnp.float32), statistics)
 
 
 def exploration(num_actions: int) -> Callable[[Array, int], tuple[Array, Array]]:
@@ -206,33 +229,31 @@ def learn(
 ) -> tuple[State, dict[str, Array]]:
     """Epochs of shuffled minibatches of `data` [D, ...] through `loss`, and the next window's ε.
 
-    `loss(params, part)` gives (loss, mean Q) of a part [D / minibatches, ...].
+    `loss(params, statistics, part)` gives (loss, (mean Q, statistics after)) of a part
+    [D / minibatches, ...].
     """
     # One vector of parameters: ten small leaves cost more in overhead than in work.
     flat, unravel = ravel_pytree(state.params)
 
     def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
-        flat, opt, count = carry
-        of_vector = lambda flat: loss(unravel(flat), part)
-        (value, q), grads = jax.value_and_grad(of_vector, has_aux=True)(flat)
+        flat, statistics, opt, count = carry
+        of_vector = lambda flat: loss(unravel(flat), statistics, part)
+        (value, (q, statistics)), grads = jax.value_and_grad(of_vector, has_aux=True)(flat)
         lr = hp.lr * linear(count / cfg.gradient_steps, 1.0, hp.lr_end)
         updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, flat)
-        return (optax.apply_updates(flat, updates), opt, count + 1), (value, q)
+        return (optax.apply_updates(flat, updates), statistics, opt, count + 1), (value, q)
 
-    carry = (flat, state.opt, step * (cfg.epochs * cfg.minibatches))
-    (flat, opt, _), (losses, q) = scan_epochs(
+    carry = (flat, state.statistics, state.opt, step * (cfg.epochs * cfg.minibatches))
+    (flat, statistics, opt, _), (losses, q) = scan_epochs(
         minibatch, carry, key, data, cfg.epochs, cfg.minibatches
     )
     eps = linear((step + 1) / (hp.eps_decay * cfg.updates), hp.eps_start, hp.eps_end)
     metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
-    return State(unravel(flat), opt, eps), metrics
+    return State(unravel(flat), opt, eps, statistics), metrics
 
 
-def q_loss(
-    apply: Any, params: PyTree, obs: Array, action: Array, target: Array
-) -> tuple[Array, Array]:
-    """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). obs [B, *obs], action and target [B]."""
-    q = apply(params, obs)
+def q_loss(q: Array, action: Array, target: Array) -> tuple[Array, Array]:
+    """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). q [..., A], action and target [...]."""
     q = jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)  # cheaper than gather and scatter
     return 0.5 * jnp.mean((q - target) ** 2), jnp.mean(q)
 

@@ -9,7 +9,8 @@ are kept from before, from the memory stored at their start. Minibatches are set
 Targets come from the current parameters in every minibatch.
 
 Deviations: the window's last step is trained too, since its true successor is known (the authors'
-code uses it to bootstrap only), and time limits bootstrap from the true successor.
+code uses it to bootstrap only), and time limits bootstrap from the true successor. With batch norms
+the values of those successors are by running statistics, all others by the minibatch's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl import fit, nets, recurrent
+from jaxrl import batchnorm, fit, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
 from jaxrl.errors import UserError, at_least
@@ -52,12 +53,11 @@ class Network(nn.Module):
 
     cfg: Config
     num_actions: int
+    train: bool = False
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.torso = nets.Torso(
-            cfg.hidden, cfg.conv, norm=True, kernels=cfg.kernels, strides=cfg.strides
-        )
+        self.torso = nets.Torso(cfg.hidden, **pqn.layers(cfg, self.train))
         self.cell = recurrent.Recurrent(cfg.cell, cfg.memory)
         self.head = nn.Dense(self.num_actions)
 
@@ -106,20 +106,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             "with memory"
         )
     num_actions = spec.action.n  # type: ignore[union-attr]
-    net = Network(cfg, num_actions)
+    net, learning = Network(cfg, num_actions), Network(cfg, num_actions, train=True)
     one_limit = spec.max_steps is not None and cfg.num_steps + cfg.memory_window <= spec.max_steps
 
     def memory(n: int) -> tuple[PyTree, Array]:
         carry = recurrent.CELLS[cfg.cell].carry((n, cfg.memory))
         return carry, jnp.zeros((n, num_actions))
 
-    def run(params: PyTree, method: str, *args: PyTree) -> Any:
-        return net.apply({"params": params}, *args, method=method)
-
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
         carry, last_action = memory(1)
         obs, start = jnp.zeros((1, *spec.obs_shape)), jnp.zeros(1, bool)
-        return pqn.begin(net.init(key, carry, obs, last_action, start)["params"], hp)
+        found = net.init(key, carry, obs, last_action, start)
+        return pqn.begin(found["params"], found.get(batchnorm.COLLECTION, {}), hp)
 
     def act(
         state: State,
@@ -130,17 +128,21 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise: PyTree,
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        carry, q = run(state.params, "__call__", memory[0], obs, memory[1], start)
+        args = (memory[0], obs, memory[1], start)
+        carry, q = batchnorm.run(net, state.params, state.statistics, *args)
         action = pqn.choose(q, state.eps, noise, explore)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
-        def loss(params: PyTree, part: PyTree) -> tuple[Array, Array]:
+        def loss(params: PyTree, statistics: PyTree, part: PyTree) -> tuple[Array, PyTree]:
             window, memory = part
             window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # [T, B, ...]
-            q, next_value = window_values(partial(run, params), window, memory, one_limit)
+            numbers = (params, statistics)
+            unroll = partial(batchnorm.run_learning, learning, *numbers, method="unroll")
+            step = partial(batchnorm.run, net, *numbers)
+            q, next_value, statistics = window_values(unroll, step, window, memory, one_limit)
             targets = lambda_returns(
                 hp.reward_scale * window.reward,
                 jax.lax.stop_gradient(next_value),
@@ -149,8 +151,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 hp.gamma,
                 hp.lam,
             )
-            taken = jnp.sum(q * jax.nn.one_hot(window.action, num_actions), -1)
-            return 0.5 * jnp.mean((taken - targets) ** 2), jnp.mean(taken)
+            value, mean_q = pqn.q_loss(q, window.action, targets)
+            return value, (mean_q, statistics)
 
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
@@ -161,12 +163,17 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def window_values(
-    run: Callable[..., Any], window: Transition, memory: PyTree, one_limit: bool
-) -> tuple[Array, Array]:
-    """Q-values [T, B, A] in a window, and values [T, B] of the true successors.
+    unroll: Callable[..., Any],
+    step: Callable[..., Any],
+    window: Transition,
+    memory: PyTree,
+    one_limit: bool,
+) -> tuple[Array, Array, PyTree]:
+    """Q-values [T, B, A] in a window, values [T, B] of the true successors, and what `unroll` adds.
 
     Args:
-      run: (method, *args) of `Network` with the parameters at hand.
+      unroll: gives ((carries, Q-values), statistics) of `Network.unroll`.
+      step: gives (carry, Q-values) of one step.
       window: transitions [T, B, ...].
       memory: (carry, last action [B, A]) before the window's first step.
       one_limit: whether the window holds at most one time limit per environment, so that one step
@@ -175,22 +182,22 @@ def window_values(
     size = window.reward.shape[1]
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
     last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
-    carries, q = run("unroll", memory[0], window.obs, last_actions, window.start)
+    (carries, q), statistics = unroll(memory[0], window.obs, last_actions, window.start)
 
     def ahead(rows: PyTree) -> Array:
         carry, obs, action = rows
-        q = run("__call__", carry, obs, action, jnp.zeros(action.shape[0], bool))[1]
+        q = step(carry, obs, action, jnp.zeros(action.shape[0], bool))[1]
         return jnp.max(q, -1)
 
     # Targets are constants to the loss: no gradient flows through what follows.
     every = jax.lax.stop_gradient((carries, window.next_obs, actions))
     if not one_limit:
-        return q, ahead(jax.tree.map(flat, every)).reshape(window.reward.shape)
+        return q, ahead(jax.tree.map(flat, every)).reshape(window.reward.shape), statistics
     cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
     ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
     values = ahead(ends)
     later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
-    return q, jnp.where(window.truncated, values[None, size:], later)
+    return q, jnp.where(window.truncated, values[None, size:], later), statistics
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:

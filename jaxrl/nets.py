@@ -114,8 +114,10 @@ class Conv3x3(nn.Module):
 
 
 class Torso(nn.Module):
-    """[convolution -> (LayerNorm) -> activation] per entry of `conv`, then the same with Dense per
-    entry of `hidden`: observations [B, *obs] to features [B, hidden[-1]].
+    """[convolution -> (norm) -> activation] per entry of `conv`, then the same with Dense per entry
+    of `hidden`: observations [B, *obs] to features [B, hidden[-1]].
+
+    `norm` is LayerNorm where it is True, or makes a layer; `first` makes one in front of all.
 
     Convolutions are unpadded, of sides `kernels` and with `strides`, 3 and 1 where these are empty.
     Weights begin as in the authors' PQN networks: He normal behind convolutions, else LeCun normal.
@@ -123,13 +125,16 @@ class Torso(nn.Module):
 
     hidden: tuple[int, ...]
     conv: tuple[int, ...] = ()
-    norm: bool = False
+    norm: bool | Callable[[], nn.Module] = False
     activation: Callable[[Array], Array] = nn.relu
     kernels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    first: Callable[[], nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if self.first is not None:
+            x = self.first()(x)
         kernels, strides = (
             self.kernels or (3,) * len(self.conv),
             self.strides or (1,) * len(self.conv),
@@ -143,7 +148,8 @@ class Torso(nn.Module):
         return x
 
     def _finish(self, x: Array) -> Array:
-        return self.activation(LayerNorm()(x) if self.norm else x)
+        layer = LayerNorm if self.norm is True else self.norm
+        return self.activation(layer()(x) if layer else x)
 
 
 def sinusoids(t: Array, size: int) -> Array:
@@ -243,12 +249,14 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     out: int
     conv: tuple[int, ...] = ()
-    norm: bool = False
+    norm: bool | Callable[[], nn.Module] = False
     activation: Callable[[Array], Array] = nn.relu
     kernels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    first: Callable[[], nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Torso(self.hidden, self.conv, self.norm, self.activation, self.kernels, self.strides)(x)
+        sizes = (self.kernels, self.strides)
+        x = Torso(self.hidden, self.conv, self.norm, self.activation, *sizes, self.first)(x)
         return nn.Dense(self.out)(x)

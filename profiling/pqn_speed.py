@@ -73,7 +73,9 @@ def passes(cfg: pqn.Config, env: Env) -> fit.Program:
             return x + 1e-6 * jnp.max(net.apply(params, obs + x)), None
 
         def learn(params: PyTree, _: None) -> tuple[PyTree, None]:
-            grads = jax.grad(lambda p: pqn.q_loss(net.apply, p, *batch)[0])(params)
+            obs, action, target = batch
+            loss = lambda p: pqn.q_loss(net.apply(p, obs), action, target)[0]
+            grads = jax.grad(loss)(params)
             return jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads), None
 
         acted, _ = jax.lax.scan(act, jnp.float32(0), None, length=cfg.num_steps)

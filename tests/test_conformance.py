@@ -95,7 +95,7 @@ def _pqn() -> Case:
 
 
 def _pqn_rnn() -> Case:
-    cfg = pqn_rnn.Config(**SIZES, hidden=(4,), memory=3, memory_window=1)
+    cfg = pqn_rnn.Config(**SIZES, hidden=(4,), memory=3, memory_window=1, norm_input="batch_renorm")
     return _case(pqn_rnn, cfg, tiny.walk(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
 
 

@@ -187,19 +187,14 @@ def test_loss_gradient_in_closed_form() -> None:
     rng = np.random.default_rng(0)
     w, obs, target = rng.normal(size=(3, 4)), rng.normal(size=(7, 3)), rng.normal(size=7)
     action = np.array([0, 1, 2, 3, 0, 0, 2])
-    apply = lambda params, obs: obs @ params["w"]
-    (value, mean_q), grad = jax.value_and_grad(pqn.q_loss, argnums=1, has_aux=True)(
-        apply,
-        {"w": jnp.float32(w)},
-        jnp.float32(obs),
-        jnp.int32(action),
-        jnp.float32(target),
-    )
+    given = (jnp.int32(action), jnp.float32(target))
+    loss = lambda w: pqn.q_loss(jnp.float32(obs) @ w, *given)
+    (value, mean_q), grad = jax.value_and_grad(loss, has_aux=True)(jnp.float32(w))
     q = (obs @ w)[np.arange(7), action]
     expected = np.zeros((3, 4))
     for row in range(7):
         expected[:, action[row]] += (q[row] - target[row]) * obs[row] / 7
-    np.testing.assert_allclose(grad["w"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(value, np.mean((q - target) ** 2) / 2, rtol=1e-5)
     np.testing.assert_allclose(mean_q, np.mean(q), rtol=1e-5)
 

@@ -52,8 +52,9 @@ def windows(cell: str) -> tuple[Any, ...]:
 def recompute(cell: str, one_limit: bool) -> tuple[np.ndarray, np.ndarray]:
     cfg, spec, state, _, batch = windows(cell)
     net = pqn_rnn.Network(cfg, spec.action.n)
-    run = lambda method, *args: net.apply({"params": state.params}, *args, method=method)
-    return jax.jit(lambda: pqn_rnn.window_values(run, *batch, one_limit))()
+    step = lambda *args: net.apply({"params": state.params}, *args)
+    unroll = lambda *args: (net.apply({"params": state.params}, *args, method="unroll"), {})
+    return jax.jit(lambda: pqn_rnn.window_values(unroll, step, *batch, one_limit)[:2])()
 
 
 def by_hand(cell: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,148 @@
+"""Batch normalisation and batch renormalisation, with their running statistics beside parameters.
+
+Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift. Sergey
+Ioffe, Christian Szegedy. ICML 2015, arXiv:1502.03167. Batch Renormalization: Towards Reducing
+Minibatch Dependence in Batch-Normalized Models. Sergey Ioffe. NeurIPS 2017, arXiv:1702.03275.
+
+Learning normalises a batch by its own mean and variance, acting by running ones. With σ² = var +
+eps and r = σ_batch / σ_running, d = (mean_batch - mean_running) / σ_running, both clipped and
+constants to the gradient,
+
+    x̂ = (x - mean_batch) / σ_batch · r + d,
+
+which is what acting sees wherever nothing is clipped. Batch normalisation is r = 1, d = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl.types import Array, PyTree
+
+COLLECTION = "statistics"  # of flax's variables
+
+
+class Statistics(NamedTuple):
+    """Running moments [F] and the batches learnt from."""
+
+    mean: Array
+    var: Array
+    batches: Array  # [] int32
+
+
+class Rule(NamedTuple):
+    """How batches are normalised. The defaults are flax's of BatchNorm, which clips to 1 and 0."""
+
+    momentum: float = 0.99  # what stays of the running statistics
+    eps: float = 1e-5  # added to variances
+    r_max: float = 1.0  # r is clipped to 1 / r_max .. r_max
+    d_max: float = 0.0  # d is clipped to ±d_max
+    warmup: int = 0  # batches with r = 1 and d = 0, for running statistics to come near
+
+
+NORM = Rule()
+RENORM = Rule(momentum=0.999, eps=1e-3, r_max=3.0, d_max=5.0, warmup=1000)  # of PQN's authors
+
+
+def statistics(size: int) -> Statistics:
+    return Statistics(jnp.zeros(size), jnp.ones(size), jnp.int32(0))
+
+
+def by_running(rule: Rule, stats: Statistics, x: Array) -> Array:
+    """x [..., F] normalised by the running statistics."""
+    return _scale(x, stats.mean, stats.var, rule.eps)
+
+
+def by_batch(rule: Rule, stats: Statistics, x: Array) -> tuple[Array, Statistics]:
+    """x [..., F] normalised by its moments over all axes but the last, and the statistics after."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+    r, d = correction(rule, stats, mean, var)
+    out = _scale(x, mean, var, rule.eps) * _last(r, x) + _last(d, x)
+    mix = lambda old, new: rule.momentum * old + (1 - rule.momentum) * jax.lax.stop_gradient(new)
+    return out, Statistics(mix(stats.mean, mean), mix(stats.var, var), stats.batches + 1)
+
+
+def correction(rule: Rule, stats: Statistics, mean: Array, var: Array) -> tuple[Array, Array]:
+    """r and d [F] of a batch's moments [F], constants to the gradient."""
+    mean, var = jax.lax.stop_gradient((mean, var))
+    running = jax.lax.rsqrt(stats.var + rule.eps)
+    r = jnp.clip(jnp.sqrt(var + rule.eps) * running, 1 / rule.r_max, rule.r_max)
+    d = jnp.clip((mean - stats.mean) * running, -rule.d_max, rule.d_max)
+    cold = stats.batches < rule.warmup
+    return jnp.where(cold, 1.0, r), jnp.where(cold, 0.0, d)
+
+
+def _scale(x: Array, mean: Array, var: Array, eps: float) -> Array:
+    return (x - _last(mean, x)) * _last(jax.lax.rsqrt(var + eps), x)
+
+
+def _last(each: Array, x: Array) -> Array:
+    """[F] as an array that broadcasts with x [..., F]."""
+    return each.reshape((1,) * (x.ndim - 1) + each.shape)
+
+
+class BatchNorm(nn.Module):
+    """x [..., F] normalised as above, times `scale`, plus `bias`, both learnt.
+
+    `train` normalises by the batch and changes the statistics, else running ones are used. A bias
+    in front of batch normalisation has no gradient but rounding, of which optimisers such as Adam
+    make steps of full size: they move its number, differently on each machine, and hardly outputs.
+    """
+
+    train: bool
+    rule: Rule = NORM
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        stats = self.variable(COLLECTION, "running", statistics, x.shape[-1])
+        if self.train:
+            out, stats.value = by_batch(self.rule, stats.value, x)
+        else:
+            out = by_running(self.rule, stats.value, x)
+        return out * _last(scale, x) + _last(bias, x)
+
+
+class Net(NamedTuple):
+    """A network with statistics, {} where it has none.
+
+    init(key) -> (params, statistics)
+    apply(params, statistics, *inputs) -> outputs, by running statistics
+    learn(params, statistics, *inputs) -> (outputs, statistics), by those of the batch
+    """
+
+    init: Callable[[Array], tuple[PyTree, PyTree]]
+    apply: Callable[..., Any]
+    learn: Callable[..., tuple[Any, PyTree]]
+
+
+def from_linen(make: Callable[[bool], nn.Module], *shapes: tuple[int, ...]) -> Net:
+    """`make(train)` as a `Net`; `shapes` are those of its inputs without batch axes."""
+    acting, learning = make(False), make(True)
+
+    def init(key: Array) -> tuple[PyTree, PyTree]:
+        found = acting.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))
+        return found["params"], found.get(COLLECTION, {})
+
+    return Net(init, partial(run, acting), partial(run_learning, learning))
+
+
+def run(module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any) -> Any:
+    """What a module without `train` makes of its inputs; `options` are those of flax's apply."""
+    return module.apply({"params": params, COLLECTION: stats}, *inputs, **options)
+
+
+def run_learning(
+    module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any
+) -> tuple[Any, PyTree]:
+    """What a module with `train` makes of its inputs, and the statistics after."""
+    out, changed = run(module, params, stats, *inputs, mutable=[COLLECTION], **options)
+    return out, changed.get(COLLECTION, {})
