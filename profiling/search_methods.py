@@ -1,24 +1,31 @@
 """Successive halving and population-based training against random search, at equal steps.
 
-    python profiling/search_methods.py [--repetitions 5]
+    python profiling/search_methods.py [--env CartPole-v1 --steps 8192] [--repetitions 5]
 
-PQN (64 x 64) on CartPole, 32,768 environment steps a trial, four settings searched, one seed a
-trial. 64 trials with successive halving (one in four goes on, three rungs) make as many steps as
-ten whole ones, so the other two methods have ten. Every method hands over one policy, the best by
-its last evaluation; what is compared is its return in 256 fresh episodes, since that of the
-evaluation it was chosen by is too high.
+PQN (64 x 64), few environment steps a trial, four settings searched, one seed a trial. 64 trials
+with successive halving (one in four goes on, three rungs) make as many steps of training as ten
+whole ones, so the other two methods have ten. Every method hands over one policy, the best by its
+last evaluation; what is compared is its return in 256 fresh episodes, since that of the evaluation
+it was chosen by is too high.
+
+A task can tell methods apart where random search rarely comes to the best return there is. With
+--random 32 so many random trials show what a task is like, before anything is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxrl.experiments import load, search, study
+from jaxrl import drive, population, records
+from jaxrl.experiments import load, planning, search, study
 from jaxrl.stats import bootstrap_ci
 
 RANGES = {
@@ -35,42 +42,56 @@ METHODS: dict[str, dict[str, Any]] = {
 EPISODES = 256
 
 
-def once(method: str, seed: int, out: Path) -> tuple[float, float, int]:
-    """(return of the policy it hands over, what it was chosen by, environment steps)."""
-    found = search.search(
+class Task(NamedTuple):
+    env: str
+    steps: int
+
+
+def run(task: Task, method: Mapping[str, Any], seed: int, out: Path) -> dict[str, Any]:
+    """A search; returns its summary."""
+    agent = {"hidden": (64, 64), "total_steps": task.steps, "num_envs": 16, "num_steps": 32}
+    return search.search(
         "pqn",
-        env="CartPole-v1",
+        env=task.env,
         preset="none",
         seed=seed,
         evals=16,
         eval_episodes=16,
-        agent={"hidden": (64, 64), "total_steps": 32_768, "num_envs": 16, "num_steps": 32},
+        agent=agent,
         sampler="random",
         range=RANGES,
         out=str(out),
-        **METHODS[method],
+        **method,
     )
+
+
+def once(task: Task, method: str, seed: int, out: Path) -> tuple[float, float, int]:
+    """(return of the policy it hands over, what it was chosen by, environment steps)."""
+    found = run(task, METHODS[method], seed, out)
     trial = study.best(study.read_study(out), 1)[0]
-    run = out / trial.user_attrs["run"]
-    if method == "halving":  # the last rung, in which few are left
-        last = max(run.glob("rung*"))
-        settings = load.settings_of(load.open_for_reading(last))
-        near = [np.isclose(p["agent.lr"], trial.params["agent.lr"]) for p in settings.points]
-        run, row = last, int(np.argmax(near))
-    else:
-        row = trial.user_attrs["row"]
-    episodes = load.evaluate(run, EPISODES, 1000 + seed)[1]
-    return float(episodes.returns[row].mean()), found["best"]["value"], found["env_steps"]
+    folder, row = records.RunDir(out / trial.user_attrs["run"]), trial.user_attrs["row"]
+    settings = load.settings_of(folder)
+    options = dataclasses.replace(settings.options, eval_episodes=EPISODES)
+    ready = planning.plan(dataclasses.replace(settings, options=options))
+    state = load.restore(ready, folder, (row, row + 1))
+    key, layout = jax.random.key(1000 + seed), population.layout(1)
+    episodes = drive.evaluate(ready.program, layout, state, key, {}, ids=ready.seeds[row : row + 1])
+    return float(episodes.returns.mean()), found["best"]["value"], found["env_steps"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=5)
-    count = parser.parse_args().repetitions
+def look(task: Task, trials: int) -> str:
+    """What random trials come to, from the worst to the best."""
+    with tempfile.TemporaryDirectory() as name:
+        run(task, {"trials": trials, "batch": trials}, 7000, Path(name) / "it")
+        values = [trial.value for trial in study.best(study.read_study(Path(name) / "it"), trials)]
+    return ", ".join(f"{x:.0f}" for x in reversed(values))
+
+
+def compare(task: Task, count: int) -> str:
     lines = []
     for method in METHODS:
         with tempfile.TemporaryDirectory() as name:
-            rows = [once(method, 100 * i, Path(name) / str(i)) for i in range(count)]
+            rows = [once(task, method, 100 * i, Path(name) / str(i)) for i in range(count)]
         returns = np.array([row[0] for row in rows])
         low, high = bootstrap_ci(returns, statistic=np.mean)
         each = ", ".join(f"{x:.0f}" for x in returns)
@@ -78,7 +99,19 @@ def main() -> None:
             f"{method}: {returns.mean():.0f} ({low:.0f} to {high:.0f}) of {each}; chosen by "
             f"{np.mean([row[1] for row in rows]):.0f}; {rows[0][2]:,} environment steps"
         )
-    print("\n".join(lines))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--steps", type=int, default=8_192)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--random", type=int, default=0)
+    given = parser.parse_args()
+    task = Task(given.env, given.steps)
+    found = look(task, given.random) if given.random else compare(task, given.repetitions)
+    print(f"{task.env}, {task.steps:,} steps a trial\n{found}")
 
 
 if __name__ == "__main__":

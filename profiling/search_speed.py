@@ -1,6 +1,6 @@
 """What a search costs, against the same trials as processes of their own.
 
-    python profiling/search_speed.py [--trials 256]
+    python profiling/search_speed.py [--trials 256] [--out profiling/results/search_speed_cpu.json]
 
 One command searches the learning rate and the trace decay of PQN (64 x 64) on CartPole, four seeds
 a trial, 5e4 steps each. Against it, three of its trials are trained by `jaxrl train`, one process
@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxrl import records
 
 SHARED = [
     *("pqn", "--env", "CartPole-v1", "--preset", "none", "--seeds", "4", "--evals", "2"),
@@ -44,7 +46,8 @@ def jaxrl(words: list[str], cache: Path) -> Cost:
     return Cost(wall, cpu)
 
 
-def in_one_command(folder: Path, trials: int) -> None:
+def in_one_command(folder: Path, trials: int) -> list[dict[str, Any]]:
+    rows = []
     for state in ("cold", "warm"):
         out = folder / state
         words = ["search", *SHARED, *RANGES, "--trials", str(trials), "--out", str(out)]
@@ -55,9 +58,13 @@ def in_one_command(folder: Path, trials: int) -> None:
             f"{cost.cpu:.0f} CPU s, {found['compiles']} compiles; best {found['best']['value']}",
             flush=True,
         )
+        its = {"compiles": found["compiles"], "env_steps": found["env_steps"]}
+        rows.append({"how": "one command", "cache": state, **cost._asdict(), **its})
+    return rows
 
 
-def as_processes(folder: Path, trials: int) -> None:
+def as_processes(folder: Path, trials: int) -> list[dict[str, Any]]:
+    rows = []
     own = lambda rate: ["train", *SHARED, "--agent.lr", rate, "--out"]
     for state in ("cold", "warm"):
         costs = [
@@ -72,15 +79,26 @@ def as_processes(folder: Path, trials: int) -> None:
             f"{one.cpu * trials:.0f} CPU s",
             flush=True,
         )
+        measured = [x._asdict() for x in costs]
+        total = {"wall": one.wall * trials, "cpu": one.cpu * trials}
+        rows.append({"how": "processes, extrapolated", "cache": state, **total, "each": measured})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=256)
-    trials = parser.parse_args().trials
+    parser.add_argument("--out", type=Path, help="a JSON file of the numbers")
+    given = parser.parse_args()
+    trials = given.trials
     with tempfile.TemporaryDirectory() as name:
-        in_one_command(Path(name), trials)
-        as_processes(Path(name), trials)
+        rows = in_one_command(Path(name), trials) + as_processes(Path(name), trials)
+    one, each = ({row["cache"]: row["cpu"] for row in some} for some in (rows[:2], rows[2:]))
+    for state in one:
+        print(f"cache {state}: {each[state] / one[state]:.1f} times the CPU seconds as processes")
+    if given.out:
+        here = {"cores": os.cpu_count(), "versions": records.versions(), "git": records.git_hash()}
+        records.write_json(given.out, {"trials": trials, "seeds": 4, **here, "rows": rows})
 
 
 if __name__ == "__main__":
