@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,9 +87,9 @@ def look(task: Task, trials: int) -> str:
     return ", ".join(f"{x:.0f}" for x in reversed(values))
 
 
-def compare(task: Task, count: int) -> str:
+def compare(task: Task, methods: Sequence[str], count: int) -> str:
     lines = []
-    for method in METHODS:
+    for method in methods:
         with tempfile.TemporaryDirectory() as name:
             rows = [once(task, method, 100 * i, Path(name) / str(i)) for i in range(count)]
         returns = np.array([row[0] for row in rows])
@@ -107,10 +107,14 @@ def main() -> None:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--steps", type=int, default=8_192)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--random", type=int, default=0)
     given = parser.parse_args()
     task = Task(given.env, given.steps)
-    found = look(task, given.random) if given.random else compare(task, given.repetitions)
+    if given.random:
+        found = look(task, given.random)
+    else:
+        found = compare(task, given.methods, given.repetitions)
     print(f"{task.env}, {task.steps:,} steps a trial\n{found}")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import evolution
+from jaxrl import evolution, population
 from jaxrl.experiments.bandit import ucb
 from jaxrl.fit import MemberState
 
@@ -81,6 +81,23 @@ def test_survivors() -> None:
     np.testing.assert_array_equal(evolution.survivors(scores, 2), [2, 4])
     np.testing.assert_array_equal(evolution.survivors(scores, 3), [0, 2, 4])
     np.testing.assert_array_equal(evolution.survivors(scores, 5), [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("devices", "width"), [(1, 2), (4, 2), (2, 4), (3, 1)])
+def test_members_that_go_on_sit_in_front(devices: int, width: int) -> None:
+    plan = population.layout(11, jax.devices()[:devices], width)
+    total = plan.padded(11)
+    everyone = plan.seat(11)
+    np.testing.assert_array_equal(everyone.order, np.arange(total))
+    np.testing.assert_array_equal(everyone.tiles, total // (devices * width))
+    for chosen in ([], [10], [0, 3, 4, 9], [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]):
+        seats = plan.seat(11, np.array(chosen, int))
+        np.testing.assert_array_equal(np.sort(seats.order), np.arange(total))
+        np.testing.assert_array_equal(seats.order[seats.rows], np.arange(11))
+        assert seats.tiles.sum() == max(-(-len(chosen) // width), 1)
+        assert np.ptp(seats.tiles) <= 1
+        device, row = np.divmod(seats.rows[seats.members], total // devices)
+        assert (row < seats.tiles[device] * width).all()
 
 
 def test_the_bandit_by_hand() -> None:

@@ -243,3 +243,4 @@ def test_alone_everything_is_agreed() -> None:
     alone = hosts.ALONE
     assert (alone.agree(7), alone.say("x"), alone.all(False), alone.asked()) == (7, "x", False, 0)
     np.testing.assert_equal(alone.leads, True)
+    assert alone.gather("x") == ["x"]

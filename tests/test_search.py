@@ -525,16 +525,74 @@ def test_sigkill_and_the_same_command(folder: Path) -> None:
     assert len({trial.params["agent.lr"] for trial in trials}) == 6
 
 
+FOUR = [*WIDE, "--trials", "8", "--batch", "4", "--evals", "4", "--sampler", "random"]
+
+
+def outcomes(out: str) -> list[Any]:
+    attrs = ("scores", "final", "run", "row")
+    return [
+        (trial.state, trial.params, trial.value, [trial.user_attrs.get(name) for name in attrs])
+        for trial in results(out)
+    ]
+
+
 @pytest.mark.slow
-def test_two_processes_search_together(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        WIDE,
+        [*FOUR, "--halving", "--eta", "2"],
+        [*FOUR, "--pbt"],
+        [*WIDE, "--eval-budget", "20", "--confirm", "1", "--confirm-seeds", "2"],
+    ],
+    ids=["plain", "halving", "pbt", "bandit"],
+)
+def test_two_processes_search_together(asked: list[str], folder: Path) -> None:
     """The numbers are those of one process with all the devices."""
     for out, processes in (("one", 1), ("two", 2)):
-        its = cluster.start(folder / out, processes, devices=2, command="search", more=WIDE)
+        its = cluster.start(folder / out, processes, devices=2, command="search", more=asked)
         for ended in cluster.finish(its, 240):
             assert ended.code == 0, ended.text
-    one, two = results("one"), results("two")
-    assert [trial.params for trial in one] == [trial.params for trial in two]
-    assert [trial.value for trial in one] == [trial.value for trial in two]
+    assert outcomes("one") == outcomes("two")
+    found = [json.loads((folder / out / "summary.json").read_text()) for out in ("one", "two")]
+    for each in found:
+        del each["wall_s"]
+    assert found[0] == found[1]
+    for run in {trial.user_attrs["run"] for trial in results("one")}:
+        one, two = (records.read_metrics(folder / out / run) for out in ("one", "two"))
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, two[name], err_msg=f"{run} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["--halving", "--pbt"])
+def test_two_processes_are_killed_and_go_on(method: str, folder: Path) -> None:
+    """One of them, in the second batch; a single process then ends what they began."""
+    asked = [*FOUR, method, *(["--eta", "2"] if method == "--halving" else [])]
+    slow = [*asked, "--agent.total-steps", "1600"]
+    start: Callable[..., Any] = lambda out, count, inject: cluster.start(
+        folder / out, count, devices=2, command="search", more=slow, inject=inject
+    )
+    running = start("it", 2, [cluster.SLOW])
+    try:
+        cluster.until(lambda: enough(folder / "it/001"), 240)
+        running[0].kill()
+        cluster.finish(running, 120)
+    finally:
+        for process in running:
+            process.kill()
+    for out in ("it", "whole"):
+        (ended,) = cluster.finish(start(out, 1, []), 240)
+        assert ended.code == 0, ended.text
+        assert ("continuing from update" in ended.text) == (out == "it")
+    it, whole = outcomes("it"), outcomes("whole")
+    assert it == whole
+
+
+def enough(run: Path) -> bool:
+    """Whether a run has come over the half, where some have been stopped and others have moved."""
+    steps = [int(x.name) for x in cluster.saved(run)]
+    return max(steps, default=0) > 50
 
 
 def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
