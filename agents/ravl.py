@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 from flax import struct
 
 from jaxrl import fit
@@ -33,7 +34,7 @@ from jaxrl.errors import UserError
 from jaxrl.imagination import Model, imagined, penalised, true_model
 from jaxrl.rollout import evaluator
 from jaxrl.sources import labelled, mix, uniform, whole
-from jaxrl.types import Agent, Env, EnvSpec, Source
+from jaxrl.types import Agent, Env, EnvSpec, PyTree, Source
 
 OFFLINE = True
 EXTRAS = ("state", "next_known")  # of the data
@@ -76,7 +77,7 @@ class Hypers(edac.Hypers):
     penalty: Any = 0.0
     """λ by which uncertainty of the model lowers rewards, in MOPO"""
     model_lr: Any = 1e-3
-    """learning rate of the ensemble; a shared one has the first member's"""
+    """learning rate of the ensemble, the same for all members that share one"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -88,6 +89,17 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     if not 0 <= cfg.real_share <= 1:
         raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
     return edac.make(cfg, spec)
+
+
+def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
+    """Raises UserError where members that share an ensemble ask for several rates of learning it.
+
+    Args:
+      hp: hyperparameters [P] of all members.
+    """
+    shared = cfg.dynamics == "learned" and cfg.share_dynamics
+    if shared and len(np.unique(np.asarray(hp.model_lr))) > 1:
+        raise UserError("model_lr differs between members: say --agent.no-share-dynamics")
 
 
 def networks(cfg: Config) -> Ensemble:

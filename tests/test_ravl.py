@@ -103,6 +103,16 @@ def test_stages() -> None:
     assert told == [[("dynamics", "run"), agent], [("dynamics", "member"), agent], [agent]]
 
 
+def test_one_ensemble_has_one_learning_rate() -> None:
+    """Members that share it would all get the first one's; the true dynamics have none."""
+    swept = numbers(HP).replace(model_lr=jnp.float32([1e-3, 1e-2]))
+    with pytest.raises(UserError, match="model_lr differs between members"):
+        ravl.check_request(ravl.Config(), swept, {})
+    ravl.check_request(ravl.Config(), swept.replace(model_lr=jnp.float32([1e-3] * 2)), {})
+    ravl.check_request(ravl.Config(share_dynamics=False), swept, {})
+    ravl.check_request(ravl.Config(dynamics="true"), swept, {})
+
+
 def test_options_are_those_of_edac_and_more() -> None:
     """Settings of EDAC mean the same here: MBPO and MOPO are settings, too."""
     ours, theirs = ravl.Config(), edac.Config()
