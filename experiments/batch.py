@@ -148,7 +148,8 @@ def run(
         hosts.all(True)
     told = ""
     if hosts.leads:
-        history = by_chunk(ready, folder)
+        history = records.read_metrics(folder, ready.program.stages[-1].name)
+        history = {k: x.reshape(-1, count) for k, x in history.items() if k != "stage"}
         members = engine.objective.members(history).reshape(-1, its.seeds)[:trials]
         row = last_trained(history["finite"])[:: its.seeds][:trials]
         stopped = np.where(row < len(history["finite"]) - 1, history["update"][row, 0], 0)
@@ -158,12 +159,6 @@ def run(
     members = np.array(members, np.float64).reshape(trials, -1)
     values = engine.objective.trials(members)
     return Outcome(members, values, np.array(stopped, int), env_steps)
-
-
-def by_chunk(ready: planning.Plan, folder: records.RunDir) -> dict[str, np.ndarray]:
-    """The metrics of a run's last stage, so far: columns [C, P]."""
-    history = records.read_metrics(folder, ready.program.stages[-1].name)
-    return {k: x.reshape(-1, ready.members) for k, x in history.items() if k != "stage"}
 
 
 def everywhere(ready: planning.Plan, hosts: Hosts, rows: np.ndarray) -> np.ndarray:

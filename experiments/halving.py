@@ -61,9 +61,11 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             passed = [end for end in nexts if end <= step and index == running.end(ready)[0]]
             chosen = np.arange(trials)
             if passed and hosts.leads:
-                history = batch.by_chunk(ready, records.RunDir(path))
-                row = history["update"][:, 0].tolist().index(passed[-1])
-                chosen = going_on(passed[-1], {name: x[row] for name, x in history.items()})
+                # Of later chunks, some processes may have written their rows and others not.
+                history = records.read_metrics(path, stage.name)
+                rows = history["update"] == passed[-1]
+                names = ("finite", objective.metric)
+                chosen = going_on(passed[-1], {name: history[name][rows] for name in names})
             kept.append(mine(chosen))
             return kept[-1]
 

@@ -276,7 +276,8 @@ def _on_host(
     def one(state: fit.MemberState) -> PyTree:
         return fn(state.learner, state.hp, {}, fit.eval_key(state.key, step))
 
-    rows = seats.rows[seats.members]
+    # Without any, the first row, which shows the shapes.
+    rows = seats.rows[seats.members] if seats.members.size else np.zeros(1, int)
     state = _fetch(state, rows, scope)
     if scope == "run":
         return one(state)

@@ -406,6 +406,12 @@ def test_halving_stops_the_worst_and_changes_nothing_else(
         same = np.where(trained, whole[name], np.nan)
         np.testing.assert_array_equal(values.reshape(4, 8), same, err_msg=name)
     assert halved["compiles"] == 0  # beside those of the search without halving
+    # Three more make a slot that is filled up by a trial which nobody trains.
+    more = [*HALVING, "--trials", "7", "--halving", "--eta", "2", "--out", "it"]
+    found = search.run(words.read("search", more))
+    assert found["env_steps"] - halved["env_steps"] == 2 * (3 * 16 + 2 * 16 + 32)
+    assert (found["complete"], found["stopped_early"], found["failed"]) == (2, 5, 0)
+    assert found["compiles"] == 0
 
 
 def test_halving_computes_no_tile_without_a_survivor(
