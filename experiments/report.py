@@ -40,7 +40,7 @@ def report(
     if any((path / "search.json").is_file() for path in paths):
         if len(paths) > 1 or out or over or csv_file:
             raise UserError("a search is reported by itself, without --over, --csv and --out")
-        from jaxrl.experiments import verdict  # which prints with what is here
+        from jaxrl.experiments.search import verdict  # which prints with what is here
 
         verdict.report(paths[0])
         return

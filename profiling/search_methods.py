@@ -25,7 +25,8 @@ import jax
 import numpy as np
 
 from jaxrl import drive, population, records
-from jaxrl.experiments import load, planning, search, study
+from jaxrl.experiments import load, planning, search
+from jaxrl.experiments.search import study
 from jaxrl.stats import bootstrap_ci
 
 RANGES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl import evolution, population
-from jaxrl.experiments.bandit import ucb
+from jaxrl.experiments.search.bandit import ucb
 from jaxrl.fit import MemberState
 
 RNG = np.random.default_rng

@@ -17,20 +17,10 @@ import pytest
 
 from jaxrl import drive, evolution, records, shards
 from jaxrl.errors import UserError
-from jaxrl.experiments import (
-    batch,
-    cli,
-    load,
-    planning,
-    ranges,
-    search,
-    session,
-    study,
-    verdict,
-    words,
-)
-from jaxrl.experiments.batch import Objective, Outcome
-from jaxrl.experiments.ranges import Range
+from jaxrl.experiments import cli, load, planning, search, session, words
+from jaxrl.experiments.search import batch, driver, ranges, study, verdict
+from jaxrl.experiments.search.batch import Objective, Outcome
+from jaxrl.experiments.search.ranges import Range
 
 SMALL = {
     "env": "mine:walk", "agent.hidden": "4", "agent.num-envs": "2", "agent.num-steps": "4",
@@ -95,7 +85,7 @@ BUILT: dict[Any, Any] = {}
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of several tests compile together."""
     make = batch.Engine
-    monkeypatch.setattr(search, "Engine", lambda *args: make(*args)._replace(built=BUILT))
+    monkeypatch.setattr(driver, "Engine", lambda *args: make(*args)._replace(built=BUILT))
 
 
 def space(*texts: str) -> ranges.Space:

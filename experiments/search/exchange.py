@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive, evolution, fit, records
-from jaxrl.experiments import batch, load, planning, running
-from jaxrl.experiments.batch import Engine, Outcome
+from jaxrl.experiments import load, planning, running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan
-from jaxrl.experiments.ranges import Range
+from jaxrl.experiments.search import batch
+from jaxrl.experiments.search.batch import Engine, Outcome
+from jaxrl.experiments.search.ranges import Range
 from jaxrl.hosts import Hosts
 from jaxrl.types import Array, PyTree
 

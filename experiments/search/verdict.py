@@ -12,9 +12,9 @@ from rich.table import Table
 from jaxrl import plots, records
 from jaxrl.errors import UserError
 from jaxrl.experiments import report as reports
-from jaxrl.experiments import study
 from jaxrl.experiments.points import shown
 from jaxrl.experiments.progress import clock
+from jaxrl.experiments.search import study
 from jaxrl.experiments.summary import several
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.batch import Objective
+from jaxrl.experiments.search.batch import Objective
 
 
 @dataclasses.dataclass(frozen=True)

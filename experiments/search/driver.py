@@ -29,25 +29,22 @@ import numpy as np
 
 from jaxrl import population, records
 from jaxrl.errors import UserError
-from jaxrl.experiments import (
-    agents,
+from jaxrl.experiments import agents, options, session, words
+from jaxrl.experiments.search import (
     batch,
     exchange,
     finals,
     halving,
-    options,
     ranges,
     samplers,
     search_options,
-    session,
     study,
     verdict,
-    words,
 )
-from jaxrl.experiments.batch import Engine, Outcome
-from jaxrl.experiments.ranges import Space
-from jaxrl.experiments.search_options import PHASES, Options
-from jaxrl.experiments.study import Slot
+from jaxrl.experiments.search.batch import Engine, Outcome
+from jaxrl.experiments.search.ranges import Space
+from jaxrl.experiments.search.search_options import PHASES, Options
+from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.summary import several
 from jaxrl.hosts import Hosts
 from jaxrl.hosts import start as join

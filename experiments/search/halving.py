@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxrl import drive, evolution, records
-from jaxrl.experiments import batch, running
-from jaxrl.experiments.batch import Engine, Outcome
+from jaxrl.experiments import running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan
+from jaxrl.experiments.search import batch
+from jaxrl.experiments.search.batch import Engine, Outcome
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
