@@ -9,6 +9,10 @@ straight, along both axes at once, is best at every step, and optimal values are
 From the starts, n steps reach the positions with |s|∞ ≤ 2 + n and no others. So rollouts of k steps
 that begin there take steps from |s|∞ ≤ 2 + k - 1 only, while their ends come to |s|∞ ≤ 2 + k; what
 lies between is their edge of reach.
+
+The paper's rewards are not public. Here the goal is at (5, 5): seven steps lead there from every
+start, so that rollouts of ten steps take steps from the goal, and a policy is asked for nothing
+that they do not show it. With goals further out, nothing is learned of what to do on arrival.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from jaxrl.envs.wrappers import positive
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
 START = 2.0  # episodes start in [-START, START]²
-GOAL = (9.0, 9.0)  # within reach of ten steps, on the way to a corner of their edge
+GOAL = (5.0, 5.0)  # half of the way from the middle to the corner of what ten steps begin in
 WIDTH = 18.0  # of the rewards' hill: twice its variance
 
 
@@ -76,3 +80,14 @@ def reached_after(position: Array, steps: int) -> Array:
 def edge_of_reach(position: Array, steps: int) -> Array:
     """[...] bool: positions [..., 2] where rollouts of `steps` steps end, but take no step from."""
     return reached_after(position, steps) & ~reached_after(position, steps - 1)
+
+
+def largest_stable_discount(steps: int) -> float:
+    """The discount above which values that grow with the distance grow without bound.
+
+    A critic w |s| learns by temporal differences on walks of `steps` steps straight outwards from
+    0, the last state being bootstrapped from like any other. Whatever the rewards, w runs away if
+    Σ_t t (γ (t + 1) - t) > 0, which is γ > (2 k - 1) / (2 k + 2) for t < k steps. With true values
+    in place of the last bootstrap it never does.
+    """
+    return (2 * steps - 1) / (2 * steps + 2)

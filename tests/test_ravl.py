@@ -53,7 +53,10 @@ def aimed(widest: float, rows: int = 1024) -> Transition:
         action = jax.random.uniform(key_action, (1,), minval=-widest, maxval=widest)
         _, ts = AIM.step(key_action, state, action, AIM.params)
         extras: Any = {"state": tuple(jax.tree.leaves(state))}
-        return Transition(obs, action, ts.reward, *ts[:1], *ts[2:], jnp.array(True), extras)
+        first = jnp.array(True)
+        return Transition(
+            obs, action, ts.reward, ts.next_obs, ts.terminated, ts.truncated, first, extras
+        )
 
     return play(jax.random.split(jax.random.key(0), rows))
 
