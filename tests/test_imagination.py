@@ -228,3 +228,17 @@ def test_data_without_states() -> None:
     source = dreams(true_model(envs.make("reach")), random_policy(Box((-1,), (1,), (1,))))
     with pytest.raises(UserError, match="the true dynamics of reach need data with its simulator"):
         source.init(jax.random.key(0), 1.0, HP, INPUTS)
+
+
+def test_mopo_is_mbpo_in_the_true_dynamics() -> None:
+    """They are certain, so there is nothing to lower rewards by: the same bits."""
+    env = envs.make("reach")
+    state, obs = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 8), env.params)
+    keys, hp = jax.random.key(1), HP | {"env": env.params}
+    action = jax.random.uniform(keys, (8, 2), minval=-1, maxval=1)
+    plain, less = (
+        model.step({}, hp, state, obs, action, keys)[1]
+        for model in (true_model(env), penalised(true_model(env)))
+    )
+    assert (np.asarray(plain.reward) > 0).all()
+    np.testing.assert_array_equal(less.reward, plain.reward)
