@@ -10,7 +10,9 @@ just inside are learned from next to no steps. Methods:
     oracle   the same; a step into the edge of reach pays γ V*(s') and terminates, where V* is the
              value of the optimal policy, known in closed form
     sac_n    ten critics, without the oracle
-    ravl     ten critics with EDAC's diversity term, without the oracle
+    ravl     ten critics with EDAC's diversity term, η 1, without the oracle
+    mild     the same with η .001: squared errors grow with the square of rewards, and the term does
+             not, so that rewards of at most 1 need less of it
 
 Values that grow with the distance run away at the published discount of .99, see
 `reach.largest_stable_discount`. How soon depends on how fast targets follow: the published .005 in
@@ -71,6 +73,7 @@ class Method(NamedTuple):
     name: str
     static: dict[str, Any]
     patch: bool = False
+    eta: float = 1.0
 
 
 METHODS = (
@@ -78,6 +81,7 @@ METHODS = (
     Method("oracle", {"critics": 2, "diversity": False}, patch=True),
     Method("sac_n", {"critics": 10, "diversity": False}),
     Method("ravl", {"critics": 10}),
+    Method("mild", {"critics": 10}, eta=1e-3),
 )
 
 
@@ -114,7 +118,8 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
         stage, learner=counting(stage.learner), evaluate=judged(cfg, env, stage.learner)
     )
     train = jax.vmap(fit.train(fit.Program((stage,))), (0, None, None))
-    hp = jax.tree.map(jnp.float32, {"agent": HYPERS, "env": env.params})
+    own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
+    hp = jax.tree.map(jnp.float32, {"agent": own, "env": env.params})
     return jax.block_until_ready(jax.jit(train)(keys, hp, {"data": data}))
 
 
@@ -242,7 +247,7 @@ def main() -> None:
             first = jax.tree.map(lambda x: x[0], result.states["agent"])
             np.save(file.with_suffix(".npy"), values(method, env, first))
             found = summarise(result, HYPERS.gamma)
-            told = {"method": method.name, "updates": args.updates} | found
+            told = {"method": method.name, "eta": method.eta, "updates": args.updates} | found
             records.write_json(file, told | {"history": history(result, HYPERS.gamma)})
     report(args.out, best, env)
 
