@@ -507,13 +507,13 @@ def test_sigkill_and_the_same_command(folder: Path) -> None:
     )
     (process,) = start([cluster.SLOW])
     try:
-        cluster.until(lambda: len(cluster.saved(folder / "it/001")) > 1, 240)
+        cluster.until(lambda: len(cluster.saved(folder / "it/001")) > 1, 600)
     finally:
         process.kill()
         process.communicate()
     running = [trial.params for trial in results() if not trial.state.is_finished()]
     assert len(running) == 3
-    (ended,) = cluster.finish(start([]))
+    (ended,) = cluster.finish(start([]), 600)
     assert ended.code == 0 and "continuing from update" in ended.text, ended.text
     trials = results()
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
@@ -547,7 +547,7 @@ def test_two_processes_search_together(asked: list[str], folder: Path) -> None:
     """The numbers are those of one process with all the devices."""
     for out, processes in (("one", 1), ("two", 2)):
         its = cluster.start(folder / out, processes, devices=2, command="search", more=asked)
-        for ended in cluster.finish(its, 240):
+        for ended in cluster.finish(its, 600):
             assert ended.code == 0, ended.text
     assert outcomes("one") == outcomes("two")
     found = [json.loads((folder / out / "summary.json").read_text()) for out in ("one", "two")]
@@ -571,14 +571,14 @@ def test_two_processes_are_killed_and_go_on(method: str, folder: Path) -> None:
     )
     running = start("it", 2, [cluster.SLOW])
     try:
-        cluster.until(lambda: enough(folder / "it/001"), 240)
+        cluster.until(lambda: enough(folder / "it/001"), 600)
         running[0].kill()
         cluster.finish(running, 120)
     finally:
         for process in running:
             process.kill()
     for out in ("it", "whole"):
-        (ended,) = cluster.finish(start(out, 1, []), 240)
+        (ended,) = cluster.finish(start(out, 1, []), 600)
         assert ended.code == 0, ended.text
         assert ("continuing from update" in ended.text) == (out == "it")
     it, whole = outcomes("it"), outcomes("whole")
