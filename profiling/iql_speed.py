@@ -1,6 +1,6 @@
 """How fast IQL learns, beside the bare matrix products of its updates.
 
-    python profiling/iql_speed.py [--members 1 8 32] [--updates 300] [--json FILE]
+    python profiling/iql_speed.py [--members 1 8 32] [--width W] [--updates 300] [--json FILE]
 
 Observations of 11 and actions of 3 elements, batches of 256, networks of 2 x 256: the matrix
 products of one update are 0.56 GFLOP. CPU seconds (process time of all threads) per 1,000 updates
@@ -87,13 +87,14 @@ def floor(cfg: iql.Config, members: int) -> Callable[[PyTree], PyTree]:
     return lambda seed: run(tuple(jnp.full(size, 0.01) + seed for size in sizes))
 
 
-def whole(cfg: iql.Config, members: int) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
+def whole(
+    cfg: iql.Config, members: int, plan: population.Layout
+) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
     """`cfg.updates` updates of a population, and their arguments: its first state, made already."""
     agent = iql.make(cfg, SPEC)
     stage = fit.Stage(
         name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates
     )
-    plan = population.layout(members, jax.devices()[:1])
     spread = lambda tree: plan.split(plan.pad(tree, members))
     hp = spread(table({"agent": iql.Hypers()}, members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
@@ -118,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of IQL beside bare matrix products")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--updates", type=int, default=300, help="of all members together, about")
+    parser.add_argument("--width", type=int, help="members per tile; by default the rule's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -128,7 +130,8 @@ def main() -> None:
     rows = []
     for members in args.members:
         cfg = iql.Config(updates=max(args.updates // members, 8))
-        train, given = whole(cfg, members)
+        plan = population.layout(members, jax.devices()[:1], args.width)
+        train, given = whole(cfg, members, plan)
         runs = {
             "iql": (jax.jit(train).lower(*given).compile(), given),
             "floor": (jax.jit(floor(cfg, members)).lower(0.0).compile(), (0.0,)),
@@ -144,10 +147,9 @@ def main() -> None:
         share = statistics.median(
             b / a for a, b in zip(seconds["iql"], seconds["floor"], strict=True)
         )
-        width = population.layout(members, jax.devices()[:1]).width
-        rows.append({"members": members, "width": width, "share": share} | each)
+        rows.append({"members": members, "width": plan.width, "share": share} | each)
         print(
-            f"{members:>7} {width:>5} {each['iql']:>8.2f} {each['floor']:>8.2f} {share:>6.2f} "
+            f"{members:>7} {plan.width:>5} {each['iql']:>8.2f} {each['floor']:>8.2f} {share:>6.2f} "
             f"{work / 1e6 / each['floor']:>9.1f}",
             flush=True,
         )
