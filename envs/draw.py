@@ -129,7 +129,7 @@ def _maze(canvas: Canvas, obs: np.ndarray, layout: str) -> None:
     for cell in np.argwhere(plan.walls):
         canvas.box(*place(maze.observe(plan, cell + 0.5)), 2 / size, 2 / size, INK)
     goal = maze.observe(plan, plan.cells[plan.goal] + 0.5)
-    canvas.disc(*place(goal), 2 * maze.RADIUS / size, GOAL)
+    canvas.box(*place(goal), 2 / size, 2 / size, GOAL)
     canvas.disc(*place(obs), 0.3 / size, POLE)
 
 

@@ -142,7 +142,8 @@ def one_step_samples(updates: int, seeds: int) -> dict[str, np.ndarray]:
     noise = jax.random.normal(jax.random.key(1), (SAMPLES, 2))
 
     def fitted(same: int, scale: float = 1.0) -> Array:
-        each = Setting(*np.full((3, seeds), [[scale], [0.0], [0.0]], np.float32), np.arange(seeds))
+        zeros = jnp.zeros(seeds)
+        each = Setting(zeros + scale, eta=zeros, corner=zeros, seed=jnp.arange(seeds))
         return trained(each, updates, same)
 
     def drawn(params: Array, how: Callable[[flow.Field], Array], scale: float = 1.0) -> np.ndarray:
@@ -162,8 +163,8 @@ def one_step_samples(updates: int, seeds: int) -> dict[str, np.ndarray]:
 def against_a_wrong_critic(updates: int) -> list[tuple[float, float, Fit, float]]:
     """(η, corner, fit, mean Q) of each setting."""
     grid = np.array([(eta, corner) for corner in CORNERS for eta in ETAS], np.float32)
-    ones = np.ones(len(grid), np.float32)
-    settings = Setting(ones, *grid.T, np.zeros(len(grid), np.int32))
+    eta, corner = jnp.asarray(grid.T)
+    settings = Setting(jnp.ones(len(grid)), eta, corner, jnp.zeros(len(grid), jnp.int32))
     params = trained(settings, updates, BATCH // 2, guided=True)
     noise = jax.random.normal(jax.random.key(1), (SAMPLES, 2))
     sample = jax.jit(jax.vmap(lambda params: flow.one_step(field(params, 1.0), noise)))
