@@ -157,6 +157,18 @@ def check_sizes(cfg: Any) -> None:
     at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
 
 
+def one_value(hp: Any, instead: str, *names: str) -> None:
+    """Raises UserError where members that share a model differ in what it is learnt with.
+
+    Args:
+      hp: hyperparameters [P] of all members.
+      instead: what to do about it, the end of the message.
+    """
+    for name in names:
+        if len(np.unique(np.asarray(getattr(hp, name)))) > 1:
+            raise UserError(f"{name} differs between members: {instead}")
+
+
 def observed(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
     """Moments [*obs] of the observations of inputs["data"], where `cfg` asks for them.
 

@@ -38,7 +38,16 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, fit, nets
-from jaxrl.agents.bc import Range, action_range, check_sizes, descend, distance, observed, see
+from jaxrl.agents.bc import (
+    Range,
+    action_range,
+    check_sizes,
+    descend,
+    distance,
+    observed,
+    one_value,
+    see,
+)
 from jaxrl.agents.dqn import move
 from jaxrl.agents.iql import cosine
 from jaxrl.errors import UserError, at_least
@@ -122,6 +131,11 @@ def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
     """The points of a run over so many base runs: each as it is, and corrected."""
     strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
     return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
+
+
+def check_request(cfg: Config, hp: Hypers, inputs: PyTree) -> None:
+    """Raises UserError where members, which share the networks, differ in how these are learned."""
+    one_value(hp, "they share their networks, so run it once for each value", "lr", "tau")
 
 
 # --- the networks --------------------------------------------------------------------------------

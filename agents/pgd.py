@@ -48,7 +48,7 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, dynamics, fit, nets, unet
-from jaxrl.agents.bc import Range, action_range, descend
+from jaxrl.agents.bc import Range, action_range, descend, one_value
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
@@ -521,6 +521,8 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
         raise UserError("guidance=0 guides nothing: say --agent.synthetic unguided")
+    if cfg.synthetic != "none" and cfg.share_model:
+        one_value(hp, "say --agent.no-share-model", "model_lr", "model_ema")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
             raise UserError(f"the data have no episode with a window of horizon={cfg.horizon} rows")

@@ -24,11 +24,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
 from flax import struct
 
 from jaxrl import fit
 from jaxrl.agents import edac
+from jaxrl.agents.bc import one_value
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.imagination import Model, imagined, penalised, true_model
@@ -97,9 +97,8 @@ def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
     Args:
       hp: hyperparameters [P] of all members.
     """
-    shared = cfg.dynamics == "learned" and cfg.share_dynamics
-    if shared and len(np.unique(np.asarray(hp.model_lr))) > 1:
-        raise UserError("model_lr differs between members: say --agent.no-share-dynamics")
+    if cfg.dynamics == "learned" and cfg.share_dynamics:
+        one_value(hp, "say --agent.no-share-dynamics", "model_lr")
 
 
 def networks(cfg: Config) -> Ensemble:

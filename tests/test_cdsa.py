@@ -20,6 +20,7 @@ import jaxrl
 from jaxrl import diffusion, envs, fit, records, stats
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
+from jaxrl.errors import UserError
 from jaxrl.experiments import cli, session
 from jaxrl.experiments.studies import circle
 from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
@@ -374,6 +375,14 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
         corrected, base = jaxrl.load(out, 2 * i), jaxrl.load(folder / found[i]["run"], 0)
         got, want = np.asarray(act(*corrected)), np.asarray(act(*base))
         assert (got.tobytes() != want.tobytes()) == found[i]["corrected"]
+
+
+def test_shared_networks_are_learned_in_one_way() -> None:
+    swept = lambda name: cdsa.Hypers().replace(**{name: np.float32([1e-3, 2e-3])})
+    cdsa.check_request(cdsa.Config(), swept("alpha"), {})
+    for name in ("lr", "tau"):
+        with pytest.raises(UserError, match=f"{name} differs between members: they share"):
+            cdsa.check_request(cdsa.Config(), swept(name), {})
 
 
 def test_refused_in_one_line(folder: Path, capsys: Any) -> None:

@@ -337,6 +337,10 @@ def test_nothing_is_silently_unguided() -> None:
     with pytest.raises(UserError, match="guidance=0 guides nothing: say .*unguided"):
         pgd_iql.check_request(cfg, many(0.5, 0.0), inputs)
     pgd_iql.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
+    rates = many(0.5, 0.5).replace(model_lr=np.float32([1e-3, 2e-3]))
+    with pytest.raises(UserError, match="model_lr differs between members: say .*no-share-model"):
+        pgd_iql.check_request(cfg, rates, inputs)
+    pgd_iql.check_request(dataclasses.replace(cfg, share_model=False), rates, inputs)
     with pytest.raises(UserError, match="no episode with a window of horizon=4"):
         pgd_iql.check_request(dataclasses.replace(cfg, horizon=4), many(1.0), inputs)
     for change, says in {"sample_batch": "does not divide", "real_share": "between"}.items():
