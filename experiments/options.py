@@ -33,7 +33,8 @@ class Options:
     env: str
     """environment: a name of `jaxrl list envs`, or module:attribute for your own"""
     env_options: tuple[str, ...] = ()
-    """settings of the environment, as in gravity=1.6 max_steps=200"""
+    """settings of the environment, as in gravity=1.6; every one takes max_steps=200, hide=[1,3]
+    (elements of observations), sticky=0.25, normalise_obs=true, normalise_reward=0.99"""
     data: Path | None = None
     """dataset that an offline agent learns from: .npz, D4RL's .hdf5, or a Minari folder"""
     base: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
