@@ -132,7 +132,7 @@ def test_commands_are_short_and_cover_the_way(layout: str, level: str) -> None:
 
 
 def test_places_of_the_medium_maze() -> None:
-    """Start, goal, dead ends, junctions and bends, drawn by hand as o; corners of rooms are none."""
+    """Start, goal, dead ends, junctions, bends, drawn by hand as o; corners of rooms are none."""
     drawn = """
         ########
         #o.##..#
