@@ -27,8 +27,8 @@ Printed and written to DIR/edge_of_reach.json are means over seeds and their sta
     end      the same where its rollouts end
     std      the deviation of the critics at successors where rollouts end, over that elsewhere
 
-DIR/edge_of_reach.png shows the first seed's value
-min_i Q_i(s, mode(s)) over the plane. Methods that DIR has already are not run again.
+DIR/edge_of_reach.png shows the first seed's value min_i Q_i(s, mode(s)) over the plane. Methods
+that DIR has already are not run again.
 """
 
 from __future__ import annotations
