@@ -106,18 +106,21 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
     if options.from_run is not None:
         program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
         inputs[reuse.INPUT] = states
+    steps = [stage.source.env_steps for stage in program.stages]
+    total = sum(devices_of(options.devices, hosts))
+    width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))
     return Plan(
         settings,
         module,
         env,
         program,
-        *place(count, options.width, options.devices, hosts),
+        *place(count, width, options.devices, hosts),
         hp,
         # One key per seed: a member's random numbers depend on its own seed only, so that points
         # are compared on the same ones.
         jax.random.key(0),
         seeds,
-        [stage.source.env_steps or 1 for stage in program.stages],
+        [n or 1 for n in steps],
         inputs,
         meta,
     )
@@ -162,21 +165,24 @@ def read_bases(settings: Settings, module: ModuleType, meta: dict[str, Any]) -> 
 
 
 def place(
-    members: int, width: int | None, devices: int | None, hosts: Hosts
+    members: int, width: int, devices: int | None, hosts: Hosts
 ) -> tuple[population.Layout, list[Range]]:
     """The layout of this process's members, and the members of every process.
 
-    `devices` limits those of each process; `width` is the rule's where it is None.
+    `devices` limits those of each process.
     """
-    here = jax.local_devices()[:devices]
-    each = [0] * hosts.count
-    for device in jax.devices() if hosts.count > 1 else here:
-        each[device.process_index if hosts.count > 1 else 0] += 1
-    each = [min(n, devices or n) for n in each]
-    width = width or population.tile_width(members, sum(each), here[0].platform)
-    ranges = population.spread(members, width, each)
+    ranges = population.spread(members, width, devices_of(devices, hosts))
     first, last = ranges[hosts.index]
+    here = jax.local_devices()[:devices]
     return population.layout(max(last - first, 1), here, width), ranges
+
+
+def devices_of(limit: int | None, hosts: Hosts) -> list[int]:
+    """How many devices each process uses, of which it takes `limit` at most."""
+    if hosts.count == 1:
+        return [len(jax.local_devices()[:limit])]
+    each = np.bincount([x.process_index for x in jax.devices()], minlength=hosts.count)
+    return [min(int(n), limit or int(n)) for n in each]
 
 
 def swept_values(settings: Settings) -> dict[str, np.ndarray]:

@@ -103,14 +103,16 @@ def spread(members: int, width: int, devices: Sequence[int]) -> list[tuple[int, 
     return [(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def tile_width(members: int, devices: int, platform: str) -> int:
+def tile_width(members: int, devices: int, platform: str, acting: bool = True) -> int:
     """Members per tile: a fixed rule, so that the same command gives the same bits.
 
-    On CPUs tiles of four members are fastest: wider ones fall out of cache and split single
-    operations over threads. Accelerators take up to 256 members at once. The widest tile allowed is
-    narrowed to what leaves the least padding.
+    On CPUs tiles of four members are fastest where members step environments: wider ones fall out
+    of cache and split single operations over threads. Members that learn from data alone (not
+    `acting`) do little but large matrix products, which gain nothing from company: one a tile.
+    Accelerators take up to 256 members at once. The widest tile allowed is narrowed to what leaves
+    the least padding.
     """
-    limit = 4 if platform == "cpu" else 256
+    limit = (4 if acting else 1) if platform == "cpu" else 256
     each = math.ceil(members / min(devices, members))
     return math.ceil(each / math.ceil(each / limit))
 

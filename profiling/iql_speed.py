@@ -1,10 +1,12 @@
 """How fast IQL learns, beside the bare matrix products of its updates.
 
-    python profiling/iql_speed.py [--members 1 8 32] [--width W] [--updates 300] [--json FILE]
+    python profiling/iql_speed.py [--members 1 8 32] [--width W] [--updates 800] [--json FILE]
 
 Observations of 11 and actions of 3 elements, batches of 256, networks of 2 x 256: the matrix
 products of one update are 0.56 GFLOP. CPU seconds (process time of all threads) per 1,000 updates
-of one member, compiling and first states apart, both programs in turns, medians of repeats:
+of one member, compiling and first states apart, both programs in turns, medians of repeats. All
+members together make 800 updates, a launch of some five seconds, which is how long those of a run
+are:
 
     iql      whole updates: drawing rows, losses, gradients, Adam, targets
     floor    the same matrix products and nothing else, in a loop, one member after another; each
@@ -118,7 +120,7 @@ def cpu_seconds(run: Callable[..., PyTree], args: tuple[Any, ...]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of IQL beside bare matrix products")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--updates", type=int, default=300, help="of all members together, about")
+    parser.add_argument("--updates", type=int, default=800, help="of all members together, about")
     parser.add_argument("--width", type=int, help="members per tile; by default the rule's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -130,7 +132,8 @@ def main() -> None:
     rows = []
     for members in args.members:
         cfg = iql.Config(updates=max(args.updates // members, 8))
-        plan = population.layout(members, jax.devices()[:1], args.width)
+        width = args.width or population.tile_width(members, 1, "cpu", acting=False)
+        plan = population.layout(members, jax.devices()[:1], width)
         train, given = whole(cfg, members, plan)
         runs = {
             "iql": (jax.jit(train).lower(*given).compile(), given),

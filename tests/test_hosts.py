@@ -209,6 +209,23 @@ def test_shares_are_whole_tiles_in_order(devices: list[int], members: int, width
 
 
 @pytest.mark.parametrize(
+    ("members", "devices", "platform", "acting", "width"),
+    [
+        (8, 2, "cpu", True, 4),
+        (5, 1, "cpu", True, 3),  # 2 tiles, of 6 places
+        (8, 2, "cpu", False, 1),
+        (300, 1, "gpu", True, 150),
+        (300, 1, "gpu", False, 150),
+        (1, 2, "cpu", True, 1),
+    ],
+)
+def test_width_of_tiles(
+    members: int, devices: int, platform: str, acting: bool, width: int
+) -> None:
+    assert population.tile_width(members, devices, platform, acting) == width
+
+
+@pytest.mark.parametrize(
     ("ranges", "members", "expected"),
     [
         ([(0, 4), (4, 8)], (0, 8), [(0, 4), (4, 8)]),

@@ -169,9 +169,12 @@ def everywhere(ready: planning.Plan, hosts: Hosts, rows: np.ndarray) -> np.ndarr
     return np.concatenate([np.array(x, np.float64).reshape(-1, rows.shape[1]) for x in parts])
 
 
-def check(engine: Engine, settings: Settings, size: int) -> None:
-    """Raises UserError where a slot of `size` trials does not fit into memory, or has no metric
-    that is the objective."""
+def check(engine: Engine, settings: Settings, size: int) -> int:
+    """The width of tiles of a slot of `size` trials.
+
+    Raises:
+      UserError: it does not fit into memory, or has no metric that is the objective.
+    """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
     ready = planning.plan(padded, engine.hosts)
@@ -186,6 +189,7 @@ def check(engine: Engine, settings: Settings, size: int) -> None:
     first, end = ready.ranges[engine.hosts.index]
     free = memory.available(ready.layout.mesh.devices.flat[0])
     memory.check(planning.state_bytes(ready), end - first, ready.layout, free)
+    return ready.layout.width
 
 
 def filled(settings: Settings, size: int) -> Settings:

@@ -24,10 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from jaxrl import population, records
+from jaxrl import records
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, options, session, words
 from jaxrl.experiments.search import (
@@ -92,8 +91,8 @@ def run(request: words.Request) -> dict[str, Any]:
         f"search-{request.agent}", its.env, config
     )
     sizes = batch.sizes(own.trials, own.batch, len(space.programs), own.programs)
-    batch.check(Engine(objective, hosts, {}, its.width), space.programs[0], sizes[0])
-    width = _open(hosts, path, config, its, sizes[0] * its.seeds)
+    width = batch.check(Engine(objective, hosts, {}, its.width), space.programs[0], sizes[0])
+    width = _open(hosts, path, config, its.overwrite, width)
     engine = Engine(objective, hosts, {}, width)
     with records.RunDir(path).lock() if hosts.leads else contextlib.nullcontext():
         _train(own, space, engine, path, sizes)
@@ -211,14 +210,13 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
 
-def _open(
-    hosts: Hosts, path: Path, config: dict[str, Any], its: options.Options, members: int
-) -> int:
-    """The leader makes or opens the folder; returns the width of tiles that the search has."""
-    error, width = "", 0
+def _open(hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
+    """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
+    width that it has."""
+    error = ""
     if hosts.leads:
         try:
-            width = _make(path, config, its, members)
+            width = _make(path, config, overwrite, width)
         except OSError as problem:
             error = f"{path} cannot be the folder of a search: {problem.strerror}"
         except UserError as problem:
@@ -228,9 +226,9 @@ def _open(
     return hosts.agree(width)
 
 
-def _make(path: Path, config: dict[str, Any], its: options.Options, members: int) -> int:
+def _make(path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
     file = path / "search.json"
-    if its.overwrite:
+    if overwrite:
         raise UserError("a search is not overwritten; remove its folder, or choose another --out")
     if file.is_file():
         known = verdict.read_search(path)
@@ -242,15 +240,9 @@ def _make(path: Path, config: dict[str, Any], its: options.Options, members: int
         return known["context"]["width"]
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} holds files but no search.json: this is not that of a search")
-    width = its.width or _rule(its, members)
     context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
     records.write_json(file, config | {"context": context | {"width": width}})
     return width
-
-
-def _rule(its: options.Options, members: int) -> int:
-    devices = min(len(jax.devices()), its.devices or len(jax.devices()))
-    return population.tile_width(members, devices, jax.devices()[0].platform)
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
