@@ -147,6 +147,15 @@ def check(dataset: Dataset, spec: EnvSpec) -> None:
         raise bad(file, "action", f"{t.action[row]} is outside the bounds of {spec.name}", row)
 
 
+def limits(spec: EnvSpec) -> dict[str, Any]:
+    """The range of actions, for `Dataset.meta`; nothing where they are discrete."""
+    space = spec.action
+    if not isinstance(space, Box):
+        return {}
+    shaped = lambda x: np.reshape(x, space.shape).tolist()
+    return {"action_low": shaped(space.low), "action_high": shaped(space.high)}
+
+
 def episode_returns(transitions: Transition) -> tuple[np.ndarray, np.ndarray]:
     """Undiscounted returns [E] float64 and lengths [E] of the episodes.
 

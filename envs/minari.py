@@ -126,7 +126,7 @@ def write(folder: Path, t: Transition, meta: Mapping[str, Any]) -> None:
         "total_steps": len(t.reward),
         "data_format": "hdf5",
         "observation_space": _space(t.obs),
-        "action_space": _space(t.action),
+        "action_space": _space(t.action, meta.get("action_low"), meta.get("action_high")),
         "minari_version": "0.5.4",
         "ref_min_score": scores.get("random"),
         "ref_max_score": scores.get("expert"),
@@ -137,12 +137,13 @@ def write(folder: Path, t: Transition, meta: Mapping[str, Any]) -> None:
     part.rename(folder)
 
 
-def _space(x: Rows) -> str:
-    """Minari's text of a space that has the rows of x [D, ...]; bounds are not known."""
+def _space(x: Rows, low: Any = None, high: Any = None) -> str:
+    """Minari's text of a space that has the rows of x [D, ...], between bounds [...] if known."""
     if x.dtype == np.int32 and x.ndim == 1:
         space = {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(x.max()) + 1}
     else:
         shape = x.shape[1:]
-        bounds = {"low": np.full(shape, -np.inf).tolist(), "high": np.full(shape, np.inf).tolist()}
+        free = lambda bound, x: np.full(shape, x).tolist() if bound is None else bound
+        bounds = {"low": free(low, -np.inf), "high": free(high, np.inf)}
         space = {"type": "Box", "dtype": x.dtype.name, "shape": shape, **bounds}
     return json.dumps(space)

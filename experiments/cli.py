@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 from jaxrl.envs import names as env_names
 from jaxrl.envs.names import nearest
@@ -35,6 +36,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl data make ENV --from-diffusion RUN --steps 100000
                                                       a dataset that a run of pgd_iql dreams up
   jaxrl list agents | envs                            what there is
+  jaxrl --version                                     this one's
 
   jaxrl train AGENT --help                            every option of an agent
   jaxrl search AGENT --help                           what a search takes beside them
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not words or words[0] == "help" or {"-h", "--help"} & set(words[:2]):
             print(USAGE, end="")
+            return 0
+        if words[0] in ("-V", "--version"):
+            print(f"jaxrl {metadata.version('jaxrl')}")
             return 0
         if words[0] not in COMMANDS:
             raise UserError(

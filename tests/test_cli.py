@@ -303,6 +303,7 @@ raise SystemExit(code)
         ([], 0),
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["--version"], 0),
         (["list", "envs"], 0),
         (["list", "agents"], 0),
         (["train", "pqm", "--env", "CartPole-v1"], 2),
