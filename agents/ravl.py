@@ -16,7 +16,8 @@ make it the two methods it is compared with:
   MOPO  the same with `penalty` λ: rewards r - λ max_i ‖σ_i‖. arXiv:2005.13239
 
 Deviations from the authors' code: those of both parts; starts are drawn with replacement; the
-ensemble learns which steps terminate, which there is given.
+ensemble learns which steps terminate, which there is given; `outcomes` "given" does so here, with
+rewards too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import jax
 from flax import struct
 
 from jaxrl import fit
@@ -48,6 +50,9 @@ class Config(edac.Config):
     """imagine with an ensemble, or with the environment, from simulator states in the data"""
     share_dynamics: bool = True
     """one ensemble for all members; else each has its own"""
+    outcomes: Literal["learned", "given"] = "learned"
+    """whether the ensemble learns rewards and terminations, or the environment says how they
+    follow from observations (`Env.outcome`)"""
     models: int = 7
     """networks of the ensemble"""
     elites: int = 5
@@ -101,12 +106,27 @@ def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
         one_value(hp, "say --agent.no-share-dynamics", "model_lr")
 
 
-def networks(cfg: Config) -> Ensemble:
-    return Ensemble(
+def networks(cfg: Config, env: Env) -> Ensemble:
+    """The ensemble's networks and what they need not learn.
+
+    Raises:
+      UserError: outcomes are to be given by an environment that does not tell them.
+    """
+    found = Ensemble(
         members=cfg.models,
         elites=cfg.elites,
         hidden=cfg.model_hidden,
         patience=cfg.model_patience,
+    )
+    if cfg.outcomes == "learned":
+        return found
+    if (rule := env.outcome) is None:
+        raise UserError(f"{env.spec.name} does not tell its outcomes: say --agent.outcomes learned")
+    rows = jax.vmap(rule, (0, 0, 0, None))
+    return dataclasses.replace(
+        found,
+        reward=lambda obs, action, after: rows(obs, action, after, env.params)[0],
+        terminated=lambda obs, action, after: rows(obs, action, after, env.params)[1],
     )
 
 
@@ -140,13 +160,13 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         return fit.Program((learning(cfg, env, true_model(env), evals, episodes),))
     modelling = fit.Stage(
         name="dynamics",
-        learner=ensemble(networks(cfg), env.spec),
+        learner=ensemble(networks(cfg, env), env.spec),
         source=whole(),
         updates=cfg.model_epochs,
         evals=evals,
         scope="run" if cfg.share_dynamics else "member",
     )
-    world = model(networks(cfg), env.spec)
+    world = model(networks(cfg, env), env.spec)
     return fit.Program((modelling, learning(cfg, env, world, evals, episodes)))
 
 

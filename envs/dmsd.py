@@ -71,9 +71,19 @@ def make(max_steps: int = 100) -> Env:
         again = (t == limit // 2) & jax.random.bernoulli(key_which, shape=(2,))
         target = jnp.where(again, draw_target(key_target), target)
         after = DmsdState(x + DELTA * v, v + DELTA * force, target, t)
-        reward = -jnp.sum(jnp.log(jnp.abs(after.x - target) + 0.01))
-        return after, TimeStep(observe(after), reward, jnp.zeros((), bool), t >= limit)
+        obs = observe(after)
+        return after, TimeStep(obs, reward_at(obs), jnp.zeros((), bool), t >= limit)
 
     params = {name: jnp.float32(value) for name, value in PARAMS.items()}
     space = Box((-1.0, -1.0), (1.0, 1.0), (2,))
-    return Env(EnvSpec("dmsd", (6,), space, limit), params, reset, step)
+    return Env(EnvSpec("dmsd", (6,), space, limit), params, reset, step, outcome=outcome)
+
+
+def reward_at(obs: Array) -> Array:
+    """[...] of arriving where [..., 6] is observed."""
+    return -jnp.sum(jnp.log(jnp.abs(obs[..., :2] - obs[..., 4:]) + 0.01), -1)
+
+
+def outcome(obs: Array, action: Array, next_obs: Array, params: PyTree) -> tuple[Array, Array]:
+    """Reward and termination of a step: see `Env`."""
+    return reward_at(next_obs), jnp.zeros((), bool)

@@ -15,6 +15,7 @@ there with reward 1, wherever it was going.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def make(layout: str, level: str) -> Env:
         truncated = (ts.truncated | arrived) & ~ts.terminated
         return state._replace(maze=after), ts._replace(truncated=truncated)
 
-    return Env(env.spec, env.params, reset, step)
+    return dataclasses.replace(env, reset=reset, step=step)
 
 
 def controller(layout: str) -> Policy:

@@ -79,9 +79,14 @@ def make(layout: str, max_steps: int | None = None) -> Env:
         truncated = (after.t >= limit) & ~there
         return after, TimeStep(observe(plan, position), there.astype(jnp.float32), there, truncated)
 
+    def outcome(obs: Array, action: Array, next_obs: Array, params: PyTree) -> tuple[Array, Array]:
+        there = at(next_obs - observe(plan, np.zeros(2)), jnp.asarray(plan.cells[plan.goal]))
+        return there.astype(jnp.float32), there
+
     space = Box((-1.0, -1.0), (1.0, 1.0), (2,))
     params = {"speed": jnp.float32(0.2)}
-    return Env(EnvSpec(f"maze:{layout}", (2,), space, limit), params, reset, step)
+    spec = EnvSpec(f"maze:{layout}", (2,), space, limit)
+    return Env(spec, params, reset, step, outcome=outcome)
 
 
 MAZES: dict[str, Callable[..., Env]] = {

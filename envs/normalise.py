@@ -54,7 +54,7 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         inner, raw = carry_on(env, last[0], fresh[0], fresh[1].mean)
         return see(inner, last[1], raw)
 
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry)
+    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
 
 
 def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env:
@@ -92,7 +92,7 @@ def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env
         inner, obs = carry_on(env, last[0], fresh[0], obs)
         return (inner, fresh[1], last[2]), obs
 
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry)
+    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
 
 
 def carry_on(env: Env, last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:

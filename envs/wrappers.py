@@ -71,7 +71,8 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry_inner(env))
+    changes = {"reset": reset, "step": step, "carry": carry_inner(env), "outcome": None}
+    return dataclasses.replace(env, **changes)
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
@@ -100,7 +101,7 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
         return state, ts._replace(next_obs=ts.next_obs[..., seen])
 
     spec = dataclasses.replace(env.spec, obs_shape=(*env.spec.obs_shape[:-1], len(seen)))
-    return dataclasses.replace(env, spec=spec, reset=reset, step=step)
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None)
 
 
 def carry_inner(env: Env) -> Carry | None:

@@ -88,6 +88,11 @@ class Env:
 
     carry(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
 
+    Where reward and termination follow from observations, those who model its dynamics need not
+    learn them:
+
+    outcome(obs [*obs], action, next_obs [*obs], params) -> (reward [], terminated [])
+
     An environment that cannot run on a device has `host` instead, which makes one like gymnasium's:
     its `reset` and `step` refuse, and it serves for evaluations between chunks only.
     """
@@ -98,6 +103,7 @@ class Env:
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
     host: Callable[[], Any] | None = None
     carry: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
+    outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

@@ -296,6 +296,32 @@ def test_options(make):
     assert make("probe:limit", max_steps=None).spec.max_steps == 5
 
 
+@pytest.mark.parametrize("name", ["dmsd", "maze:umaze"])
+def test_outcomes_are_those_of_steps(name):
+    """Along whole episodes; what hides or changes observations or rewards tells none."""
+    env = envs.make(name)
+    play = jax.jit(env.step)
+    told = jax.jit(env.outcome)
+    rng = np.random.default_rng(0)
+    state, obs = env.reset(jax.random.key(0), env.params)
+    for i in range(env.spec.max_steps):
+        # In the maze, along its three corridors and into the goal.
+        way = rng.uniform(-1, 1, 2) + (np.array([[0, 2], [2, 0], [0, -2]])[min(i // 30, 2)])
+        action = jnp.float32(np.clip(way, -1, 1))
+        state, ts = play(jax.random.key(i), state, action, env.params)
+        reward, terminated = told(obs, action, ts.next_obs, env.params)
+        np.testing.assert_allclose(reward, ts.reward, atol=1e-5)
+        assert terminated == ts.terminated
+        obs = ts.next_obs
+        if terminated:
+            break
+    assert terminated == (name == "maze:umaze")
+    for changed in ({"hide": [0]}, {"normalise_obs": True}, {"normalise_reward": 0.9}):
+        assert envs.make(name, **changed).outcome is None
+    assert envs.make(name, sticky=0.5).outcome is None
+    assert envs.make(name, max_steps=3).outcome is not None
+
+
 def test_time_limit():
     env = time_limit(probes.cue(length=4), 3)
     assert env.spec.max_steps == 3

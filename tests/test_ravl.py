@@ -106,6 +106,23 @@ def test_stages() -> None:
     assert told == [[("dynamics", "run"), agent], [("dynamics", "member"), agent], [agent]]
 
 
+def test_outcomes_that_are_given() -> None:
+    """The functions of the ensemble are the environment's; one that tells nothing is refused."""
+    env, cfg = envs.make("maze:umaze"), ravl.Config(outcomes="given")
+    world = ravl.networks(cfg, env)
+    assert world.reward and world.terminated
+    along = jnp.linspace(-2.0, 2.0, 200)
+    obs = jnp.stack([along, -along], 1)  # through the goal's cell
+    cell = np.floor(np.asarray(obs) + 2.5)  # of 5 x 5
+    goal = np.all(cell == [3, 1], 1)
+    assert 0 < goal.sum() < 200
+    np.testing.assert_array_equal(world.terminated(obs, obs, obs), goal)
+    np.testing.assert_array_equal(world.reward(obs, obs, obs), goal.astype(np.float32))
+    assert ravl.networks(ravl.Config(), env).reward is None
+    with pytest.raises(UserError, match="probe:aim does not tell its outcomes: say"):
+        ravl.program(cfg, AIM)
+
+
 def test_one_ensemble_has_one_learning_rate() -> None:
     """Members that share it would all get the first one's; the true dynamics have none."""
     swept = numbers(HP).replace(model_lr=jnp.float32([1e-3, 1e-2]))
