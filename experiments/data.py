@@ -152,6 +152,12 @@ def describe(data: Dataset) -> list[str]:
         f"length  {_spread(lengths)}",
         f"reward  {_spread(t.reward)}",
     ]
+    level = float(t.reward.mean(dtype=np.float64))
+    if not t.terminated.any() and abs(level) > t.reward.std(dtype=np.float64):
+        lines.append(
+            f"level   --agent.reward-shift={-level:.3g} takes the mean off rewards; as nothing "
+            "terminates, that is the same task with a smaller Q"
+        )
     score = normalised_score(meta, returns)
     if score is not None:
         low, high = (meta["reference"][name] for name in ("random", "expert"))

@@ -71,6 +71,15 @@ def test_info_tells_and_draws(jaxrl: Run, tmp_path: Path) -> None:
         assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 20
 
 
+def test_level_of_rewards_is_told_where_it_may_be_taken_off() -> None:
+    found = datasets.load(FIXTURE)
+    t, told = found.transitions, lambda t: "\n".join(data.describe(Dataset(t, found.meta)))
+    assert f"--agent.reward-shift={-t.reward.mean():.3g} takes" in told(t)
+    ends = np.arange(len(t.reward)) == len(t.reward) - 1
+    for other in (t._replace(terminated=ends), t._replace(reward=t.reward - t.reward.mean())):
+        assert "reward-shift" not in told(other)
+
+
 def test_duplicates_are_counted() -> None:
     t = datasets.load(FIXTURE).transitions
     rows = np.array([0, 1, 2, 1, 5, 1, 0])
