@@ -48,6 +48,13 @@ def test_similarity_at_its_ends() -> None:
     assert np.isfinite(dead).all() and not dead[0].any()
 
 
+def test_similarity_of_one_dimension_moves_nothing() -> None:
+    """What is left of a slope is its sign."""
+    slope = jnp.float32(np.random.default_rng(0).normal(size=(4, 3, 1)))
+    assert not np.isclose(edac.similarity(slope), 4)
+    np.testing.assert_allclose(jax.grad(edac.similarity)(slope), 0, atol=1e-6)
+
+
 def test_slopes_are_gradients() -> None:
     """Q and ∇_a Q of each critic against differences, in units of half the box."""
     head = edac.head_of(edac.Config(**SIZES), BOX)
