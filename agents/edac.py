@@ -11,8 +11,8 @@ The target is y = r + γ (min_i Q'_i(s', a') - α log π(a'|s')), the critics' l
 
   Σ_i mean (Q_i(s, a) - y)² + η mean 1/(N - 1) Σ_{i≠j} <g_i, g_j>,  g_i = ∇_a Q_i / ‖∇_a Q_i‖.
 
-The first sum grows with the square of rewards and the second does not, so η is relative to them. With
-one action dimension g_i is a sign, the second has no gradient, and this is SAC-N whatever η.
+The first sum grows with the square of rewards and the second does not, so η is relative to them.
+With one action dimension g_i is a sign, the second has no gradient, and this is SAC-N whatever η.
 
 An update goes temperature, actor, critics, targets, each with what came before, and weights begin
 as in the authors' code. Deviation: time limits bootstrap.
