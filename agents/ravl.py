@@ -158,15 +158,16 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         if env.host is not None:
             raise UserError(f"{env.spec.name} runs on the host only: it cannot be imagined with")
         return fit.Program((learning(cfg, env, true_model(env), evals, episodes),))
+    own = networks(cfg, env)
     modelling = fit.Stage(
         name="dynamics",
-        learner=ensemble(networks(cfg, env), env.spec),
+        learner=ensemble(own, env.spec),
         source=whole(),
         updates=cfg.model_epochs,
         evals=evals,
         scope="run" if cfg.share_dynamics else "member",
     )
-    world = model(networks(cfg, env), env.spec)
+    world = model(own, env.spec)
     return fit.Program((modelling, learning(cfg, env, world, evals, episodes)))
 
 

@@ -147,7 +147,7 @@ def check(dataset: Dataset, spec: EnvSpec) -> None:
         raise bad(file, "action", f"{t.action[row]} is outside the bounds of {spec.name}", row)
 
 
-def limits(spec: EnvSpec) -> dict[str, Any]:
+def action_bounds(spec: EnvSpec) -> dict[str, Any]:
     """The range of actions, for `Dataset.meta`; nothing where they are discrete."""
     space = spec.action
     if not isinstance(space, Box):

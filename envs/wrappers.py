@@ -71,8 +71,8 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    changes = {"reset": reset, "step": step, "carry": carry_inner(env), "outcome": None}
-    return dataclasses.replace(env, **changes)
+    carry = carry_inner(env)
+    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxrl import drive, envs, records
 from jaxrl.envs import journeys
-from jaxrl.envs.datasets import Dataset, limits
+from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, planning
 from jaxrl.experiments.options import Settings, parse
@@ -124,7 +124,7 @@ def make(
         "reference_episodes": EPISODES,
         "seed": seed,
         "versions": records.versions(),
-        **limits(behaviours["random"][0].actor.env.spec),
+        **action_bounds(behaviours["random"][0].actor.env.spec),
         **({"training": settings.identity()} if settings else {}),
     }
     for level in levels:

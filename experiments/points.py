@@ -14,6 +14,7 @@ from jaxrl import plots, stats
 from jaxrl.errors import UserError
 
 _LINES = 6  # in one picture
+_UNITS = {"steps": "environment steps", "updates": "updates"}  # on axes
 
 
 class Point(NamedTuple):
@@ -24,7 +25,8 @@ class Point(NamedTuple):
     env: str
     values: dict[str, Any]  # what sets it apart, by dotted name
     seeds: np.ndarray  # [S]
-    steps: np.ndarray  # [C] environment steps of a member at each evaluation so far
+    steps: np.ndarray  # [C] that a member has come to at each evaluation so far
+    unit: str  # what they are: "steps" of the environment, or "updates" where none are made
     returns: np.ndarray  # [C, S]
     failed: np.ndarray  # [S] bool
     state: str
@@ -156,7 +158,8 @@ def _draw_curves(compared: Sequence[Result], file: Path) -> Path:
     }
     if len(lines) == 1:
         lines = {first.agent: (first.steps, first.returns)}
-    plots.learning_curves(file, lines, title=title)
+    units = dict.fromkeys(_UNITS[r.point.unit] for r in chosen)
+    plots.learning_curves(file, lines, " or ".join(units), title=title)
     return file
 
 

@@ -110,6 +110,7 @@ def _points_of(
             values=static | own,
             seeds=config["seed"] + np.arange(seeds),
             steps=steps,
+            unit=run.config()["context"].get("unit", "steps") if len(steps) else "steps",
             returns=returns[:, rows],
             failed=failed[rows],
             state=state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -143,6 +144,21 @@ def speed(summary: dict[str, Any], unit: str) -> str:
 
 def several(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def context(ready: Plan) -> dict[str, Any]:
+    """What config.json says beside the settings: all that a run is not named after."""
+    options = ready.settings.options
+    return {
+        "versions": records.versions(),
+        "device": describe_device(),
+        "git": records.git_hash(),
+        "command": sys.argv,
+        "width": ready.layout.width,
+        "unit": ready.unit,
+        **({"data": options.data.resolve()} if options.data else {}),
+        **({"base": [path.resolve() for path in options.base]} if options.base else {}),
+    }
 
 
 def describe_device() -> str:

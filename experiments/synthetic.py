@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrl import records
 from jaxrl.agents import pgd
-from jaxrl.envs.datasets import Dataset, limits
+from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.experiments import load, planning
 from jaxrl.experiments.report import open_for_reading
@@ -60,7 +60,7 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
         "seed": seed,
         "member": member,
         "versions": records.versions(),
-        **limits(spec),
+        **action_bounds(spec),
         "training": run.config()["config"],
         **({"reference": ready.meta["reference"]} if "reference" in ready.meta else {}),
     }

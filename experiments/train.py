@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,14 @@ from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan, place, plan, state_bytes
 from jaxrl.experiments.progress import Display, size
 from jaxrl.experiments.report import draw_run
-from jaxrl.experiments.summary import describe_device, result, several, speed, summarise
+from jaxrl.experiments.summary import (
+    context,
+    describe_device,
+    result,
+    several,
+    speed,
+    summarise,
+)
 from jaxrl.hosts import Hosts
 from jaxrl.hosts import start as join
 from jaxrl.plots import compact
@@ -44,16 +50,7 @@ def train(settings: Settings) -> dict[str, Any]:
     first, last = ready.ranges[hosts.index]
     free = memory.available(ready.layout.mesh.devices.flat[0])
     memory.check(member_bytes, last - first, ready.layout, free)
-    context = {
-        "versions": records.versions(),
-        "device": describe_device(),
-        "git": records.git_hash(),
-        "command": sys.argv,
-        "width": ready.layout.width,
-        **({"data": options.data.resolve()} if options.data else {}),
-        **({"base": [path.resolve() for path in options.base]} if options.base else {}),
-    }
-    run = _open(hosts, path, identity, context, options.overwrite)
+    run = _open(hosts, path, identity, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, hosts)

@@ -93,6 +93,8 @@ class Env:
 
     outcome(obs [*obs], action, next_obs [*obs], params) -> (reward [], terminated [])
 
+    A wrapper that changes what is seen, done or paid puts None there.
+
     An environment that cannot run on a device has `host` instead, which makes one like gymnasium's:
     its `reset` and `step` refuse, and it serves for evaluations between chunks only.
     """

@@ -132,8 +132,9 @@ def main() -> None:
     rows = []
     for members in args.members:
         cfg = iql.Config(updates=max(args.updates // members, 8))
-        width = args.width or population.tile_width(members, 1, "cpu", acting=False)
-        plan = population.layout(members, jax.devices()[:1], width)
+        device = jax.devices()[0]
+        width = args.width or population.tile_width(members, 1, device.platform, acting=False)
+        plan = population.layout(members, [device], width)
         train, given = whole(cfg, members, plan)
         runs = {
             "iql": (jax.jit(train).lower(*given).compile(), given),

@@ -240,7 +240,7 @@ def test_minari_episodes_without_an_end_were_cut(tmp_path: Path) -> None:
 def test_minari_space_of_actions(known: bool, tmp_path: Path) -> None:
     t = made("..T")._replace(action=np.zeros((3, 2), np.float32))
     space = Box((-1.0, -2.0), (1.0, 3.0), (2,))
-    meta = datasets.limits(EnvSpec("thing", (2, 2), space, 9)) if known else {}
+    meta = datasets.action_bounds(EnvSpec("thing", (2, 2), space, 9)) if known else {}
     datasets.save(tmp_path / "thing-v0", Dataset(t, meta))
     about = json.loads((tmp_path / "thing-v0/data/metadata.json").read_text())
     space = json.loads(about["action_space"])

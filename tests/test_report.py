@@ -63,10 +63,15 @@ def config(env: str, values: list[dict[str, Any]], seeds: int = SEEDS) -> dict[s
 
 
 def write_run(
-    path: Path, known: dict[str, Any], returns: np.ndarray, hosts: int = 1, steps: int = 100
+    path: Path,
+    known: dict[str, Any],
+    returns: np.ndarray,
+    hosts: int = 1,
+    steps: int = 100,
+    **context: Any,
 ) -> None:
     """Metrics of returns [C, P], each chunk in as many parts as there are hosts."""
-    run = records.open_run(path, known, {"width": 1})
+    run = records.open_run(path, known, {"width": 1} | context)
     for chunk, row in enumerate(returns, start=1):
         for members in np.array_split(np.arange(row.size), hosts):
             index = {"stage": "agent", "member": members, "update": chunk}
@@ -247,6 +252,17 @@ def test_curves_of_the_best_and_the_worst(folder: Path, drawn: list[Figure]) -> 
     assert "the 5 best of 9 points, and the worst" in axes.get_title(loc="left")
     assert [line.get_ydata()[-1] for line in axes.lines] == [16, 14, 12, 10, 8, 0]
     assert axes.lines[0].get_label() == "agent.lr=1  (n = 6)"
+
+
+def test_axes_say_what_is_counted(folder: Path, drawn: list[Figure]) -> None:
+    """Where agents learn from data no environment is stepped; older runs do not say."""
+    rng = np.random.default_rng(0)
+    for name, told in {"old": {}, "on": {"unit": "steps"}, "off": {"unit": "updates"}}.items():
+        write_run(folder / name, config("walk", [{}]), rng.normal(size=(2, SEEDS)), **told)
+    for names in (["old", "on"], ["off"], ["on", "off"]):
+        report.report([folder / name for name in names])
+    labels = [figure.axes[0].get_xlabel() for figure in drawn]
+    assert labels == ["environment steps", "updates", "environment steps or updates"]
 
 
 def test_sensitivity_has_lines_for_few_combinations(folder: Path, drawn: list[Figure]) -> None:

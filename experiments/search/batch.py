@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import planning, running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.progress import Display
-from jaxrl.experiments.summary import describe_device, last_trained, summarise
+from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.hosts import Hosts
 
 
@@ -128,10 +127,7 @@ def run(
     hosts, identity = engine.hosts, settings.identity()
     ready = planning.plan(settings, hosts)
     if hosts.leads:
-        context = {"device": describe_device(), "command": sys.argv, "width": its.width}
-        context |= {"versions": records.versions(), "git": records.git_hash()}
-        context |= {"data": its.data.resolve()} if its.data else {}
-        records.open_run(path, identity, context)
+        records.open_run(path, identity, context(ready))
     hosts.all(True)
     folder = records.RunDir(path.resolve()).as_found()
     if not folder.finished:
