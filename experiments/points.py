@@ -30,7 +30,7 @@ class Point(NamedTuple):
     returns: np.ndarray  # [C, S]
     failed: np.ndarray  # [S] bool
     state: str
-    speed: float | None  # environment steps per second of the whole run
+    speed: float | None  # of those, per second of the whole run
     risk: dict[str, float]  # `stats.risk` of its episodes, the mean over members; {} without
 
     @property

@@ -229,7 +229,8 @@ def _print(compared: Sequence[Result], named: bool) -> None:
     table.add_column("failed", justify="right")
     # Of interest where runs are compared; a sweep's own are told when it runs.
     if named:
-        table.add_column("steps/s", justify="right")
+        units = dict.fromkeys(result.point.unit for result in compared)
+        table.add_column(f"{' or '.join(units)}/s", justify="right")
     unfinished = named or any(result.point.state != "finished" for result in compared)
     if unfinished:
         table.add_column("state")

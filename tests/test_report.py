@@ -254,13 +254,17 @@ def test_curves_of_the_best_and_the_worst(folder: Path, drawn: list[Figure]) -> 
     assert axes.lines[0].get_label() == "agent.lr=1  (n = 6)"
 
 
-def test_axes_say_what_is_counted(folder: Path, drawn: list[Figure]) -> None:
+def test_axes_and_the_table_say_what_is_counted(
+    folder: Path, drawn: list[Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where agents learn from data no environment is stepped; older runs do not say."""
     rng = np.random.default_rng(0)
     for name, told in {"old": {}, "on": {"unit": "steps"}, "off": {"unit": "updates"}}.items():
         write_run(folder / name, config("walk", [{}]), rng.normal(size=(2, SEEDS)), **told)
-    for names in (["old", "on"], ["off"], ["on", "off"]):
+    heads = {("old", "on"): " steps/s", ("off",): " updates/s", ("on", "off"): "steps or updates/s"}
+    for names, head in heads.items():
         report.report([folder / name for name in names])
+        assert head in capsys.readouterr().out
     labels = [figure.axes[0].get_xlabel() for figure in drawn]
     assert labels == ["environment steps", "updates", "environment steps or updates"]
 
