@@ -126,11 +126,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """What `compare` found, as lines: returns and risk at 0.1 of every base run, with intervals."""
     lines = [["base", "correction", *SHOWN, "change of the return"]]
     for row in rows:
-        told = ", ".join(f"{k.removeprefix('agent.')} {v:g}" for k, v in row["values"].items())
+        strengths = [f"{k.removeprefix('agent.')} {v:g}" for k, v in row["values"].items() if v]
         change = row.get("change", {}).get("return")
         lines.append([
             row["run"],
-            told if row["corrected"] else "none",
+            ", ".join(strengths) if row["corrected"] else "none",
             *(_told(row[name]) if name in row else "" for name in SHOWN),
             _told(change) if change else "",
         ])  # fmt: skip
