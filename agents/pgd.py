@@ -108,7 +108,8 @@ class Settings:
     stochastic: bool = True
     """add noise in the sampler's steps; else they follow the probability flow"""
     normalise_guidance: bool = False
-    """divide the policy's gradient by its norm over the whole trajectory"""
+    """divide the policy's gradient by its norm over the whole trajectory; narrow policies, whose
+    gradients are huge, need it"""
     guide_denoised: bool = False
     """take it at the denoised trajectory instead of the noisy one"""
     ensemble_hidden: tuple[int, ...] = (200, 200, 200, 200)
@@ -122,8 +123,8 @@ class Rates:
     """Traced, beside those of the agent that learns."""
 
     guidance: Any = 0.1
-    """coefficient of the policy's gradient, with IQL on small tasks about 0.03 to 0.3; to sample
-    without it say synthetic=unguided"""
+    """coefficient of the policy's gradient, about 1 where it is normalised, else about 0.03 to 0.3
+    for wide policies only; to sample without it say synthetic=unguided"""
     guidance_wave: Any = 0.3
     """how much more of it there is half-way"""
     model_lr: Any = 2e-3
