@@ -39,6 +39,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl --version                                     this one's
 
   jaxrl train AGENT --help                            every option of an agent
+  jaxrl data --help                                   formats, and levels of data
   jaxrl search AGENT --help                           what a search takes beside them
   jaxrl train | sweep | search FILE.yaml [options]    the same from a file; options win over it
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] == "help" or {"-h", "--help"} & set(words[:2]):
+        asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
+        if asked and words[:1] != ["data"]:
             print(USAGE, end="")
             return 0
         if words[0] in ("-V", "--version"):

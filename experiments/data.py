@@ -15,9 +15,30 @@ from jaxrl.errors import UserError
 from jaxrl.plots import COLOURS, compact
 from jaxrl.records import atomic_write
 
+USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
+
+  jaxrl data info FILE [--out FILE.png]        what it holds, with histograms
+  jaxrl data convert FROM TO                   to another format
+  jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
+                      [--agent AGENT] [options of `jaxrl train`]
+                                               new ones, with simulator states; an agent is trained
+                                               for them, by default sac, or ppo for discrete actions
+  jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M] [--seed S] [--out FILE]
+                                               what the diffusion model of a run of pgd_iql makes
+
+levels: random; expert, the best of the snapshots that training keeps, one per --evals; medium, the
+first a third of the way there; medium-replay, all up to that one; medium-expert, half and half.
+Mazes need no training: play, diverse, expert, random.
+
+example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
+"""
+
 
 def main(words: list[str]) -> None:
     """One of the commands below, with its words."""
+    if {"-h", "--help"} & set(words):
+        print(USAGE, end="")
+        return
     commands: dict[str, Callable[[list[str]], None]] = {
         "info": _info,
         "convert": _convert,
@@ -25,7 +46,9 @@ def main(words: list[str]) -> None:
     }
     if not words or words[0] not in commands:
         hint = nearest(words[0], commands) if words else ""
-        raise UserError(f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL{hint}")
+        raise UserError(
+            f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
+        )
     commands[words[0]](words[1:])
 
 

@@ -130,6 +130,15 @@ def test_what_is_refused(jaxrl: Run, tmp_path: Path, words: list[str], says: str
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [["--help"], ["make", "-h"], ["make", "maze:umaze", "--help"]])
+def test_help_names_every_level(jaxrl: Run, tmp_path: Path, words: list[str]) -> None:
+    code, out, err = jaxrl(*words)
+    assert (code, err) == (0, "") and not list(tmp_path.iterdir())
+    levels = out.partition("levels: ")[2]
+    for level in (*behaviour.LEVELS, *behaviour.MAZE_LEVELS):
+        assert level in levels
+
+
 # --- make ----------------------------------------------------------------------------------------
 
 
