@@ -1,10 +1,14 @@
-"""Networks: orthogonal weights, convolutions of any side and stride."""
+"""Networks: orthogonal weights, convolutions of any side and stride, flat parameters."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxrl import nets
 from jaxrl.errors import UserError
@@ -62,3 +66,26 @@ def test_images_have_to_be_large_enough(
         return nets.check_images(spec, *sizes)
     with pytest.raises(UserError, match=told):
         nets.check_images(spec, *sizes)
+
+
+def test_gradients_of_a_large_flat_network_are_put_together_without_sums() -> None:
+    """`nets.apart`: no fused loop of XLA sums rows while it concatenates; the numbers stay."""
+    net = nets.from_linen(nets.MLP((128, 128), 2), (6,))
+    flat = nets.flat(net)
+    x, params = jnp.ones((256, 6)), net.init(jax.random.key(0))
+    vector, split = ravel_pytree(params)
+
+    def loss(apply: Any) -> Any:
+        return lambda params, x: jnp.mean(apply(params, x) ** 2)
+
+    compiled = jax.jit(jax.grad(loss(flat.apply))).lower(vector, x).compile()
+    for fusion in compiled.as_text().split("\n\n"):
+        assert not (" concatenate(" in fusion and " reduce(" in fusion and "ENTRY" not in fusion)
+    np.testing.assert_array_equal(flat.apply(vector, x), net.apply(params, x))
+    plain = ravel_pytree(jax.grad(loss(net.apply))(params, x))[0]
+    np.testing.assert_allclose(compiled(vector, x), plain, rtol=1e-5, atol=1e-8)
+    both = jax.vmap(jax.grad(loss(flat.apply)), (0, None))(jnp.stack([vector, 2 * vector]), x)
+    np.testing.assert_allclose(both[0], plain, rtol=1e-5, atol=1e-8)
+    slope = jax.jvp(lambda p: flat.apply(p, x), (vector,), (vector,))[1]
+    expected = jax.jvp(lambda p: net.apply(split(p), x), (vector,), (vector,))[1]
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
