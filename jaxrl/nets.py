@@ -61,8 +61,7 @@ def apart(x: Array) -> Array:
 
     For biases, whose gradients are sums over rows. On CPUs XLA makes the last part of such a sum
     one with the loop that puts all gradients of a `flat` network together, where rows are loaded at
-    every element of the result: masked, but slow where no memory is. BC with 2 x 256 units made
-    116 updates a second so, and makes 774.
+    every element of the result: masked, but slow where no memory is (docs/decisions.md).
     """
     halves = jax.lax.dot_general(jnp.full(2, 0.5, x.dtype), x, (((), ()), ((), ())))
     return jnp.sum(halves, 0)
