@@ -21,11 +21,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.normalise import Moments, moments, standardise
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program
 from jaxrl.sources import uniform
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree, Transition
 
@@ -107,7 +108,7 @@ def cloning_loss(chosen: Array, action: Array) -> Array:
     return jnp.mean((chosen - action) ** 2)
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
 
@@ -208,7 +209,7 @@ def distance(chosen: Array, action: Array) -> Array:
     return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(chosen) - action, axis=-1))
 
 
-def offline_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> fit.Program:
+def offline_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
     """Updates on uniform batches of inputs["data"]; the environment serves for evaluation."""
     evaluate = evaluator(env, agent, episodes)
     return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)

@@ -37,7 +37,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxrl import diffusion, fit, nets
+from jaxrl import diffusion, nets
 from jaxrl.agents.bc import (
     Range,
     action_range,
@@ -51,9 +51,10 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import move
 from jaxrl.agents.iql import cosine
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.flow import along
 from jaxrl.normalise import Moments, standardise
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program, Stage
 from jaxrl.sources import uniform
 from jaxrl.types import (
     Agent,
@@ -538,10 +539,10 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
 
 def program(
     cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
-) -> fit.Program:
+) -> Program:
     """The networks, once for all members, looked in on `evals` times; then one evaluation."""
     agent = make(cfg, env.spec, bases)
-    modelling = fit.Stage(
+    modelling = Stage(
         name="model",
         learner=modeller(cfg, env.spec),
         source=split(cfg.batch_size),
@@ -549,11 +550,11 @@ def program(
         evals=evals,
         scope="run",
     )
-    playing = fit.Stage(
+    playing = Stage(
         name="agent",
         learner=agent,
         source=uniform(cfg.batch_size),
         updates=1,
         evaluate=evaluator(env, agent, episodes),
     )
-    return fit.Program((modelling, playing))
+    return Program((modelling, playing))

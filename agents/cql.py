@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import fit
 from jaxrl.agents.bc import (
     Range,
     action_range,
@@ -36,6 +35,7 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import move, td_target
 from jaxrl.agents.sac import Head, actor_loss, box_head, expected, joint
 from jaxrl.errors import at_least
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
 
 OFFLINE = True
@@ -225,6 +225,6 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
     return jnp.sum(jnp.mean(integral - q, -1))
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

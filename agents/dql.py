@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import diffusion, fit, nets
+from jaxrl import diffusion, nets
 from jaxrl.agents.bc import (
     Range,
     action_range,
@@ -47,8 +47,9 @@ from jaxrl.agents.dqn import move, td_target
 from jaxrl.agents.iql import cosine
 from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.normalise import Moments
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program
 from jaxrl.sources import uniform
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
@@ -152,7 +153,7 @@ def generator(cfg: Config, spec: EnvSpec, space: Range) -> Generator:
     )
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
     return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)
 
@@ -334,7 +335,7 @@ def check(cfg: Any) -> None:
     at_least(2, embedding=cfg.embedding)
 
 
-def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> fit.Program:
+def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
     """Updates on uniform batches of inputs["data"]; evaluations choose among fresh candidates."""
     evaluate = evaluator(env, agent, episodes, explore=True)
     return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.pqn import choose, exploration, linear, single_stage
 from jaxrl.errors import UserError, at_least
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.evaluate import evaluator
+from jaxrl.program import Program
+from jaxrl.rollout import rollout
 from jaxrl.sources import parts, random_policy, replay
 from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source, Transition
 
@@ -223,7 +225,7 @@ def source(cfg: Any, env: Env, agent: Agent) -> Source:
     )
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
     return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)

@@ -32,7 +32,6 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl import fit
 from jaxrl.agents.bc import (
     action_range,
     check_sizes,
@@ -44,6 +43,7 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import move, td_target
 from jaxrl.agents.sac import Considered, Head, actor_loss, box_head, expected, joint
 from jaxrl.errors import at_least
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition, mean_where
 
 OFFLINE = True
@@ -193,7 +193,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     return Agent(init=init, update=update, act=act, noise=head.noise)
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
 

@@ -28,7 +28,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.bc import (
     action_range,
     check_sizes,
@@ -41,7 +41,9 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import chosen, move, td_target
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.evaluate import evaluator
+from jaxrl.program import Program, Stage
+from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
 
@@ -347,14 +349,14 @@ def check(cfg: Config) -> None:
         raise UserError(f"capacity={cfg.capacity} is less than num_envs={cfg.num_envs}")
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Learning from data; with `finetune_steps` a second stage goes on from there online."""
     agent = make(cfg, env.spec)
     if not cfg.finetune_steps:
         return offline_program(cfg, env, agent, evals, episodes)
     evaluate = evaluator(env, agent, episodes)
     own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    offline = fit.Stage(
+    offline = Stage(
         name="offline",
         learner=agent,
         source=uniform(cfg.batch_size),
@@ -362,7 +364,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         evals=evals,
         evaluate=evaluate,
     )
-    online = fit.Stage(
+    online = Stage(
         name="online",
         learner=make(cfg, env.spec, decay=False),
         source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
@@ -371,4 +373,4 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         start="offline",
         evaluate=evaluate,
     )
-    return fit.Program((offline, online))
+    return Program((offline, online))

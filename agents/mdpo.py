@@ -26,13 +26,13 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import fit
 from jaxrl.agents import ppo
 from jaxrl.agents.ppo import State
 from jaxrl.agents.pqn import linear
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import descend
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
@@ -191,6 +191,6 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
     return ppo.on_policy(cfg, env, make(cfg, env.spec), evals, episodes)

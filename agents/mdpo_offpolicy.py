@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import fit
 from jaxrl.agents import sac
 from jaxrl.agents.dqn import source
 from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import UserError
-from jaxrl.rollout import evaluator
+from jaxrl.evaluate import evaluator
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 
@@ -137,7 +137,7 @@ def actor_loss(
     return jnp.mean(sac.expected(now, c * new + index * (lam - c) * old - q))
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
     agent = make(cfg, env.spec)
     return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)

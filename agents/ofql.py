@@ -29,10 +29,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import fit, flow
+from jaxrl import flow
 from jaxrl.agents.bc import Range, action_range, see
 from jaxrl.agents.dql import Generator, State, candidate_program, check, learner, timed_net
 from jaxrl.errors import UserError, at_least
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, as_mean
 
 OFFLINE = True
@@ -193,6 +194,6 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
     }
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
     return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)

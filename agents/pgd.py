@@ -47,11 +47,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxrl import diffusion, dynamics, fit, nets, unet
+from jaxrl import diffusion, dynamics, nets, unet
 from jaxrl.agents.bc import Range, action_range, descend, one_value
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
+from jaxrl.program import Program, Stage
 from jaxrl.sources import below, mix, take, uniform, whole
 from jaxrl.types import (
     Agent,
@@ -467,7 +468,7 @@ def experience(module: Any, cfg: Any, spec: EnvSpec) -> Source:
     return mix(real, made, cfg.real_share, cfg.batch_size)
 
 
-def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[fit.Stage, ...]:
+def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
     """The stage of the model that experience comes from; none where there is none."""
     scope = "run" if cfg.share_model else "member"
     if cfg.synthetic == "none":
@@ -479,13 +480,13 @@ def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[fit.Stage, ...]:
         held = max(cfg.model_batch // 16, 1)
         source = windows(cfg.model_batch + held, cfg.horizon, cfg.stride, held=held)
         learner, name, updates = diffuser(cfg, spec), "diffusion", cfg.model_updates
-    stage = fit.Stage(
+    stage = Stage(
         name=name, learner=learner, source=source, updates=updates, evals=evals, scope=scope
     )
     return (stage,)
 
 
-def program(module: Any, cfg: Any, env: Env, evals: int, episodes: int) -> fit.Program:
+def program(module: Any, cfg: Any, env: Env, evals: int, episodes: int) -> Program:
     """The model, then the program of the agent in `module` on mixed batches.
 
     Args:
@@ -495,7 +496,7 @@ def program(module: Any, cfg: Any, env: Env, evals: int, episodes: int) -> fit.P
     check(cfg)
     learning, *others = module.program(cfg, env, evals=evals, episodes=episodes).stages
     learning = dataclasses.replace(learning, source=experience(module, cfg, env.spec))
-    return fit.Program((*modelling(cfg, env.spec, evals), learning, *others))
+    return Program((*modelling(cfg, env.spec, evals), learning, *others))
 
 
 def check(cfg: Any) -> None:

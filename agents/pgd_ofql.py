@@ -10,8 +10,8 @@ import dataclasses
 
 from flax import struct
 
-from jaxrl import fit
 from jaxrl.agents import ofql, pgd
+from jaxrl.program import Program
 from jaxrl.types import Env
 
 OFFLINE = True
@@ -30,6 +30,6 @@ class Hypers(pgd.Rates, ofql.Hypers):
     """Traced: members of one population may differ in each."""
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     return pgd.program(ofql, cfg, env, evals, episodes)

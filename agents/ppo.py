@@ -28,14 +28,16 @@ from flax import linen as nn
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.pqn import linear, single_stage
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import descend
 from jaxrl.normalise import normalised
+from jaxrl.program import Program
 from jaxrl.returns import gae, successor_values
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.rollout import rollout
 from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
 
@@ -366,12 +368,12 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
-def on_policy(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> fit.Program:
+def on_policy(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
     """A run of an agent that learns from windows of its own."""
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets or None)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

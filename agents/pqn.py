@@ -26,12 +26,14 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from jaxrl import batchnorm, fit, nets
+from jaxrl import batchnorm, nets
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
+from jaxrl.program import Program, Stage
 from jaxrl.returns import lambda_returns, successor_values
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.rollout import rollout
 from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source
 
 
@@ -268,7 +270,7 @@ def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.radam(lr))
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
@@ -277,8 +279,8 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
 
 def single_stage(
     cfg: Any, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
-) -> fit.Program:
-    stage = fit.Stage(
+) -> Program:
+    stage = Stage(
         name="agent",
         learner=agent,
         source=source,
@@ -286,4 +288,4 @@ def single_stage(
         evals=evals,
         evaluate=evaluate,
     )
-    return fit.Program((stage,))
+    return Program((stage,))

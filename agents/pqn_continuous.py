@@ -23,13 +23,15 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.pqn import linear, optimiser, single_stage
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
+from jaxrl.program import Program
 from jaxrl.returns import lambda_returns, successor_values
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.rollout import rollout
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree
 
 
@@ -266,7 +268,7 @@ def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array
     return jnp.where(far, jnp.mean(smooth_l1(change), -1), 0.0), far
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` noiseless episodes, the last at the end."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)

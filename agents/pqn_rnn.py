@@ -24,13 +24,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl import batchnorm, fit, nets, recurrent
+from jaxrl import batchnorm, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
 from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
 from jaxrl.normalise import normalised
+from jaxrl.program import Program
 from jaxrl.returns import lambda_returns
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.rollout import rollout
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
@@ -200,7 +202,7 @@ def window_values(
     return q, jnp.where(window.truncated, values[None, size:], later), statistics
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)

@@ -28,13 +28,13 @@ from typing import Any, Literal
 import jax
 from flax import struct
 
-from jaxrl import fit
 from jaxrl.agents import edac
 from jaxrl.agents.bc import one_value
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
+from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, penalised, true_model
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program, Stage
 from jaxrl.sources import labelled, mix, uniform, whole
 from jaxrl.types import Agent, Env, EnvSpec, PyTree, Source
 
@@ -148,7 +148,7 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
     return mix(real, dreams, cfg.real_share, cfg.batch_size)
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The dynamics, where they are learned, then the agent with `evals` evaluations.
 
     Raises:
@@ -157,9 +157,9 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
     if cfg.dynamics == "true":
         if env.host is not None:
             raise UserError(f"{env.spec.name} runs on the host only: it cannot be imagined with")
-        return fit.Program((learning(cfg, env, true_model(env), evals, episodes),))
+        return Program((learning(cfg, env, true_model(env), evals, episodes),))
     own = networks(cfg, env)
-    modelling = fit.Stage(
+    modelling = Stage(
         name="dynamics",
         learner=ensemble(own, env.spec),
         source=whole(),
@@ -168,13 +168,13 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> f
         scope="run" if cfg.share_dynamics else "member",
     )
     world = model(own, env.spec)
-    return fit.Program((modelling, learning(cfg, env, world, evals, episodes)))
+    return Program((modelling, learning(cfg, env, world, evals, episodes)))
 
 
-def learning(cfg: Config, env: Env, world: Model, evals: int, episodes: int) -> fit.Stage:
+def learning(cfg: Config, env: Env, world: Model, evals: int, episodes: int) -> Stage:
     """The stage of the agent, whatever it imagines in."""
     agent = make(cfg, env.spec)
-    return fit.Stage(
+    return Stage(
         name="agent",
         learner=agent,
         source=experience(cfg, agent, penalised(world)),

@@ -27,12 +27,13 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.dqn import check_sizes, chosen, move, source, td_target
 from jaxrl.agents.pqn import single_stage
 from jaxrl.distributions import Categorical, Normal, tanh_correction
 from jaxrl.errors import UserError, at_least
-from jaxrl.rollout import evaluator
+from jaxrl.evaluate import evaluator
+from jaxrl.program import Program
 from jaxrl.sources import parts
 from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, PyTree, Transition
 
@@ -366,7 +367,7 @@ def actor_loss(now: Considered, q: Array, temperature: Array) -> Array:
     return jnp.mean(expected(now, temperature * joint(now.log_prob) - q))
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
     agent = make(cfg, env.spec)
     return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxrl import fit, nets
+from jaxrl import nets
 from jaxrl.agents.bc import (
     action_range,
     actor_net,
@@ -40,6 +40,7 @@ from jaxrl.agents.bc import (
 from jaxrl.agents.dqn import move, td_target
 from jaxrl.errors import at_least
 from jaxrl.normalise import Moments
+from jaxrl.program import Program
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, PyTree, as_mean
 
 OFFLINE = True
@@ -194,6 +195,6 @@ def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> 
     return cloning_loss(chosen, action) - weight * jnp.mean(q)
 
 
-def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> fit.Program:
+def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -26,7 +26,7 @@ import numpy as np
 from jaxrl.envs.formats import Read, Rows, bad, find, flags, numbers, observations, scalars, starts
 from jaxrl.envs.hdf5 import h5py, opened
 from jaxrl.envs.references import LIMITS, task
-from jaxrl.records import atomic_write, plain
+from jaxrl.runs.records import atomic_write, plain
 from jaxrl.types import Transition
 
 LOG_PROB, META = "infos/action_log_probs", "metadata/jaxrl"

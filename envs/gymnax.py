@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.envs.names import EnvError, UnknownEnv, nearest
+from jaxrl.envs.names import EnvError, UnknownEnv
 from jaxrl.envs.wrappers import positive, strong, with_params
+from jaxrl.errors import nearest
 from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
 
 LIMIT = "max_steps_in_episode"

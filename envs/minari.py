@@ -20,7 +20,7 @@ import numpy as np
 from jaxrl.envs.formats import Read, Rows, bad, find, flags, numbers, observations, scalars, starts
 from jaxrl.envs.hdf5 import h5py, opened
 from jaxrl.errors import UserError
-from jaxrl.records import write_json
+from jaxrl.runs.records import write_json
 from jaxrl.types import Transition
 
 

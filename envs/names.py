@@ -11,9 +11,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, nearest
 
 GYMNAX = {
     "CartPole-v1": "obs (4,), 2 actions, 500 steps",
@@ -139,12 +138,6 @@ def add_current_directory() -> None:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
         importlib.invalidate_caches()
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the nearest of `words`, or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _nearest_env(name: str) -> str:

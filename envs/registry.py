@@ -15,6 +15,7 @@ from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
+from jaxrl.errors import nearest
 from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
 
 
@@ -124,7 +125,7 @@ def _load(name: str) -> Any:
         raise EnvError(f"{name}: importing {module_name} failed: {error!r}") from error
     if not hasattr(module, attribute):
         public = [each for each in vars(module) if not each.startswith("_")]
-        hint = names.nearest(attribute, public)
+        hint = nearest(attribute, public)
         raise UnknownEnv(f"module {module_name} has no {attribute!r}{hint}")
     return getattr(module, attribute)
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.envs.names import EnvError, nearest
+from jaxrl.envs.names import EnvError
+from jaxrl.errors import nearest
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 # Of every environment, through `make`, in the order in which they are put on.

@@ -7,8 +7,8 @@ import importlib.util
 import sys
 from types import ModuleType
 
-from jaxrl.envs.names import add_current_directory, nearest
-from jaxrl.errors import UserError
+from jaxrl.envs.names import add_current_directory
+from jaxrl.errors import UserError, nearest
 
 AGENTS = {
     "pqn": "parallelised Q-network: no replay, no target network (arXiv:2407.04811)",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxrl import shards, stats
 from jaxrl.agents.cdsa import Trained
 from jaxrl.errors import UserError
 from jaxrl.experiments.report import open_for_reading
+from jaxrl.runs import shards, stats
 from jaxrl.types import Agent, Policy
 
 if TYPE_CHECKING:

@@ -23,13 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import drive, envs, records
+from jaxrl import drive, envs
 from jaxrl.envs import journeys
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
+from jaxrl.evaluate import evaluator
 from jaxrl.experiments import agents, planning
 from jaxrl.experiments.options import Settings, parse
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.rollout import rollout
+from jaxrl.runs import records
 from jaxrl.sources import random_policy
 from jaxrl.types import Array, Discrete, Env, Policy, PyTree, Source, TimeStep, Transition
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from jaxrl.envs import names as env_names
-from jaxrl.envs.names import nearest
-from jaxrl.errors import Stopped, UserError
+from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.words import Request, read, value_of
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
-from jaxrl.envs.names import nearest
-from jaxrl.errors import UserError
-from jaxrl.plots import COLOURS, compact
-from jaxrl.records import atomic_write
+from jaxrl.errors import UserError, nearest
+from jaxrl.runs.plots import COLOURS, compact
+from jaxrl.runs.records import atomic_write
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl import envs
-from jaxrl.envs.names import nearest
 from jaxrl.envs.wrappers import with_params
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents, options, planning, words
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.points import label, shown
-from jaxrl.hosts import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Hosts
 from jaxrl.types import Env
 
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxrl import drive, population, records, shards, stats
+from jaxrl import drive, population
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, planning, session, train
 from jaxrl.experiments.options import Options, Settings, retype
 from jaxrl.experiments.report import open_for_reading, tell
-from jaxrl.shards import Range
+from jaxrl.runs import records, shards, stats
+from jaxrl.runs.shards import Range
 from jaxrl.types import Agent, PyTree
 
 

@@ -18,8 +18,7 @@ import tyro
 import yaml
 
 from jaxrl.envs import datasets
-from jaxrl.envs.names import nearest
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import bases, reuse
 from jaxrl.experiments.words import option_names, value_of
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs, fit, population
+from jaxrl import envs, population
 from jaxrl.drive import abstract_state
 from jaxrl.envs import datasets
 from jaxrl.envs.states import with_states
@@ -18,8 +18,9 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
-from jaxrl.hosts import ALONE, Hosts
-from jaxrl.shards import Range
+from jaxrl.program import Program
+from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.shards import Range
 from jaxrl.types import Array, Env, PyTree
 
 LEAST = {
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
     settings: Settings
     module: ModuleType
     env: Env
-    program: fit.Program
+    program: Program
     layout: population.Layout  # of this process's members
     ranges: list[Range]  # the members of each process
     hp: dict[str, PyTree]  # leaves [P, ...]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl import plots, stats
 from jaxrl.errors import UserError
+from jaxrl.runs import plots, stats
 
 _LINES = 6  # in one picture
 _UNITS = {"steps": "environment steps", "updates": "updates"}  # on axes

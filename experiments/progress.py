@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from jaxrl.plots import compact
+from jaxrl.runs.plots import compact
 
 
 class Display:

@@ -15,7 +15,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.load import Loaded, load, settings_of
 from jaxrl.experiments.planning import plan
 from jaxrl.experiments.report import open_for_reading
-from jaxrl.records import atomic_write
+from jaxrl.runs.records import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl import records, stats
 from jaxrl.errors import UserError
 from jaxrl.experiments import points
 from jaxrl.experiments.points import Point, Result, shown
 from jaxrl.experiments.progress import rate as short
+from jaxrl.runs import records, stats
 
 _ROWS = 40  # that are printed
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from jaxrl import fit
 from jaxrl.errors import UserError
 from jaxrl.experiments.report import open_for_reading
+from jaxrl.program import Program, Stage
 from jaxrl.sources import whole
 from jaxrl.types import Array, Batch, Learner, PyTree
 
@@ -26,8 +26,8 @@ def digest(path: Path) -> str:
 
 
 def reuse(
-    path: Path, program: fit.Program, env: str, hp: PyTree, inputs: PyTree
-) -> tuple[fit.Program, dict[str, PyTree]]:
+    path: Path, program: Program, env: str, hp: PyTree, inputs: PyTree
+) -> tuple[Program, dict[str, PyTree]]:
     """The program with the stages of scope "run" that a run has finished, and their states.
 
     They stay in the program as stages of one update that changes nothing, so that later ones have
@@ -57,10 +57,10 @@ def reuse(
     for name, state in states.items():
         _check(path, mine[name], state, hp, inputs)
     stages = (_finished(s) if s.name in states else s for s in program.stages)
-    return fit.Program(tuple(stages)), states
+    return Program(tuple(stages)), states
 
 
-def _check(path: Path, stage: fit.Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
+def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
     own = jax.tree.map(lambda x: x[0], hp if stage.part is None else hp[stage.part])
     wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
@@ -68,7 +68,7 @@ def _check(path: Path, stage: fit.Stage, state: PyTree, hp: PyTree, inputs: PyTr
         raise UserError(f"{path} has a {stage.name} of another size than this run asks for")
 
 
-def _finished(stage: fit.Stage) -> fit.Stage:
+def _finished(stage: Stage) -> Stage:
     """A stage that begins with the result, and ends with it."""
 
     def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:

@@ -10,15 +10,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxrl import drive, records, stats
+from jaxrl import drive
 from jaxrl.drive import Compiled, Report
 from jaxrl.errors import Stopped
 from jaxrl.experiments.guard import Signals, Watchdog
 from jaxrl.experiments.planning import Plan
 from jaxrl.experiments.progress import Display
-from jaxrl.hosts import Hosts
-from jaxrl.shards import Range, Shards
-from jaxrl.tensorboard import TensorBoard
+from jaxrl.runs import records, stats
+from jaxrl.runs.processes import Hosts
+from jaxrl.runs.shards import Range, Shards
+from jaxrl.runs.trackers import TensorBoard
 from jaxrl.types import PyTree
 
 PACE_S = 5.0  # of one launch: how long a signal waits, and how precisely checkpoints are timed

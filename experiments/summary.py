@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl import records, stats
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.experiments import bases
 from jaxrl.experiments.planning import Plan, swept_values
 from jaxrl.experiments.progress import clock, rate
+from jaxrl.runs import records, stats
 from jaxrl.types import Transition
 
 

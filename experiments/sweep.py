@@ -6,7 +6,7 @@ itself) is a program of its own: an ordinary run, in a folder below the sweep's,
 `report` and `render` read like any other.
 
     sweep.json               what is swept and in which folders; written first
-    000-num_steps=32/  ...   the runs, see `jaxrl.records`
+    000-num_steps=32/  ...   the runs, see `jaxrl.runs.records`
     summary.json             results of all points, once every run is complete
     plots/                   learning curves, and the return against each swept value
 
@@ -26,16 +26,15 @@ from typing import Any
 
 from rich.table import Table
 
-from jaxrl import records
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, options, planning, report, session, train, words
 from jaxrl.experiments.grid import Program, programs
 from jaxrl.experiments.points import label, shown
 from jaxrl.experiments.progress import size
 from jaxrl.experiments.summary import describe_device, several
-from jaxrl.hosts import ALONE, Hosts
-from jaxrl.hosts import start as join
-from jaxrl.plots import compact
+from jaxrl.runs import records
+from jaxrl.runs.plots import compact
+from jaxrl.runs.processes import ALONE, Hosts, join
 
 _DRY = ("--dry-run", "--no-dry-run")
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import records
 from jaxrl.agents import pgd
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.experiments import load, planning
 from jaxrl.experiments.report import open_for_reading
+from jaxrl.runs import records
 from jaxrl.types import Transition
 
 

@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxrl import memory, records
 from jaxrl.errors import UserError
 from jaxrl.experiments import bases, running, session
 from jaxrl.experiments.options import Settings
@@ -21,15 +20,15 @@ from jaxrl.experiments.summary import (
     speed,
     summarise,
 )
-from jaxrl.hosts import Hosts
-from jaxrl.hosts import start as join
-from jaxrl.plots import compact
+from jaxrl.runs import device_memory, records
+from jaxrl.runs.plots import compact
+from jaxrl.runs.processes import Hosts, join
 
 
 def train(settings: Settings) -> dict[str, Any]:
     """Runs to the end, or goes on from the last checkpoint, and returns the summary.
 
-    A finished run is told of and left alone. What it writes is described in `jaxrl.records`. All
+    A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
     """
     session.start()
@@ -48,8 +47,8 @@ def train(settings: Settings) -> dict[str, Any]:
     ready = plan(settings, hosts)
     member_bytes = state_bytes(ready)
     first, last = ready.ranges[hosts.index]
-    free = memory.available(ready.layout.mesh.devices.flat[0])
-    memory.check(member_bytes, last - first, ready.layout, free)
+    free = device_memory.available(ready.layout.mesh.devices.flat[0])
+    device_memory.check(member_bytes, last - first, ready.layout, free)
     run = _open(hosts, path, identity, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]

@@ -1,4 +1,4 @@
-"""The host's driver: the stages of `jaxrl.fit` in chunks, with snapshots to resume from."""
+"""The host's driver: the stages of `jaxrl.program` in chunks, with snapshots to resume from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import fit
-from jaxrl.onhost import HostEvaluator
+from jaxrl.evaluate import HostEvaluator
 from jaxrl.population import Layout, Seats, first, lift, member_keys, run_key
+from jaxrl.program import (
+    MemberState,
+    Program,
+    StageFn,
+    advance_fn,
+    eval_key,
+    evaluate_fn,
+    initialise_fn,
+    stage_key,
+)
 from jaxrl.types import Array, Mean, PyTree
 
 
@@ -22,7 +31,7 @@ class RunState(NamedTuple):
     Leaves of `member`, and of results of stages of scope "member", have the axis P.
     """
 
-    member: fit.MemberState
+    member: MemberState
     results: dict[str, PyTree]  # final learner states of finished stages
     stage: int  # index of the stage that `member` is in
     step: int  # updates made in that stage
@@ -50,7 +59,7 @@ class Compiled(NamedTuple):
 Built = dict[tuple[int, str], Callable[..., PyTree]]
 """Compiled functions by (stage, what), to be used again by runs of one program and layout."""
 
-Adapt = Callable[[int, fit.MemberState, Report], fit.MemberState]
+Adapt = Callable[[int, MemberState, Report], MemberState]
 """(index of the stage, state [padded P] on the devices, report) -> state to go on with."""
 
 Select = Callable[[Report], np.ndarray]
@@ -70,7 +79,7 @@ def _own(number: int) -> int:
 
 
 def drive(
-    program: fit.Program,
+    program: Program,
     plan: Layout,
     key: Array,
     hp: dict[str, PyTree],
@@ -130,7 +139,7 @@ def drive(
 
     built = {} if built is None else built
 
-    def build(index: int, what: str, fn: fit.StageFn, args: PyTree) -> Callable[..., PyTree]:
+    def build(index: int, what: str, fn: StageFn, args: PyTree) -> Callable[..., PyTree]:
         if (index, what) in built:
             return built[index, what]
         compiling(what)
@@ -164,9 +173,9 @@ def drive(
         if resume is not None and index == resume.stage:
             state, done = place[scope](resume.member), resume.step
         else:
-            start = {"key": fit.stage_key(keys[scope], index), "hp": hps[scope], "inputs": own}
+            start = {"key": stage_key(keys[scope], index), "hp": hps[scope], "inputs": own}
             args = ((), start, {"inputs": shared})
-            state, done = build(index, "initialise", fit.initialise(stage), args)(*args)[1], 0
+            state, done = build(index, "initialise", initialise_fn(stage), args)(*args)[1], 0
 
         advance = evaluate = metrics = None
         rhythm = _Pace(pace)
@@ -187,10 +196,10 @@ def drive(
                 args = (state, {"inputs": own}, {"inputs": shared, **counters})
                 # Both before the first launch, so that nothing runs while compiling.
                 if advance is None:
-                    advance = build(index, "advance", fit.advance(stage), args)
+                    advance = build(index, "advance", advance_fn(stage), args)
                     if not isinstance(stage.evaluate, HostEvaluator | None):
                         look = _look(state, step, own, shared, seats)
-                        evaluate = build(index, "evaluate", fit.evaluate(stage), look)
+                        evaluate = build(index, "evaluate", evaluate_fn(stage), look)
                 state, metrics = advance(*args)
                 rhythm.launched(size, metrics)
                 step += size
@@ -263,18 +272,16 @@ class _Pace:
 def _look(
     state: PyTree, step: int, own: PyTree, shared: PyTree, seats: Seats
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """The arguments of fit.evaluate."""
+    """The arguments of evaluate_fn."""
     at = {"step": jnp.int32(step), "tiles": jnp.asarray(seats.tiles, jnp.int32)}
     return (), {"state": state, "inputs": own}, {"inputs": shared, **at}
 
 
-def _on_host(
-    fn: HostEvaluator, scope: str, seats: Seats, state: fit.MemberState, step: int
-) -> PyTree:
-    """`fn` of one trained member after another, in the rows of the compiled `fit.evaluate`."""
+def _on_host(fn: HostEvaluator, scope: str, seats: Seats, state: MemberState, step: int) -> PyTree:
+    """`fn` of one trained member after another, in the rows of the compiled one."""
 
-    def one(state: fit.MemberState) -> PyTree:
-        return fn(state.learner, state.hp, {}, fit.eval_key(state.key, step))
+    def one(state: MemberState) -> PyTree:
+        return fn(state.learner, state.hp, {}, eval_key(state.key, step))
 
     # Without any, the first row, which shows the shapes.
     rows = seats.rows[seats.members] if seats.members.size else np.zeros(1, int)
@@ -323,7 +330,7 @@ def _fetch(tree: PyTree, rows: np.ndarray, scope: str) -> PyTree:
 
 
 def assemble(
-    program: fit.Program,
+    program: Program,
     stage: int,
     step: int,
     parts: Sequence[tuple[tuple[int, int], RunState]],
@@ -358,17 +365,17 @@ def _concatenate(*parts: Any) -> Any:
 
 
 def abstract_state(
-    program: fit.Program, hp: dict[str, PyTree], inputs: dict[str, PyTree], stage: int
+    program: Program, hp: dict[str, PyTree], inputs: dict[str, PyTree], stage: int
 ) -> RunState:
     """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
     count = len(jax.tree.leaves(hp)[0])
     key = jax.eval_shape(lambda: jax.random.key(0))
     shared, members = dict(inputs), {}
 
-    def start(index: int) -> fit.MemberState:
-        init = fit.initialise(program.stages[index])
+    def start(index: int) -> MemberState:
+        init = initialise_fn(program.stages[index])
 
-        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> fit.MemberState:
+        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
             return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
 
         if program.stages[index].scope == "run":
@@ -384,7 +391,7 @@ def abstract_state(
 
 
 def evaluate(
-    program: fit.Program,
+    program: Program,
     plan: Layout,
     state: RunState,
     key: Array,
@@ -406,7 +413,7 @@ def evaluate(
     if isinstance(stage.evaluate, HostEvaluator):
         found = _on_host(stage.evaluate, stage.scope, seats, members["state"], state.step)
     else:
-        run = jax.jit(lift(plan)(fit.evaluate(stage), stage))
+        run = jax.jit(lift(plan)(evaluate_fn(stage), stage))
         args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
         found = run((), members, args)[1]
     return _fetch(found, seats.rows, stage.scope)

@@ -1,6 +1,8 @@
 """Errors that a person can mend: one line that says what to do."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -20,3 +22,9 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}, and all is saved")
         self.number = number
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" for the nearest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.fit import MemberState
+from jaxrl.program import MemberState
 from jaxrl.types import Array, PyTree
 
 

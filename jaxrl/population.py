@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from jaxrl import fit
+from jaxrl.program import Lift, Program, Result, Stage, StageFn, compose
 from jaxrl.types import Array, PyTree
 
 AXIS = "pop"
@@ -129,7 +129,7 @@ def layout(members: int, devices: Sequence[Any] | None = None, width: int | None
 # --- lifting a stage function --------------------------------------------------------------------
 
 
-def lift(plan: Layout) -> fit.Lift:
+def lift(plan: Layout) -> Lift:
     """Spreads a stage function over the population; one of scope "run" is computed everywhere.
 
     Every leaf of carry, members and outputs has a leading member axis, shared between the devices;
@@ -137,7 +137,7 @@ def lift(plan: Layout) -> fit.Lift:
     on each device, the first; outputs of the others are 0.
     """
 
-    def lifted(fn: fit.StageFn, stage: fit.Stage) -> fit.StageFn:
+    def lifted(fn: StageFn, stage: Stage) -> StageFn:
         alone = stage.scope == "run"
         spec = Spec() if alone else Spec(AXIS)
         return jax.shard_map(
@@ -151,7 +151,7 @@ def lift(plan: Layout) -> fit.Lift:
     return lifted
 
 
-def _tiled(fn: fit.StageFn, width: int) -> fit.StageFn:
+def _tiled(fn: StageFn, width: int) -> StageFn:
     """fn over tiles of `width` members, one after the other, the carry updated in place."""
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
@@ -185,7 +185,7 @@ def _tiled(fn: fit.StageFn, width: int) -> fit.StageFn:
     return run
 
 
-def _vmapped(fn: fit.StageFn, width: int) -> fit.StageFn:
+def _vmapped(fn: StageFn, width: int) -> StageFn:
     """fn over `width` members; one alone goes without vmap, which would cost it 40 % on a CPU."""
     if width > 1:
         return jax.vmap(fn, in_axes=(0, 0, None))
@@ -218,17 +218,15 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 # --- driver one: a whole population as one pure function ------------------------------------------
 
 
-def train(
-    program: fit.Program, plan: Layout
-) -> Callable[[Array, Array, PyTree, PyTree], fit.Result]:
+def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
     """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
 
     P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
     axis of chunks where there is one; those of stages of scope "run" do not.
     """
-    run = fit.compose(program, lift(plan))
+    run = compose(program, lift(plan))
 
-    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> fit.Result:
+    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
         return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
 
     return whole

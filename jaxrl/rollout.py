@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl.onhost import HostEvaluator
 from jaxrl.types import (
     Array,
     Batch,
     Env,
-    Episodes,
     Policy,
     PyTree,
     Source,
@@ -165,19 +162,6 @@ def scored(ts: TimeStep) -> Array:
     return ts.reward if ts.score is None else ts.score
 
 
-def running(src: PyTree, n: int) -> PyTree | None:
-    """The states [n, ...] of the environments of a rollout, wherever it is in a source's state.
-
-    They are repeated if there are fewer than n, and None without a rollout.
-    """
-    is_rollout = lambda x: isinstance(x, RolloutState)
-    found = [x for x in jax.tree.leaves(src, is_leaf=is_rollout) if is_rollout(x)]
-    if not found:
-        return None
-    rows = jnp.arange(n) % found[0].returns.shape[0]
-    return jax.tree.map(lambda x: x[rows], found[0].env)
-
-
 def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
     """Leaf-wise where; mask [N] against leaves [N, ...]."""
 
@@ -185,68 +169,3 @@ def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
     return jax.tree.map(one, on, off)
-
-
-def evaluator(
-    env: Env,
-    policy: Policy,
-    episodes: int,
-    *,
-    part: str | None = "agent",
-    max_steps: int | None = None,
-    explore: bool = False,
-) -> Callable[[PyTree, PyTree, PyTree, Array], Episodes]:
-    """Function (learner_state, hp, inputs, key) -> `Episodes`, for `fit.Stage.evaluate`.
-
-    Each of `episodes` environments plays its first episode and stops, so short episodes do not
-    dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
-    What outlives episodes (`env.carry`) comes from the environments that are trained in, by
-    `inputs["source"]`, the state of the stage's source.
-
-    For an environment of the host it is a `HostEvaluator`, which does the same there.
-    """
-    limit = max_steps or env.spec.max_steps or 10_000
-    if env.host is not None:
-        return HostEvaluator(env.host, policy, episodes, part, limit, explore)
-
-    def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
-        params = hp.get("env", env.params)
-        own = hp if part is None else hp[part]
-        key_reset, key_steps = jax.random.split(key)
-        env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
-            jax.random.split(key_reset, episodes), params
-        )
-        if env.carry is not None:
-            last = running(inputs.get("source"), episodes)
-            if last is not None:
-                env_state, obs = jax.vmap(env.carry)(last, env_state, obs)
-
-        def cond(carry: PyTree) -> Array:
-            t, _, _, _, _, done = carry
-            return (t < limit) & ~jnp.all(done.finished)
-
-        def body(carry: PyTree) -> PyTree:
-            t, env_state, obs, memory, start, so_far = carry
-            key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
-            noise = policy.noise(key_noise, episodes)
-            action, memory, _ = policy.act(state, own, obs, start, memory, noise, explore)
-            keys = jax.random.split(key_step, episodes)
-            env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-                keys, env_state, action, params
-            )
-            live = ~so_far.finished
-            so_far = Episodes(
-                so_far.returns + jnp.where(live, scored(ts), 0.0),
-                so_far.lengths + live,
-                so_far.finished | ts.terminated | ts.truncated,
-            )
-            return t + 1, env_state, ts.next_obs, memory, jnp.zeros_like(start), so_far
-
-        nothing = Episodes(
-            jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool)
-        )
-        start = jnp.ones(episodes, bool)
-        carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
-        return jax.lax.while_loop(cond, body, carry)[-1]
-
-    return evaluate

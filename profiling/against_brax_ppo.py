@@ -23,10 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs, fit, records
+from jaxrl import envs
 from jaxrl.agents import ppo
+from jaxrl.evaluate import evaluator
 from jaxrl.experiments import session
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.program import Program, Stage, train
+from jaxrl.rollout import rollout
+from jaxrl.runs import records
 from jaxrl.types import Env, Policy, PyTree
 
 HP = ppo.Hypers(lr=3e-4, lr_end=1.0, max_grad_norm=0.5)
@@ -43,13 +46,13 @@ def clocks() -> np.ndarray:
 def jaxrl(cfg: ppo.Config, env: Env, seed: int) -> dict[str, float]:
     agent = ppo.make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
-    stage = fit.Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
+    stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     hp = {"agent": jax.tree.map(jnp.float32, HP), "env": env.params}
     args = (jax.random.key(seed), hp, {})
     start = clocks()
-    train = jax.jit(fit.train(fit.Program((stage,)))).lower(*args).compile()
+    run = jax.jit(train(Program((stage,)))).lower(*args).compile()
     compiled = clocks()
-    result = jax.block_until_ready(train(*args))
+    result = jax.block_until_ready(run(*args))
     spent = clocks() - compiled
     outcome = play(env, agent, result.states["agent"], hp)
     return outcome | speeds(cfg.total_steps, spent, compiled - start)

@@ -49,21 +49,22 @@ def jaxrl(members: int, steps: int, repeats: int) -> list[float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl import envs, fit, population
+    from jaxrl import envs, population
     from jaxrl.agents import pqn
     from jaxrl.experiments import session
     from jaxrl.experiments.planning import table
+    from jaxrl.program import Program, Stage
     from jaxrl.rollout import rollout
 
     session.start()
     env, cfg = envs.make("CartPole-v1"), pqn.Config(total_steps=steps, hidden=(64, 64))
     agent = pqn.make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
-    stage = fit.Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
+    stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
     hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
-    train = jax.jit(population.train(fit.Program((stage,)), plan))
+    train = jax.jit(population.train(Program((stage,)), plan))
     return _time(lambda: jax.block_until_ready(train(jax.random.key(0), ids, hp, {})), repeats)
 
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import records
 from jaxrl.agents import bc, cdsa
 from jaxrl.experiments import session
+from jaxrl.runs import records
 from jaxrl.types import Array, Box, EnvSpec, Policy, PyTree, Transition
 
 OBS, ACT, ROWS = 11, 3, 1000

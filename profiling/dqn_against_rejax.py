@@ -54,10 +54,11 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl import envs, fit, population
+    from jaxrl import envs, population
     from jaxrl.agents import dqn
     from jaxrl.experiments import session
     from jaxrl.experiments.planning import table
+    from jaxrl.program import Program, Stage
 
     session.start()
     env = envs.make("CartPole-v1")
@@ -74,12 +75,12 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
     )
     agent = dqn.make(cfg, env.spec)
     source = dqn.source(cfg, env, agent)
-    stage = fit.Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
+    stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
     hp = table({"agent": dqn.Hypers(tau=TAU), "env": env.params}, members)
     hp = plan.split(plan.pad(hp, members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
-    train = jax.jit(population.train(fit.Program((stage,)), plan))
+    train = jax.jit(population.train(Program((stage,)), plan))
     return timed(lambda: jax.block_until_ready(train(jax.random.key(0), ids, hp, {})), repeats)
 
 

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import fit, records
 from jaxrl.agents import edac
 from jaxrl.experiments import session
+from jaxrl.program import Stage, advance_fn, initialise_fn
+from jaxrl.runs import records
 from jaxrl.sources import uniform
 from jaxrl.types import Array, Box, EnvSpec, PyTree, Transition
 
@@ -101,15 +102,13 @@ def floor(cfg: edac.Config) -> Callable[[PyTree], PyTree]:
 def whole(cfg: edac.Config) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
     """`cfg.updates` updates of one member, and their arguments: its first state, made already."""
     agent = edac.make(cfg, SPEC)
-    stage = fit.Stage(
-        name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates
-    )
+    stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     hp = {"agent": jax.tree.map(jnp.float32, edac.Hypers())}
     start = {"key": jax.random.key(0), "hp": hp, "inputs": {}}
     shared: dict[str, PyTree] = {"inputs": {"data": dataset()}}
-    state = jax.jit(fit.initialise(stage))((), start, shared)[1]
+    state = jax.jit(initialise_fn(stage))((), start, shared)[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(cfg.updates), "fresh": jnp.array(True)}
-    return fit.advance(stage), (state, {"inputs": {}}, shared | counters)
+    return advance_fn(stage), (state, {"inputs": {}}, shared | counters)
 
 
 def cpu_seconds(run: Callable[..., PyTree], args: tuple[Any, ...]) -> float:

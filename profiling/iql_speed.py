@@ -26,10 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import fit, population, records
+from jaxrl import population
 from jaxrl.agents import iql
 from jaxrl.experiments import session
 from jaxrl.experiments.planning import table
+from jaxrl.program import Stage, advance_fn, initialise_fn
+from jaxrl.runs import records
 from jaxrl.sources import uniform
 from jaxrl.types import Array, Box, EnvSpec, PyTree, Transition
 
@@ -94,17 +96,15 @@ def whole(
 ) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
     """`cfg.updates` updates of a population, and their arguments: its first state, made already."""
     agent = iql.make(cfg, SPEC)
-    stage = fit.Stage(
-        name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates
-    )
+    stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     spread = lambda tree: plan.split(plan.pad(tree, members))
     hp = spread(table({"agent": iql.Hypers()}, members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
     shared = {"inputs": {"data": plan.share(dataset())}}
     start = {"key": keys, "hp": hp, "inputs": {}}
-    state = jax.jit(population.lift(plan)(fit.initialise(stage), stage))((), start, shared)[1]
+    state = jax.jit(population.lift(plan)(initialise_fn(stage), stage))((), start, shared)[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(cfg.updates), "fresh": jnp.array(True)}
-    return population.lift(plan)(fit.advance(stage), stage), (
+    return population.lift(plan)(advance_fn(stage), stage), (
         state,
         {"inputs": {}},
         shared | counters,

@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import fit, records
 from jaxrl.agents import dql, ofql
 from jaxrl.agents.bc import action_range
 from jaxrl.experiments import session
+from jaxrl.program import Stage, advance_fn, initialise_fn
+from jaxrl.runs import records
 from jaxrl.sources import uniform
 from jaxrl.types import Box, EnvSpec, PyTree, Transition
 
@@ -55,10 +56,10 @@ def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
     space = action_range(module.__name__, SPEC)
     policy = module.generator(cfg, SPEC, space)
     source = uniform(cfg.batch_size)
-    stage = fit.Stage(name="agent", learner=agent, source=source, updates=updates)
+    stage = Stage(name="agent", learner=agent, source=source, updates=updates)
     shared = {"inputs": {"data": data}}
     start = {"key": jax.random.key(0), "hp": {"agent": hp}, "inputs": {}}
-    state = jax.jit(fit.initialise(stage))((), start, shared)[1]
+    state = jax.jit(initialise_fn(stage))((), start, shared)[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(updates), "fresh": jnp.array(True)}
     obs = data.obs[: STATES * CANDIDATES]
 
@@ -75,7 +76,7 @@ def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
         return agent.act(learnt, hp, obs[:STATES], begin, (), noise, True)[0]
 
     return {
-        "updates": (fit.advance(stage), (state, {"inputs": {}}, shared | counters), updates),
+        "updates": (advance_fn(stage), (state, {"inputs": {}}, shared | counters), updates),
         "actions": (again(act), (state.learner,), CALLS * len(obs)),
         "decisions": (again(decide), (state.learner,), CALLS * STATES),
     }

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import records
 from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.experiments import session
+from jaxrl.runs import records
 from jaxrl.types import Array, Batch, Box, EnvSpec, PyTree, Transition
 
 OBS, ACT, UPDATES = 6, 2, 10

@@ -22,19 +22,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl import envs, fit, nets, population, records
+from jaxrl import envs, nets, population
 from jaxrl.agents import pqn
 from jaxrl.experiments import session
 from jaxrl.experiments.planning import table
+from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
+from jaxrl.runs import records
 from jaxrl.types import Array, Batch, Env, Learner, Policy, PyTree
 
 
-def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> fit.Program:
+def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Program:
     source = rollout(env, policy, cfg.num_envs, cfg.num_steps)
-    return fit.Program(
-        (fit.Stage(name="agent", learner=learner, source=source, updates=cfg.updates),)
-    )
+    return Program((Stage(name="agent", learner=learner, source=source, updates=cfg.updates),))
 
 
 def idle(num_actions: int) -> tuple[Learner, Policy]:
@@ -59,7 +59,7 @@ def idle(num_actions: int) -> tuple[Learner, Policy]:
     return learner, Policy(act=act, noise=noise)
 
 
-def passes(cfg: pqn.Config, env: Env) -> fit.Program:
+def passes(cfg: pqn.Config, env: Env) -> Program:
     """The network's share of PQN: T forward passes [N], then epochs x minibatches both ways."""
     net = nets.from_linen(nets.MLP(cfg.hidden, 2, norm=True), env.spec.obs_shape)
     size = cfg.num_envs * cfg.num_steps // cfg.minibatches
@@ -85,14 +85,12 @@ def passes(cfg: pqn.Config, env: Env) -> fit.Program:
     def nothing(*args: Any) -> Any:
         return (), Batch(()), {}  # type: ignore[arg-type]
 
-    source = fit.Source(init=lambda *args: (), next=nothing)
+    source = Source(init=lambda *args: (), next=nothing)
     learner = Learner(init=lambda key, hp, inputs: net.init(key), update=update)
-    return fit.Program(
-        (fit.Stage(name="agent", learner=learner, source=source, updates=cfg.updates),)
-    )
+    return Program((Stage(name="agent", learner=learner, source=source, updates=cfg.updates),))
 
 
-def measure(run: fit.Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
+def measure(run: Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
     """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of training `members` to the end."""
     plan = population.layout(members)
     hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))

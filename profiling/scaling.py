@@ -16,11 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl import envs, fit, population, records
+from jaxrl import envs, population
 from jaxrl.agents import pqn
 from jaxrl.experiments import session
 from jaxrl.experiments.planning import table
+from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
+from jaxrl.runs import records
 
 
 def measure(members: int, devices: list[Any], width: int | None, steps: int) -> dict[str, Any]:
@@ -29,11 +31,11 @@ def measure(members: int, devices: list[Any], width: int | None, steps: int) -> 
     cfg = pqn.Config(hidden=(64, 64), total_steps=max(steps // (members * window), 1) * window)
     agent = pqn.make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
-    stage = fit.Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
+    stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members, devices, width)
     hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))
     args = (jax.random.key(0), plan.split(plan.pad(jnp.arange(members), members)), hp, {})
-    run = jax.jit(population.train(fit.Program((stage,)), plan)).lower(*args).compile()
+    run = jax.jit(population.train(Program((stage,)), plan)).lower(*args).compile()
     walls = []
     for _ in range(2):
         clock = time.perf_counter()

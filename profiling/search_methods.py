@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl import drive, population, records
+from jaxrl import drive, population
 from jaxrl.experiments import load, planning, search
 from jaxrl.experiments.search import study
-from jaxrl.stats import bootstrap_ci
+from jaxrl.runs import records
+from jaxrl.runs.stats import bootstrap_ci
 
 RANGES = {
     "agent.lr": "log:1e-5:1e-1",

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl import records
+from jaxrl.runs import records
 
 SHARED = [
     *("pqn", "--env", "CartPole-v1", "--preset", "none", "--seeds", "4", "--evals", "2"),

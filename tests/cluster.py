@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import records
 from jaxrl.experiments import load, planning
+from jaxrl.runs import records
 
 # Eight members in tiles of two: what two and four devices compute is the same to the last bit.
 TINY = [

@@ -15,10 +15,11 @@ from flax import linen as nn
 from test_pqn import ACTIONS, ENVS, OBS, STEPS, hypers, spec, window
 from test_returns import oracle
 
-from jaxrl import batchnorm, fit, nets
+from jaxrl import batchnorm, nets
 from jaxrl.agents import pqn, pqn_rnn
 from jaxrl.batchnorm import NORM, RENORM, Rule, Statistics, by_batch, by_running
 from jaxrl.envs import probes
+from jaxrl.program import train
 from jaxrl.types import Array, Batch, PyTree
 
 SHAPES = [(16, 5), (4, 3, 2, 5)]
@@ -331,7 +332,7 @@ def test_probe() -> None:
         "env": env.params,
     }
     program = pqn.program(cfg, env, evals=1, episodes=4)
-    state = jax.jit(fit.train(program))(jax.random.key(0), hp).states["agent"]
+    state = jax.jit(train(program))(jax.random.key(0), hp).states["agent"]
     assert all(x > 1000 for x in jax.tree.leaves(state.statistics) if x.ndim == 0)
     mlp = lambda train: nets.MLP(cfg.hidden, 2, **pqn.layers(cfg, train))
     net = batchnorm.from_linen(mlp, (1,))

@@ -17,12 +17,14 @@ import pytest
 from logged import BOX, numbers, rows
 
 import jaxrl
-from jaxrl import diffusion, envs, fit, records, stats
+from jaxrl import diffusion, envs
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, session
 from jaxrl.experiments.studies import circle
+from jaxrl.program import Program, Stage, train
+from jaxrl.runs import records, stats
 from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
 
 
@@ -60,7 +62,7 @@ def pushes(count: int = 20_000) -> Transition:
 
 def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     """ε of actions or states, learned from `pushes`."""
-    stage = fit.Stage(
+    stage = Stage(
         name="model",
         learner=cdsa.modeller(cfg, PUSH),
         source=cdsa.split(cfg.batch_size),
@@ -68,7 +70,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     )
     hp = {"agent": numbers(cdsa.Hypers(lr=3e-3, tau=0.01))}
     jax.config.update("jax_disable_most_optimizations", False)  # thousands of updates
-    run = jax.jit(fit.train(fit.Program((stage,))))
+    run = jax.jit(train(Program((stage,))))
     state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]
     jax.config.update("jax_disable_most_optimizations", True)
     net = cdsa.networks(cfg, PUSH, bc.action_range("cdsa", PUSH))
@@ -344,7 +346,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(folder: Path, *words: str) -> int:
+def run_cdsa(folder: Path, *words: str) -> int:
     return cli.main(["train", "cdsa", *COMMON, "--data", f"{folder}/aim.npz", *words])
 
 
@@ -352,7 +354,7 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
     """Members are those that both have, with and without correction; these act as their bases."""
     out = folder / "cdsa"
     words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--out", str(out)]
-    assert train(folder, *words) == 0
+    assert run_cdsa(folder, *words) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())
     found = summary["bases"]
@@ -400,7 +402,7 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
         ([*base, "--agent.ladder", "2.0"], "ladder=(2.0,) must lie between"),
     ]
     for words, line in cases:
-        code, err = train(folder, *words), capsys.readouterr().err
+        code, err = run_cdsa(folder, *words), capsys.readouterr().err
         assert code == 2 and err.startswith(f"jaxrl: {line}") and err.count("\n") == 1, (err, line)
     words = ["train", "bc", *COMMON, "--data", f"{folder}/aim.npz", *base]
     assert cli.main(words) == 2

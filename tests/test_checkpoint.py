@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.checkpoint import CheckpointMismatch, Checkpoints
+from jaxrl.runs.checkpoint import CheckpointMismatch, Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -285,7 +285,7 @@ def test_write_error_is_raised_and_survived(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 import numpy as np, jax
-from jaxrl.checkpoint import Checkpoints
+from jaxrl.runs.checkpoint import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 tree = {{"x": np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8)}}
 with Checkpoints({str(tmp_path)!r}) as ckpt:
@@ -317,7 +317,7 @@ def heavy(i: int) -> dict[str, np.ndarray]:
 LOOP = f"""
 import sys
 import numpy as np
-from jaxrl.checkpoint import Checkpoints
+from jaxrl.runs.checkpoint import Checkpoints
 {inspect.getsource(heavy)}
 with Checkpoints(sys.argv[1], keep=2) as ckpt:
     found = ckpt.restore(lambda meta: heavy(0))

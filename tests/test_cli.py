@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl import records
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
@@ -28,6 +27,7 @@ from jaxrl.experiments import (
     session,
     summary,
 )
+from jaxrl.runs import records
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]

@@ -19,7 +19,7 @@ import pytest
 import tiny
 from logged import rows as logged_rows
 
-from jaxrl import fit, population
+from jaxrl import population
 from jaxrl.agents import (
     bc,
     cdsa,
@@ -41,6 +41,7 @@ from jaxrl.agents import (
     td3bc,
 )
 from jaxrl.drive import drive
+from jaxrl.program import Program, Result, Stage, train
 from jaxrl.types import Agent, Discrete, Env, EnvSpec, PyTree
 
 WIDTH = 2
@@ -50,10 +51,10 @@ WIDTH = 2
 class Case:
     """An agent in a program of a few updates, sized so that every hyperparameter matters.
 
-    The agent is trained by the last stage; `inputs` are what `fit.train` takes.
+    The agent is trained by the last stage; `inputs` are what `program.train` takes.
     """
 
-    program: fit.Program
+    program: Program
     agent: Agent
     spec: EnvSpec
     hp: dict[str, PyTree]
@@ -61,7 +62,7 @@ class Case:
     inputs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
     @property
-    def stage(self) -> fit.Stage:
+    def stage(self) -> Stage:
         return self.program.stages[-1]
 
 
@@ -255,7 +256,7 @@ def _cdsa() -> Case:
     hp = jax.tree.map(jnp.float32, plain)
     begin = modelling.learner.init(keys[0], hp, {"data": data})
     return Case(
-        program=fit.Program(
+        program=Program(
             (
                 dataclasses.replace(modelling, scope="member"),
                 dataclasses.replace(playing, updates=2, evals=2),
@@ -395,13 +396,13 @@ def test_a_whole_run_traces_update_once(name: str) -> None:
 
     learner = dataclasses.replace(case.stage.learner, update=update)
     stage = dataclasses.replace(case.stage, learner=learner)
-    program = fit.Program((*case.program.stages[:-1], stage))
+    program = Program((*case.program.stages[:-1], stage))
     key, ids = jax.random.key(0), jnp.arange(4)
     hp = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), case.hp)
 
-    alone = jax.eval_shape(fit.train(program), key, case.hp, case.inputs)
+    alone = jax.eval_shape(train(program), key, case.hp, case.inputs)
     assert traces == 1
-    many = jax.vmap(fit.train(program), (0, 0, None))
+    many = jax.vmap(train(program), (0, 0, None))
     spread = jax.eval_shape(many, jax.random.split(key, 4), hp, case.inputs)
     assert traces == 1
     plan = population.layout(4, jax.devices()[:1], WIDTH)
@@ -415,8 +416,8 @@ def test_a_whole_run_traces_update_once(name: str) -> None:
 def test_a_whole_run_exports(name: str) -> None:
     """One lowering for CPUs, GPUs and TPUs, without calls back into Python."""
     case = AGENTS[name]()
-    train = jax.jit(fit.train(case.program))
-    exported = jax.export.export(train, platforms=("cpu", "cuda", "tpu"))(
+    run = jax.jit(train(case.program))
+    exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(
         jax.random.key(0), case.hp, case.inputs
     )
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -435,7 +436,7 @@ def bits(tree: PyTree) -> list[bytes]:
     return [raw(x) for x in jax.tree.leaves(tree)]
 
 
-def rows(result: fit.Result) -> PyTree:
+def rows(result: Result) -> PyTree:
     """The result with the member axis in front."""
     forward = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
     return jax.device_get((result.states, forward(result.metrics), forward(result.evals)))
@@ -466,7 +467,7 @@ class Population:
         self.layout = population.layout(self.count, jax.devices()[:1], WIDTH)
         train = population.train(case.program, self.layout)
 
-        def counted(*args: PyTree) -> fit.Result:
+        def counted(*args: PyTree) -> Result:
             self.traces += 1
             return train(*args)
 
@@ -555,14 +556,14 @@ def check_chunks(runs: Population, result: PyTree) -> None:
 
 
 def check_alone(runs: Population, result: PyTree) -> None:
-    """One member by `fit.train`, up to rounding, since the width differs; traced once."""
-    traces, train = 0, fit.train(runs.case.program)
+    """One member by `program.train`, up to rounding, since the width differs; traced once."""
+    traces, whole = 0, train(runs.case.program)
 
     @jax.jit
-    def alone(*args: PyTree) -> fit.Result:
+    def alone(*args: PyTree) -> Result:
         nonlocal traces
         traces += 1
-        return train(*args)
+        return whole(*args)
 
     keys = population.member_keys(jax.random.key(3), jnp.arange(runs.count))
     for member in (1, runs.count - 1):

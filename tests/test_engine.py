@@ -16,8 +16,9 @@ import pytest
 import toys
 from jax.sharding import PartitionSpec
 
-from jaxrl import fit, population
+from jaxrl import population
 from jaxrl.drive import Report, RunState, abstract_state, drive
+from jaxrl.program import Result, train
 
 MEMBERS, WIDTH = 16, 2
 
@@ -55,7 +56,7 @@ def run(
     return list(reports)
 
 
-def pure(row: str, devices: int) -> fit.Result:
+def pure(row: str, devices: int) -> Result:
     train = jax.jit(population.train(toys.ROWS[row](), plan(devices)))
     ids = jnp.arange(MEMBERS)
     return train(jax.random.key(3), ids, toys.hypers(MEMBERS), toys.inputs())
@@ -67,7 +68,7 @@ def first_snapshots(reports: list[Report]) -> list[RunState]:
     return [taken for taken in firsts.values() if taken is not None]
 
 
-def check_chunked_equals_pure(reports: list[Report], whole: fit.Result) -> None:
+def check_chunked_equals_pure(reports: list[Report], whole: Result) -> None:
     last = reports[-1].snapshot
     assert last is not None
     assert bits(whole.states) == bits(last.results | {reports[-1].stage: last.member.learner})
@@ -117,13 +118,13 @@ def test_row_in_every_cell(row: str) -> None:
 
 @pytest.mark.parametrize("row", ["rollout", "uniform data"])
 def test_a_member_is_the_same_alone(row: str) -> None:
-    """fit.train of one member against the population, up to rounding: the width differs."""
+    """program.train of one member against the population, up to rounding: the width differs."""
     hp, member = toys.hypers(MEMBERS), 5
     states = run(row, 1)[-1].snapshot.member.learner  # type: ignore[union-attr]
     key = population.member_keys(jax.random.key(3), jnp.arange(MEMBERS))[member]
     own = jax.tree.map(lambda x: x[member], hp)
     program = toys.ROWS[row]()
-    alone = jax.jit(fit.train(program))(key, own, toys.inputs()).states[program.stages[-1].name]
+    alone = jax.jit(train(program))(key, own, toys.inputs()).states[program.stages[-1].name]
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(a, b[member], rtol=2e-5, atol=2e-6)
 

@@ -12,13 +12,15 @@ import pytest
 import tiny
 from gymnasium import wrappers
 
-from jaxrl import envs, fit
+from jaxrl import envs
 from jaxrl.envs import EnvError, registry
 from jaxrl.envs.normalise import normalised_observations, normalised_rewards
 from jaxrl.envs.wrappers import hide, sticky_actions, time_limit
+from jaxrl.evaluate import evaluator, running
 from jaxrl.experiments.behaviour import showing
 from jaxrl.experiments.options import env_options
-from jaxrl.rollout import evaluator, rollout, running
+from jaxrl.program import MemberState, Stage, eval_key, evaluate_fn
+from jaxrl.rollout import rollout
 from jaxrl.sources import random_policy, replay
 from jaxrl.types import Box, Env, EnvSpec, Learner, Policy, TimeStep, Transition
 
@@ -200,12 +202,12 @@ def test_evaluation_goes_on_with_the_statistics_of_training(nested: bool) -> Non
     src, *_ = source.next(src, (), HP, {}, jax.random.key(1), jnp.int32(0))
     learner = Learner(init=lambda *_: (), update=lambda state, *_: (state, {}))
     episodes = evaluator(env, SAYS, 5)
-    stage = fit.Stage(name="x", learner=learner, source=source, updates=1, evaluate=episodes)
-    member = fit.MemberState((), src, HP, jax.random.key(2), {})
+    stage = Stage(name="x", learner=learner, source=source, updates=1, evaluate=episodes)
+    member = MemberState((), src, HP, jax.random.key(2), {})
     shared = {"inputs": {}, "step": jnp.int32(0)}
-    _, found = jax.jit(fit.evaluate(stage))((), {"state": member, "inputs": {}}, shared)
+    _, found = jax.jit(evaluate_fn(stage))((), {"state": member, "inputs": {}}, shared)
 
-    key = jax.random.split(fit.eval_key(member.key, 0))[0]
+    key = jax.random.split(eval_key(member.key, 0))[0]
     raw = jax.vmap(mirror().reset, (0, None))(jax.random.split(key, 5), {})[1]
     seen = running(src, 5)[0][1]  # type: ignore[index]
     assert float(seen.weight[0]) == (81 if nested else 41) and seen.weight.shape == (5,)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrl import evolution, population
 from jaxrl.experiments.search.bandit import ucb
-from jaxrl.fit import MemberState
+from jaxrl.program import MemberState
 
 RNG = np.random.default_rng
 

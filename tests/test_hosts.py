@@ -13,13 +13,15 @@ import cluster
 import numpy as np
 import pytest
 
-from jaxrl import hosts, population, records, shards
+from jaxrl import population
 from jaxrl.errors import UserError
+from jaxrl.runs import records, shards
+from jaxrl.runs.processes import ALONE, in_cluster, join
 
 SLOW = cluster.SLOW
 DIE_WHILE_SAVING = """
 import os, signal
-from jaxrl.checkpoint import Checkpoints
+from jaxrl.runs.checkpoint import Checkpoints
 save, count = Checkpoints.save, 0
 def dying(self, *args):
     global count
@@ -240,24 +242,24 @@ def test_cover(ranges: Any, members: Any, expected: Any) -> None:
 
 
 def test_flags_and_clusters() -> None:
-    assert hosts.start() is hosts.ALONE
+    assert join() is ALONE
     with pytest.raises(UserError, match="belong together"):
-        hosts.start("127.0.0.1:1", 2)
+        join("127.0.0.1:1", 2)
     with pytest.raises(UserError, match="between 0 and 1, got 2"):
-        hosts.start("127.0.0.1:1", 2, 2)
+        join("127.0.0.1:1", 2, 2)
     for found in (
         {"SLURM_STEP_NUM_TASKS": "4"},
         {"OMPI_COMM_WORLD_SIZE": "2"},
         {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
         {"TPU_WORKER_HOSTNAMES": "a,b"},
     ):
-        assert hosts.in_cluster(found)
+        assert in_cluster(found)
     for alone in ({}, {"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
-        assert not hosts.in_cluster(alone)
+        assert not in_cluster(alone)
 
 
 def test_alone_everything_is_agreed() -> None:
-    alone = hosts.ALONE
+    alone = ALONE
     assert (alone.agree(7), alone.say("x"), alone.all(False), alone.asked()) == (7, "x", False, 0)
     np.testing.assert_equal(alone.leads, True)
     assert alone.gather("x") == ["x"]

@@ -19,9 +19,10 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("jaxrl", "agents", "envs", "experiments")
 MAY_IMPORT = {
     "jaxrl": {"jaxrl"},
+    "runs": {"jaxrl", "runs"},
     "agents": {"agents", "jaxrl"},
-    "envs": {"envs", "jaxrl"},
-    "experiments": set(FOLDERS),
+    "envs": {"envs", "jaxrl", "runs"},
+    "experiments": {*FOLDERS, "runs"},
 }
 SIMULATORS = {"gymnax", "brax"}
 
@@ -51,16 +52,16 @@ def layer(name: str) -> str | None:
     first, *rest = name.split(".")
     if first != "jaxrl":
         return None
-    return rest[0] if rest and rest[0] in FOLDERS else "jaxrl"
+    return rest[0] if rest and rest[0] in MAY_IMPORT else "jaxrl"
 
 
 def violations(source: str, path: str) -> list[str]:
     """What a module at `path`, such as "agents/pqn.py", may not import and does."""
-    folder, found = path.split("/")[0], []
+    folder, found = "runs" if path.startswith("jaxrl/runs/") else path.split("/")[0], []
     for name, late in imports(ast.parse(source)):
         if name.split(".")[0] in {"agents", "envs", "experiments", "tests"}:
             found.append(name)  # only its name below jaxrl gives the one module object
-        if folder in ("jaxrl", "agents") and name.split(".")[0] in SIMULATORS:
+        if folder in ("jaxrl", "runs", "agents") and name.split(".")[0] in SIMULATORS:
             found.append(name)
         to = layer(name)
         if path == "jaxrl/__init__.py" and late and to == "experiments":
@@ -82,11 +83,16 @@ def test_imports_go_one_way(folder: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("jaxrl/fit.py", "from jaxrl.agents import pqn"),
-        ("jaxrl/fit.py", "from jaxrl import envs"),
-        ("jaxrl/fit.py", "def f():\n    import jaxrl.experiments.cli"),
+        ("jaxrl/program.py", "from jaxrl.agents import pqn"),
+        ("jaxrl/program.py", "from jaxrl import envs"),
+        ("jaxrl/program.py", "def f():\n    import jaxrl.experiments.cli"),
         ("jaxrl/__init__.py", "import jaxrl.experiments"),
         ("jaxrl/__init__.py", "def f():\n    from jaxrl.agents import pqn"),
+        ("jaxrl/drive.py", "from jaxrl.runs import records"),
+        ("jaxrl/drive.py", "def f():\n    from jaxrl.runs.stats import iqm"),
+        ("jaxrl/runs/records.py", "from jaxrl.experiments import cli"),
+        ("jaxrl/runs/records.py", "from jaxrl.envs import names"),
+        ("agents/pqn.py", "from jaxrl.runs import stats"),
         ("jaxrl/nets.py", "if True:\n    from brax import envs"),
         ("agents/pqn.py", "from jaxrl.envs import probes"),
         ("agents/pqn.py", "import gymnax.wrappers"),
@@ -148,5 +154,5 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     files += [*(ROOT / "experiments/presets").glob("*.yaml"), ROOT / "jaxrl/py.typed"]
     names = {path.relative_to(ROOT).as_posix() for path in files}
     assert held == {name if name.startswith("jaxrl/") else f"jaxrl/{name}" for name in names}
-    assert {"jaxrl/py.typed", "jaxrl/agents/pqn.py", "jaxrl/fit.py"} <= held
+    assert {"jaxrl/py.typed", "jaxrl/agents/pqn.py", "jaxrl/program.py"} <= held
     assert not fnmatch.filter(held, "jaxrl/*/presets/*.py")

@@ -12,11 +12,12 @@ import logged
 import numpy as np
 import pytest
 
-from jaxrl import drive, envs, fit, population
+from jaxrl import drive, envs, population
 from jaxrl.agents import bc
 from jaxrl.envs import datasets
+from jaxrl.evaluate import evaluator
 from jaxrl.experiments import cli, session
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program, train
 from jaxrl.types import Box, Env, EnvSpec, Policy, TimeStep
 
 LIMIT = 4
@@ -83,7 +84,7 @@ def test_plays_what_the_device_plays() -> None:
     assert found.returns[0] == 0.25 + 0.5 + 0.75 + 1.0 and Drift.open == 0
 
 
-def small(env: Env) -> fit.Program:
+def small(env: Env) -> Program:
     return bc.program(bc.Config(updates=4, batch_size=4, hidden=(4,)), env, evals=2, episodes=3)
 
 
@@ -110,7 +111,7 @@ def test_a_run_is_evaluated_at_the_end_of_chunks() -> None:
 def test_no_compiled_program_has_it() -> None:
     with pytest.raises(ValueError, match="on the host"):
         data = jax.tree.map(jnp.asarray, logged.rows(SPEC, 12, 0))
-        fit.train(small(on_host()))(jax.random.key(0), {"agent": bc.Hypers()}, {"data": data})
+        train(small(on_host()))(jax.random.key(0), {"agent": bc.Hypers()}, {"data": data})
 
 
 def test_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

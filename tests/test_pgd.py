@@ -15,7 +15,7 @@ import tiny
 from flax import linen as nn
 from logged import BOX, BUTTONS, numbers, rows
 
-from jaxrl import diffusion, fit
+from jaxrl import diffusion
 from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
@@ -23,7 +23,8 @@ from jaxrl.experiments import cli, session
 from jaxrl.experiments.load import load, restore, settings_of
 from jaxrl.experiments.planning import plan
 from jaxrl.normalise import Moments
-from jaxrl.records import RunDir
+from jaxrl.program import train
+from jaxrl.runs.records import RunDir
 from jaxrl.types import Batch
 from jaxrl.unet import Convolution, UNet, check
 
@@ -324,7 +325,7 @@ def test_kinds_of_experience(module: Any) -> None:
         names = [stage.name for stage in program.stages]
         assert names == ([expected[kind]] if kind in expected else []) + ["agent"]
         assert [stage.scope for stage in program.stages[:-1]] == ["run"] * (len(names) - 1)
-        result = jax.eval_shape(fit.train(program), jax.random.key(0), hp, inputs)
+        result = jax.eval_shape(train(program), jax.random.key(0), hp, inputs)
         assert ("synthetic_log_prob" in result.metrics["agent"]) == (names[0] == "diffusion")
 
 

@@ -12,10 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from jaxrl import plots
-from jaxrl.plots import Panel, compact, learning_curves, sensitivity
-from jaxrl.stats import iqm
-from jaxrl.tensorboard import TensorBoard
+from jaxrl.runs import plots
+from jaxrl.runs.plots import Panel, compact, learning_curves, sensitivity
+from jaxrl.runs.stats import iqm
+from jaxrl.runs.trackers import TensorBoard
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -185,9 +185,9 @@ def test_sensitivity_of_few_scores(tmp_path: Path, drawn: list[Figure]) -> None:
 def test_pyplot_is_left_alone(tmp_path: Path) -> None:
     code = f"""
 import sys
-import jaxrl.plots
+import jaxrl.runs.plots
 assert "matplotlib" not in sys.modules  # importing it waits until something is drawn
-jaxrl.plots.learning_curves({str(tmp_path / "a.png")!r}, {{"a": ([1, 2], [1, 2])}})
+jaxrl.runs.plots.learning_curves({str(tmp_path / "a.png")!r}, {{"a": ([1, 2], [1, 2])}})
 assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

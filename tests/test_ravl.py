@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from logged import BOX, mode, numbers
 
-from jaxrl import envs, fit
+from jaxrl import envs
 from jaxrl.agents import edac, ravl
 from jaxrl.errors import UserError
+from jaxrl.program import Result, train
 from jaxrl.types import PyTree, Transition
 
 AIM = envs.make("probe:aim")
@@ -61,12 +62,12 @@ def aimed(widest: float, rows: int = 1024) -> Transition:
     return play(jax.random.split(jax.random.key(0), rows))
 
 
-def trained(dynamics: str, data: Transition) -> tuple[fit.Result, np.ndarray]:
+def trained(dynamics: str, data: Transition) -> tuple[Result, np.ndarray]:
     """The result of a run, and the actions at -1 and 1; the best ones are half of these."""
     cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
-    train = jax.jit(fit.train(ravl.program(cfg, AIM, evals=2, episodes=8)))
+    run = jax.jit(train(ravl.program(cfg, AIM, evals=2, episodes=8)))
     hp: PyTree = {"agent": numbers(HP), "env": AIM.params}
-    result = train(jax.random.key(1), hp, {"data": data})
+    result = run(jax.random.key(1), hp, {"data": data})
     agent = ravl.make(cfg, AIM.spec)
     return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]
 

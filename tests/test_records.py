@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import records
 from jaxrl.errors import UserError
-from jaxrl.records import ConfigMismatch, RunDir, default_name, open_run, plain, read_metrics
+from jaxrl.runs import records
+from jaxrl.runs.records import ConfigMismatch, RunDir, default_name, open_run, plain, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_default_name_is_one_folder(task: str) -> None:
 def test_versions_do_not_import() -> None:
     code = """
 import sys
-from jaxrl.records import versions
+from jaxrl.runs.records import versions
 found = versions()
 assert not {"flax", "optax", "orbax", "gymnax"} & set(sys.modules), sorted(sys.modules)
 assert "pyarrow" not in sys.modules and "matplotlib" not in sys.modules
@@ -229,7 +229,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     """A reader beside a writer that is killed sees whole files at every moment."""
     code = f"""
 import itertools
-from jaxrl.records import open_run
+from jaxrl.runs.records import open_run
 run = open_run({str(tmp_path)!r}, {{}})
 print("ready", flush=True)
 for i in itertools.count():

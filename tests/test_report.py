@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxrl import records, stats
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, points, report
+from jaxrl.runs import records, stats
 
 SEEDS = 6
 LRS = (1e-3, 1e-2, 1e-1)

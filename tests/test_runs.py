@@ -35,9 +35,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
 import jaxrl
-from jaxrl import fit, records
+from jaxrl.evaluate import evaluator
 from jaxrl.experiments import agents, cli, load, options, planning, running, session
-from jaxrl.rollout import evaluator
+from jaxrl.program import evaluate_fn
+from jaxrl.runs import records
 
 WORDS = [
     *("train", "pqn", "--env", "mine:walk", "--env-options", "noise=0.2"),
@@ -319,7 +320,7 @@ def test_loaded_member_plays_the_last_evaluation_again(
         ready.program.stages[0], evaluate=evaluator(ready.env, policy, episodes=4)
     )
     shared = {"inputs": {}, "step": jnp.int32(UPDATES)}
-    _, episodes = jax.jit(fit.evaluate(stage))((), {"state": own, "inputs": {}}, shared)
+    _, episodes = jax.jit(evaluate_fn(stage))((), {"state": own, "inputs": {}}, shared)
     expected = opened.members()["final_return"][member]
     assert float(episodes.returns.mean()) == pytest.approx(expected, abs=1e-5)
     assert episodes.finished.all()

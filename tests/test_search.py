@@ -15,12 +15,13 @@ import numpy as np
 import optuna
 import pytest
 
-from jaxrl import drive, evolution, records, shards
+from jaxrl import drive, evolution
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, load, planning, search, session, words
 from jaxrl.experiments.search import batch, driver, ranges, study, verdict
 from jaxrl.experiments.search.batch import Objective, Outcome
 from jaxrl.experiments.search.ranges import Range
+from jaxrl.runs import records, shards
 
 SMALL = {
     "env": "mine:walk", "agent.hidden": "4", "agent.num-envs": "2", "agent.num-steps": "4",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxrl.stats import (
+from jaxrl.runs.stats import (
     ALPHAS,
     RISKS,
     bootstrap_ci,

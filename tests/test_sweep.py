@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jaxrl import records
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, cli, load, options, planning, session, sweep, train, words
 from jaxrl.experiments.words import Request, expand
+from jaxrl.runs import records
 
 SMALL = [
     *("--env", "mine:walk", "--agent.hidden", "4", "--agent.num-envs", "2"),

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl import fit
-from jaxrl.rollout import evaluator, rollout
+from jaxrl.evaluate import evaluator
+from jaxrl.program import Program, Stage
+from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, take, uniform
 from jaxrl.types import (
     Agent,
@@ -223,14 +224,14 @@ def adjust(base: Policy) -> Policy:
 # --- one program per row of the table ------------------------------------------------------------
 
 
-def _agent_stage(source: Source, a: Agent, name: str = "agent", **kw: Any) -> fit.Stage:
+def _agent_stage(source: Source, a: Agent, name: str = "agent", **kw: Any) -> Stage:
     env = drift()
     kw = {"updates": 11, "evals": 3, "evaluate": evaluator(env, a, 3)} | kw
-    return fit.Stage(name=name, learner=a, source=source, **kw)
+    return Stage(name=name, learner=a, source=source, **kw)
 
 
-def _model_stage(scope: str) -> fit.Stage:
-    return fit.Stage(
+def _model_stage(scope: str) -> Stage:
+    return Stage(
         name="model",
         learner=model(),
         source=uniform(8),
@@ -241,31 +242,31 @@ def _model_stage(scope: str) -> fit.Stage:
     )
 
 
-def row_rollout() -> fit.Program:
+def row_rollout() -> Program:
     a = agent()
-    return fit.Program((_agent_stage(rollout(drift(), a, 4, 10), a),))
+    return Program((_agent_stage(rollout(drift(), a, 4, 10), a),))
 
 
-def row_recurrent() -> fit.Program:
+def row_recurrent() -> Program:
     a = recurrent_agent()
-    return fit.Program((_agent_stage(rollout(drift(), a, 4, 10, resets=5), a),))
+    return Program((_agent_stage(rollout(drift(), a, 4, 10, resets=5), a),))
 
 
-def row_replay() -> fit.Program:
+def row_replay() -> Program:
     a = agent()
     source = replay(rollout(drift(), a, 2, 3), capacity=40, batch_size=8, warmup=2, n_step=2)
-    return fit.Program((_agent_stage(source, a),))
+    return Program((_agent_stage(source, a),))
 
 
-def row_uniform() -> fit.Program:
-    return fit.Program((_agent_stage(uniform(8), agent()),))
+def row_uniform() -> Program:
+    return Program((_agent_stage(uniform(8), agent()),))
 
 
-def row_offline_online() -> fit.Program:
+def row_offline_online() -> Program:
     a = agent()
     # Rollouts record what the policy adds (`extras`), so the data side carries it as well.
     online = mix(_with_mean(uniform(8)), replay(rollout(drift(), a, 2, 3), 40, 8), 0.5, 8)
-    return fit.Program(
+    return Program(
         (
             _agent_stage(uniform(8), a, "offline"),
             _agent_stage(online, a, "online", start="offline", updates=10),
@@ -273,20 +274,20 @@ def row_offline_online() -> fit.Program:
     )
 
 
-def row_refreshed() -> fit.Program:
+def row_refreshed() -> Program:
     a = agent()
     source = mix(uniform(8), imagined(a, 2), 0.25, 8)
-    return fit.Program((_model_stage("member"), _agent_stage(source, a)))
+    return Program((_model_stage("member"), _agent_stage(source, a)))
 
 
-def row_wrapped() -> fit.Program:
+def row_wrapped() -> Program:
     a = agent()
     judge = evaluator(drift(), adjust(a), 3, part=None)
 
     def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Any:
         return judge({"base": inputs["agent"], "model": state}, hp, inputs, key)
 
-    score = fit.Stage(
+    score = Stage(
         name="score",
         learner=model(),
         source=uniform(8),
@@ -295,12 +296,12 @@ def row_wrapped() -> fit.Program:
         part="model",
         evaluate=evaluate,
     )
-    return fit.Program((_agent_stage(uniform(8), a, evaluate=None), score))
+    return Program((_agent_stage(uniform(8), a, evaluate=None), score))
 
 
-def row_shared_model() -> fit.Program:
+def row_shared_model() -> Program:
     a = agent()
-    return fit.Program((_model_stage("run"), _agent_stage(imagined(a, 2), a)))
+    return Program((_model_stage("run"), _agent_stage(imagined(a, 2), a)))
 
 
 def _with_mean(source: Source) -> Source:
@@ -312,7 +313,7 @@ def _with_mean(source: Source) -> Source:
     return Source(init=source.init, next=next)
 
 
-ROWS: dict[str, Callable[[], fit.Program]] = {
+ROWS: dict[str, Callable[[], Program]] = {
     "rollout": row_rollout,
     "recurrent rollout": row_recurrent,
     "replay": row_replay,

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl import drive, memory, records, stats
-from jaxrl.envs.names import nearest
-from jaxrl.errors import UserError
+from jaxrl import drive
+from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import planning, running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.summary import context, last_trained, summarise
-from jaxrl.hosts import Hosts
+from jaxrl.runs import device_memory, records, stats
+from jaxrl.runs.processes import Hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +183,8 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
             f"{nearest(engine.objective.metric, known)}; there are {', '.join(sorted(known))}"
         )
     first, end = ready.ranges[engine.hosts.index]
-    free = memory.available(ready.layout.mesh.devices.flat[0])
-    memory.check(planning.state_bytes(ready), end - first, ready.layout, free)
+    free = device_memory.available(ready.layout.mesh.devices.flat[0])
+    device_memory.check(planning.state_bytes(ready), end - first, ready.layout, free)
     return ready.layout.width
 
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrl import records
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, options, session, words
 from jaxrl.experiments.search import (
@@ -45,8 +44,8 @@ from jaxrl.experiments.search.ranges import Space
 from jaxrl.experiments.search.search_options import PHASES, Options
 from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.summary import several
-from jaxrl.hosts import Hosts
-from jaxrl.hosts import start as join
+from jaxrl.runs import records
+from jaxrl.runs.processes import Hosts, join
 
 if TYPE_CHECKING:
     from optuna import Study

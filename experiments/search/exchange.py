@@ -16,14 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import drive, evolution, fit, records
+from jaxrl import drive, evolution
 from jaxrl.experiments import load, planning, running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan
 from jaxrl.experiments.search import batch
 from jaxrl.experiments.search.batch import Engine, Outcome
 from jaxrl.experiments.search.ranges import Range
-from jaxrl.hosts import Hosts
+from jaxrl.program import MemberState
+from jaxrl.runs import records
+from jaxrl.runs.processes import Hosts
 from jaxrl.types import Array, PyTree
 
 FOLDER = "exchange"
@@ -38,7 +40,7 @@ def evolve(
     objective, hosts = engine.objective, engine.hosts
 
     def within(ready: Plan) -> running.Within:
-        def adapt(stage: int, state: fit.MemberState, report: drive.Report) -> fit.MemberState:
+        def adapt(stage: int, state: MemberState, report: drive.Report) -> MemberState:
             columns = running.metrics_of(report)
             if columns is None or stage < running.end(ready)[0]:
                 return state
@@ -97,10 +99,10 @@ def _take_over(
     ready: Plan,
     hosts: Hosts,
     folder: Path,
-    state: fit.MemberState,
+    state: MemberState,
     parents: np.ndarray,
     hp: PyTree,
-) -> fit.MemberState:
+) -> MemberState:
     """This process's members after an exchange in which member i has the parent `parents[i]` [P],
     and the settings of row i of `hp` [P, ...]."""
     first, last = ready.ranges[hosts.index]
@@ -134,7 +136,7 @@ _exchange = jax.jit(evolution.exchange)
 
 
 @jax.jit
-def _put(state: fit.MemberState, row: Array, learner: PyTree, hp: PyTree) -> fit.MemberState:
+def _put(state: MemberState, row: Array, learner: PyTree, hp: PyTree) -> MemberState:
     put = lambda x, new: x.at[row].set(new)
     return state._replace(
         learner=jax.tree.map(put, state.learner, learner), hp=jax.tree.map(put, state.hp, hp)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrl import records
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.errors import UserError
 from jaxrl.experiments import load, train
 from jaxrl.experiments.search import bandit, study
 from jaxrl.experiments.search.ranges import Space
 from jaxrl.experiments.search.search_options import Options
+from jaxrl.runs import records
 
 if TYPE_CHECKING:
     from optuna import Study

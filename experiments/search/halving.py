@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrl import drive, evolution, records
+from jaxrl import drive, evolution
 from jaxrl.experiments import running
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.planning import Plan
 from jaxrl.experiments.search import batch
 from jaxrl.experiments.search.batch import Engine, Outcome
+from jaxrl.runs import records
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:

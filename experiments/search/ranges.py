@@ -19,7 +19,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, grid, options, words
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.points import shown
-from jaxrl.hosts import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Hosts
 
 
 @dataclasses.dataclass(frozen=True)

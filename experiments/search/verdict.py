@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from jaxrl import plots, records
 from jaxrl.errors import UserError
 from jaxrl.experiments import report as reports
 from jaxrl.experiments.points import shown
 from jaxrl.experiments.progress import clock
 from jaxrl.experiments.search import study
 from jaxrl.experiments.summary import several
+from jaxrl.runs import plots, records
 
 if TYPE_CHECKING:
     from optuna import Study

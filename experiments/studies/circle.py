@@ -24,11 +24,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxrl import fit, records
 from jaxrl.agents import cdsa
 from jaxrl.agents.bc import action_range
 from jaxrl.experiments import session
+from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
+from jaxrl.runs import records
 from jaxrl.types import Array, Box, Env, EnvSpec, Policy, PyTree, TimeStep, Transition
 
 STEPS, EPISODES, SETTLED = 150, 256, 50
@@ -125,14 +126,14 @@ def data(key: Array) -> Transition:
 def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
     """The networks of all corrections, trained on the rows."""
     cfg = dataclasses.replace(cfg, correction="both")
-    stage = fit.Stage(
+    stage = Stage(
         name="model",
         learner=cdsa.modeller(cfg, SPEC),
         source=cdsa.split(cfg.batch_size),
         updates=cfg.updates,
     )
     hp = {"agent": jax.tree.map(jnp.float32, cdsa.Hypers())}
-    state = jax.jit(fit.train(fit.Program((stage,))))(key, hp, {"data": rows}).states["model"]
+    state = jax.jit(train(Program((stage,))))(key, hp, {"data": rows}).states["model"]
     return cdsa.trained(cdsa.networks(cfg, SPEC, action_range("circle", SPEC)), state)
 
 

@@ -46,12 +46,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from jaxrl import fit, records
 from jaxrl.agents import edac, ravl
 from jaxrl.envs import reach
+from jaxrl.evaluate import evaluator
 from jaxrl.experiments import session
 from jaxrl.imagination import Model, Outcome, true_model
-from jaxrl.rollout import evaluator
+from jaxrl.program import Program, Result, dataclasses, train
+from jaxrl.runs import records
 from jaxrl.types import Array, Env, PyTree, Transition, mean_where
 
 STEPS, STARTS, EPISODES, EVALS = 10, 4096, 100, 5
@@ -109,18 +110,18 @@ def patched(model: Model) -> Model:
     return Model(start=model.start, step=step)
 
 
-def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -> fit.Result:
+def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -> Result:
     """Training of one member per key [P]."""
     cfg = ravl.Config(**COMMON, **method.static, updates=updates)
     world = true_model(env)
     stage = ravl.learning(cfg, env, patched(world) if method.patch else world, EVALS, EPISODES)
-    stage = fit.dataclasses.replace(
+    stage = dataclasses.replace(
         stage, learner=counting(stage.learner), evaluate=judged(cfg, env, stage.learner)
     )
-    train = jax.vmap(fit.train(fit.Program((stage,))), (0, None, None))
+    run = jax.vmap(train(Program((stage,))), (0, None, None))
     own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
     hp = jax.tree.map(jnp.float32, {"agent": own, "env": env.params})
-    return jax.block_until_ready(jax.jit(train)(keys, hp, {"data": data}))
+    return jax.block_until_ready(jax.jit(run)(keys, hp, {"data": data}))
 
 
 class Judged(NamedTuple):
@@ -164,10 +165,10 @@ def counting(learner: Any) -> Any:
         edge = reach.edge_of_reach(batch.transitions.next_obs, STEPS).astype(jnp.float32)
         return state, metrics | {"edge": mean_where(edge, jnp.ones(edge.shape, bool))}
 
-    return fit.dataclasses.replace(learner, update=update)
+    return dataclasses.replace(learner, update=update)
 
 
-def summarise(result: fit.Result, gamma: float) -> dict[str, list[float]]:
+def summarise(result: Result, gamma: float) -> dict[str, list[float]]:
     """name -> one number per seed [P]."""
     means = {name: np.asarray(m.value)[:, -1] for name, m in result.metrics["agent"].items()}
     last = Judged(*(np.asarray(x)[:, -1] for x in result.evals["agent"]))
@@ -181,7 +182,7 @@ def summarise(result: fit.Result, gamma: float) -> dict[str, list[float]]:
     }
 
 
-def history(result: fit.Result, gamma: float) -> dict[str, list[list[float]]]:
+def history(result: Result, gamma: float) -> dict[str, list[list[float]]]:
     """Returns and errors of values of each seed [P] at each evaluation."""
     found: Judged = result.evals["agent"]
     return {

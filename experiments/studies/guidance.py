@@ -31,11 +31,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxrl import dynamics, envs, fit, records
+from jaxrl import dynamics, envs
 from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.envs import datasets, dmsd, maze
 from jaxrl.experiments import session
-from jaxrl.plots import COLOURS
+from jaxrl.program import Program, train
+from jaxrl.runs import records
+from jaxrl.runs.plots import COLOURS
 from jaxrl.sources import below, take
 from jaxrl.types import Array, Env, PyTree, Transition
 from jaxrl.windows import find
@@ -87,7 +89,7 @@ def learn(cfg: pgd_iql.Config, env: Env, data: Transition, key: Array) -> dict[s
     ]
     stages = [pgd_iql.program(each, env, evals=1, episodes=1).stages[0] for each in models]
     hp = {"agent": jax.tree.map(jnp.float32, pgd_iql.Hypers(model_lr=2e-3)), "env": env.params}
-    return jax.jit(fit.train(fit.Program(tuple(stages))))(key, hp, {"data": data}).states
+    return jax.jit(train(Program(tuple(stages))))(key, hp, {"data": data}).states
 
 
 def real(cfg: pgd_iql.Config, data: Transition, key: Array) -> Transition:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl.checkpoint import Checkpoints
-from jaxrl.hosts import ALONE, Hosts
+from jaxrl.runs.checkpoint import Checkpoints
+from jaxrl.runs.processes import ALONE
+from jaxrl.runs.processes import Hosts
 from jaxrl.types import PyTree
 
 Range = tuple[int, int]

@@ -92,7 +92,7 @@ class Hosts:
 ALONE = Hosts()
 
 
-def start(
+def join(
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,

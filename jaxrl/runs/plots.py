@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl.records import atomic_write
-from jaxrl.stats import bootstrap_ci, iqm
+from jaxrl.runs.records import atomic_write
+from jaxrl.runs.stats import bootstrap_ci
+from jaxrl.runs.stats import iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.onhost import HostEvaluator
+from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import Array, Learner, Mean, PyTree, Source, as_mean
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -128,7 +128,7 @@ def eval_key(key: Array, step: Array | int) -> Array:
     return _streams(key, jnp.int32(step))[3]
 
 
-def initialise(stage: Stage) -> StageFn:
+def initialise_fn(stage: Stage) -> StageFn:
     """members {key, hp, inputs}, shared {inputs} -> outputs MemberState."""
 
     def init(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, MemberState]:
@@ -147,7 +147,7 @@ def initialise(stage: Stage) -> StageFn:
     return init
 
 
-def advance(stage: Stage) -> StageFn:
+def advance_fn(stage: Stage) -> StageFn:
     """carry MemberState, members {inputs}, shared {inputs, step, n, fresh}: n updates from `step`.
 
     Outputs the metrics as `Mean`s, summed since the last call with `fresh`; so any way to cut a
@@ -206,7 +206,7 @@ def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str
     return update
 
 
-def evaluate(stage: Stage) -> StageFn:
+def evaluate_fn(stage: Stage) -> StageFn:
     """members {state: MemberState, inputs}, shared {inputs, step} -> outputs of stage.evaluate.
 
     Raises:
@@ -264,7 +264,7 @@ def compose(program: Program, lift: Lift) -> Callable[..., Result]:
                 "hp": run_hp if alone else hp,
                 "inputs": own,
             }
-            _, state = lift(initialise(stage), stage)((), start, {"inputs": shared})
+            _, state = lift(initialise_fn(stage), stage)((), start, {"inputs": shared})
             state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
                 stage, lift, state, own, dict(shared)
             )
@@ -276,8 +276,8 @@ def compose(program: Program, lift: Lift) -> Callable[..., Result]:
 
 
 def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: PyTree) -> PyTree:
-    step_fn = lift(advance(stage), stage)
-    eval_fn = lift(evaluate(stage), stage) if stage.evaluate is not None else None
+    step_fn = lift(advance_fn(stage), stage)
+    eval_fn = lift(evaluate_fn(stage), stage) if stage.evaluate is not None else None
 
     def chunk(state: PyTree, span: Array) -> tuple[PyTree, PyTree]:
         step, n = span

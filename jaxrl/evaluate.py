@@ -1,0 +1,165 @@
+"""Evaluation over whole episodes: as part of the compiled program, or on the host.
+
+The host plays environments that cannot run on a device, such as gymnasium's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.rollout import RolloutState, scored
+from jaxrl.types import Array, Env, Episodes, Policy, PyTree
+
+
+def evaluator(
+    env: Env,
+    policy: Policy,
+    episodes: int,
+    *,
+    part: str | None = "agent",
+    max_steps: int | None = None,
+    explore: bool = False,
+) -> Callable[[PyTree, PyTree, PyTree, Array], Episodes]:
+    """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
+
+    Each of `episodes` environments plays its first episode and stops, so short episodes do not
+    dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
+    What outlives episodes (`env.carry`) comes from the environments that are trained in, by
+    `inputs["source"]`, the state of the stage's source.
+
+    For an environment of the host it is a `HostEvaluator`, which does the same there.
+    """
+    limit = max_steps or env.spec.max_steps or 10_000
+    if env.host is not None:
+        return HostEvaluator(env.host, policy, episodes, part, limit, explore)
+
+    def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
+        params = hp.get("env", env.params)
+        own = hp if part is None else hp[part]
+        key_reset, key_steps = jax.random.split(key)
+        env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
+            jax.random.split(key_reset, episodes), params
+        )
+        if env.carry is not None:
+            last = running(inputs.get("source"), episodes)
+            if last is not None:
+                env_state, obs = jax.vmap(env.carry)(last, env_state, obs)
+
+        def cond(carry: PyTree) -> Array:
+            t, _, _, _, _, done = carry
+            return (t < limit) & ~jnp.all(done.finished)
+
+        def body(carry: PyTree) -> PyTree:
+            t, env_state, obs, memory, start, so_far = carry
+            key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
+            noise = policy.noise(key_noise, episodes)
+            action, memory, _ = policy.act(state, own, obs, start, memory, noise, explore)
+            keys = jax.random.split(key_step, episodes)
+            env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
+                keys, env_state, action, params
+            )
+            live = ~so_far.finished
+            so_far = Episodes(
+                so_far.returns + jnp.where(live, scored(ts), 0.0),
+                so_far.lengths + live,
+                so_far.finished | ts.terminated | ts.truncated,
+            )
+            return t + 1, env_state, ts.next_obs, memory, jnp.zeros_like(start), so_far
+
+        nothing = Episodes(
+            jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool)
+        )
+        start = jnp.ones(episodes, bool)
+        carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
+        return jax.lax.while_loop(cond, body, carry)[-1]
+
+    return evaluate
+
+
+def running(src: PyTree, n: int) -> PyTree | None:
+    """The states [n, ...] of the environments of a rollout, wherever it is in a source's state.
+
+    They are repeated if there are fewer than n, and None without a rollout.
+    """
+    is_rollout = lambda x: isinstance(x, RolloutState)
+    found = [x for x in jax.tree.leaves(src, is_leaf=is_rollout) if is_rollout(x)]
+    if not found:
+        return None
+    rows = jnp.arange(n) % found[0].returns.shape[0]
+    return jax.tree.map(lambda x: x[rows], found[0].env)
+
+
+# --- on the host ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class HostEvaluator:
+    """(learner_state, hp, inputs, key) -> `Episodes` of one member, as `rollout.evaluator` gives.
+
+    The policy's calls are compiled, for all environments at once; what has ended is not stepped.
+    `make()` returns an environment with gymnasium's reset, step and close.
+    """
+
+    make: Callable[[], Any]
+    policy: Policy
+    episodes: int
+    part: str | None
+    max_steps: int
+    explore: bool
+
+    def __call__(self, state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
+        """`Episodes` as numpy arrays."""
+        key_reset, key_steps = jax.random.split(key)
+        seeds = jax.random.randint(key_reset, (self.episodes,), 0, np.iinfo(np.int32).max).tolist()
+        games = [self.make() for _ in seeds]
+        try:
+            return self._play(games, seeds, state, hp, key_steps)
+        finally:
+            for game in games:
+                game.close()
+
+    def _play(
+        self, games: Sequence[Any], seeds: Sequence[int], state: PyTree, hp: PyTree, key: Array
+    ) -> Episodes:
+        count, own = self.episodes, hp if self.part is None else hp[self.part]
+        seen = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds, strict=True)]
+        obs = np.array(seen, np.float32)
+        returns, lengths = np.zeros(count), np.zeros(count, np.int32)
+        finished, memory = np.zeros(count, bool), self.policy.memory(count)
+        for t in range(self.max_steps):
+            start = np.full(count, t == 0)
+            action, memory = self._act(state, own, obs, start, memory, key, t)
+            for i in np.flatnonzero(~finished).tolist():
+                obs[i], reward, terminated, truncated, _ = games[i].step(action[i])
+                returns[i] += reward
+                lengths[i] += 1
+                finished[i] = terminated or truncated
+            if finished.all():
+                break
+        return Episodes(returns.astype(np.float32), lengths, finished)
+
+    def _act(self, *args: Any) -> tuple[np.ndarray, PyTree]:
+        action, memory = _act_of(self)(*args)
+        return np.asarray(action), memory
+
+
+@functools.lru_cache(maxsize=8)
+def _act_of(evaluator: HostEvaluator) -> Callable[..., tuple[Array, PyTree]]:
+    """The compiled policy of `evaluator`: (state, hp, obs, start, memory, key, t) -> ..."""
+    policy = evaluator.policy
+
+    @jax.jit
+    def act(
+        state: PyTree, hp: PyTree, obs: Array, start: Array, memory: PyTree, key: Array, t: Array
+    ) -> tuple[Array, PyTree]:
+        noise = policy.noise(jax.random.fold_in(key, t), evaluator.episodes)
+        return policy.act(state, hp, obs, start, memory, noise, evaluator.explore)[:2]
+
+    return act
