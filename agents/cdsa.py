@@ -38,24 +38,17 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, nets
-from jaxrl.agents.bc import (
-    Range,
-    action_range,
-    check_sizes,
-    descend,
-    distance,
-    observed,
-    one_value,
-    see,
-)
-from jaxrl.agents.dqn import move
-from jaxrl.agents.iql import cosine
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.flow import along
-from jaxrl.normalise import Moments, standardise
+from jaxrl.losses import action_distance
+from jaxrl.normalise import Moments, data_moments, standardise, standardise_obs
+from jaxrl.optim import adam_step, cosine, polyak
+from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage
-from jaxrl.sources import uniform
+from jaxrl.recipes import check_offline, one_value
+from jaxrl.sources import held_out, known_rows, uniform
+from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
     Agent,
     Array,
@@ -65,7 +58,6 @@ from jaxrl.types import (
     Learner,
     Policy,
     PyTree,
-    Source,
     Transition,
 )
 
@@ -73,7 +65,6 @@ OFFLINE = True
 EXTRAS = ("next_known",)  # of the data
 
 LEVELS = (0.01, 1.0)  # between which scores are learned
-HELD = 20  # one row in so many is kept from the inverse dynamics, to judge them by
 MEMORY = 1e-3  # weight of a batch in the running error of held rows
 NEEDED = {
     "action": ("action",),
@@ -163,7 +154,7 @@ class State(NamedTuple):
     change: Moments
 
 
-def networks(cfg: Config, spec: EnvSpec, space: Range) -> dict[str, nets.Net]:
+def networks(cfg: Config, spec: EnvSpec, space: BoxScale) -> dict[str, nets.Net]:
     """Those that the correction needs, of flat parameters.
 
     ε of noisy actions (a, s, log σ) and of noisy states (s, nothing, log σ); inverse dynamics
@@ -220,7 +211,7 @@ def nowhere() -> Array:
 def modeller(cfg: Config, spec: EnvSpec) -> Learner:
     """Learns all networks at once, from batches of `split`. Rows of unknown successors say nothing
     of the dynamics, and for the score of states their own state counts."""
-    space = action_range("cdsa", spec)
+    space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
@@ -237,7 +228,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
             held=jnp.float32(4),
             lowest=jnp.float32(4),
             opt=optax.adam(hp.lr).init(params),
-            obs=observed(cfg, spec, inputs),
+            obs=data_moments(cfg, spec, inputs),
             change=changes(inputs["data"]),
         )
 
@@ -250,7 +241,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
         kept = known & ~held
         # A row without successor still has a state.
         after = jnp.where(known.reshape(rows, *(1,) * (t.obs.ndim - 1)), t.next_obs, t.obs)
-        seen, later = (see(cfg, state.obs, x).reshape(rows, -1) for x in (t.obs, after))
+        seen, later = (standardise_obs(cfg, state.obs, x).reshape(rows, -1) for x in (t.obs, after))
         delta, action = (after - t.obs).reshape(rows, -1), space.unit(t.action)
         shift = standardise(state.change, delta, jnp.inf)
         key_action, key_state = jax.random.split(key)
@@ -282,13 +273,13 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
 
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         rate = hp.lr * cosine(step / cfg.updates, 0.0)
-        params, opt = descend(state.params, grads, state.opt, rate)
-        slow = move(state.slow, params, hp.tau)
+        params, opt = adam_step(state.params, grads, state.opt, rate)
+        slow = polyak(state.slow, params, hp.tau)
         state = state._replace(params=params, slow=slow, opt=opt)
         if "inverse" in net:
             judged, own = known & held, unpack(net, slow)["inverse"]
             found = jnp.where(jnp.any(judged), error(own, judged), state.held)
-            running = move(state.held, found, jnp.float32(MEMORY))
+            running = polyak(state.held, found, jnp.float32(MEMORY))
             better = running < state.lowest
             state = state._replace(
                 best=jnp.where(better, own, state.best),
@@ -305,26 +296,6 @@ def trained(net: dict[str, nets.Net], state: State) -> Model:
     """What is acted with: slow networks, inverse dynamics as they were best."""
     kept = {"inverse": state.best} if "inverse" in net else {}
     return Model(unpack(net, state.slow) | kept, state.obs, state.change)
-
-
-def split(batch_size: int) -> Source:
-    """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
-    inner = uniform(batch_size)
-
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
-        data: Transition = inputs["data"]
-        held = jnp.arange(data.reward.shape[0]) % HELD == 0
-        marked = data._replace(extras=data.extras | {"held": held})
-        return inner.next(src, learner_state, hp, {"data": marked}, key, step)
-
-    return dataclasses.replace(inner, next=next)
-
-
-def known_rows(t: Transition) -> Array:
-    """[B] bool: where next_obs is the successor."""
-    return t.extras.get("next_known", jnp.ones(t.reward.shape, bool))
 
 
 def changes(data: Transition) -> Moments:
@@ -347,13 +318,6 @@ def mean_of(errors: Array, mask: Array) -> Array:
 # --- corrections ---------------------------------------------------------------------------------
 
 
-class Trained(NamedTuple):
-    """A trained policy: what its `act` takes."""
-
-    state: PyTree
-    hp: PyTree
-
-
 class Adjusted(NamedTuple):
     """The state of an adjusted policy."""
 
@@ -369,7 +333,7 @@ def adjust(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
     Raises:
       UserError: actions are not in a bounded box of one axis.
     """
-    space = action_range("cdsa", spec)
+    space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
     def act(
@@ -389,7 +353,7 @@ def adjust(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
         through, directly = (hp.w != 0) & (hp.beta != 0), hp.alpha != 0
         action, moved = space.unit(raw), jnp.bool_(False)
         params, change = state.model.nets, state.model.change
-        seen = see(cfg, state.model.obs, obs).reshape(obs.shape[0], -1)
+        seen = standardise_obs(cfg, state.model.obs, obs).reshape(obs.shape[0], -1)
         deviation = jnp.sqrt(state.model.obs.var.reshape(1, -1))
 
         def climb(x: Array) -> Array:
@@ -442,46 +406,6 @@ def anneal(
     return jax.lax.scan(step, action, levels)[0]
 
 
-class Chosen(NamedTuple):
-    """The state of one of several policies."""
-
-    which: Array  # [] int32
-    each: tuple[Trained, ...]
-
-
-def one_of(policies: Sequence[Policy]) -> Policy:
-    """The policy that its state, `Chosen`, says, out of several that may differ in everything."""
-
-    def act(
-        state: Chosen,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: tuple[PyTree, ...],
-        noise: tuple[PyTree, ...],
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
-        def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:
-            own = state.each[i]
-
-            def run() -> tuple[Array, PyTree]:
-                action, after, _ = policies[i].act(
-                    own.state, own.hp, obs, start, memory[i], noise[i], explore
-                )
-                return action, (*memory[:i], after, *memory[i + 1 :])
-
-            return run
-
-        action, memory = jax.lax.switch(state.which, [branch(i) for i in range(len(policies))])
-        return action, memory, {}
-
-    def noise(key: Array, n: int) -> tuple[PyTree, ...]:
-        keys = jax.random.split(key, len(policies))
-        return tuple(p.noise(k, n) for p, k in zip(policies, keys, strict=True))
-
-    return Policy(act=act, memory=lambda n: tuple(p.memory(n) for p in policies), noise=noise)
-
-
 # --- the agent -----------------------------------------------------------------------------------
 
 
@@ -495,13 +419,13 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
       UserError: nothing to correct, actions that are not in a bounded box of one axis, a size
         below one, or a level at which no score is learned.
     """
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(1, ladder_steps=cfg.ladder_steps)
     at_least(2, embedding=cfg.embedding)
     low, high = LEVELS
     if not all(low <= level <= high for level in cfg.ladder):
         raise UserError(f"ladder={cfg.ladder} must lie between {low} and {high}, as in training")
-    space = action_range("cdsa", spec)
+    space = box_scale("cdsa", spec)
     if not bases:
         raise UserError("cdsa corrects trained policies; which? As in: --base runs/NAME")
     net, base = networks(cfg, spec, space), one_of(bases)
@@ -510,7 +434,7 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
     def init(key: Array, hp: Hypers, inputs: PyTree) -> Adjusted:
         row = jnp.asarray(hp.member, jnp.int32)
         each = jax.tree.map(lambda x: jnp.asarray(x)[row], tuple(inputs["base"]))
-        chosen = Chosen(jnp.asarray(hp.run, jnp.int32), each)
+        chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
         return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
 
     def update(
@@ -523,9 +447,9 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         action = space.unit(adjusted.act(state, hp, *given)[0])
         data = space.unit(t.action)
         return state, {
-            "base_distance": distance(plain, data),
-            "action_distance": distance(action, data),
-            "moved": distance(action, plain),
+            "base_distance": action_distance(plain, data),
+            "action_distance": action_distance(action, data),
+            "moved": action_distance(action, plain),
         }
 
     return Agent(
@@ -545,7 +469,7 @@ def program(
     modelling = Stage(
         name="model",
         learner=modeller(cfg, env.spec),
-        source=split(cfg.batch_size),
+        source=held_out(cfg.batch_size),
         updates=cfg.updates,
         evals=evals,
         scope="run",

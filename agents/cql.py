@@ -22,20 +22,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl.agents.bc import (
-    Range,
-    action_range,
-    check_sizes,
-    critic_loss,
-    descend,
-    distance,
-    offline_program,
-    rewarded,
-)
-from jaxrl.agents.dqn import move, td_target
-from jaxrl.agents.sac import Head, actor_loss, box_head, expected, joint
+from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
+from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
+from jaxrl.optim import adam_step, polyak
+from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
+from jaxrl.recipes import check_offline, offline_program
+from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
 
 OFFLINE = True
@@ -100,10 +94,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: actions are not in a bounded box of one axis, or a size is below one.
     """
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(1, samples=cfg.samples)
-    space = action_range("cql", spec)
-    head = box_head(cfg.hidden, spec)
+    space = box_scale("cql", spec)
+    head = squashed_head(cfg.hidden, spec)
     twins = jax.vmap(head.value, (0, None, None))
     least = lambda critic, obs, action: jnp.min(
         jax.vmap(head.values, (0, None, None))(critic, obs, action), 0
@@ -133,7 +127,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
-        t = rewarded(batch.transitions, hp)
+        t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
         key_ahead, key_now, key_push = jax.random.split(key, 3)
@@ -144,7 +138,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         q = jnp.min(
             jax.vmap(head.values, (0, None, None))(state.target, t.next_obs, ahead.action), 0
         )
-        y = td_target(t, hp.gamma, expected(ahead, q))
+        y = td_target(t, hp.gamma, expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -159,22 +153,22 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return error + hp.weight * push, (error, push, q)
 
         grads, (error, push, q) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, opt_critic, hp.lr)
+        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
             dist = head.policy(actor, t.obs)
             now = head.consider(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)
-            entropy = -jnp.mean(expected(now, joint(now.log_prob)))
+            entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
             return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
 
         (loss_pi, (entropy, mode)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        actor, opt_actor = descend(state.actor, grads, opt_actor, hp.actor_lr)
+        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.actor_lr)
 
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
             grads = temperature * (entropy - head.target_entropy)
-            log_temperature, opt_temperature = descend(
+            log_temperature, opt_temperature = adam_step(
                 log_temperature, grads, opt_temperature, hp.actor_lr
             )
 
@@ -186,9 +180,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             "td_error": jnp.mean(jnp.abs(q - y[None])),
             "entropy": entropy,
             "temperature": jnp.asarray(temperature, jnp.float32),
-            "action_distance": distance(mode, space.unit(t.action)),
+            "action_distance": action_distance(mode, space.unit(t.action)),
         }
-        target = move(state.target, critic, hp.tau)
+        target = polyak(state.target, critic, hp.tau)
         opt = (opt_actor, opt_critic, opt_temperature)
         return State(actor, critic, target, log_temperature, opt), metrics
 
@@ -196,7 +190,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def propose(
-    head: Head, space: Range, actor: Array, t: Transition, key: Array, samples: int
+    head: StochasticHead, space: BoxScale, actor: Array, t: Transition, key: Array, samples: int
 ) -> Proposals:
     """3 `samples` actions for each row of `t`: uniform ones, of the policy at s, and at s'."""
     key_uniform, key_here, key_ahead = jax.random.split(key, 3)
@@ -207,7 +201,7 @@ def propose(
     def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
         dist = head.policy(actor, obs)
         noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
-        log_prob = lambda n: joint(head.consider(dist, n).log_prob)[:, 0]
+        log_prob = lambda n: sum_log_probs(head.consider(dist, n).log_prob)[:, 0]
         return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
 
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)

@@ -32,25 +32,13 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, nets
-from jaxrl.agents.bc import (
-    Range,
-    action_range,
-    check_sizes,
-    critic_loss,
-    descend,
-    distance,
-    observed,
-    rewarded,
-    see,
-)
-from jaxrl.agents.dqn import move, td_target
-from jaxrl.agents.iql import cosine
-from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import at_least
-from jaxrl.evaluate import evaluator
-from jaxrl.normalise import Moments
+from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
+from jaxrl.normalise import Moments, data_moments, standardise_obs
+from jaxrl.optim import adam_step, clip_norm, cosine, polyak
 from jaxrl.program import Program
-from jaxrl.sources import uniform
+from jaxrl.recipes import candidate_program, check_offline
+from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 OFFLINE = True
@@ -122,11 +110,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     check(cfg)
     at_least(1, steps=cfg.steps)
-    space = action_range("dql", spec)
+    space = box_scale("dql", spec)
     return learner(cfg, spec, space, generator(cfg, spec, space))
 
 
-def generator(cfg: Config, spec: EnvSpec, space: Range) -> Generator:
+def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
     """Actions by `cfg.steps` steps of a chain backwards."""
     chain, net = diffusion.vp_chain(cfg.steps), timed_net(cfg, spec, space, 1)
     shape = (cfg.steps, space.size)
@@ -188,13 +176,13 @@ class State(NamedTuple):
     obs: Moments  # [*obs] of the data's observations
 
 
-def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
+def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agent:
     """Q-learning from data with a policy that samples; see this file's head."""
     critic_net = value_net(cfg, spec, space)
     twins = jax.vmap(critic_net.apply, (0, None, None))  # [2, B, ...]
 
     def see_flat(state: State, obs: Array) -> Array:
-        return see(cfg, state.obs, obs).reshape(obs.shape[0], -1)
+        return standardise_obs(cfg, state.obs, obs).reshape(obs.shape[0], -1)
 
     def init(key: Array, hp: Any, inputs: PyTree) -> State:
         key_actor, key_critic = jax.random.split(key)
@@ -202,7 +190,7 @@ def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
-        return State(actor, critic, target, critic, opt, observed(cfg, spec, inputs))
+        return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
     def noise(key: Array, n: int) -> tuple[Array, Array]:
         """Noise of the candidates, and Gumbel numbers [n, candidates] to choose by."""
@@ -232,7 +220,7 @@ def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
     def update(
         state: State, hp: Any, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
-        t = rewarded(batch.transitions, hp)
+        t = scaled_rewards(batch.transitions, hp)
         obs, next_obs = see_flat(state, t.obs), see_flat(state, t.next_obs)
         action, rows = space.unit(t.action), t.reward.shape[0]
         key_ahead, key_now, key_clone, key_swap = jax.random.split(key, 4)
@@ -247,8 +235,8 @@ def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
             return critic_loss(q, y), q
 
         (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        grads = clipped(grads, hp.max_grad_norm)
-        critic, opt_critic = descend(state.critic, grads, state.opt[1], rate * hp.lr)
+        grads = clip_norm(grads, hp.max_grad_norm)
+        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], rate * hp.lr)
 
         swap = jax.random.bernoulli(key_swap)
         climbed, judge = (jnp.where(swap, critic[i], critic[1 - i]) for i in (1, 0))
@@ -261,13 +249,13 @@ def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
             return held - hp.eta * normalised(*values), (held, chosen)
 
         (loss_pi, (held, chosen)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        grads = clipped(grads, hp.max_grad_norm)
-        actor, opt_actor = descend(state.actor, grads, state.opt[0], rate * hp.actor_lr)
+        grads = clip_norm(grads, hp.max_grad_norm)
+        actor, opt_actor = adam_step(state.actor, grads, state.opt[0], rate * hp.actor_lr)
 
         moves = (step >= cfg.ema_start) & (step % cfg.ema_every == 0)
-        slower = move(state.actor_target, actor, hp.policy_tau)
+        slower = polyak(state.actor_target, actor, hp.policy_tau)
         actor_target = jnp.where(moves, slower, state.actor_target)
-        critic_target = move(state.critic_target, critic, hp.tau)
+        critic_target = polyak(state.critic_target, critic, hp.tau)
         opt = (opt_actor, opt_critic)
         metrics = {
             "critic_loss": loss_q,
@@ -275,21 +263,21 @@ def learner(cfg: Any, spec: EnvSpec, space: Range, policy: Generator) -> Agent:
             "cloning_loss": held,
             "q": jnp.mean(q),
             "td_error": jnp.mean(jnp.abs(q - y[None])),
-            "action_distance": distance(chosen, action),
+            "action_distance": action_distance(chosen, action),
         }
         return State(actor, critic, actor_target, critic_target, opt, state.obs), metrics
 
     return Agent(init=init, update=update, act=act, noise=noise)
 
 
-def timed_net(cfg: Any, spec: EnvSpec, space: Range, times: int) -> nets.Net:
+def timed_net(cfg: Any, spec: EnvSpec, space: BoxScale, times: int) -> nets.Net:
     """A policy's network (actions [B, ..., A], obs [B, C], *times [B]) -> [B, ..., A]."""
     net = nets.ConditionalMLP(cfg.hidden, space.size, cfg.embedding)
     shapes = ((space.size,), (flat_size(spec),), *[()] * times)
     return nets.flat(nets.from_linen(net, *shapes))
 
 
-def value_net(cfg: Any, spec: EnvSpec, space: Range) -> nets.Net:
+def value_net(cfg: Any, spec: EnvSpec, space: BoxScale) -> nets.Net:
     """A critic's network (obs [B, C], actions [B, ..., A]) -> [B, ...]."""
     net = nets.ConditionalMLP(cfg.hidden, 1, norm=cfg.critic_norm)
     net = nets.flat(nets.from_linen(net, (space.size,), (flat_size(spec),)))
@@ -321,21 +309,10 @@ def select(offered: Array, q: Array, luck: Array, weight: Array | float) -> Arra
     return jnp.take_along_axis(offered, best[:, None, None], 1)[:, 0]
 
 
-def clipped(grads: Array, largest: Array | float) -> Array:
-    """`grads` scaled down to norm `largest` where theirs is larger."""
-    return grads * jnp.minimum(1.0, largest / jnp.linalg.norm(grads.reshape(-1)))
-
-
 def check(cfg: Any) -> None:
     """Raises UserError for the first size of a `Config` that is too small."""
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(1, backup_actions=cfg.backup_actions, candidates=cfg.candidates)
     at_least(1, ema_every=cfg.ema_every)
     at_least(0, ema_start=cfg.ema_start)
     at_least(2, embedding=cfg.embedding)
-
-
-def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """Updates on uniform batches of inputs["data"]; evaluations choose among fresh candidates."""
-    evaluate = evaluator(env, agent, episodes, explore=True)
-    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)

@@ -12,7 +12,6 @@ Deviations: Adam instead of RMSProp; an update is a window of N environments by 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +20,15 @@ import optax
 from flax import struct
 
 from jaxrl import nets
-from jaxrl.agents.pqn import choose, exploration, linear, single_stage
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.exploration import epsilon_greedy, epsilon_noise
+from jaxrl.losses import huber, q_of_action, td_target
+from jaxrl.optim import linear, polyak
 from jaxrl.program import Program
-from jaxrl.rollout import rollout
-from jaxrl.sources import parts, random_policy, replay
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source, Transition
+from jaxrl.recipes import check_replay, replayed, single_stage
+from jaxrl.sources import split_batch
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     if not isinstance(spec.action, Discrete):
         raise UserError(f"dqn acts in discrete action spaces only; {spec.name} has {spec.action}")
-    check_sizes(cfg)
+    check_replay(cfg)
     at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
     nets.check_images(spec, cfg.conv)
     num_actions = spec.action.n
@@ -126,7 +127,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise: PyTree,
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        return choose(net.apply(state.params, obs), state.eps, noise, explore), memory, {}
+        return epsilon_greedy(net.apply(state.params, obs), state.eps, noise, explore), memory, {}
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
@@ -135,10 +136,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             params, opt = carry
             target = net.apply(state.target, t.next_obs)
             best = jnp.argmax(net.apply(params, t.next_obs) if cfg.double else target, -1)
-            y = td_target(t, hp.gamma, chosen(target, best))
+            y = td_target(t, hp.gamma, q_of_action(target, best))
 
             def loss(params: Array) -> tuple[Array, Array]:
-                q = chosen(net.apply(params, t.obs), t.action)
+                q = q_of_action(net.apply(params, t.obs), t.action)
                 return jnp.mean(huber(q - y, hp.huber)), jnp.mean(q)
 
             (value, q), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -146,41 +147,20 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return (optax.apply_updates(params, change), opt), (value, q)
 
         (params, opt), (losses, q) = jax.lax.scan(
-            gradient_step, (state.params, state.opt), parts(batch.transitions, cfg.gradient_steps)
+            gradient_step,
+            (state.params, state.opt),
+            split_batch(batch.transitions, cfg.gradient_steps),
         )
         target = jax.lax.cond(
             (step + 1) % cfg.target_every == 0,
-            lambda: move(state.target, params, hp.tau),
+            lambda: polyak(state.target, params, hp.tau),
             lambda: state.target,
         )
         eps = linear((step + 1) / (hp.eps_decay * cfg.updates), hp.eps_start, hp.eps_end)
         metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
         return State(params, target, opt, eps), metrics
 
-    return Agent(init=init, update=update, act=act, noise=exploration(num_actions))
-
-
-def chosen(q: Array, action: Array) -> Array:
-    """Q(s, a) [B] of q [B, A]. A one-hot product: its gradient is cheaper than a gather's."""
-    return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)
-
-
-def huber(error: Array, limit: Array) -> Array:
-    """½ e² up to |e| = limit, linear beyond. Exact for any limit, also in its gradient, where
-    optax's form loses all digits of small errors to a large limit.
-    """
-    small = jnp.clip(error, -limit, limit)
-    return small * (error - 0.5 * small)
-
-
-def td_target(t: Transition, gamma: Array, value: Array) -> Array:
-    """r + γ^k (1 - terminated) V(s') [B] of single steps, k = 1, or folded ones; see `fold`."""
-    return t.reward + t.extras.get("discount", gamma) * jnp.where(t.terminated, 0.0, value)
-
-
-def move(target: Array, params: Array, tau: Array) -> Array:
-    """target + τ (params - target)."""
-    return target + tau * (params - target)
+    return Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:
@@ -188,44 +168,9 @@ def optimiser(hp: Hypers) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(hp.max_grad_norm), optax.adam(hp.lr))
 
 
-def check_sizes(cfg: Any) -> None:
-    """Raises UserError where the sizes of a `Config` with replay do not fit together."""
-    at_least(
-        1,
-        num_envs=cfg.num_envs,
-        num_steps=cfg.num_steps,
-        gradient_steps=cfg.gradient_steps,
-        batch_size=cfg.batch_size,
-        n_step=cfg.n_step,
-        warmup=cfg.warmup,
-    )
-    if cfg.updates < 1:
-        raise UserError(
-            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
-            f"{cfg.window}"
-        )
-    slots = cfg.capacity // cfg.window
-    if slots < math.ceil(cfg.warmup / cfg.window):
-        raise UserError(
-            f"capacity={cfg.capacity} holds {slots} windows of {cfg.window} steps, too few for "
-            f"warmup={cfg.warmup}"
-        )
-
-
-def source(cfg: Any, env: Env, agent: Agent) -> Source:
-    """Replay of the agent's rollouts, warmed up with random actions: rows for an update."""
-    acting = lambda policy: rollout(env, policy, cfg.num_envs, cfg.num_steps)
-    return replay(
-        acting(agent),
-        cfg.capacity,
-        cfg.gradient_steps * cfg.batch_size,
-        warmup=math.ceil(cfg.warmup / cfg.window),
-        first=acting(random_policy(env.spec.action)),
-        n_step=cfg.n_step,
-    )
-
-
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
-    return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)
+    return single_stage(
+        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
+    )

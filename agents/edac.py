@@ -32,18 +32,14 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl.agents.bc import (
-    action_range,
-    check_sizes,
-    critic_loss,
-    descend,
-    offline_program,
-    rewarded,
-)
-from jaxrl.agents.dqn import move, td_target
-from jaxrl.agents.sac import Considered, Head, actor_loss, box_head, expected, joint
+from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
+from jaxrl.losses import critic_loss, scaled_rewards, td_target
+from jaxrl.optim import adam_step, polyak
+from jaxrl.policies import ActionSamples, StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
+from jaxrl.recipes import check_offline, offline_program
+from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition, mean_where
 
 OFFLINE = True
@@ -102,9 +98,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: actions are not in a bounded box of one axis, or a size is too small.
     """
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(2 if cfg.diversity else 1, critics=cfg.critics)
-    scale = action_range("edac", spec).scale
+    scale = box_scale("edac", spec).scale
     head = head_of(cfg, spec)
     values = jax.vmap(head.values, (0, None, None))
 
@@ -116,7 +112,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         log_temperature = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, critic, log_temperature))
         data: Transition = inputs["data"]
-        reward = jnp.max(jnp.abs(rewarded(data, hp).reward))
+        reward = jnp.max(jnp.abs(scaled_rewards(data, hp).reward))
         return State(actor, critic, critic, log_temperature, opt, jnp.zeros(()), reward)
 
     def act(
@@ -133,29 +129,31 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Any]]:
-        t = rewarded(batch.transitions, hp)
+        t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_critic, opt_temperature = state.opt
         key_now, key_ahead = jax.random.split(key)
         noise_now, noise_ahead = (head.noise(k, cfg.batch_size) for k in (key_now, key_ahead))
 
-        def of_actor(actor: Array, temperature: Array) -> tuple[Array, Considered]:
+        def of_actor(actor: Array, temperature: Array) -> tuple[Array, ActionSamples]:
             now = head.consider(head.policy(actor, t.obs), noise_now)
             q = jnp.min(values(state.critic, t.obs, now.action), 0)
             return actor_loss(now, q, temperature), now
 
         now = head.consider(head.policy(state.actor, t.obs), noise_now)
-        entropy = -jnp.mean(expected(now, joint(now.log_prob)))
+        entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         # d/dlog α of log α (entropy - target)
-        log_temperature, opt_temperature = descend(
+        log_temperature, opt_temperature = adam_step(
             state.log_temperature, entropy - head.target_entropy, opt_temperature, hp.lr
         )
         temperature = jnp.exp(log_temperature)
         (loss_pi, _), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor, temperature)
-        actor, opt_actor = descend(state.actor, grads, opt_actor, hp.lr)
+        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.lr)
 
         ahead = head.consider(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
-        value = expected(ahead, jnp.min(q_ahead, 0) - temperature * joint(ahead.log_prob))
+        value = expectation(
+            ahead, jnp.min(q_ahead, 0) - temperature * sum_log_probs(ahead.log_prob)
+        )
         y = td_target(t, hp.gamma, value)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -169,8 +167,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return loss + hp.eta * alike, (q, loss, alike)
 
         grads, (q, loss_q, alike) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, opt_critic, hp.lr)
-        target = move(state.target, critic, hp.tau)
+        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        target = polyak(state.target, critic, hp.tau)
 
         largest = jnp.maximum(state.largest, jnp.max(jnp.abs(q)))
         bound = DIVERGED * state.reward / (1 - hp.gamma)
@@ -222,13 +220,13 @@ class Layers(nn.Module):
         return nn.Dense(self.out, kernel_init=near_zero, bias_init=near_zero)(x)
 
 
-def head_of(cfg: Config, spec: EnvSpec) -> Head:
+def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
     """SAC's policy of log-std in [-5, 2]; critics as in the authors' code."""
     ending = lambda end: functools.partial(Layers, end=end)
-    return box_head(cfg.hidden, spec, -5.0, actor=ending(1e-3), critic=ending(3e-3))
+    return squashed_head(cfg.hidden, spec, -5.0, actor=ending(1e-3), critic=ending(3e-3))
 
 
-def slopes(head: Head, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:
+def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:
     """Q_i(s, a) [N, B] and its gradients by the action [N, B, A]."""
 
     def one(params: Array) -> tuple[Array, Array]:

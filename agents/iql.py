@@ -29,22 +29,16 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
-from jaxrl.agents.bc import (
-    action_range,
-    check_sizes,
-    critic_loss,
-    descend,
-    distance,
-    offline_program,
-    rewarded,
-)
-from jaxrl.agents.dqn import chosen, move, td_target
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
+from jaxrl.optim import adam_step, cosine, polyak
 from jaxrl.program import Program, Stage
+from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
+from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
 
 OFFLINE = True
@@ -166,7 +160,7 @@ class Head:
 
 def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A normal distribution over unit actions; samples are clipped to the box."""
-    space = action_range("iql", spec)
+    space = box_scale("iql", spec)
     actor = nets.flat(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + space.size,)
 
@@ -186,7 +180,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
         critic=nets.flat(nets.from_linen(Layers(hidden, 1), inputs)),
         policy=policy,
         log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
-        distance=lambda dist, action: distance(dist.mode, space.unit(action)),
+        distance=lambda dist, action: action_distance(dist.mode, space.unit(action)),
         critic_in=critic_in,
         q_of=lambda out, action: out[:, 0],
         noise=lambda key, n: Normal.noise(key, (n, space.size)),
@@ -206,7 +200,7 @@ def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
         log_prob=lambda dist, action: dist.log_prob(action),
         distance=lambda dist, action: jnp.mean(dist.mode != action, dtype=jnp.float32),
         critic_in=lambda obs, action: obs,
-        q_of=chosen,
+        q_of=q_of_action,
         noise=lambda key, n: Categorical.noise(key, (n, space.n)),
         act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
     )
@@ -228,12 +222,6 @@ def advantage_weights(advantage: Array, beta: Array | float, max_weight: Array |
 def cloning_loss(log_prob: Array, weight: Array) -> Array:
     """-mean w log π(a|s) [] of [B] each (eq. 7)."""
     return -jnp.mean(weight * log_prob)
-
-
-def cosine(progress: Array, end: Array | float) -> Array:
-    """From 1 at progress 0 along half a cosine to `end` at 1, constant from there."""
-    half = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-    return end + (1 - end) * half
 
 
 # --- the agent -----------------------------------------------------------------------------------
@@ -275,7 +263,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
-        t = rewarded(batch.transitions, hp)
+        t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_value, opt_critic = state.opt
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
 
@@ -283,7 +271,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
             return expectile_loss(q_target - value_of(value, t.obs), hp.expectile)
 
         loss_v, grads = jax.value_and_grad(of_value)(state.value)
-        value, opt_value = descend(state.value, grads, opt_value, hp.lr)
+        value, opt_value = adam_step(state.value, grads, opt_value, hp.lr)
         # The new V here and at the successors, in one pass.
         v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
 
@@ -297,7 +285,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 
         (loss_pi, far), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
-        actor, opt_actor = descend(state.actor, grads, opt_actor, rate)
+        actor, opt_actor = adam_step(state.actor, grads, opt_actor, rate)
 
         y = td_target(t, hp.gamma, ahead)
 
@@ -306,9 +294,9 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
             return critic_loss(q, y), q
 
         (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, opt_critic, hp.lr)
+        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
 
-        target = move(state.target, critic, hp.tau)
+        target = polyak(state.target, critic, hp.tau)
         metrics = {
             "value_loss": loss_v,
             "actor_loss": loss_pi,
@@ -334,7 +322,7 @@ def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Arra
 
 def check(cfg: Config) -> None:
     """Raises UserError where sizes are too small or do not fit together."""
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(0, finetune_steps=cfg.finetune_steps)
     at_least(1, num_envs=cfg.num_envs)
     if not 0 <= cfg.data_share <= 1:

@@ -28,11 +28,12 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.agents import ppo
 from jaxrl.agents.ppo import State
-from jaxrl.agents.pqn import linear
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.minibatch import descend
+from jaxrl.minibatch import sgd_epochs
+from jaxrl.optim import linear
 from jaxrl.program import Program
+from jaxrl.recipes import on_policy
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
@@ -119,7 +120,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return ppo.optimiser(lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
 
         (params, opt), keys = state, jax.random.split(key)
-        (actor, opt_actor), of_policy = descend(
+        (actor, opt_actor), of_policy = sgd_epochs(
             policy_loss,
             (params["actor"], opt["actor"]),
             adam(hp.lr),
@@ -128,7 +129,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             cfg.policy_epochs,
             cfg.policy_minibatches,
         )
-        (critic, opt_critic), of_value = descend(
+        (critic, opt_critic), of_value = sgd_epochs(
             value_loss,
             (params["critic"], opt["critic"]),
             adam(hp.value_lr),
@@ -193,4 +194,4 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
-    return ppo.on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+    return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)

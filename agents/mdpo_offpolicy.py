@@ -29,11 +29,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.agents import sac
-from jaxrl.agents.dqn import source
-from jaxrl.agents.pqn import single_stage
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
+from jaxrl.policies import ActionSamples, expectation, sum_log_probs
 from jaxrl.program import Program
+from jaxrl.recipes import replayed, single_stage
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 
@@ -99,11 +99,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     ) -> tuple[State, dict[str, Array]]:
         old = jax.lax.cond(step % every == 0, lambda: state.sac.actor, lambda: state.old)
 
-        def objective(now: sac.Considered, obs: Array, q: Array, temperature: Array) -> Array:
+        def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:
             before = head.log_prob(head.policy(old, obs), now.action)
             return actor_loss(now, before, q, temperature, hp.divergence, hp.entropic_index)
 
-        log_pi = lambda log_prob: sac.joint(log_q(log_prob, hp.entropic_index))
+        log_pi = lambda log_prob: sum_log_probs(log_q(log_prob, hp.entropic_index))
         new, metrics = sac.learn(cfg, head, state.sac, hp, batch, key, objective, log_pi)
         return State(new, old), metrics
 
@@ -127,17 +127,19 @@ def log_q(log_prob: Array, index: Array) -> Array:
 
 
 def actor_loss(
-    now: sac.Considered, before: Array, q: Array, lam: Array, c: Array, index: Array
+    now: ActionSamples, before: Array, q: Array, lam: Array, c: Array, index: Array
 ) -> Array:
     """mean over states of E[c log_q π + q (λ - c) log_q π_k - Q].
 
     before [B, K, F] are the log-probabilities of the considered actions under π_k; q [B, K].
     """
-    new, old = (sac.joint(log_q(x, index)) for x in (now.log_prob, before))
-    return jnp.mean(sac.expected(now, c * new + index * (lam - c) * old - q))
+    new, old = (sum_log_probs(log_q(x, index)) for x in (now.log_prob, before))
+    return jnp.mean(expectation(now, c * new + index * (lam - c) * old - q))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
     agent = make(cfg, env.spec)
-    return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)
+    return single_stage(
+        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
+    )

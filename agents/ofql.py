@@ -30,10 +30,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import flow
-from jaxrl.agents.bc import Range, action_range, see
-from jaxrl.agents.dql import Generator, State, candidate_program, check, learner, timed_net
+from jaxrl.agents.dql import Generator, State, check, learner, timed_net
 from jaxrl.errors import UserError, at_least
+from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
+from jaxrl.recipes import candidate_program
+from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, as_mean
 
 OFFLINE = True
@@ -120,7 +122,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     at_least(1, eval_steps=cfg.eval_steps, diagnose_every=cfg.diagnose_every)
     if not 0 <= cfg.flow_ratio <= 1:
         raise UserError(f"flow_ratio={cfg.flow_ratio} must be between 0 and 1")
-    space = action_range("ofql", spec)
+    space = box_scale("ofql", spec)
     agent, field = learner(cfg, spec, space, generator(cfg, spec, space)), fields(cfg, spec, space)
 
     def update(
@@ -131,7 +133,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def look() -> dict[str, Mean]:
             t = batch.transitions
-            obs = see(cfg, state.obs, t.obs).reshape(t.reward.shape[0], -1)
+            obs = standardise_obs(cfg, state.obs, t.obs).reshape(t.reward.shape[0], -1)
             noise = jax.random.normal(key_look, t.action.shape)
             found = diagnose(field(new.actor), space.unit(t.action), noise, obs)
             return {name: as_mean(x) for name, x in found.items()}
@@ -144,13 +146,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     return dataclasses.replace(agent, update=update)
 
 
-def fields(cfg: Config, spec: EnvSpec, space: Range) -> Callable[[Array], flow.Field]:
+def fields(cfg: Config, spec: EnvSpec, space: BoxScale) -> Callable[[Array], flow.Field]:
     """From parameters to u(z [B, ..., A], r [B], t [B], obs [B, C]) of the policy's network."""
     net = timed_net(cfg, spec, space, 2)
     return lambda params: lambda z, r, t, obs: net.apply(params, z, obs, r, t)
 
 
-def generator(cfg: Config, spec: EnvSpec, space: Range) -> Generator:
+def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
     """Actions by average velocities: one call in learning, `cfg.eval_steps` in acting."""
     field = fields(cfg, spec, space)
 

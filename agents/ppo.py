@@ -29,15 +29,15 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import nets
-from jaxrl.agents.pqn import linear, single_stage
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
-from jaxrl.minibatch import descend
+from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
+from jaxrl.optim import linear
 from jaxrl.program import Program
+from jaxrl.recipes import on_policy
 from jaxrl.returns import gae, successor_values
-from jaxrl.rollout import rollout
+from jaxrl.spaces import clip_to_box
 from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
 
@@ -226,7 +226,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 "clipped": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hp.clip),
             }
 
-        (params, opt), metrics = descend(
+        (params, opt), metrics = sgd_epochs(
             loss, (state.params, state.opt), adam, key, data, cfg.epochs, cfg.minibatches
         )
         return State(params, opt), metrics
@@ -255,23 +255,16 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
     ) -> tuple[Array, PyTree, dict[str, Array]]:
         policy = model.actor.apply(state.params["actor"], obs)
         if not explore:
-            return bounded(space, policy.mode), memory, {}
+            return clip_to_box(space, policy.mode), memory, {}
         sample = policy.sample(noise)
         extras = {
             "sample": sample,
             "log_prob": policy.log_prob(sample),
             "value": model.value(state.params["critic"], obs),
         }
-        return bounded(space, sample), memory, extras
+        return clip_to_box(space, sample), memory, extras
 
     return Policy(act=act, noise=noise)
-
-
-def bounded(space: Discrete | Box, action: Array) -> Array:
-    """Actions [n, ...] clipped to the bounds of a box."""
-    if isinstance(space, Discrete):
-        return action
-    return jnp.clip(action, np.array([space.low], np.float32), np.array([space.high], np.float32))
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
@@ -371,9 +364,3 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
-
-
-def on_policy(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """A run of an agent that learns from windows of its own."""
-    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets or None)
-    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

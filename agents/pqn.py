@@ -16,7 +16,6 @@ together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -29,12 +28,16 @@ from jax.flatten_util import ravel_pytree
 from jaxrl import batchnorm, nets
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.exploration import epsilon_greedy, epsilon_noise
+from jaxrl.losses import q_loss
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
-from jaxrl.program import Program, Stage
+from jaxrl.optim import clipped_radam, linear
+from jaxrl.program import Program
+from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Source
+from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
         q = net.apply(state.params, state.statistics, obs)
-        return choose(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
+        return epsilon_greedy(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
@@ -183,7 +186,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, hp, state, loss, data, key, step)
 
-    agent = Agent(init=init, update=update, act=act, noise=exploration(num_actions))
+    agent = Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
@@ -202,28 +205,8 @@ def layers(cfg: Config, train: bool) -> dict[str, Any]:
 
 def begin(params: PyTree, statistics: PyTree, hp: Hypers) -> State:
     """The state before the first update."""
-    opt = optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0])
+    opt = clipped_radam(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0])
     return State(params, opt, jnp.asarray(hp.eps_start, jnp.float32), statistics)
-
-
-def exploration(num_actions: int) -> Callable[[Array, int], tuple[Array, Array]]:
-    """The noise of ε-greedy actions: coins [n] in [0, 1) and random actions [n]."""
-
-    def noise(key: Array, n: int) -> tuple[Array, Array]:
-        key_coin, key_action = jax.random.split(key)
-        coin = jax.random.uniform(key_coin, (n,))
-        return coin, jax.random.randint(key_action, (n,), 0, num_actions)
-
-    return noise
-
-
-def choose(q: Array, eps: Array, noise: tuple[Array, Array], explore: bool) -> Array:
-    """Greedy actions [n] of Q-values [n, A], replaced by random ones where the coin says so."""
-    action = jnp.argmax(q, -1)
-    if not explore:
-        return action
-    coin, random_action = noise
-    return jnp.where(coin < eps, random_action, action)
 
 
 def learn(
@@ -242,7 +225,7 @@ def learn(
         of_vector = lambda flat: loss(unravel(flat), statistics, part)
         (value, (q, statistics)), grads = jax.value_and_grad(of_vector, has_aux=True)(flat)
         lr = hp.lr * linear(count / cfg.gradient_steps, 1.0, hp.lr_end)
-        updates, opt = optimiser(lr, hp.max_grad_norm).update(grads, opt, flat)
+        updates, opt = clipped_radam(lr, hp.max_grad_norm).update(grads, opt, flat)
         return (optax.apply_updates(flat, updates), statistics, opt, count + 1), (value, q)
 
     carry = (flat, state.statistics, state.opt, step * (cfg.epochs * cfg.minibatches))
@@ -254,38 +237,8 @@ def learn(
     return State(unravel(flat), opt, eps, statistics), metrics
 
 
-def q_loss(q: Array, action: Array, target: Array) -> tuple[Array, Array]:
-    """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). q [..., A], action and target [...]."""
-    q = jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)  # cheaper than gather and scatter
-    return 0.5 * jnp.mean((q - target) ** 2), jnp.mean(q)
-
-
-def linear(progress: Array, start: Array | float, end: Array) -> Array:
-    """Linear from `start` at progress 0 to `end` at 1, constant from there."""
-    return jnp.asarray(start + (end - start) * jnp.clip(progress, 0.0, 1.0), jnp.float32)
-
-
-def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
-    """Clipping to a global norm, then RAdam."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.radam(lr))
-
-
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
-
-
-def single_stage(
-    cfg: Any, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
-) -> Program:
-    stage = Stage(
-        name="agent",
-        learner=agent,
-        source=source,
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluate,
-    )
-    return Program((stage,))

@@ -18,21 +18,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
-from jaxrl.agents.pqn import linear, optimiser, single_stage
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
+from jaxrl.optim import clipped_radam, linear
 from jaxrl.program import Program
+from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree
+from jaxrl.spaces import box_bounds
+from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: the action space is not a bounded box of one axis, or the sizes do not divide.
     """
-    low, high = bounds(spec)
+    low, high = box_bounds(spec)
     if len(spec.obs_shape) != 1:
         raise UserError(f"pqn_continuous takes flat observations; {spec.name} has {spec.obs_shape}")
     at_least(
@@ -159,7 +160,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_actor, key_critic = jax.random.split(key)
         actor = actor_net.init(key_actor)
         critic = jax.vmap(one_critic.init)(jax.random.split(key_critic, cfg.critics))
-        begin = optax.flatten(optimiser(hp.lr, hp.max_grad_norm)).init
+        begin = optax.flatten(clipped_radam(hp.lr, hp.max_grad_norm)).init
         std = jnp.asarray(hp.noise_start, jnp.float32)
         return State(actor, critic, (begin(actor), begin(critic)), std)
 
@@ -219,7 +220,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             obs, action, target, before = part
             total = cfg.updates * cfg.epochs * cfg.minibatches
             lr = hp.lr * linear(count / total, 1.0, hp.lr_end)
-            step = optax.flatten(optimiser(lr, hp.max_grad_norm)).update
+            step = optax.flatten(clipped_radam(lr, hp.max_grad_norm)).update
             loss_q, grads = jax.value_and_grad(critic_loss)(critic, obs, action, target)
             change, opt_critic = step(grads, opt_critic, critic)
             critic = optax.apply_updates(critic, change)
@@ -243,17 +244,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     agent = Agent(init=init, update=update, act=act, noise=noise)
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
-
-
-def bounds(spec: EnvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds [1, A] of the actions; UserError where there are none."""
-    action = spec.action
-    if not isinstance(action, Box) or len(action.shape) != 1:
-        raise UserError(f"pqn_continuous needs actions in a box; {spec.name} has {action}")
-    low, high = np.array([action.low], np.float32), np.array([action.high], np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"pqn_continuous needs bounded actions; {spec.name} has {action}")
-    return low, high
 
 
 def smooth_l1(x: Array) -> Array:

@@ -29,8 +29,11 @@ from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.exploration import epsilon_greedy, epsilon_noise
+from jaxrl.losses import q_loss
 from jaxrl.normalise import normalised
 from jaxrl.program import Program
+from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import rollout
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
@@ -132,7 +135,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     ) -> tuple[Array, PyTree, dict[str, Array]]:
         args = (memory[0], obs, memory[1], start)
         carry, q = batchnorm.run(net, state.params, state.statistics, *args)
-        action = pqn.choose(q, state.eps, noise, explore)
+        action = epsilon_greedy(q, state.eps, noise, explore)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
     def update(
@@ -153,13 +156,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 hp.gamma,
                 hp.lam,
             )
-            value, mean_q = pqn.q_loss(q, window.action, targets)
+            value, mean_q = q_loss(q, window.action, targets)
             return value, (mean_q, statistics)
 
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
 
-    noise = pqn.exploration(num_actions)
+    noise = epsilon_noise(num_actions)
     agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise)
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
@@ -206,4 +209,4 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
-    return pqn.single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

@@ -29,12 +29,12 @@ import jax
 from flax import struct
 
 from jaxrl.agents import edac
-from jaxrl.agents.bc import one_value
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, penalised, true_model
 from jaxrl.program import Program, Stage
+from jaxrl.recipes import one_value
 from jaxrl.sources import labelled, mix, uniform, whole
 from jaxrl.types import Agent, Env, EnvSpec, PyTree, Source
 

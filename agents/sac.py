@@ -22,20 +22,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
 
-from jaxrl import nets
-from jaxrl.agents.dqn import check_sizes, chosen, move, source, td_target
-from jaxrl.agents.pqn import single_stage
-from jaxrl.distributions import Categorical, Normal, tanh_correction
-from jaxrl.errors import UserError, at_least
+from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.losses import td_target
+from jaxrl.optim import polyak
+from jaxrl.policies import (
+    ActionSamples,
+    StochasticHead,
+    categorical_head,
+    expectation,
+    squashed_head,
+    sum_log_probs,
+)
 from jaxrl.program import Program
-from jaxrl.sources import parts
-from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, PyTree, Transition
+from jaxrl.recipes import check_replay, replayed, single_stage
+from jaxrl.sources import split_batch
+from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,136 +104,18 @@ class State(NamedTuple):
 # --- the two kinds of action space ---------------------------------------------------------------
 
 
-class Considered(NamedTuple):
-    """K actions per state by which a policy is judged: one sample in a box, or all A of them."""
-
-    action: PyTree  # how a `Head` is told of them: samples before tanh [B, A]; () where it is all
-    log_prob: Array  # [B, K, F] by factor of the policy: the dimensions of a box
-    weight: Array  # [B, K], sums to 1
-
-
-Mlp = Callable[[tuple[int, ...], int], nn.Module]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
-    """What depends on the kind of action space. `dist` is the actor's output, policy(actor, obs).
-
-    actor(key), critic(key) -> their first parameters, as one vector
-    policy(actor, obs [B, *obs]) -> dist
-    noise(key, n) -> noise of n actions
-    act(dist, noise, explore) -> actions [n, ...] for the environment
-    consider(dist, noise) -> Considered
-    log_prob(dist, action) -> [B, K, F] of considered actions, under any policy
-    values(critic, obs, action) -> [B, K] Q of considered actions
-    value(critic, obs, action) -> [B] Q of actions as the environment took them
-    """
-
-    actor: Callable[[Array], Array]
-    critic: Callable[[Array], Array]
-    policy: Callable[[Array, Array], Any]
-    noise: Callable[[Array, int], Array]
-    act: Callable[[Any, Array, bool], Array]
-    consider: Callable[[Any, Array], Considered]
-    log_prob: Callable[[Any, PyTree], Array]
-    values: Callable[[Array, Array, PyTree], Array]
-    value: Callable[[Array, Array, Array], Array]
-    target_entropy: float
-
-
-def head_of(cfg: Config, spec: EnvSpec) -> Head:
+def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
     """The head for the action space of `spec`.
 
     Raises:
       UserError: the space is a box without bounds or of more than one axis, or sizes do not fit.
     """
-    check_sizes(cfg)
+    check_replay(cfg)
     at_least(1, smallest_layer=min((*cfg.hidden, 1)))
-    head = (box_head if isinstance(spec.action, Box) else discrete_head)(cfg.hidden, spec)
+    head = (squashed_head if isinstance(spec.action, Box) else categorical_head)(cfg.hidden, spec)
     if cfg.target_entropy is None:
         return head
     return dataclasses.replace(head, target_entropy=cfg.target_entropy)
-
-
-def box_head(
-    hidden: tuple[int, ...],
-    spec: EnvSpec,
-    least_log_std: float = -20.0,
-    actor: Mlp = nets.MLP,
-    critic: Mlp = nets.MLP,
-) -> Head:
-    """A normal distribution of log-std up to 2, squashed by tanh and scaled to the box.
-
-    `actor` and `critic` make networks from widths of hidden layers and a number of outputs.
-    """
-    space = spec.action
-    assert isinstance(space, Box)
-    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)  # [1, A]
-    if len(space.shape) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"actions must be a bounded box of one axis; {spec.name} has {space}")
-    scale, centre, size = (high - low) / 2, (high + low) / 2, low.shape[-1]
-    actor_net = nets.flat(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
-    inputs = (int(np.prod(spec.obs_shape)) + size,)
-    critic_net = nets.flat(nets.from_linen(critic(hidden, 1), inputs))
-
-    def policy(params: Array, obs: Array) -> Normal:
-        mean, log_std = jnp.split(actor_net.apply(params, obs), 2, -1)
-        return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
-
-    def act(dist: Normal, noise: Array, explore: bool) -> Array:
-        return jnp.tanh(dist.sample(noise) if explore else dist.mode) * scale + centre
-
-    def consider(dist: Normal, noise: Array) -> Considered:
-        action = dist.sample(noise)
-        return Considered(action, log_prob(dist, action), jnp.ones((action.shape[0], 1)))
-
-    def log_prob(dist: Normal, action: Array) -> Array:
-        each = Normal(dist.mean[..., None], dist.log_std[..., None])  # dimensions by themselves
-        action = action[..., None]
-        return (each.log_prob(action) - tanh_correction(action))[:, None]
-
-    def q(params: Array, obs: Array, action: Array) -> Array:
-        x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
-        return critic_net.apply(params, x)
-
-    return Head(
-        actor=actor_net.init,
-        critic=critic_net.init,
-        policy=policy,
-        noise=lambda key, n: Normal.noise(key, (n, size)),
-        act=act,
-        consider=consider,
-        log_prob=log_prob,
-        values=lambda params, obs, action: q(params, obs, jnp.tanh(action)),
-        value=lambda params, obs, action: q(params, obs, (action - centre) / scale)[:, 0],
-        target_entropy=-float(size),
-    )
-
-
-def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
-    """A categorical distribution; critics value all actions at once, expectations are exact."""
-    space = spec.action
-    assert isinstance(space, Discrete)
-    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
-
-    def log_prob(dist: Categorical, action: PyTree) -> Array:
-        return dist.log_probs[..., None]
-
-    def consider(dist: Categorical, noise: Array) -> Considered:
-        return Considered((), log_prob(dist, ()), jnp.exp(dist.log_probs))
-
-    return Head(
-        actor=net.init,
-        critic=net.init,
-        policy=lambda actor, obs: Categorical(net.apply(actor, obs)),
-        noise=lambda key, n: Categorical.noise(key, (n, space.n)),
-        act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
-        consider=consider,
-        log_prob=log_prob,
-        values=lambda params, obs, action: net.apply(params, obs),
-        value=lambda params, obs, action: chosen(net.apply(params, obs), action),
-        target_entropy=0.98 * float(np.log(space.n)),
-    )
 
 
 # --- learning ------------------------------------------------------------------------------------
@@ -259,15 +146,15 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Array]]:
-        def objective(now: Considered, obs: Array, q: Array, temperature: Array) -> Array:
+        def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:
             return actor_loss(now, q, temperature)
 
-        return learn(cfg, head, state, hp, batch, key, objective, joint)
+        return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
     return Agent(init=init, update=update, act=act, noise=head.noise)
 
 
-def begin(cfg: Config, head: Head, key: Array, hp: Any) -> State:
+def begin(cfg: Config, head: StochasticHead, key: Array, hp: Any) -> State:
     """The state before the first update."""
     key_actor, key_critic = jax.random.split(key)
     actor = head.actor(key_actor)
@@ -281,12 +168,12 @@ def begin(cfg: Config, head: Head, key: Array, hp: Any) -> State:
 
 def learn(
     cfg: Config,
-    head: Head,
+    head: StochasticHead,
     state: State,
     hp: Any,
     batch: Batch,
     key: Array,
-    objective: Callable[[Considered, Array, Array, Array], Array],
+    objective: Callable[[ActionSamples, Array, Array, Array], Array],
     log_pi: Callable[[Array], Array],
 ) -> tuple[State, dict[str, Array]]:
     """Gradient steps of critics, actor and temperature on the rows of `batch`, in this order.
@@ -310,7 +197,7 @@ def learn(
 
         ahead = head.consider(head.policy(state.actor, t.next_obs), noise[0])
         q = jnp.min(twins(head.values)(state.target, t.next_obs, ahead.action), 0)
-        value = expected(ahead, q - temperature * log_pi(ahead.log_prob))
+        value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
 
         def critic_loss(critic: Array) -> tuple[Array, Array]:
@@ -320,7 +207,7 @@ def learn(
         (loss_q, q), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critic)
         critic, opt_critic = descend(state.critic, grads, opt_critic)
 
-        def of_actor(actor: Array) -> tuple[Array, Considered]:
+        def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
             now = head.consider(head.policy(actor, t.obs), noise[1])
             q = jnp.min(twins(head.values)(critic, t.obs, now.action), 0)
             return objective(now, t.obs, q, temperature), now
@@ -328,13 +215,13 @@ def learn(
         (loss_pi, now), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
         actor, opt_actor = descend(state.actor, grads, opt_actor)
 
-        entropy = -jnp.mean(expected(now, joint(now.log_prob)))
+        entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
             grads = temperature * (entropy - head.target_entropy)
             log_temperature, opt_temperature = descend(log_temperature, grads, opt_temperature)
 
-        target = move(state.target, critic, hp.tau)
+        target = polyak(state.target, critic, hp.tau)
         opt = (opt_actor, opt_critic, opt_temperature)
         metrics = {
             "critic_loss": loss_q,
@@ -347,27 +234,19 @@ def learn(
 
     keys = jax.random.split(key, (cfg.gradient_steps, 2))
     noise = jax.vmap(jax.vmap(lambda key: head.noise(key, cfg.batch_size)))(keys)
-    rows = parts(batch.transitions, cfg.gradient_steps)
+    rows = split_batch(batch.transitions, cfg.gradient_steps)
     state, metrics = jax.lax.scan(gradient_step, state, (rows, noise))
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def joint(log_prob: Array) -> Array:
-    """log π [B, K] of its factors [B, K, F]."""
-    return jnp.sum(log_prob, -1)
-
-
-def expected(considered: Considered, values: Array) -> Array:
-    """E over actions [B] of values [B, K]."""
-    return jnp.sum(considered.weight * values, -1)
-
-
-def actor_loss(now: Considered, q: Array, temperature: Array) -> Array:
+def actor_loss(now: ActionSamples, q: Array, temperature: Array) -> Array:
     """mean over states of E[α log π - Q]. q [B, K]."""
-    return jnp.mean(expected(now, temperature * joint(now.log_prob) - q))
+    return jnp.mean(expectation(now, temperature * sum_log_probs(now.log_prob) - q))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
     agent = make(cfg, env.spec)
-    return single_stage(cfg, agent, source(cfg, env, agent), evaluator(env, agent, episodes), evals)
+    return single_stage(
+        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
+    )

@@ -24,23 +24,14 @@ import optax
 from flax import struct
 
 from jaxrl import nets
-from jaxrl.agents.bc import (
-    action_range,
-    actor_net,
-    check_sizes,
-    cloning_loss,
-    critic_loss,
-    descend,
-    distance,
-    observed,
-    offline_program,
-    rewarded,
-    see,
-)
-from jaxrl.agents.dqn import move, td_target
 from jaxrl.errors import at_least
-from jaxrl.normalise import Moments
+from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
+from jaxrl.normalise import Moments, data_moments, standardise_obs
+from jaxrl.optim import adam_step, polyak
+from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
+from jaxrl.recipes import check_offline, offline_program
+from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, PyTree, as_mean
 
 OFFLINE = True
@@ -99,10 +90,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: actions are not in a bounded box of one axis, or a size is below one.
     """
-    check_sizes(cfg)
+    check_offline(cfg)
     at_least(1, policy_every=cfg.policy_every)
-    space = action_range("td3bc", spec)
-    policy = actor_net(cfg.hidden, spec, space)
+    space = box_scale("td3bc", spec)
+    policy = deterministic_actor(cfg.hidden, spec, space)
     shape = (int(np.prod(spec.obs_shape)) + space.size,)
     critic_net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
 
@@ -119,7 +110,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
-        return State(actor, critic, target, critic, opt, observed(cfg, spec, inputs))
+        return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
     def act(
         state: State,
@@ -130,13 +121,20 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise: PyTree,
         explore: bool,
     ) -> tuple[Array, PyTree, dict[str, Array]]:
-        return space.scaled(policy.apply(state.actor, see(cfg, state.obs, obs))), memory, {}
+        return (
+            space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
+            memory,
+            {},
+        )
 
     def update(
         state: State, hp: Hypers, batch: Batch, key: Array, step: Array
     ) -> tuple[State, dict[str, Any]]:
-        t = rewarded(batch.transitions, hp)
-        obs, next_obs = see(cfg, state.obs, t.obs), see(cfg, state.obs, t.next_obs)
+        t = scaled_rewards(batch.transitions, hp)
+        obs, next_obs = (
+            standardise_obs(cfg, state.obs, t.obs),
+            standardise_obs(cfg, state.obs, t.next_obs),
+        )
         action = space.unit(t.action)
 
         ahead = smoothed(policy.apply(state.actor_target, next_obs), key, hp)
@@ -147,7 +145,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return critic_loss(q, y), q
 
         (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, state.opt[1], hp.lr)
+        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
@@ -155,12 +153,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def improve() -> tuple[PyTree, dict[str, Mean]]:
             (loss, chosen), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-            actor, opt = descend(state.actor, grads, state.opt[0], hp.lr)
+            actor, opt = adam_step(state.actor, grads, state.opt[0], hp.lr)
             targets = (
-                move(state.actor_target, actor, hp.tau),
-                move(state.critic_target, critic, hp.tau),
+                polyak(state.actor_target, actor, hp.tau),
+                polyak(state.critic_target, critic, hp.tau),
             )
-            metrics = {"actor_loss": loss, "action_distance": distance(chosen, action)}
+            metrics = {"actor_loss": loss, "action_distance": action_distance(chosen, action)}
             return (actor, opt, *targets), {name: as_mean(x) for name, x in metrics.items()}
 
         def wait() -> tuple[PyTree, dict[str, Mean]]:

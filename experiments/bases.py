@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxrl.agents.cdsa import Trained
 from jaxrl.errors import UserError
 from jaxrl.experiments.report import open_for_reading
+from jaxrl.policies import Trained
 from jaxrl.runs import shards, stats
 from jaxrl.types import Agent, Policy
 

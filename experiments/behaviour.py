@@ -30,9 +30,9 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.experiments import agents, planning
 from jaxrl.experiments.options import Settings, parse
+from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
-from jaxrl.sources import random_policy
 from jaxrl.types import Array, Discrete, Env, Policy, PyTree, Source, TimeStep, Transition
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")

@@ -14,6 +14,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import load, planning
 from jaxrl.experiments.report import open_for_reading
 from jaxrl.runs import records
+from jaxrl.trajectories import DiffusionState, codec
 from jaxrl.types import Transition
 
 
@@ -44,9 +45,9 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
     policy, hp = first(state.member.learner), first(state.member.hp["agent"])
 
     @jax.jit
-    def some(model: pgd.Model, key: jax.Array) -> tuple[Transition, jax.Array]:
+    def some(model: DiffusionState, key: jax.Array) -> tuple[Transition, jax.Array]:
         x = sample(model, policy, hp, key, cfg.sample_batch, jnp.float32(1))
-        return pgd.codec(spec).decode(x)
+        return codec(spec).decode(x)
 
     root, parts, rows = jax.random.key(seed), [], 0
     while rows < steps:

@@ -61,7 +61,7 @@ def scan_epochs(
     return jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
 
 
-def descend(
+def sgd_epochs(
     loss: Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]],
     start: tuple[PyTree, optax.OptState],
     transform: optax.GradientTransformation,

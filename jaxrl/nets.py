@@ -48,7 +48,7 @@ def flat(net: Net) -> Net:
 
     def unravel(params: Array) -> PyTree:
         short = params.size < 2**14
-        return jax.tree.map(lambda x: x if short or x.ndim > 1 else apart(x), split(params))
+        return jax.tree.map(lambda x: x if short or x.ndim > 1 else unfused(x), split(params))
 
     return Net(
         init=lambda key: ravel_pytree(net.init(key))[0],
@@ -56,7 +56,7 @@ def flat(net: Net) -> Net:
     )
 
 
-def apart(x: Array) -> Array:
+def unfused(x: Array) -> Array:
     """x [n], to the bit, whose gradient is a matrix product, which XLA computes by itself.
 
     For biases, whose gradients are sums over rows. On CPUs XLA makes the last part of such a sum

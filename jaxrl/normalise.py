@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Agent, Array, Batch, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Batch, EnvSpec, PyTree, Transition
 
 
 class Moments(NamedTuple):
@@ -116,3 +116,21 @@ def normalised(
         return Normalised(inner, observed, returns, running), metrics
 
     return Agent(init=init, update=update, act=act, memory=agent.memory, noise=agent.noise)
+
+
+def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
+    """Moments [*obs] of the observations of inputs["data"], where `cfg` asks for them.
+
+    As in the authors' code of TD3+BC, 1e-3 is added to each deviation, so that an element which
+    hardly varies in the data does not explode.
+    """
+    if not cfg.normalise_obs:
+        return moments(spec.obs_shape)
+    data: Transition = inputs["data"]
+    scale = jnp.std(data.obs, 0) + 1e-3
+    return Moments(jnp.mean(data.obs, 0), scale**2, jnp.float32(data.reward.shape[0]))
+
+
+def standardise_obs(cfg: Any, seen: Moments, obs: Array) -> Array:
+    """Observations [B, *obs] as networks see them."""
+    return standardise(seen, obs, jnp.inf) if cfg.normalise_obs else obs

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrl.errors import UserError
-from jaxrl.types import Array, Batch, Box, Discrete, Policy, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
 def uniform(batch_size: int, name: str = "data") -> Source:
@@ -174,35 +172,6 @@ def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array
     )
 
 
-def random_policy(space: Discrete | Box) -> Policy:
-    """Uniformly random actions, whatever the state: for warm-ups.
-
-    Raises:
-      UserError: a box without bounds.
-    """
-
-    def noise(key: Array, n: int) -> Array:
-        if isinstance(space, Discrete):
-            return jax.random.randint(key, (n,), 0, space.n)
-        low, high = (np.array(x, np.float32).reshape(space.shape) for x in (space.low, space.high))
-        return jax.random.uniform(key, (n, *space.shape), minval=low, maxval=high)
-
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
-        return noise, memory, {}
-
-    if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():
-        raise UserError(f"random actions need bounds; these are {space.low} to {space.high}")
-    return Policy(act=act, noise=noise)
-
-
 def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     """Batches [B] of which round(share * B) rows come from `first` and the others from `second`.
 
@@ -260,7 +229,7 @@ def below(key: Array, count: int, end: Array) -> Array:
     return (jax.random.bits(key, (count,)) % end.astype(jnp.uint32)).astype(jnp.int32)
 
 
-def parts(data: PyTree, count: int) -> PyTree:
+def split_batch(data: PyTree, count: int) -> PyTree:
     """Leaves [B, ...] as [count, B / count, ...]: batches for `count` gradient steps."""
     return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data)
 
@@ -272,3 +241,26 @@ def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:
         ring,
         window,
     )
+
+
+HELD = 20  # one row in so many is kept from the inverse dynamics, to judge them by
+
+
+def held_out(batch_size: int) -> Source:
+    """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
+    inner = uniform(batch_size)
+
+    def next(
+        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+        data: Transition = inputs["data"]
+        held = jnp.arange(data.reward.shape[0]) % HELD == 0
+        marked = data._replace(extras=data.extras | {"held": held})
+        return inner.next(src, learner_state, hp, {"data": marked}, key, step)
+
+    return dataclasses.replace(inner, next=next)
+
+
+def known_rows(t: Transition) -> Array:
+    """[B] bool: where next_obs is the successor."""
+    return t.extras.get("next_known", jnp.ones(t.reward.shape, bool))

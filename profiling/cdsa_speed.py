@@ -21,7 +21,9 @@ import numpy as np
 
 from jaxrl.agents import bc, cdsa
 from jaxrl.experiments import session
+from jaxrl.policies import Trained
 from jaxrl.runs import records
+from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Box, EnvSpec, Policy, PyTree, Transition
 
 OBS, ACT, ROWS = 11, 3, 1000
@@ -42,11 +44,11 @@ def policies() -> dict[str, tuple[Policy, PyTree, Any]]:
     """The base and its corrections: policy, state and hyperparameters by name."""
     inputs, key = {"data": dataset()}, jax.random.key(0)
     agent, own = bc.make(bc.Config(), SPEC), jax.tree.map(jnp.float32, bc.Hypers())
-    base = cdsa.Trained(agent.init(key, own, inputs), own)
+    base = Trained(agent.init(key, own, inputs), own)
     found: dict[str, tuple[Policy, PyTree, Any]] = {"base": (agent, *base)}
     for correction in CORRECTIONS:
         cfg, hp = cdsa.Config(correction=correction), jax.tree.map(jnp.float32, cdsa.Hypers())
-        net = cdsa.networks(cfg, SPEC, bc.action_range("cdsa", SPEC))
+        net = cdsa.networks(cfg, SPEC, box_scale("cdsa", SPEC))
         model = cdsa.trained(net, cdsa.modeller(cfg, SPEC).init(key, hp, inputs))
         found[correction] = (cdsa.adjust(agent, cfg, SPEC), cdsa.Adjusted(base, model), hp)
     return found

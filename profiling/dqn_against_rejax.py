@@ -22,6 +22,8 @@ from typing import Any
 from against_rejax import _time as timed
 from against_rejax import make_peer
 
+from jaxrl.recipes import replayed
+
 ENVS, GRADIENT_STEPS, BATCH, WARMUP, TAU = 10, 5, 100, 1_000, 0.02
 
 
@@ -74,7 +76,7 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
         hidden=(64, 64),
     )
     agent = dqn.make(cfg, env.spec)
-    source = dqn.source(cfg, env, agent)
+    source = replayed(cfg, env, agent)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
     hp = table({"agent": dqn.Hypers(tau=TAU), "env": env.params}, members)

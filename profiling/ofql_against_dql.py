@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agents import dql, ofql
-from jaxrl.agents.bc import action_range
 from jaxrl.experiments import session
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
+from jaxrl.spaces import box_scale
 from jaxrl.types import Box, EnvSpec, PyTree, Transition
 
 OBS, ACT, ROWS = 17, 6, 100_000
@@ -53,7 +53,7 @@ def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
     """What is timed of one agent."""
     cfg = module.Config(updates=updates, embedding=64, candidates=CANDIDATES)
     agent, hp = module.make(cfg, SPEC), jax.tree.map(jnp.float32, module.Hypers())
-    space = action_range(module.__name__, SPEC)
+    space = box_scale(module.__name__, SPEC)
     policy = module.generator(cfg, SPEC, space)
     source = uniform(cfg.batch_size)
     stage = Stage(name="agent", learner=agent, source=source, updates=updates)

@@ -28,6 +28,7 @@ import numpy as np
 from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.experiments import session
 from jaxrl.runs import records
+from jaxrl.trajectories import DiffusionState, diffuser
 from jaxrl.types import Array, Batch, Box, EnvSpec, PyTree, Transition
 
 OBS, ACT, UPDATES = 6, 2, 10
@@ -69,14 +70,14 @@ def seconds(run: Callable[..., PyTree], *args: Any, repeats: int) -> float:
 
 def measure(cfg: pgd_iql.Config, repeats: int) -> dict[str, float]:
     hp, key = jax.tree.map(jnp.float32, pgd_iql.Hypers()), jax.random.key(0)
-    learner, agent = pgd.diffuser(cfg, SPEC), iql.make(cfg, SPEC)
+    learner, agent = diffuser(cfg, SPEC), iql.make(cfg, SPEC)
     model = jax.jit(learner.init)(key, hp, {"data": dataset(1000)})
     policy = jax.jit(agent.init)(key, hp, {})
     each = {}
     for kind, log_prob in {"unguided": None, "guided": iql.log_prob(cfg, SPEC)}.items():
         sample = pgd.sampler(cfg, SPEC, log_prob)
 
-        def some(model: pgd.Model, policy: iql.State, sample: Any = sample) -> Array:
+        def some(model: DiffusionState, policy: iql.State, sample: Any = sample) -> Array:
             return sample(model, policy, hp, key, cfg.sample_batch, jnp.float32(1))
 
         each[kind] = cfg.sample_batch / seconds(some, model, policy, repeats=repeats)

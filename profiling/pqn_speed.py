@@ -26,6 +26,7 @@ from jaxrl import envs, nets, population
 from jaxrl.agents import pqn
 from jaxrl.experiments import session
 from jaxrl.experiments.planning import table
+from jaxrl.losses import q_loss
 from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
@@ -74,7 +75,7 @@ def passes(cfg: pqn.Config, env: Env) -> Program:
 
         def learn(params: PyTree, _: None) -> tuple[PyTree, None]:
             obs, action, target = batch
-            loss = lambda p: pqn.q_loss(net.apply(p, obs), action, target)[0]
+            loss = lambda p: q_loss(net.apply(p, obs), action, target)[0]
             grads = jax.grad(loss)(params)
             return jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads), None
 

@@ -23,8 +23,11 @@ from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, session
 from jaxrl.experiments.studies import circle
+from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, train
 from jaxrl.runs import records, stats
+from jaxrl.sources import HELD, held_out
+from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
 
 
@@ -65,7 +68,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     stage = Stage(
         name="model",
         learner=cdsa.modeller(cfg, PUSH),
-        source=cdsa.split(cfg.batch_size),
+        source=held_out(cfg.batch_size),
         updates=cfg.updates,
     )
     hp = {"agent": numbers(cdsa.Hypers(lr=3e-3, tau=0.01))}
@@ -73,7 +76,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     run = jax.jit(train(Program((stage,))))
     state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]
     jax.config.update("jax_disable_most_optimizations", True)
-    net = cdsa.networks(cfg, PUSH, bc.action_range("cdsa", PUSH))
+    net = cdsa.networks(cfg, PUSH, box_scale("cdsa", PUSH))
     return cdsa.epsilon(net[name], cdsa.trained(net, state).nets[name], context)
 
 
@@ -141,7 +144,7 @@ def learnt(data: Transition, batch: Transition) -> tuple[cdsa.State, PyTree]:
     return state, metrics
 
 
-NET = cdsa.networks(SMALL, BOX, bc.action_range("cdsa", BOX))
+NET = cdsa.networks(SMALL, BOX, box_scale("cdsa", BOX))
 
 
 def part(params: Array, name: str) -> Array:
@@ -198,22 +201,22 @@ def test_held_rows_judge_the_inverse_dynamics() -> None:
 
 def test_one_row_in_twenty_is_held() -> None:
     t = rows(BOX, 100)._replace(reward=np.arange(100, dtype=np.float32))
-    source, data = cdsa.split(500), {"data": jax.tree.map(jnp.asarray, t)}
+    source, data = held_out(500), {"data": jax.tree.map(jnp.asarray, t)}
     drawn = source.next((), (), {}, data, jax.random.key(0), jnp.int32(0))[1].transitions
-    np.testing.assert_array_equal(drawn.extras["held"], drawn.reward % cdsa.HELD == 0)
+    np.testing.assert_array_equal(drawn.extras["held"], drawn.reward % HELD == 0)
     assert 0 < drawn.extras["held"].mean() < 0.1
 
 
 # --- policies ------------------------------------------------------------------------------------
 
 
-def base_of(module: Any) -> tuple[Policy, cdsa.Trained]:
+def base_of(module: Any) -> tuple[Policy, Trained]:
     """An untrained policy of `BOX`, and the states of two members."""
     agent = module.make(module.Config(hidden=(6,)), BOX)
     keys, hp = jax.random.split(jax.random.key(7)), numbers(module.Hypers())
     each = jax.tree.map(lambda x: jnp.stack([x, x]), hp)
     state = jax.jit(jax.vmap(agent.init, (0, 0, None)))(keys, each, {"data": rows(BOX)})
-    return agent, cdsa.Trained(state, each)
+    return agent, Trained(state, each)
 
 
 SEEN = np.random.default_rng(0).normal(size=(33, logged.OBS)).astype(np.float32)

@@ -41,6 +41,7 @@ from jaxrl.agents import (
     td3bc,
 )
 from jaxrl.drive import drive
+from jaxrl.policies import Trained
 from jaxrl.program import Program, Result, Stage, train
 from jaxrl.types import Agent, Discrete, Env, EnvSpec, PyTree
 
@@ -249,7 +250,7 @@ def _cdsa() -> Case:
         each = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), hp)
         state = jax.vmap(agent.init, (0, 0, None))(keys, each, {"data": data})
         bases.append(agent)
-        trained.append(cdsa.Trained(state, each))
+        trained.append(Trained(state, each))
     cfg = cdsa.Config(**LOGGED, ladder=(0.5, 0.1), ladder_steps=1, embedding=4)
     plain = cdsa.Hypers(lr=0.03, tau=0.5, beta=0.5, run=1.0, member=1.0)
     modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, bases=bases).stages

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from logged import BOX, numbers, rows, table
 
-from jaxrl.agents import cql, sac
+from jaxrl.agents import cql
+from jaxrl.policies import squashed_head
 from jaxrl.types import Batch, Box, EnvSpec
 
 
@@ -48,7 +49,7 @@ def test_regulariser_lowers_q_elsewhere_and_lifts_that_of_the_data() -> None:
 def test_proposals_estimate_the_integral() -> None:
     """∫ exp(a) da over [-1, 1] is 2 sinh 1, from each kind of proposal by its own density."""
     spec, samples = EnvSpec("lever", (1,), Box((0.0,), (4.0,), (1,)), 1), 20_000
-    head, space = sac.box_head((3,), spec), cql.action_range("cql", spec)
+    head, space = squashed_head((3,), spec), cql.action_range("cql", spec)
     t = table([0.3], [[1.0]], [0], [-0.9], [1], [0])
     actor = 0.3 * jnp.asarray(head.actor(jax.random.key(0)))
     propose = jax.jit(lambda actor, key: cql.propose(head, space, actor, t, key, samples))
@@ -63,7 +64,7 @@ def test_proposals_estimate_the_integral() -> None:
 def test_update_by_hand(learned: bool) -> None:
     """Targets without entropy; time limits bootstrap; the temperature moves where it is learned."""
     t, cfg = rows(BOX), cql.Config(**SIZES, learn_temperature=learned)
-    agent, head = cql.make(cfg, BOX), sac.box_head(cfg.hidden, BOX)
+    agent, head = cql.make(cfg, BOX), squashed_head(cfg.hidden, BOX)
     hp = cql.Hypers(gamma=0.9, tau=0.25, temperature=0.3, reward_scale=2.0, actor_lr=0.01)
     state = jax.jit(agent.init)(jax.random.key(0), numbers(hp), {})
     np.testing.assert_array_equal(state.critic, state.target)
@@ -100,7 +101,7 @@ def test_pushes_q_down_outside_the_data() -> None:
     base = numbers(cql.Hypers(lr=0.005, actor_lr=0.005))
     hp = jax.vmap(lambda weight: base.replace(weight=weight))(jnp.float32([0.0, 0.5]))
     states = jax.jit(jax.vmap(logged.fit(agent, 500), (0, None)))(hp, data)
-    head = sac.box_head((24,), spec)
+    head = squashed_head((24,), spec)
     at = lambda a: jax.vmap(lambda c: head.value(c[0], jnp.zeros((1, 1)), jnp.full((1, 1), a)))
     inside, outside = (np.asarray(at(a)(states.critic))[:, 0] for a in (0.5, -0.8))
     np.testing.assert_allclose(inside[0], 1, atol=0.05)

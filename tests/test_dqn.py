@@ -16,6 +16,7 @@ from jaxrl import nets, population
 from jaxrl.agents import dqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.losses import huber, td_target
 from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, Transition
 
 OBS, ACTIONS, BATCH, STEPS = 3, 4, 6, 2
@@ -111,7 +112,7 @@ def test_single_steps_are_discounted_by_gamma() -> None:
     t = rows(1)._replace(extras={})
     value = jnp.arange(12.0)
     expected = [float(r) + (0 if e else 0.3 * v) for r, e, v in zip(*t[2:5:2], value, strict=True)]
-    np.testing.assert_allclose(dqn.td_target(t, jnp.float32(0.3), value), expected, rtol=1e-5)
+    np.testing.assert_allclose(td_target(t, jnp.float32(0.3), value), expected, rtol=1e-5)
 
 
 def test_target_network_moves_by_the_update_counter() -> None:
@@ -132,7 +133,7 @@ def test_huber_loss_is_exact_for_any_limit() -> None:
     """Values and slopes: ½ e², and linear beyond; a limit of 1e6 squares all errors."""
     error = jnp.float32([-50.0, -2.0, -0.3, 0.0, 0.5, 1.0, 4.0])
     for limit in (0.4, 1.0, 1e6):
-        value, slope = jax.vmap(jax.value_and_grad(dqn.huber), (0, None))(error, limit)
+        value, slope = jax.vmap(jax.value_and_grad(huber), (0, None))(error, limit)
         size = np.abs(error)
         expected = np.where(size <= limit, 0.5 * size**2, limit * (size - 0.5 * limit))
         np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -14,6 +14,7 @@ from logged import BOX, numbers, rows, table
 
 from jaxrl.agents import edac, sac
 from jaxrl.errors import UserError
+from jaxrl.policies import sum_log_probs
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
@@ -109,7 +110,7 @@ def test_update_by_hand(diversity: bool) -> None:
         q_now = [head.values(c, t.obs, now.action)[:, 0] for c in state.critic]
         q_ahead = [head.values(c, t.next_obs, ahead.action)[:, 0] for c in state.target]
         taken, slope = edac.slopes(head, state.critic, t.obs, t.action)
-        log_p = [sac.joint(x.log_prob)[:, 0] for x in (now, ahead)]
+        log_p = [sum_log_probs(x.log_prob)[:, 0] for x in (now, ahead)]
         return log_p, jnp.stack(q_now), jnp.stack(q_ahead), taken, slope
 
     (log_now, log_ahead), q_now, q_ahead, taken, slope = jax.tree.map(np.asarray, parts())
@@ -167,7 +168,7 @@ def test_two_critics_without_diversity_are_sac() -> None:
             Batch(jax.tree.map(jnp.asarray, t)),
             key,
             objective,
-            sac.joint,
+            sum_log_probs,
         )
     )(theirs)
     np.testing.assert_allclose(metrics["critic_loss"], 0.5 * ours["critic_loss"], rtol=1e-5)

@@ -19,9 +19,10 @@ from jaxrl.envs.wrappers import hide, sticky_actions, time_limit
 from jaxrl.evaluate import evaluator, running
 from jaxrl.experiments.behaviour import showing
 from jaxrl.experiments.options import env_options
+from jaxrl.exploration import random_policy
 from jaxrl.program import MemberState, Stage, eval_key, evaluate_fn
 from jaxrl.rollout import rollout
-from jaxrl.sources import random_policy, replay
+from jaxrl.sources import replay
 from jaxrl.types import Box, Env, EnvSpec, Learner, Policy, TimeStep, Transition
 
 ENVS, STEPS, WINDOWS, MEMBERS, GAMMA = 3, 7, 4, 2, 0.9

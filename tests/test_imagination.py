@@ -14,8 +14,9 @@ import pytest
 from jaxrl import envs
 from jaxrl.envs import datasets, states
 from jaxrl.errors import UserError
+from jaxrl.exploration import random_policy
 from jaxrl.imagination import Model, Outcome, imagined, penalised, true_model
-from jaxrl.sources import labelled, mix, random_policy, uniform
+from jaxrl.sources import labelled, mix, uniform
 from jaxrl.types import Box, Policy, PyTree, Transition
 
 FILE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"

@@ -14,6 +14,7 @@ from logged import BOX, BUTTONS, numbers, rows, table
 
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
+from jaxrl.optim import cosine
 from jaxrl.types import Batch, Box, Discrete, EnvSpec
 
 SPECS = {"box": BOX, "discrete": BUTTONS}
@@ -61,7 +62,7 @@ def test_weights_of_advantages() -> None:
 
 def test_cosine_schedule() -> None:
     progress = jnp.array([0.0, 0.5, 1.0, 2.0])
-    np.testing.assert_allclose(iql.cosine(progress, 0.2), [1, 0.6, 0.2, 0.2], atol=1e-6)
+    np.testing.assert_allclose(cosine(progress, 0.2), [1, 0.6, 0.2, 0.2], atol=1e-6)
 
 
 # --- one update ----------------------------------------------------------------------------------

@@ -24,6 +24,19 @@ MAY_IMPORT = {
     "envs": {"envs", "jaxrl", "runs"},
     "experiments": {*FOLDERS, "runs"},
 }
+# An agent imports another one only where it is a variant of it: agent -> what it varies.
+VARIANTS = {
+    "cql": {"sac"},
+    "edac": {"sac"},
+    "mdpo": {"ppo"},
+    "mdpo_offpolicy": {"sac"},
+    "ofql": {"dql"},
+    "pgd_iql": {"pgd", "iql"},
+    "pgd_ofql": {"pgd", "ofql"},
+    "pgd_td3bc": {"pgd", "td3bc"},
+    "pqn_rnn": {"pqn"},
+    "ravl": {"edac"},
+}
 SIMULATORS = {"gymnax", "brax"}
 
 
@@ -66,6 +79,10 @@ def violations(source: str, path: str) -> list[str]:
         to = layer(name)
         if path == "jaxrl/__init__.py" and late and to == "experiments":
             continue
+        if folder == to == "agents":
+            other = name.removeprefix("jaxrl.agents.").split(".")[0]
+            if other not in VARIANTS.get(Path(path).stem, set()):
+                found.append(name)
         if to is not None and to not in MAY_IMPORT[folder]:
             found.append(name)
     return found
@@ -95,6 +112,9 @@ def test_imports_go_one_way(folder: str) -> None:
         ("agents/pqn.py", "from jaxrl.runs import stats"),
         ("jaxrl/nets.py", "if True:\n    from brax import envs"),
         ("agents/pqn.py", "from jaxrl.envs import probes"),
+        ("agents/pqn.py", "from jaxrl.agents import dqn"),
+        ("agents/pqn.py", "from jaxrl.agents.dqn import State"),
+        ("agents/ofql.py", "def f():\n    from jaxrl.agents import iql"),
         ("agents/pqn.py", "import gymnax.wrappers"),
         ("agents/pqn.py", "from agents import sac"),
         ("envs/probes.py", "from jaxrl import agents"),

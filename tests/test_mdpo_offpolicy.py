@@ -18,6 +18,7 @@ from jaxrl.agents import sac
 from jaxrl.distributions import Categorical
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.policies import ActionSamples
 from jaxrl.types import Array, Batch
 
 ACTIONS = 5
@@ -87,7 +88,7 @@ def updater(kind: str) -> Any:
 def loss(logits: Array, old: Array, q: Array, lam: Any, c: Any, index: Any) -> Array:
     """The agent's loss of categorical policies given by their logits [1, A]."""
     new, before = Categorical(logits).log_probs[..., None], Categorical(old).log_probs[..., None]
-    now = sac.Considered((), new, jnp.exp(new[..., 0]))
+    now = ActionSamples((), new, jnp.exp(new[..., 0]))
     return mdpo.actor_loss(now, before, q, *(jnp.float32(x) for x in (lam, c, index)))
 
 

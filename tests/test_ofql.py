@@ -17,14 +17,15 @@ from logged import BOX, numbers, rows
 from test_dql import LEVERS, bandit
 
 from jaxrl import envs, flow
-from jaxrl.agents import bc, ofql
+from jaxrl.agents import ofql
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, session
+from jaxrl.spaces import box_scale
 from jaxrl.types import Batch
 
 SIZES: dict[str, Any] = {"hidden": (5,), "embedding": 4, "normalise_obs": False, "candidates": 3}
-SPACE = bc.action_range("ofql", BOX)
+SPACE = box_scale("ofql", BOX)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -23,8 +23,10 @@ from jaxrl.experiments import cli, session
 from jaxrl.experiments.load import load, restore, settings_of
 from jaxrl.experiments.planning import plan
 from jaxrl.normalise import Moments
+from jaxrl.optim import warm_cosine
 from jaxrl.program import train
 from jaxrl.runs.records import RunDir
+from jaxrl.trajectories import Codec, codec, diffuser, raw, standard
 from jaxrl.types import Batch
 from jaxrl.unet import Convolution, UNet, check
 
@@ -45,7 +47,7 @@ SMALL: dict[str, Any] = {
     "model_ema_every": 2,
     "sampler_steps": 3,
 }
-CODE = pgd.codec(BOX)
+CODE = codec(BOX)
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 
 
@@ -98,7 +100,7 @@ def test_channels_and_back() -> None:
     inside: Any = np.array([[-1.0, 4.0], [0.9985, 0.002]], np.float32)
     t = t._replace(action=np.concatenate([inside, t.action[2:]]), terminated=np.zeros(8, bool))
     windows = jax.tree.map(lambda x: jnp.asarray(x).reshape(2, 4, *x.shape[1:]), t)
-    got, used = pgd.codec(BOX).decode(CODE.encode(windows))
+    got, used = codec(BOX).decode(CODE.encode(windows))
     np.testing.assert_allclose(got.obs, windows.obs, atol=1e-6)
     np.testing.assert_allclose(got.next_obs[:, :-1], windows.obs[:, 1:], atol=1e-6)
     np.testing.assert_allclose(got.reward, windows.reward, atol=1e-6)
@@ -128,13 +130,13 @@ def test_one_step_of_the_model() -> None:
     cfg = pgd.Settings(
         **{k: v for k, v in SMALL.items() if k not in ("updates", "batch_size", "hidden")}
     )
-    learner, hp = pgd.diffuser(cfg, BOX), numbers(pgd.Rates(model_lr=0.1, model_ema=0.75))
+    learner, hp = diffuser(cfg, BOX), numbers(pgd.Rates(model_lr=0.1, model_ema=0.75))
     data = rows(BOX, 12)
     state = jax.jit(learner.init)(jax.random.key(0), hp, {"data": data})
-    x = np.asarray(pgd.standard(state.steps, CODE.encode(jax.tree.map(lambda x: x[None], data))))
+    x = np.asarray(standard(state.steps, CODE.encode(jax.tree.map(lambda x: x[None], data))))
     np.testing.assert_allclose(x.mean((0, 1)), 0, atol=1e-5)
     np.testing.assert_allclose(x.std((0, 1)), 1, atol=1e-4)
-    np.testing.assert_allclose(pgd.raw(state.steps, x)[0], CODE.encode(data), atol=1e-5)
+    np.testing.assert_allclose(raw(state.steps, x)[0], CODE.encode(data), atol=1e-5)
 
     learn = jnp.arange(6)[:, None] < jnp.array([[4, 4]])
     window = jax.tree.map(lambda x: jnp.asarray(x).reshape(6, 2, *x.shape[1:]), data)
@@ -155,7 +157,7 @@ def test_one_step_of_the_model() -> None:
 
 def test_rates() -> None:
     progress = jnp.array([0.0, 0.05, 0.1, 0.55, 1.0])
-    np.testing.assert_allclose(pgd.warm_cosine(progress), [0.1, 0.55, 1, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(warm_cosine(progress), [0.1, 0.55, 1, 0.5, 0], atol=1e-6)
 
 
 # --- guidance ------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def test_the_gradient_of_a_normal_policy() -> None:
     weight = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
     log_prob = lambda obs, action: -0.5 * jnp.sum((action - obs @ weight) ** 2, -1)
     got = np.asarray(pgd.policy_gradient(CODE, steps, log_prob, x))
-    real = np.asarray(pgd.raw(steps, x), np.float64)
+    real = np.asarray(raw(steps, x), np.float64)
     obs, before = real[..., :3], real[..., 3:5]
     scale, centre = np.array([1.0, 2.0]), np.array([0.0, 2.0])
     action = centre + scale * np.tanh(before)
@@ -189,7 +191,7 @@ def test_the_gradient_of_a_normal_policy() -> None:
     np.testing.assert_array_equal(pgd.unit_length(jnp.zeros((1, 2, 3))), 0)
 
 
-class Unbounded(pgd.Codec):
+class Unbounded(Codec):
     """Actions are what stands in the channels, so that a function can be linear in them."""
 
     def action(self, x: jax.Array) -> jax.Array:
@@ -262,7 +264,7 @@ def test_log_probabilities_of_buttons() -> None:
     ]
     np.testing.assert_allclose(jnp.exp(jnp.stack(each)).sum(0), 1, rtol=1e-5)
     with pytest.raises(UserError, match="pgd acts in boxes"):
-        pgd.codec(BUTTONS)
+        codec(BUTTONS)
 
 
 # --- what the agent learns from ------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_samples_follow_the_policy() -> None:
     hp = {"agent": numbers(pgd_iql.Hypers(guidance=0.3))}
     source = pgd.generated(cfg, BOX, pgd.likelihood(pgd_iql, cfg, BOX))
     data = {"data": rows(BOX, 12)}
-    model = jax.jit(pgd.diffuser(cfg, BOX).init)(jax.random.key(0), hp["agent"], data)
+    model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp["agent"], data)
     init = jax.jit(iql.make(cfg, BOX).init)
     policies = [init(jax.random.key(seed), hp["agent"], {}) for seed in (0, 1)]
 

@@ -19,7 +19,9 @@ from jaxrl import nets, population
 from jaxrl.agents import pqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.losses import q_loss
 from jaxrl.minibatch import minibatches, permutation
+from jaxrl.optim import clipped_radam, linear
 from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, PyTree, Transition
 
 STEPS, ENVS, OBS, ACTIONS = 6, 4, 3, 4
@@ -188,7 +190,7 @@ def test_loss_gradient_in_closed_form() -> None:
     w, obs, target = rng.normal(size=(3, 4)), rng.normal(size=(7, 3)), rng.normal(size=7)
     action = np.array([0, 1, 2, 3, 0, 0, 2])
     given = (jnp.int32(action), jnp.float32(target))
-    loss = lambda w: pqn.q_loss(jnp.float32(obs) @ w, *given)
+    loss = lambda w: q_loss(jnp.float32(obs) @ w, *given)
     (value, mean_q), grad = jax.value_and_grad(loss, has_aux=True)(jnp.float32(w))
     q = (obs @ w)[np.arange(7), action]
     expected = np.zeros((3, 4))
@@ -223,7 +225,7 @@ def test_learning_rate_follows_the_gradient_steps() -> None:
     assert (cfg.updates, cfg.gradient_steps) == (244, 244 * 4 * 16)  # 500,000 // 2048
     published = optax.linear_schedule(1e-4, 1e-20, cfg.gradient_steps)
     for count in (0, 1, 63, 64, 7808, cfg.gradient_steps - 1, cfg.gradient_steps):
-        got = 1e-4 * pqn.linear(jnp.int32(count) / cfg.gradient_steps, 1.0, jnp.float32(0))
+        got = 1e-4 * linear(jnp.int32(count) / cfg.gradient_steps, 1.0, jnp.float32(0))
         np.testing.assert_allclose(got, published(count), rtol=1e-4, atol=1e-12)
 
 
@@ -308,7 +310,7 @@ def test_optimiser_equals_optax_on_the_tree() -> None:
 
     @jax.jit
     def both(params: PyTree, clip: Array) -> tuple[PyTree, PyTree]:
-        ours = pqn.optimiser(jnp.float32(0.01), clip)
+        ours = clipped_radam(jnp.float32(0.01), clip)
         theirs = optax.chain(optax.clip_by_global_norm(clip), optax.radam(0.01))
         return steps(ours, params), steps(theirs, params)
 

@@ -16,6 +16,7 @@ from jaxrl.agents import sac
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.policies import ActionSamples, StochasticHead
 from jaxrl.types import Array, Batch, Box, Discrete, Env, EnvSpec, PyTree, Transition
 
 OBS, BATCH = 3, 8
@@ -53,7 +54,7 @@ def hypers(**values: float) -> sac.Hypers:
 
 
 @functools.cache
-def made(kind: str, **sizes: Any) -> tuple[sac.Head, Any, sac.State]:
+def made(kind: str, **sizes: Any) -> tuple[StochasticHead, Any, sac.State]:
     """Head, jitted update, and a state whose target critics are not the critics."""
     cfg = sac.Config(**SIZES | sizes)
     agent = sac.make(cfg, SPECS[kind])
@@ -182,7 +183,7 @@ def test_minimum_over_discrete_actions_is_a_softmax() -> None:
 
     def loss(logits: Array) -> Array:
         dist = Categorical(logits)
-        now = sac.Considered((), dist.log_probs[..., None], jnp.exp(dist.log_probs))
+        now = ActionSamples((), dist.log_probs[..., None], jnp.exp(dist.log_probs))
         return sac.actor_loss(now, q, jnp.float32(0.4))
 
     both = jax.jit(jax.value_and_grad(loss))
@@ -287,7 +288,7 @@ def test_probes_of_discrete_actions() -> None:
     check_softmax(sac.head_of(cfg, kinds[0].spec), states.actor, alpha)
 
 
-def check_softmax(head: sac.Head, actors: Array, alpha: float) -> None:
+def check_softmax(head: StochasticHead, actors: Array, alpha: float) -> None:
     """Actors [P, size] of the probes `action` and `match` in turns."""
     p = np.exp(jax.jit(jax.vmap(lambda a: head.policy(a, SHOWN).log_probs))(actors))
     right = 1 / (1 + np.exp(-2 / alpha))  # of values 1 and -1

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl.errors import UserError
-from jaxrl.sources import below, fold, mix, parts, random_policy, replay, uniform
+from jaxrl.exploration import random_policy
+from jaxrl.sources import below, fold, mix, replay, split_batch, uniform
 from jaxrl.types import Array, Batch, Box, Discrete, PyTree, Source, Transition
 
 SLOTS, LENGTH, ENVS = 3, 4, 2
@@ -185,7 +186,7 @@ def test_refuses_a_warm_up_beyond_its_capacity() -> None:
 
 
 def test_parts_deal_rows_out_in_order() -> None:
-    dealt = parts({"x": jnp.arange(12.0).reshape(6, 2)}, 3)["x"]
+    dealt = split_batch({"x": jnp.arange(12.0).reshape(6, 2)}, 3)["x"]
     np.testing.assert_array_equal(dealt, np.arange(12.0).reshape(3, 2, 2))
 
 

@@ -25,11 +25,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxrl.agents import cdsa
-from jaxrl.agents.bc import action_range
 from jaxrl.experiments import session
+from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
+from jaxrl.sources import held_out
+from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Box, Env, EnvSpec, Policy, PyTree, TimeStep, Transition
 
 STEPS, EPISODES, SETTLED = 150, 256, 50
@@ -129,19 +131,19 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
     stage = Stage(
         name="model",
         learner=cdsa.modeller(cfg, SPEC),
-        source=cdsa.split(cfg.batch_size),
+        source=held_out(cfg.batch_size),
         updates=cfg.updates,
     )
     hp = {"agent": jax.tree.map(jnp.float32, cdsa.Hypers())}
     state = jax.jit(train(Program((stage,))))(key, hp, {"data": rows}).states["model"]
-    return cdsa.trained(cdsa.networks(cfg, SPEC, action_range("circle", SPEC)), state)
+    return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 
 
 def corrected(cfg: cdsa.Config, row: Row, model: cdsa.Model, key: Array) -> Transition:
     """Episodes of the base policy with the correction of a row."""
     policy = cdsa.adjust(BASE, dataclasses.replace(cfg, **row.static), SPEC)
     hp = jax.tree.map(jnp.float32, cdsa.Hypers(**row.traced))
-    adjusted = cdsa.Adjusted(cdsa.Trained((), ()), model)
+    adjusted = cdsa.Adjusted(Trained((), ()), model)
     return jax.jit(lambda *args: play(policy, *args, episodes=EPISODES))(adjusted, hp, key)
 
 

@@ -39,6 +39,7 @@ from jaxrl.program import Program, train
 from jaxrl.runs import records
 from jaxrl.runs.plots import COLOURS
 from jaxrl.sources import below, take
+from jaxrl.trajectories import codec
 from jaxrl.types import Array, Env, PyTree, Transition
 from jaxrl.windows import find
 
@@ -105,7 +106,7 @@ def sampled(
     """Trajectories of the diffusion model, and which of their steps are in use [n, T]."""
     sample = pgd.sampler(cfg, env.spec, pgd.likelihood(iql, cfg, env.spec))
     x = sample(states["diffusion"], states["agent"], hp, key, cfg.trajectories, jnp.float32(1))
-    made, used = pgd.codec(env.spec).decode(x)
+    made, used = codec(env.spec).decode(x)
     return jax.tree.map(lambda x: x[:, :-1], (made, used))
 
 

@@ -1,0 +1,61 @@
+"""Exploration: ε-greedy actions, and uniformly random ones for warm-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import UserError
+from jaxrl.types import Array, Box, Discrete, Policy, PyTree
+
+
+def epsilon_noise(num_actions: int) -> Callable[[Array, int], tuple[Array, Array]]:
+    """The noise of ε-greedy actions: coins [n] in [0, 1) and random actions [n]."""
+
+    def noise(key: Array, n: int) -> tuple[Array, Array]:
+        key_coin, key_action = jax.random.split(key)
+        coin = jax.random.uniform(key_coin, (n,))
+        return coin, jax.random.randint(key_action, (n,), 0, num_actions)
+
+    return noise
+
+
+def epsilon_greedy(q: Array, eps: Array, noise: tuple[Array, Array], explore: bool) -> Array:
+    """Greedy actions [n] of Q-values [n, A], replaced by random ones where the coin says so."""
+    action = jnp.argmax(q, -1)
+    if not explore:
+        return action
+    coin, random_action = noise
+    return jnp.where(coin < eps, random_action, action)
+
+
+def random_policy(space: Discrete | Box) -> Policy:
+    """Uniformly random actions, whatever the state: for warm-ups.
+
+    Raises:
+      UserError: a box without bounds.
+    """
+
+    def noise(key: Array, n: int) -> Array:
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (n,), 0, space.n)
+        low, high = (np.array(x, np.float32).reshape(space.shape) for x in (space.low, space.high))
+        return jax.random.uniform(key, (n, *space.shape), minval=low, maxval=high)
+
+    def act(
+        state: PyTree,
+        hp: PyTree,
+        obs: Array,
+        start: Array,
+        memory: PyTree,
+        noise: Array,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        return noise, memory, {}
+
+    if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():
+        raise UserError(f"random actions need bounds; these are {space.low} to {space.high}")
+    return Policy(act=act, noise=noise)

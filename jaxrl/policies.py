@@ -1,0 +1,216 @@
+"""Policies: actor and critic heads for each kind of action space, and policies made of others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxrl import nets
+from jaxrl.distributions import Categorical, Normal, tanh_correction
+from jaxrl.errors import UserError
+from jaxrl.losses import q_of_action
+from jaxrl.spaces import BoxScale
+from jaxrl.types import Agent, Array, Box, Discrete, EnvSpec, Policy, PyTree
+
+
+def deterministic_actor(hidden: tuple[int, ...], spec: EnvSpec, space: BoxScale) -> nets.Net:
+    """A deterministic policy: obs [B, *obs] to actions [B, A] in [-1, 1]; flat parameters."""
+    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.size), spec.obs_shape))
+    return nets.Net(net.init, lambda params, obs: jnp.tanh(net.apply(params, obs)))
+
+
+class ActionSamples(NamedTuple):
+    """K actions per state over which expectations are taken: one sample in a box, or all A."""
+
+    action: PyTree  # before tanh [B, A] in a box; () over discrete actions
+    log_prob: Array  # [B, K, F] by factor of the policy: the dimensions of a box
+    weight: Array  # [B, K], sums to 1
+
+
+Mlp = Callable[[tuple[int, ...], int], nn.Module]
+
+LogProb = Callable[[PyTree, Any, Array, Array], Array]
+"""(state, hp, obs [B, *obs], action [B, A]) -> log π(a|s) [B] of actions of the environment."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StochasticHead:
+    """What depends on the kind of action space. `dist` is the actor's output, policy(actor, obs).
+
+    actor(key), critic(key) -> their first parameters, as one vector
+    policy(actor, obs [B, *obs]) -> dist
+    noise(key, n) -> noise of n actions
+    act(dist, noise, explore) -> actions [n, ...] for the environment
+    consider(dist, noise) -> Considered
+    log_prob(dist, action) -> [B, K, F] of considered actions, under any policy
+    values(critic, obs, action) -> [B, K] Q of considered actions
+    value(critic, obs, action) -> [B] Q of actions as the environment took them
+    """
+
+    actor: Callable[[Array], Array]
+    critic: Callable[[Array], Array]
+    policy: Callable[[Array, Array], Any]
+    noise: Callable[[Array, int], Array]
+    act: Callable[[Any, Array, bool], Array]
+    consider: Callable[[Any, Array], ActionSamples]
+    log_prob: Callable[[Any, PyTree], Array]
+    values: Callable[[Array, Array, PyTree], Array]
+    value: Callable[[Array, Array, Array], Array]
+    target_entropy: float
+
+
+def squashed_head(
+    hidden: tuple[int, ...],
+    spec: EnvSpec,
+    least_log_std: float = -20.0,
+    actor: Mlp = nets.MLP,
+    critic: Mlp = nets.MLP,
+) -> StochasticHead:
+    """A normal distribution of log-std up to 2, squashed by tanh and scaled to the box.
+
+    `actor` and `critic` make networks from widths of hidden layers and a number of outputs.
+    """
+    space = spec.action
+    assert isinstance(space, Box)
+    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)  # [1, A]
+    if len(space.shape) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"actions must be a bounded box of one axis; {spec.name} has {space}")
+    scale, centre, size = (high - low) / 2, (high + low) / 2, low.shape[-1]
+    actor_net = nets.flat(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
+    inputs = (int(np.prod(spec.obs_shape)) + size,)
+    critic_net = nets.flat(nets.from_linen(critic(hidden, 1), inputs))
+
+    def policy(params: Array, obs: Array) -> Normal:
+        mean, log_std = jnp.split(actor_net.apply(params, obs), 2, -1)
+        return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
+
+    def act(dist: Normal, noise: Array, explore: bool) -> Array:
+        return jnp.tanh(dist.sample(noise) if explore else dist.mode) * scale + centre
+
+    def consider(dist: Normal, noise: Array) -> ActionSamples:
+        action = dist.sample(noise)
+        return ActionSamples(action, log_prob(dist, action), jnp.ones((action.shape[0], 1)))
+
+    def log_prob(dist: Normal, action: Array) -> Array:
+        each = Normal(dist.mean[..., None], dist.log_std[..., None])  # dimensions by themselves
+        action = action[..., None]
+        return (each.log_prob(action) - tanh_correction(action))[:, None]
+
+    def q(params: Array, obs: Array, action: Array) -> Array:
+        x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
+        return critic_net.apply(params, x)
+
+    return StochasticHead(
+        actor=actor_net.init,
+        critic=critic_net.init,
+        policy=policy,
+        noise=lambda key, n: Normal.noise(key, (n, size)),
+        act=act,
+        consider=consider,
+        log_prob=log_prob,
+        values=lambda params, obs, action: q(params, obs, jnp.tanh(action)),
+        value=lambda params, obs, action: q(params, obs, (action - centre) / scale)[:, 0],
+        target_entropy=-float(size),
+    )
+
+
+def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
+    """A categorical distribution; critics value all actions at once, expectations are exact."""
+    space = spec.action
+    assert isinstance(space, Discrete)
+    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
+
+    def log_prob(dist: Categorical, action: PyTree) -> Array:
+        return dist.log_probs[..., None]
+
+    def consider(dist: Categorical, noise: Array) -> ActionSamples:
+        return ActionSamples((), log_prob(dist, ()), jnp.exp(dist.log_probs))
+
+    return StochasticHead(
+        actor=net.init,
+        critic=net.init,
+        policy=lambda actor, obs: Categorical(net.apply(actor, obs)),
+        noise=lambda key, n: Categorical.noise(key, (n, space.n)),
+        act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
+        consider=consider,
+        log_prob=log_prob,
+        values=lambda params, obs, action: net.apply(params, obs),
+        value=lambda params, obs, action: q_of_action(net.apply(params, obs), action),
+        target_entropy=0.98 * float(np.log(space.n)),
+    )
+
+
+def sum_log_probs(log_prob: Array) -> Array:
+    """log π [B, K] of its factors [B, K, F]."""
+    return jnp.sum(log_prob, -1)
+
+
+def expectation(considered: ActionSamples, values: Array) -> Array:
+    """E over actions [B] of values [B, K]."""
+    return jnp.sum(considered.weight * values, -1)
+
+
+class Trained(NamedTuple):
+    """A trained policy: what its `act` takes."""
+
+    state: PyTree
+    hp: PyTree
+
+
+class Switch(NamedTuple):
+    """The state of one of several policies."""
+
+    which: Array  # [] int32
+    each: tuple[Trained, ...]
+
+
+def one_of(policies: Sequence[Policy]) -> Policy:
+    """The policy that its state, `Chosen`, says, out of several that may differ in everything."""
+
+    def act(
+        state: Switch,
+        hp: PyTree,
+        obs: Array,
+        start: Array,
+        memory: tuple[PyTree, ...],
+        noise: tuple[PyTree, ...],
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]:
+        def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:
+            own = state.each[i]
+
+            def run() -> tuple[Array, PyTree]:
+                action, after, _ = policies[i].act(
+                    own.state, own.hp, obs, start, memory[i], noise[i], explore
+                )
+                return action, (*memory[:i], after, *memory[i + 1 :])
+
+            return run
+
+        action, memory = jax.lax.switch(state.which, [branch(i) for i in range(len(policies))])
+        return action, memory, {}
+
+    def noise(key: Array, n: int) -> tuple[PyTree, ...]:
+        keys = jax.random.split(key, len(policies))
+        return tuple(p.noise(k, n) for p, k in zip(policies, keys, strict=True))
+
+    return Policy(act=act, memory=lambda n: tuple(p.memory(n) for p in policies), noise=noise)
+
+
+def unit_normal(agent: Agent, space: BoxScale) -> LogProb:
+    """N(π(s), 1) over unit actions, of what an agent does without exploration."""
+
+    def log_prob(state: PyTree, hp: Any, obs: Array, action: Array) -> Array:
+        n = obs.shape[0]
+        noise = agent.noise(jax.random.key(0), n)  # not looked at without exploration
+        chosen = agent.act(state, hp, obs, jnp.ones(n, bool), agent.memory(n), noise, False)[0]
+        away = space.unit(action) - jax.lax.stop_gradient(space.unit(chosen))
+        return -0.5 * jnp.sum(away**2 + jnp.log(2 * jnp.pi), -1)
+
+    return log_prob

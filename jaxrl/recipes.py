@@ -1,0 +1,105 @@
+"""Programs of one stage, on-policy, off-policy or offline, and checks of their sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxrl.errors import UserError, at_least
+from jaxrl.evaluate import evaluator
+from jaxrl.exploration import random_policy
+from jaxrl.program import Program, Stage
+from jaxrl.rollout import rollout
+from jaxrl.sources import replay, uniform
+from jaxrl.types import Agent, Env, PyTree, Source
+
+
+def single_stage(
+    cfg: Any, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
+) -> Program:
+    """`cfg.updates` updates of `agent` from `source`, with `evals` evaluations."""
+    stage = Stage(
+        name="agent",
+        learner=agent,
+        source=source,
+        updates=cfg.updates,
+        evals=evals,
+        evaluate=evaluate,
+    )
+    return Program((stage,))
+
+
+def on_policy(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
+    """Updates on windows of the agent's own rollouts."""
+    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets or None)
+    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+def offline_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
+    """Updates on uniform batches of inputs["data"]; the environment serves for evaluation."""
+    evaluate = evaluator(env, agent, episodes)
+    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+
+
+def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
+    """Updates on uniform batches of inputs["data"]; evaluations choose among fresh candidates."""
+    evaluate = evaluator(env, agent, episodes, explore=True)
+    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+
+
+def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
+    """A replay buffer of the agent's rollouts, warmed up with random actions."""
+    acting = lambda policy: rollout(env, policy, cfg.num_envs, cfg.num_steps)
+    return replay(
+        acting(agent),
+        cfg.capacity,
+        cfg.gradient_steps * cfg.batch_size,
+        warmup=math.ceil(cfg.warmup / cfg.window),
+        first=acting(random_policy(env.spec.action)),
+        n_step=cfg.n_step,
+    )
+
+
+def check_offline(cfg: Any) -> None:
+    """Raises UserError for the first size of an offline agent's `Config` below one."""
+    smallest = min((*cfg.hidden, 1))
+    at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
+
+
+def one_value(hp: Any, instead: str, *names: str) -> None:
+    """Raises UserError where members that share a model differ in what it is learnt with.
+
+    Args:
+      hp: hyperparameters [P] of all members.
+      instead: what to do about it, the end of the message.
+    """
+    for name in names:
+        if len(np.unique(np.asarray(getattr(hp, name)))) > 1:
+            raise UserError(f"{name} differs between members: {instead}")
+
+
+def check_replay(cfg: Any) -> None:
+    """Raises UserError where the sizes of a `Config` with replay do not fit together."""
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.batch_size,
+        n_step=cfg.n_step,
+        warmup=cfg.warmup,
+    )
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
+            f"{cfg.window}"
+        )
+    slots = cfg.capacity // cfg.window
+    if slots < math.ceil(cfg.warmup / cfg.window):
+        raise UserError(
+            f"capacity={cfg.capacity} holds {slots} windows of {cfg.window} steps, too few for "
+            f"warmup={cfg.warmup}"
+        )

@@ -1,0 +1,59 @@
+"""Action spaces as networks see them: bounded boxes in units of half their width."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.errors import UserError
+from jaxrl.types import Array, Box, Discrete, EnvSpec
+
+
+class BoxScale(NamedTuple):
+    """A bounded box of A actions, which networks see in units of half its width, [-1, 1]."""
+
+    centre: np.ndarray  # [1, A]
+    scale: np.ndarray  # [1, A]
+
+    @property
+    def size(self) -> int:
+        return self.scale.shape[-1]
+
+    def unit(self, action: Array) -> Array:
+        """Actions [B, A] of the box in [-1, 1]."""
+        return (action - self.centre) / self.scale
+
+    def scaled(self, action: Array) -> Array:
+        """Actions [B, A] in [-1, 1] as those of the box."""
+        return action * self.scale + self.centre
+
+
+def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
+    """The bounds of `spec`'s actions; UserError where they are no bounded box of one axis."""
+    space = spec.action
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        raise UserError(f"{agent} acts in boxes of one axis; {spec.name} has {space}")
+    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"{agent} needs bounded actions; {spec.name} has {space}")
+    return BoxScale((high + low) / 2, (high - low) / 2)
+
+
+def box_bounds(spec: EnvSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds [1, A] of the actions; UserError where there are none."""
+    action = spec.action
+    if not isinstance(action, Box) or len(action.shape) != 1:
+        raise UserError(f"pqn_continuous needs actions in a box; {spec.name} has {action}")
+    low, high = np.array([action.low], np.float32), np.array([action.high], np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"pqn_continuous needs bounded actions; {spec.name} has {action}")
+    return low, high
+
+
+def clip_to_box(space: Discrete | Box, action: Array) -> Array:
+    """Actions [n, ...] clipped to the bounds of a box."""
+    if isinstance(space, Discrete):
+        return action
+    return jnp.clip(action, np.array([space.low], np.float32), np.array([space.high], np.float32))
