@@ -14,6 +14,12 @@ the reward of the 50th step have the new one.
 
 The equations were found from the published data (polixir/neorl2_dataset, CC BY 4.0), which they
 reproduce to 1e-6; `tests/test_dmsd.py` shows it.
+
+`jaxrl data make` stores the state of the simulator before each step in `extras["state"]`. The
+observation holds all of the state but the time, which decides when targets are drawn again.
+`with_states` adds states to NeoRL-2's files: the time is the number of steps since the episode
+began. Rollouts in a true model that pass half-time then draw their own new targets, as the
+environment does.
 """
 
 from __future__ import annotations
@@ -22,9 +28,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.wrappers import positive
-from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
+from jaxrl.errors import UserError
+from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 PARAMS = {"stiffness": 0.1, "damping": 0.2, "force": 1.5}
 DELTA = 0.2
@@ -87,3 +95,20 @@ def reward_at(obs: Array) -> Array:
 def outcome(obs: Array, action: Array, next_obs: Array, params: PyTree) -> tuple[Array, Array]:
     """Reward and termination of a step: see `Env`."""
     return reward_at(next_obs), jnp.zeros((), bool)
+
+
+def with_states(env: str, data: Transition) -> Transition:
+    """`data` with states of the environment called `env`; as it is where it has them or must.
+
+    Raises:
+      UserError: data that begin in the middle of an episode.
+    """
+    if env != "dmsd" or "state" in data.extras:
+        return data
+    start = np.asarray(data.start)
+    if not start[0]:
+        raise UserError("row 0 is in the middle of an episode: its simulator state is not known")
+    rows = np.arange(len(start))
+    t = rows - np.maximum.accumulate(np.where(start, rows, 0))
+    x, v, target = np.split(np.asarray(data.obs), 3, axis=1)
+    return data._replace(extras=data.extras | {"state": (x, v, target, t.astype(np.int32))})

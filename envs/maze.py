@@ -4,7 +4,7 @@ A point in a maze of unit cells moves by up to `speed` along each axis and stops
 in one corner; in the goal's cell, far away, it earns 1 and the episode terminates. The maps are
 those of D4RL's mazes. Time limits truncate. Observations [2] are the position in cells, from the
 maze's centre; actions [2] lie in [-1, 1].
-Data for offline learning come from `jaxrl.envs.journeys`.
+Data for offline learning come from `jaxrl.envs.maze_walks`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.report import open_for_reading
+from jaxrl.experiments.run_folders import count_members, open_run_folder
 from jaxrl.policies import Trained
-from jaxrl.runs import shards, stats
+from jaxrl.runs import stats
 from jaxrl.types import Agent, Policy
 
 if TYPE_CHECKING:
     from jaxrl.experiments.options import Options
-    from jaxrl.experiments.planning import Plan
+    from jaxrl.experiments.plan import Plan
 
 
 class Bases(NamedTuple):
@@ -26,22 +24,6 @@ class Bases(NamedTuple):
 
     policies: tuple[Policy, ...]
     trained: tuple[Trained, ...]  # leaves [M, ...], M the first members of the run
-
-
-def members(path: Path) -> int:
-    """How many members a run has."""
-    config = open_for_reading(path).config()["config"]
-    return len(config.get("points", [{}])) * config["seeds"]
-
-
-def digest(path: Path) -> str:
-    """Of the settings of a run and of how far it has come: what its final states follow from."""
-    run = open_for_reading(path)
-    points = shards.indices(run.checkpoints)
-    if not points:
-        raise UserError(f"{path} has no checkpoint yet")
-    text = json.dumps([run.config()["config"], max(points)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(options: Options, data: str) -> Bases:
@@ -58,18 +40,23 @@ def read(options: Options, data: str) -> Bases:
 
 
 def _read(path: Path, options: Options, data: str) -> tuple[Policy, Trained]:
-    from jaxrl.experiments import load, planning  # which read the bases of a run themselves
+    from jaxrl.experiments import load
+    from jaxrl.experiments.plan import (
+        make_plan,
+    )
 
-    run = open_for_reading(path)
+    run = open_run_folder(path)
     config = run.config()["config"]
     if (config["env"], tuple(config["env_options"])) != (options.env, options.env_options):
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
     count = options.seed + options.seeds
-    if count > members(path):
-        raise UserError(f"{path} has {members(path)} members, of which --seeds asks for {count}")
-    ready = planning.plan(load.settings_of(run))
+    if count > count_members(path):
+        raise UserError(
+            f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
+        )
+    ready = make_plan(load.settings_of(run))
     state = load.restore(ready, run, (0, count))
     policy = ready.program.stages[state.stage].learner
     if not isinstance(policy, Agent):

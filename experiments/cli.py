@@ -15,7 +15,7 @@ from importlib import metadata
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents
-from jaxrl.experiments.words import Request, read, value_of
+from jaxrl.experiments.requests import Request, read, value_of
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
@@ -156,15 +156,17 @@ def _eval(words: list[str]) -> None:
 
     from pathlib import Path
 
-    from jaxrl.experiments import load, planning, report, session
+    from jaxrl.experiments import jax_setup, load, report
+    from jaxrl.experiments.plan import swept_values
+    from jaxrl.experiments.run_folders import open_run_folder
 
-    report.open_for_reading(Path(paths[0]))
-    session.start()
+    open_run_folder(Path(paths[0]))
+    jax_setup.start()
     if steps:
         load.print_steps(Path(paths[0]), episodes, seed, steps)
         return
     ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
-    report.print_episodes(planning.swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
+    report.print_episodes(swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
 
 
 def _render(words: list[str]) -> None:
@@ -175,9 +177,9 @@ def _render(words: list[str]) -> None:
 
     from pathlib import Path
 
-    from jaxrl.experiments import render, session
+    from jaxrl.experiments import jax_setup, render
 
-    session.start()
+    jax_setup.start()
     out = Path(given["--out"]) if given["--out"] else None
     render.render(Path(paths[0]), member, seed, out)
 
@@ -197,9 +199,9 @@ def _report(words: list[str]) -> None:
 
 
 def _data(words: list[str]) -> None:
-    from jaxrl.experiments import data
+    from jaxrl.experiments.data import cli
 
-    data.main(words)
+    cli.main(words)
 
 
 def _list(words: list[str]) -> None:

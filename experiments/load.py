@@ -13,9 +13,11 @@ from rich.table import Table
 
 from jaxrl import drive, population
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, planning, session, train
+from jaxrl.experiments import agents, jax_setup
+from jaxrl.experiments.console import print_line, short_path
 from jaxrl.experiments.options import Options, Settings, retype
-from jaxrl.experiments.report import open_for_reading, tell
+from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.runs import records, shards, stats
 from jaxrl.runs.shards import Range
 from jaxrl.types import Agent, PyTree
@@ -46,9 +48,7 @@ def settings_of(run: records.RunDir) -> Settings:
     return Settings(name, retype(Options(stored["env"]), stored), cfg, hp, points)
 
 
-def restore(
-    ready: planning.Plan, run: records.RunDir, members: Range | None = None
-) -> drive.RunState:
+def restore(ready: Plan, run: records.RunDir, members: Range | None = None) -> drive.RunState:
     """The newest checkpoint of a run, which may be in progress: of all members, or of a range."""
     first, last = members or (0, ready.members)
 
@@ -58,29 +58,29 @@ def restore(
 
     found = shards.newest(run.checkpoints, (first, last), target)
     if found is None:
-        raise UserError(f"{train.shorten(run.path)} has no checkpoint yet")
+        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
     stage, step = found.meta["stage"], found.meta["step"]
     return drive.assemble(ready.program, stage, step, found.parts, (first, last))
 
 
 def load(path: str | Path, member: int = 0) -> Loaded:
     """(policy, state, hp) of one member of a run, from its newest checkpoint."""
-    session.start()
-    run = open_for_reading(Path(path))
-    ready = planning.plan(settings_of(run))
+    jax_setup.start()
+    run = open_run_folder(Path(path))
+    ready = make_plan(settings_of(run))
     if not 0 <= member < ready.members:
         raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
     found = restore(ready, run, (member, member + 1))
     row = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
     policy = ready.program.stages[found.stage].learner
     if not isinstance(policy, Agent):
-        raise UserError(f"{train.shorten(run.path)} has not come to its policy yet")
+        raise UserError(f"{short_path(run.path)} has not come to its policy yet")
     return Loaded(policy, row(found.member.learner), row(found.member.hp["agent"]))
 
 
 def evaluate(
     path: Path, episodes: int, seed: int, eval_steps: int | None = None
-) -> tuple[planning.Plan, Any]:
+) -> tuple[Plan, Any]:
     """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
 
     `eval_steps` takes the place of the agent's own setting. One seed gives the same episodes.
@@ -88,7 +88,7 @@ def evaluate(
     Raises:
       UserError: the agent has no such setting, or no checkpoint yet.
     """
-    run = open_for_reading(path)
+    run = open_run_folder(path)
     settings = settings_of(run)
     if eval_steps is not None:
         if not hasattr(settings.cfg, "eval_steps"):
@@ -96,7 +96,7 @@ def evaluate(
         cfg = dataclasses.replace(settings.cfg, eval_steps=eval_steps)
         settings = dataclasses.replace(settings, cfg=cfg)
     options = dataclasses.replace(settings.options, eval_episodes=episodes)
-    ready = planning.plan(dataclasses.replace(settings, options=options))
+    ready = make_plan(dataclasses.replace(settings, options=options))
     state = restore(ready, run)
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)
@@ -114,4 +114,4 @@ def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> N
         low, high = found["ci95"]
         numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
         table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")
-    tell(table)
+    print_line(table)

@@ -19,8 +19,8 @@ import yaml
 
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments import bases, reuse
-from jaxrl.experiments.words import option_names, value_of
+from jaxrl.experiments.requests import option_names, value_of
+from jaxrl.experiments.run_folders import count_members, settings_digest, state_digest
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -117,9 +117,9 @@ class Settings:
         data = self.options.data
         contents = {"data": dataset(data).meta["sha256"]} if data is not None else {}
         if self.options.base:
-            contents["base"] = [bases.digest(path) for path in self.options.base]
+            contents["base"] = [state_digest(path) for path in self.options.base]
         if self.options.from_run is not None:
-            contents["from"] = reuse.digest(self.options.from_run)
+            contents["from"] = settings_digest(self.options.from_run)
         return {"agent": self.agent, **kept, **contents, "settings": own, **points}
 
 
@@ -174,7 +174,7 @@ def on_bases(settings: Settings, module: ModuleType, seeds: bool) -> Settings:
         return settings
     if not hasattr(module, "base_points"):
         raise UserError(f"{settings.agent} builds on no other run and takes no --base")
-    count = settings.options.seeds if seeds else min(map(bases.members, runs))
+    count = settings.options.seeds if seeds else min(map(count_members, runs))
     options = dataclasses.replace(settings.options, seeds=count)
     points = module.base_points(settings.hp, len(runs))
     return dataclasses.replace(settings, options=options, points=points)

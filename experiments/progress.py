@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-from jaxrl.runs.plots import compact
+from jaxrl.experiments.console import clock, rate, size
 
 
 class Display:
@@ -99,26 +99,3 @@ class _Line(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(self._text(), no_wrap=True)
-
-
-def rate(value: float) -> str:
-    """A speed in three digits: 38.7k, 1.24M."""
-    digits = 3 - len(str(int(value)))
-    return compact(round(value, digits))
-
-
-def size(count: int) -> str:
-    """Bytes, as 806 KiB or 1.4 GiB."""
-    for power, unit in ((30, "GiB"), (20, "MiB")):
-        if count >= 2**power:
-            return f"{count / 2**power:.1f} {unit}"
-    return f"{count / 1024:.0f} KiB"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 42 s, 3:05 or 1:02:03."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import points
-from jaxrl.experiments.points import Point, Result, shown
-from jaxrl.experiments.progress import rate as short
+from jaxrl.experiments import compare
+from jaxrl.experiments.compare import Point, Result
+from jaxrl.experiments.console import label, print_line, shown, write_csv
+from jaxrl.experiments.console import rate as short
+from jaxrl.experiments.run_folders import open_run_folder, read_sweep
 from jaxrl.runs import records, stats
 
 _ROWS = 40  # that are printed
@@ -34,35 +32,35 @@ def report(
     Args:
       out: the PNG file of the learning curves; that of the sensitivities has "-sensitivity" behind
         its name. By default report.png, in the plots of the run or sweep if there is one only.
-      over: what others are compared with, see `points.reference`.
+      over: what others are compared with, see `compare.reference`.
       csv_file: where to write one row per point; members go into a file beside it.
     """
     if any((path / "search.json").is_file() for path in paths):
         if len(paths) > 1 or out or over or csv_file:
             raise UserError("a search is reported by itself, without --over, --csv and --out")
-        from jaxrl.experiments.search import verdict  # which prints with what is here
+        from jaxrl.experiments.search import report  # which prints with what is here
 
-        verdict.report(paths[0])
+        report.report(paths[0])
         return
     found = gather(paths)
-    compared = points.results(found, over)
-    _print(compared, named=len(paths) > 1 or not points.swept(found))
+    compared = compare.results(found, over)
+    _print(compared, named=len(paths) > 1 or not compare.swept(found))
     if csv_file is not None:
         members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
         write_csv(csv_file, _point_rows(compared))
         write_csv(members, _member_rows(found))
-        tell(f"points: {csv_file}, members: {members}")
+        print_line(f"points: {csv_file}, members: {members}")
     file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
-    drawn = points.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
     if drawn:
-        tell(f"pictures: {', '.join(map(str, drawn))}")
+        print_line(f"pictures: {', '.join(map(str, drawn))}")
 
 
 def draw_run(run: records.RunDir) -> None:
     """plots/learning_curve.png of one run, and sensitivity.png where members have several points;
     nothing where it has no returns."""
-    compared = points.results(_points_of(run, run.path.name, run.config()["config"], {}))
-    points.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
+    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}))
+    compare.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -82,7 +80,7 @@ def gather(paths: Iterable[Path]) -> list[Point]:
                 label = f"{name}/{program['folder']}"
                 found += _points_of(run, label, program["config"], program["values"])
         else:
-            run = open_for_reading(path)
+            run = open_run_folder(path)
             found += _points_of(run, name, run.config()["config"], {})
     return found
 
@@ -168,56 +166,12 @@ def _by_step(
     return steps[whole], values[whole]
 
 
-def open_for_reading(path: Path) -> records.RunDir:
-    """The run in a folder, or that of a sweep which has one only; UserError where there is none."""
-    if (path / "sweep.json").is_file():
-        folders = [program["folder"] for program in read_sweep(path)["programs"]]
-        if len(folders) > 1:
-            raise UserError(
-                f"{path} is a sweep of {len(folders)} runs: choose {path / folders[0]} "
-                "or another one in it"
-            )
-        path = path / folders[0]
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is not the folder of a run: it has no config.json")
-    run = records.RunDir(path.resolve())
-    known = read_json(path / "config.json")
-    if not known.get("config") or not known.get("context"):
-        raise UserError(f"{path / 'config.json'} is not that of a run")
-    return run
-
-
-def read_sweep(path: Path) -> dict[str, Any]:
-    """sweep.json of a folder that has one."""
-    known = read_json(path / "sweep.json")
-    if not {"agent", "sweep", "programs"} <= set(known):
-        raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
-    return known
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    return known if isinstance(known, dict) else {}
-
-
 # --- printing ------------------------------------------------------------------------------------
-
-
-def tell(what: str | Table) -> None:
-    """Prints a line or a table in its whole width: a terminal that is narrower wraps it, which
-    looks bad, where rich would leave out digits."""
-    to = Console(highlight=False, markup=False)
-    if isinstance(what, Table):
-        to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
-    to.print(what, soft_wrap=isinstance(what, str))
 
 
 def _print(compared: Sequence[Result], named: bool) -> None:
     """The table; `named` has a column for the names of runs."""
-    swept = points.swept([result.point for result in compared])
+    swept = compare.swept([result.point for result in compared])
     several = sum(bool(result.found) for result in compared) > 1
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (["run"] if named else []) + swept:
@@ -246,13 +200,13 @@ def _print(compared: Sequence[Result], named: bool) -> None:
             *(["-" if speed is None else short(speed)] if named else []),
             *([point.state] if unfinished else []),
         )
-    tell(table)
+    print_line(table)
     if len(rows) < len(compared):
-        tell(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
+        print_line(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
     for result in compared if several else []:
         if result.is_reference:
-            name = points.label(result.point.values) or result.point.run
-            tell(f"P(better): that a member scores above one of {name}, ties counting half")
+            name = label(result.point.values) or result.point.run
+            print_line(f"P(better): that a member scores above one of {name}, ties counting half")
 
 
 def _cells(result: Result, several: bool) -> list[str]:
@@ -288,8 +242,8 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
         table.add_row(*name, *(f"{x:.4g}" for x in numbers))
     result = stats.summarise(outcome.returns)
     low, high = result["ci95"]
-    tell(table)
-    tell(
+    print_line(table)
+    print_line(
         f"return {result['iqm']:.4g} (IQM over members, 95 % interval {low:.4g} to {high:.4g}), "
         f"{result['episodes']} episodes each"
     )
@@ -331,24 +285,3 @@ def _member_rows(found: Sequence[Point]) -> list[dict[str, Any]]:
             results = {"final_return": final, "best_return": top, "failed": failed}
             rows.append(name | {"seed": seed} | results)
     return rows
-
-
-def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Columns are the union of those of all rows; empty where a row has none, or no number."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv(value) for name, value in row.items()} for row in rows)
-    try:
-        records.atomic_write(file, text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def _csv(value: Any) -> Any:
-    if isinstance(value, bool | np.bool):
-        return str(bool(value)).lower()
-    if isinstance(value, float | np.floating):
-        return repr(float(value)) if np.isfinite(value) else ""
-    return shown(value) if isinstance(value, list | tuple) else value

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.report import open_for_reading
+from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.program import Program, Stage
 from jaxrl.sources import whole
 from jaxrl.types import Array, Batch, Learner, PyTree
 
 INPUT = "reused"  # the name of finished states among inputs
-
-
-def digest(path: Path) -> str:
-    """Of all settings of a run, which its shared stages follow from."""
-    text = json.dumps(open_for_reading(path).config()["config"], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def reuse(
@@ -40,12 +32,13 @@ def reuse(
     Raises:
       UserError: there is none to use, or one of another size.
     """
-    from jaxrl.experiments import load, planning  # which reuses stages itself
+    from jaxrl.experiments import load
+    from jaxrl.experiments.plan import make_plan  # which reuses stages itself
 
-    run = open_for_reading(path)
+    run = open_run_folder(path)
     if run.config()["config"]["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
-    ready = planning.plan(load.settings_of(run))
+    ready = make_plan(load.settings_of(run))
     found = load.restore(ready, run, (0, 1)).results
     shared = {stage.name for stage in ready.program.stages if stage.scope == "run"}
     mine = {stage.name: stage for stage in program.stages if stage.scope == "run"}

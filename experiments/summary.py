@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.experiments import bases
-from jaxrl.experiments.planning import Plan, swept_values
-from jaxrl.experiments.progress import clock, rate
+from jaxrl.experiments.console import clock, device_kind, plural, rate
+from jaxrl.experiments.plan import Plan, swept_values
 from jaxrl.runs import records, stats
 from jaxrl.types import Transition
 
@@ -71,7 +70,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         **({"bases": bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": records.versions(),
-        "device": describe_device(),
+        "device": device_kind(),
     }
 
 
@@ -128,8 +127,8 @@ def result(summary: dict[str, Any]) -> str:
     line += "" if score is None else f", normalised {score:.1f}"
     names = f"; {len(failed)} failed: {listed(failed)}" if failed else ""
     gone = list(summary.get("diverged", []))
-    warning = f"\nwarning: Q has diverged, of {several(len(gone), 'member')}: {listed(gone)}"
-    return f"{line}, {several(summary['members'], 'member')}{names}{warning if gone else ''}"
+    warning = f"\nwarning: Q has diverged, of {plural(len(gone), 'member')}: {listed(gone)}"
+    return f"{line}, {plural(summary['members'], 'member')}{names}{warning if gone else ''}"
 
 
 def listed(members: list[int]) -> str:
@@ -142,16 +141,12 @@ def speed(summary: dict[str, Any], unit: str) -> str:
     return f"{rate(summary['steps_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
 
 
-def several(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def context(ready: Plan) -> dict[str, Any]:
     """What config.json says beside the settings: all that a run is not named after."""
     options = ready.settings.options
     return {
         "versions": records.versions(),
-        "device": describe_device(),
+        "device": device_kind(),
         "git": records.git_hash(),
         "command": sys.argv,
         "width": ready.layout.width,
@@ -159,7 +154,3 @@ def context(ready: Plan) -> dict[str, Any]:
         **({"data": options.data.resolve()} if options.data else {}),
         **({"base": [path.resolve() for path in options.base]} if options.base else {}),
     }
-
-
-def describe_device() -> str:
-    return jax.devices()[0].device_kind

@@ -27,11 +27,19 @@ from typing import Any
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, options, planning, report, session, train, words
-from jaxrl.experiments.grid import Program, programs
-from jaxrl.experiments.points import label, shown
-from jaxrl.experiments.progress import size
-from jaxrl.experiments.summary import describe_device, several
+from jaxrl.experiments import agents, jax_setup, options, report, requests, train
+from jaxrl.experiments.console import (
+    device_kind,
+    label,
+    plural,
+    print_line,
+    short_path,
+    shown,
+    size,
+)
+from jaxrl.experiments.plan import state_bytes
+from jaxrl.experiments.run_folders import read_sweep
+from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.runs import records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import ALONE, Hosts, join
@@ -54,16 +62,16 @@ def sweep(name: str, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, 
       What is in summary.json; {} of a dry run.
     """
     given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(words.from_mapping(given | {"sweep": sweep}, "the call"))
+    return run(requests.from_mapping(given | {"sweep": sweep}, "the call"))
 
 
-def run(request: words.Request) -> dict[str, Any]:
+def run(request: requests.Request) -> dict[str, Any]:
     """Trains every program that is not complete yet, and reports on all; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    session.start()
+    jax_setup.start()
     dry = [word for word in request.words if word in _DRY][-1:] == ["--dry-run"]
     request = request._replace(words=[word for word in request.words if word not in _DRY])
     hosts = _join(request)
@@ -97,9 +105,11 @@ def run(request: words.Request) -> dict[str, Any]:
     return summary
 
 
-def _join(request: words.Request) -> Hosts:
+def _join(request: requests.Request) -> Hosts:
     """The other processes, which have to be joined before the first computation."""
-    env = [word for name in request.sweep.get("env", [])[:1] for word in words.option("env", name)]
+    env = [
+        word for name in request.sweep.get("env", [])[:1] for word in requests.option("env", name)
+    ]
     module = agents.load(request.agent)
     its = options.parse(request.agent, module, [*request.words, *env]).options
     return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
@@ -117,8 +127,8 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
     steps = compact(sum(plan.total_steps * plan.members for plan in plans))
     tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
     print(
-        f"{plans[0].settings.agent} on {tasks}: {several(members, 'member')} in "
-        f"{several(len(found), 'program')} = {steps} environment steps; {train.shorten(path)}"
+        f"{plans[0].settings.agent} on {tasks}: {plural(members, 'member')} in "
+        f"{plural(len(found), 'program')} = {steps} environment steps; {short_path(path)}"
     )
     every = [point for plan in plans for point in plan.settings.points]
     for name in dict.fromkeys(name for point in every for name in point):
@@ -132,7 +142,7 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
     for name in numbers:
         table.add_column(name, justify="right")
     for program in found:
-        plan, each = program.plan, planning.state_bytes(program.plan)
+        plan, each = program.plan, state_bytes(program.plan)
         table.add_row(
             program.folder.partition("-")[0],
             *(shown(program.static.get(name, "-")) for name in static),
@@ -141,16 +151,16 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
             size(each),
             size(each * plan.members),
             str(plan.layout.width),
-            f"{plan.layout.devices} {describe_device()}",
+            f"{plan.layout.devices} {device_kind()}",
             compact(plan.total_steps * plan.members),
         )
-    report.tell(table)
+    print_line(table)
 
 
 # --- its folder ----------------------------------------------------------------------------------
 
 
-def _config(request: words.Request, found: Sequence[Program]) -> dict[str, Any]:
+def _config(request: requests.Request, found: Sequence[Program]) -> dict[str, Any]:
     """What decides the results of a sweep, and so names it."""
     swept = {name: {} for name in request.sweep}
     for program in found:
@@ -188,7 +198,7 @@ def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
     file = path / "sweep.json"
     if file.is_file():
-        known = report.read_sweep(path)
+        known = read_sweep(path)
         if not overwrite:
             _compare(path, known, config)
             return

@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import bases, running, session
+from jaxrl.experiments import bases, jax_setup, train_loop
+from jaxrl.experiments.console import device_kind, plural, short_path, size
 from jaxrl.experiments.options import Settings
-from jaxrl.experiments.planning import Plan, place, plan, state_bytes
-from jaxrl.experiments.progress import Display, size
+from jaxrl.experiments.plan import Plan, make_plan, place, state_bytes
+from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
-from jaxrl.experiments.summary import (
-    context,
-    describe_device,
-    result,
-    several,
-    speed,
-    summarise,
-)
+from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import Hosts, join
@@ -31,7 +25,7 @@ def train(settings: Settings) -> dict[str, Any]:
     A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
     """
-    session.start()
+    jax_setup.start()
     options, identity = settings.options, settings.identity()
     hosts = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, identity)
@@ -42,9 +36,11 @@ def train(settings: Settings) -> dict[str, Any]:
         if run.finished:
             summary = run.summary() or {}
             if hosts.leads:
-                print(f"{shorten(path)} is finished: {result(summary)}; --overwrite starts again")
+                print(
+                    f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
+                )
             return summary
-    ready = plan(settings, hosts)
+    ready = make_plan(settings, hosts)
     member_bytes = state_bytes(ready)
     first, last = ready.ranges[hosts.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
@@ -58,13 +54,13 @@ def train(settings: Settings) -> dict[str, Any]:
     for line in describe(ready, member_bytes, path):
         display.say(line)
     with run.lock() if hosts.leads else contextlib.nullcontext():
-        times = running.run(ready, run, hosts, display)
+        times = train_loop.run(ready, run, hosts, display)
         if hosts.leads:
             summary = records.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
             told = bases.table(summary["bases"]) if "bases" in summary else result(summary)
-            display.say(f"{told}\n{speed(summary, ready.unit)}; {shorten(path)}")
+            display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
     hosts.all(True)  # until the leader has written
     return run.summary() or {}
 
@@ -90,19 +86,12 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
     updates = sum(stage.updates for stage in ready.program.stages)
     steps = compact(ready.total_steps * ready.members)
     told = f" = {steps} environment steps" if ready.unit == "steps" else ""
-    of_each = (
-        f"{several(len(settings.points), 'point')} x {several(settings.options.seeds, 'seed')}"
-    )
+    of_each = f"{plural(len(settings.points), 'point')} x {plural(settings.options.seeds, 'seed')}"
     return [
-        f"{settings.agent} on {settings.options.env}: {several(ready.members, 'member')}"
+        f"{settings.agent} on {settings.options.env}: {plural(ready.members, 'member')}"
         f"{f' ({of_each})' if settings.swept else ''} x "
-        f"{several(updates, 'update')}{told}",
-        f"{several(layout.devices, f'{describe_device()} device')}, tiles of "
-        f"{several(layout.width, 'member')}, {size(member_bytes)} of state a member; "
-        f"{shorten(path)}",
+        f"{plural(updates, 'update')}{told}",
+        f"{plural(layout.devices, f'{device_kind()} device')}, tiles of "
+        f"{plural(layout.width, 'member')}, {size(member_bytes)} of state a member; "
+        f"{short_path(path)}",
     ]
-
-
-def shorten(path: Path) -> Path:
-    """A path as a person would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

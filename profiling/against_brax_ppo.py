@@ -26,7 +26,7 @@ import numpy as np
 from jaxrl import envs
 from jaxrl.agents import ppo
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     env = envs.make(f"brax:{args.task}")
     window = SIZES["num_envs"] * SIZES["num_steps"]
     steps = -(-args.steps // (4 * window)) * 4 * window  # in four equal stretches, for brax

@@ -51,18 +51,20 @@ def jaxrl(members: int, steps: int, repeats: int) -> list[float]:
 
     from jaxrl import envs, population
     from jaxrl.agents import pqn
-    from jaxrl.experiments import session
-    from jaxrl.experiments.planning import table
+    from jaxrl.experiments import jax_setup
+    from jaxrl.experiments.plan import hyper_table
     from jaxrl.program import Program, Stage
     from jaxrl.rollout import rollout
 
-    session.start()
+    jax_setup.start()
     env, cfg = envs.make("CartPole-v1"), pqn.Config(total_steps=steps, hidden=(64, 64))
     agent = pqn.make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
-    hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))
+    hp = plan.split(
+        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
+    )
     ids = plan.split(plan.pad(jnp.arange(members), members))
     train = jax.jit(population.train(Program((stage,)), plan))
     return _time(lambda: jax.block_until_ready(train(jax.random.key(0), ids, hp, {})), repeats)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agents import bc, cdsa
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
 from jaxrl.runs import records
 from jaxrl.spaces import box_scale
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     batches, rows = args.batches, []
     print(f"microseconds per action\n{'batch':<10}" + "".join(f"{b:>12,}" for b in batches))
     for name, found in policies().items():

@@ -58,11 +58,11 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
 
     from jaxrl import envs, population
     from jaxrl.agents import dqn
-    from jaxrl.experiments import session
-    from jaxrl.experiments.planning import table
+    from jaxrl.experiments import jax_setup
+    from jaxrl.experiments.plan import hyper_table
     from jaxrl.program import Program, Stage
 
-    session.start()
+    jax_setup.start()
     env = envs.make("CartPole-v1")
     cfg = dqn.Config(
         total_steps=steps - WARMUP,
@@ -79,7 +79,7 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
     source = replayed(cfg, env, agent)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
-    hp = table({"agent": dqn.Hypers(tau=TAU), "env": env.params}, members)
+    hp = hyper_table({"agent": dqn.Hypers(tau=TAU), "env": env.params}, members)
     hp = plan.split(plan.pad(hp, members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
     train = jax.jit(population.train(Program((stage,)), plan))

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agents import edac
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     print("critics  GFLOP an update      edac    floor  share  GFLOP/s of the floor")
     rows = []
     for critics in args.critics:

@@ -28,8 +28,8 @@ import numpy as np
 
 from jaxrl import population
 from jaxrl.agents import iql
-from jaxrl.experiments import session
-from jaxrl.experiments.planning import table
+from jaxrl.experiments import jax_setup
+from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
@@ -98,7 +98,7 @@ def whole(
     agent = iql.make(cfg, SPEC)
     stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     spread = lambda tree: plan.split(plan.pad(tree, members))
-    hp = spread(table({"agent": iql.Hypers()}, members))
+    hp = spread(hyper_table({"agent": iql.Hypers()}, members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
     shared = {"inputs": {"data": plan.share(dataset())}}
     start = {"key": keys, "hp": hp, "inputs": {}}
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     work = 2 * sum(m * k * n for m, k, n in products(iql.Config()))
     print(f"{work / 1e9:.3f} GFLOP an update; CPU seconds per 1,000 updates of a member")
     print("members  tile      iql    floor  share  GFLOP/s of the floor")

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agents import dql, ofql
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     data, rows = dataset(), []
     agents = {"ofql": ofql, "dql": dql}
     found = {name: programs(module, args.updates, data) for name, module in agents.items()}

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.agents import iql, pgd, pgd_iql
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.runs import records
 from jaxrl.trajectories import DiffusionState, diffuser
 from jaxrl.types import Array, Batch, Box, EnvSpec, PyTree, Transition
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     columns = ("unguided", "guided", "model", "agent", "share")
     print("features" + "".join(f"{name:>10}" for name in columns))
     rows = []

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 
 from jaxrl import envs, nets, population
 from jaxrl.agents import pqn
-from jaxrl.experiments import session
-from jaxrl.experiments.planning import table
+from jaxrl.experiments import jax_setup
+from jaxrl.experiments.plan import hyper_table
 from jaxrl.losses import q_loss
 from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
@@ -94,7 +94,9 @@ def passes(cfg: pqn.Config, env: Env) -> Program:
 def measure(run: Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
     """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of training `members` to the end."""
     plan = population.layout(members)
-    hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))
+    hp = plan.split(
+        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
+    )
     ids = plan.split(plan.pad(jnp.arange(members), members))
     args = (jax.random.key(0), ids, hp, {})
     clock = time.perf_counter()
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     env = envs.make("CartPole-v1")
     rows = []
     print("members  tile         pqn  environment     network     ceiling  share")

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from jaxrl import envs, population
 from jaxrl.agents import pqn
-from jaxrl.experiments import session
-from jaxrl.experiments.planning import table
+from jaxrl.experiments import jax_setup
+from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
@@ -33,7 +33,9 @@ def measure(members: int, devices: list[Any], width: int | None, steps: int) -> 
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members, devices, width)
-    hp = plan.split(plan.pad(table({"agent": pqn.Hypers(), "env": env.params}, members), members))
+    hp = plan.split(
+        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
+    )
     args = (jax.random.key(0), plan.split(plan.pad(jnp.arange(members), members)), hp, {})
     run = jax.jit(population.train(Program((stage,)), plan)).lower(*args).compile()
     walls = []
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4_000_000, help="steps in one measurement")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     everything, rows = jax.devices(), []
     print("members devices  width      steps/s  temporary MiB")
     for members in args.members:

@@ -21,7 +21,7 @@ from jaxrl import diffusion, envs
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, session
+from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.studies import circle
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, train
@@ -329,7 +329,7 @@ COMMON += ["--agent.batch-size", "4", "--eval-episodes", "4"]
 
 @pytest.fixture(autouse=True)
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datasets.save(path / "aim.npz", datasets.Dataset(t, meta))
     datasets.save(path / "other.npz", datasets.Dataset(t._replace(reward=t.reward + 1), meta))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "start", lambda: None)
+        patch.setattr(jax_setup, "start", lambda: None)
         for name, hidden, seeds in (("narrow", "3", "3"), ("wide", "5", "2")):
             words = ["train", "bc", *COMMON, "--data", f"{path}/aim.npz", "--seeds", seeds]
             assert cli.main([*words, "--hidden", hidden, "--out", f"{path}/{name}"]) == 0

@@ -17,16 +17,8 @@ import yaml
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import (
-    agents,
-    cli,
-    options,
-    planning,
-    report,
-    running,
-    session,
-    summary,
-)
+from jaxrl.experiments import agents, cli, jax_setup, options, report, summary, train_loop
+from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.runs import records
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
@@ -45,8 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(session, "start", lambda: None)
-    monkeypatch.setattr(running, "run", lambda *args: pytest.fail("a training run was started"))
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
+    monkeypatch.setattr(train_loop, "run", lambda *args: pytest.fail("a training run was started"))
     return tmp_path
 
 
@@ -439,18 +431,16 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
     )
     (folder / "own_env.py").write_text(source + "\n".join([*lines, last, "", "", "env = walk()"]))
     monkeypatch.delitem(sys.modules, "own_env", raising=False)
-    made = planning.plan(
-        parse("--env", "own_env:make", "--env-options", "limit=4", "noise=0.5")
-    ).env
+    made = make_plan(parse("--env", "own_env:make", "--env-options", "limit=4", "noise=0.5")).env
     assert made.spec.max_steps == 4 and float(made.params["noise"]) == 0.5
-    assert planning.plan(parse("--env", "own_env:env")).env.spec.max_steps == 5
+    assert make_plan(parse("--env", "own_env:env")).env.spec.max_steps == 5
     monkeypatch.delitem(sys.modules, "own_env")
 
 
 # --- members that fail, and reports --------------------------------------------------------------
 
 
-def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> planning.Plan:
+def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
     settings = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
     run = records.open_run(path, settings.identity(), {"width": 1})
@@ -459,10 +449,10 @@ def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) 
         columns = {"return": np.array(y), "finite": np.array(sound)}
         index = {"stage": "agent", "member": np.arange(3)} | step
         run.write_part(f"00-{chunk:010d}", index | columns)
-    return planning.plan(settings)
+    return make_plan(settings)
 
 
-def finish(path: Path, ready: planning.Plan) -> dict:
+def finish(path: Path, ready: Plan) -> dict:
     run = records.RunDir(path)
     found = summary.summarise(ready, run, wall_s=10.0, compile_s=4.0)
     run.write_summary(found)
@@ -475,10 +465,10 @@ def test_a_failed_member_has_no_return() -> None:
         lengths: np.ndarray = np.array([[1, 3], [9, 9]])
 
     metrics = {"finite": np.array([1.0, 0.0]), "loss": np.array([0.1, np.nan])}
-    columns = running.metrics_of(Report("agent", 1, metrics, Evals(), None))
+    columns = train_loop.metrics_of(Report("agent", 1, metrics, Evals(), None))
     np.testing.assert_array_equal(columns["return"], [2.0, np.nan])
     np.testing.assert_array_equal(columns["length"], [2.0, np.nan])
-    assert running.shown(columns) == {"return": 2.0}
+    assert train_loop.shown(columns) == {"return": 2.0}
 
 
 def test_summary_names_failed_members_and_counts_the_others(folder: Path) -> None:

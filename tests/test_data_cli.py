@@ -15,9 +15,11 @@ import tiny
 from PIL import Image
 
 from jaxrl import envs
-from jaxrl.envs import datasets, formats, maze
-from jaxrl.envs.datasets import Dataset
-from jaxrl.experiments import behaviour, cli, data, session
+from jaxrl.envs import datasets, maze
+from jaxrl.envs.datasets import Dataset, npz
+from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments.data import cli as data_cli
+from jaxrl.experiments.data import collect
 from jaxrl.types import Env, Transition
 
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
@@ -37,7 +39,7 @@ def jaxrl(
 ) -> Run:
     """Runs `jaxrl data ...` in this process and an empty folder: code, output, error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
 
     def run(*words: str) -> tuple[int, str, str]:
         code = cli.main(["data", *words])
@@ -73,7 +75,7 @@ def test_info_tells_and_draws(jaxrl: Run, tmp_path: Path) -> None:
 
 def test_level_of_rewards_is_told_where_it_may_be_taken_off() -> None:
     found = datasets.load(FIXTURE)
-    t, told = found.transitions, lambda t: "\n".join(data.describe(Dataset(t, found.meta)))
+    t, told = found.transitions, lambda t: "\n".join(data_cli.describe(Dataset(t, found.meta)))
     assert f"--agent.reward-shift={-t.reward.mean():.3g} takes" in told(t)
     ends = np.arange(len(t.reward)) == len(t.reward) - 1
     for other in (t._replace(terminated=ends), t._replace(reward=t.reward - t.reward.mean())):
@@ -84,7 +86,7 @@ def test_duplicates_are_counted() -> None:
     t = datasets.load(FIXTURE).transitions
     rows = np.array([0, 1, 2, 1, 5, 1, 0])
     columns: Any = [x[rows] for x in t[:-1]]
-    assert data.duplicates(Dataset(Transition(*columns), {})) == 3
+    assert data_cli.duplicates(Dataset(Transition(*columns), {})) == 3
 
 
 def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_help_names_every_level(jaxrl: Run, tmp_path: Path, words: list[str]) ->
     code, out, err = jaxrl(*words)
     assert (code, err) == (0, "") and not list(tmp_path.iterdir())
     levels = out.partition("levels: ")[2]
-    for level in (*behaviour.LEVELS, *behaviour.MAZE_LEVELS):
+    for level in (*collect.LEVELS, *collect.MAZE_LEVELS):
         assert level in levels
 
 
@@ -158,7 +160,7 @@ def check_replay(env: Env, t: Any) -> None:
     assert not (np.asarray(ts.truncated) & ~t.truncated).any()
     inside = ~t.start[1:]
     np.testing.assert_array_equal(t.next_obs[:-1][inside], t.obs[1:][inside])
-    np.testing.assert_array_equal(t.start, formats.starts(t.terminated | t.truncated))
+    np.testing.assert_array_equal(t.start, npz.starts(t.terminated | t.truncated))
 
 
 def test_make_walks_through_a_maze(jaxrl: Run, tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_make_trains_and_plays(jaxrl: Run, tmp_path: Path) -> None:
 def test_whole_episodes_are_kept_by_when_they_begin() -> None:
     """A collected episode is cut nowhere but at the end of the data, whatever its length."""
     env = tiny.glide()
-    t: Any = behaviour.collect(behaviour.at_random(env), jax.random.key(1), 333)
+    t: Any = collect.collect(collect.at_random(env), jax.random.key(1), 333)
     assert len(t.reward) == 333
     _, lengths = datasets.episode_returns(t)
     ends = np.flatnonzero(t.truncated)

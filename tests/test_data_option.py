@@ -15,7 +15,8 @@ import pytest
 import jaxrl
 from jaxrl import envs
 from jaxrl.envs import datasets
-from jaxrl.experiments import agents, cli, options, planning, session
+from jaxrl.experiments import agents, cli, jax_setup, options
+from jaxrl.experiments.plan import make_plan
 
 AIM = envs.make("probe:aim").spec
 TRAIN = ["train", "bc", "--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4"]
@@ -26,7 +27,7 @@ TRAIN += ["--agent.batch-size", "4", "--evals", "1", "--eval-episodes", "2"]
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset of `probe:aim` in an empty current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     return write(tmp_path / "aim.npz", seed=0)
 
 
@@ -67,7 +68,7 @@ def test_agents_get_the_extras_that_they_name(agent: str, leaves: int) -> None:
     """Such as states of the simulator, which the observations of DMSD tell."""
     fixture = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
     words = ["--env", "dmsd", "--data", str(fixture)]
-    ready = planning.plan(options.parse(agent, agents.load(agent), words))
+    ready = make_plan(options.parse(agent, agents.load(agent), words))
     found = ready.inputs["data"].extras
     assert len(found.get("state", ())) == leaves
     assert "expert" in ready.meta["reference"]

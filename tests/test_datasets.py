@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrl.envs import d4rl, datasets, formats
-from jaxrl.envs.datasets import Dataset
-from jaxrl.envs.references import LIMITS, reference, task
+from jaxrl.envs import datasets
+from jaxrl.envs.datasets import Dataset, d4rl, npz
+from jaxrl.envs.datasets.scores import LIMITS, reference, task
 from jaxrl.errors import UserError
 from jaxrl.types import Box, Discrete, EnvSpec, Transition
 
@@ -28,7 +28,7 @@ def made(ends: str = ENDS, *, discrete: bool = False, extras: bool = False, seed
     rows = len(ends)
     normal = lambda *shape: rng.normal(size=(rows, *shape)).astype(np.float32)
     terminated, truncated = (np.array([c == end for c in ends]) for end in "Tt")
-    start = formats.starts(terminated | truncated)
+    start = npz.starts(terminated | truncated)
     obs, next_obs = normal(2, 2), normal(2, 2)
     inside = ~start[1:]
     next_obs[:-1][inside] = obs[1:][inside]
@@ -44,7 +44,7 @@ def made(ends: str = ENDS, *, discrete: bool = False, extras: bool = False, seed
 
 
 def same(a: Transition, b: Transition) -> None:
-    left, right = formats.arrays(a), formats.arrays(b)
+    left, right = npz.arrays(a), npz.arrays(b)
     assert left.keys() == right.keys()
     for name in left:
         assert left[name].dtype == right[name].dtype, name
@@ -328,11 +328,11 @@ def test_check_against_an_environment() -> None:
 # --- bad files -----------------------------------------------------------------------------------
 
 
-def npz(**changes: Any) -> Callable[[Path], Path]:
+def npz_file(**changes: Any) -> Callable[[Path], Path]:
     """A file of ours, `None` leaving out a column."""
 
     def make(folder: Path) -> Path:
-        columns = formats.arrays(made(extras=True)) | changes
+        columns = npz.arrays(made(extras=True)) | changes
         file = folder / "bad.npz"
         np.savez(file, **{k: np.asarray(v) for k, v in columns.items() if v is not None})
         return file
@@ -377,27 +377,30 @@ def with_value(x: np.ndarray, row: int, value: float) -> np.ndarray:
 
 T = made(extras=True)
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (npz(reward=None), "bad.npz: reward: missing; the file has action, "),
-    "no termination": (npz(terminated=None), "bad.npz: done: missing"),
-    "rows": (npz(action=T.action[:-1]), "bad.npz: action: has 16 rows"),
-    "shape": (npz(next_obs=T.obs[:, 0]), "bad.npz: next_obs: has shape"),
-    "wide reward": (npz(reward=T.obs), "bad.npz: reward: must have one number"),
-    "scalar": (npz(obs=1.0), "bad.npz: obs: has no rows"),
-    "nothing": (npz(obs=T.obs[:0]), "bad.npz: obs: has no rows"),
-    "nan": (npz(obs=with_value(T.obs, 5, np.nan)), "bad.npz: obs, row 5: NaN or infinite"),
-    "infinite": (npz(reward=with_value(T.reward, 7, np.inf)), "bad.npz: reward, row 7: NaN"),
-    "too large": (npz(action=np.full((17, 3), 1e300)), "bad.npz: action, row 0: NaN"),
+    "missing": (npz_file(reward=None), "bad.npz: reward: missing; the file has action, "),
+    "no termination": (npz_file(terminated=None), "bad.npz: done: missing"),
+    "rows": (npz_file(action=T.action[:-1]), "bad.npz: action: has 16 rows"),
+    "shape": (npz_file(next_obs=T.obs[:, 0]), "bad.npz: next_obs: has shape"),
+    "wide reward": (npz_file(reward=T.obs), "bad.npz: reward: must have one number"),
+    "scalar": (npz_file(obs=1.0), "bad.npz: obs: has no rows"),
+    "nothing": (npz_file(obs=T.obs[:0]), "bad.npz: obs: has no rows"),
+    "nan": (npz_file(obs=with_value(T.obs, 5, np.nan)), "bad.npz: obs, row 5: NaN or infinite"),
+    "infinite": (npz_file(reward=with_value(T.reward, 7, np.inf)), "bad.npz: reward, row 7: NaN"),
+    "too large": (npz_file(action=np.full((17, 3), 1e300)), "bad.npz: action, row 0: NaN"),
     "nan in extras": (
-        npz(**{"extras/log_prob": with_value(T.reward, 2, np.nan)}),
+        npz_file(**{"extras/log_prob": with_value(T.reward, 2, np.nan)}),
         "bad.npz: extras/log_prob, row 2",
     ),
-    "flag": (npz(truncated=with_value(T.reward * 0, 3, 0.5)), "bad.npz: truncated, row 3: must be"),
-    "texts": (npz(action=np.array(["a"] * 17)), "bad.npz: action: holds <U1"),
-    "objects": (npz(action=np.array([None] * 17)), "bad.npz: action: cannot be read"),
-    "state": (npz(**{"state/0": None}), "bad.npz: state/0: missing"),
-    "meta": (npz(meta="{"), "bad.npz: meta: is no JSON"),
-    "meta, a list": (npz(meta="[]"), "bad.npz: meta: must be a JSON object"),
-    "changed": (npz(meta='{"sha256": "0"}'), "bad.npz: meta: its sha256"),
+    "flag": (
+        npz_file(truncated=with_value(T.reward * 0, 3, 0.5)),
+        "bad.npz: truncated, row 3: must be",
+    ),
+    "texts": (npz_file(action=np.array(["a"] * 17)), "bad.npz: action: holds <U1"),
+    "objects": (npz_file(action=np.array([None] * 17)), "bad.npz: action: cannot be read"),
+    "state": (npz_file(**{"state/0": None}), "bad.npz: state/0: missing"),
+    "meta": (npz_file(meta="{"), "bad.npz: meta: is no JSON"),
+    "meta, a list": (npz_file(meta="[]"), "bad.npz: meta: must be a JSON object"),
+    "changed": (npz_file(meta='{"sha256": "0"}'), "bad.npz: meta: its sha256"),
     "zip": (text(b"PK\x03\x04"), "bad.npz: as a whole: cannot be read"),
     "other": (text(b"hello"), "bad.npz is neither"),
     "empty": (text(b""), "bad.npz is neither"),

@@ -17,7 +17,7 @@ from jaxrl.envs import EnvError, registry
 from jaxrl.envs.normalise import normalised_observations, normalised_rewards
 from jaxrl.envs.wrappers import hide, sticky_actions, time_limit
 from jaxrl.evaluate import evaluator, running
-from jaxrl.experiments.behaviour import showing
+from jaxrl.experiments.data.collect import showing
 from jaxrl.experiments.options import env_options
 from jaxrl.exploration import random_policy
 from jaxrl.program import MemberState, Stage, eval_key, evaluate_fn

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import evolution, population
+from jaxrl import population
 from jaxrl.experiments.search.bandit import ucb
+from jaxrl.experiments.search.halving import rungs, survivors
+from jaxrl.experiments.search.pbt import exchange_members, perturb, truncation
+from jaxrl.experiments.search.slots import members_of
 from jaxrl.program import MemberState
 
 RNG = np.random.default_rng
@@ -17,10 +20,10 @@ RNG = np.random.default_rng
 def test_truncation_replaces_the_worst_by_the_best() -> None:
     scores = np.array([3.0, np.nan, 8.0, 5.0, 7.0, 1.0, 6.0, 4.0])
     for seed in range(20):
-        parents = evolution.truncation(RNG(seed), scores, 0.25)
+        parents = truncation(RNG(seed), scores, 0.25)
         assert set(np.flatnonzero(parents != np.arange(8))) == {1, 5}
         assert set(parents[[1, 5]]) <= {2, 4}
-    several = [evolution.truncation(RNG(seed), scores, 0.25)[1] for seed in range(20)]
+    several = [truncation(RNG(seed), scores, 0.25)[1] for seed in range(20)]
     assert set(several) == {2, 4}
 
 
@@ -29,23 +32,23 @@ def test_truncation_replaces_the_worst_by_the_best() -> None:
     [([1.0, 2.0, 3.0], 0.25), ([np.nan] * 4, 0.5), ([np.nan, np.nan, np.nan, 1.0], 0.0)],
 )
 def test_nobody_moves_without_enough_trials_or_scores(scores: list[float], share: float) -> None:
-    parents = evolution.truncation(RNG(0), np.array(scores), share)
+    parents = truncation(RNG(0), np.array(scores), share)
     np.testing.assert_array_equal(parents, np.arange(len(scores)))
 
 
 def test_a_lone_sound_trial_is_the_parent_of_all_that_are_replaced() -> None:
     scores = np.array([np.nan, np.nan, np.nan, 1.0])
-    parents = evolution.truncation(RNG(0), scores, 0.5)
+    parents = truncation(RNG(0), scores, 0.5)
     np.testing.assert_array_equal(parents, [3, 3, 2, 3])
 
 
 def test_settings_move_by_the_step_or_are_drawn_anew() -> None:
     units, parents = np.array([[0.5, 0.97], [0.2, 0.2], [0.9, 0.1]]), np.array([0, 0, 2])
-    moved = evolution.perturb(RNG(1), units, parents, step=0.1, resample=0.0)
+    moved = perturb(RNG(1), units, parents, step=0.1, resample=0.0)
     np.testing.assert_array_equal(moved[[0, 2]], units[[0, 2]])
     assert min(abs(moved[1, 0] - 0.4), abs(moved[1, 0] - 0.6)) < 1e-12
     assert min(abs(moved[1, 1] - 0.87), abs(moved[1, 1] - 1.0)) < 1e-12  # not beyond the range
-    drawn = [evolution.perturb(RNG(i), units, parents, resample=1.0)[1] for i in range(200)]
+    drawn = [perturb(RNG(i), units, parents, resample=1.0)[1] for i in range(200)]
     assert abs(np.mean(drawn) - 0.5) < 0.05 and 0 <= np.min(drawn) and np.max(drawn) <= 1
 
 
@@ -56,9 +59,9 @@ def test_an_exchange_moves_weights_and_settings_and_nothing_else() -> None:
         {"w": rows(0)}, {"env": rows(10)}, {"lr": rows(20)}, keys, {"loss": rows(3)}
     )
     # Three trials of two seeds: the first takes over from the last.
-    parents = evolution.members_of(np.array([2, 1, 2]), 2)
+    parents = members_of(np.array([2, 1, 2]), 2)
     np.testing.assert_array_equal(parents, [4, 5, 2, 3, 4, 5])
-    new = evolution.exchange(state, jnp.asarray(parents), {"lr": rows(30)})
+    new = exchange_members(state, jnp.asarray(parents), {"lr": rows(30)})
     np.testing.assert_array_equal(new.learner["w"], [4, 5, 2, 3, 4, 5])
     np.testing.assert_array_equal(new.hp["lr"], [30, 31, 22, 23, 24, 25])
     np.testing.assert_array_equal(new.source["env"], rows(10))
@@ -68,19 +71,19 @@ def test_an_exchange_moves_weights_and_settings_and_nothing_else() -> None:
 
 def test_rungs() -> None:
     chunks = [(i * 10, 10) for i in range(16)]
-    assert evolution.rungs(chunks, 16, 4) == [(10, 16), (40, 4), (160, 1)]
-    assert evolution.rungs(chunks, 64, 4) == [(10, 64), (40, 16), (160, 4)]  # 2 is no end of one
-    assert evolution.rungs(chunks, 7, 2) == [(40, 7), (80, 3), (160, 1)]
-    assert evolution.rungs(chunks, 1, 4) == [(160, 1)]
-    assert evolution.rungs([(0, 5)], 64, 4) == [(5, 64)]
-    assert evolution.rungs([(0, 3), (3, 4), (7, 3)], 9, 3) == [(3, 9), (10, 3)]
+    assert rungs(chunks, 16, 4) == [(10, 16), (40, 4), (160, 1)]
+    assert rungs(chunks, 64, 4) == [(10, 64), (40, 16), (160, 4)]  # 2 is no end of one
+    assert rungs(chunks, 7, 2) == [(40, 7), (80, 3), (160, 1)]
+    assert rungs(chunks, 1, 4) == [(160, 1)]
+    assert rungs([(0, 5)], 64, 4) == [(5, 64)]
+    assert rungs([(0, 3), (3, 4), (7, 3)], 9, 3) == [(3, 9), (10, 3)]
 
 
 def test_survivors() -> None:
     scores = np.array([2.0, np.nan, 5.0, 2.0, 9.0])
-    np.testing.assert_array_equal(evolution.survivors(scores, 2), [2, 4])
-    np.testing.assert_array_equal(evolution.survivors(scores, 3), [0, 2, 4])
-    np.testing.assert_array_equal(evolution.survivors(scores, 5), [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(survivors(scores, 2), [2, 4])
+    np.testing.assert_array_equal(survivors(scores, 3), [0, 2, 4])
+    np.testing.assert_array_equal(survivors(scores, 5), [0, 1, 2, 3, 4])
 
 
 @pytest.mark.parametrize(("devices", "width"), [(1, 2), (4, 2), (2, 4), (3, 1)])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxrl import envs
-from jaxrl.envs import datasets, states
+from jaxrl.envs import datasets
+from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.exploration import random_policy
 from jaxrl.imagination import Model, Outcome, imagined, penalised, true_model
@@ -164,7 +165,7 @@ def test_penalty() -> None:
 def test_true_model_makes_the_steps_of_dmsd_data() -> None:
     """From all rows of NeoRL-2's file but those in which targets are drawn anew, to 1e-6."""
     env, data = envs.make("dmsd"), datasets.load(FILE).transitions
-    data = states.with_states("dmsd", data)
+    data = with_states("dmsd", data)
     model = true_model(env)
     key = jax.random.key(0)
     world, out = jax.jit(
@@ -184,8 +185,8 @@ def test_states_need_whole_episodes() -> None:
     data = datasets.load(FILE).transitions
     late = jax.tree.map(lambda x: x[30:], data)._replace(start=data.start[30:])
     with pytest.raises(UserError, match="row 0 is in the middle"):
-        states.with_states("dmsd", late)
-    assert states.with_states("maze:umaze", data) is data
+        with_states("dmsd", late)
+    assert with_states("maze:umaze", data) is data
 
 
 def test_true_model_makes_the_steps_of_a_maze() -> None:

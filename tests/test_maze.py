@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl import envs
-from jaxrl.envs import journeys, maze, names, registry
+from jaxrl.envs import maze, maze_walks, names, registry
 from jaxrl.envs.names import EnvError
 
 ALL = pytest.mark.parametrize("layout", maze.LAYOUTS)
@@ -33,7 +33,7 @@ def test_drawings_are_closed_and_connected(layout: str) -> None:
     walls = plan.walls
     assert walls[0].all() and walls[-1].all() and walls[:, 0].all() and walls[:, -1].all()
     assert len(plan.cells) == (~walls).sum()
-    between = journeys.distances(plan)
+    between = maze_walks.distances(plan)
     assert (between >= 0).all()
     np.testing.assert_array_equal(between, between.T)
     # Counted in the drawings.
@@ -51,9 +51,9 @@ def test_distances_are_those_of_paths_of_unit_steps(layout: str) -> None:
         oracle[i, j] = gap if gap <= 1 else oracle[i, j]
     for k in range(count):
         oracle = np.minimum(oracle, oracle[:, k, None] + oracle[k])
-    between = journeys.distances(plan)
+    between = maze_walks.distances(plan)
     np.testing.assert_array_equal(between, oracle)
-    onward = journeys.next_cells(plan)
+    onward = maze_walks.next_cells(plan)
     target = np.arange(count)[None]
     np.testing.assert_array_equal(between[onward, target], np.maximum(between - 1, 0))
     assert (np.take_along_axis(between, onward, 1) == (between > 0)).all()  # a neighbour
@@ -111,8 +111,8 @@ def test_the_goal_terminates_and_the_limit_truncates() -> None:
 def test_commands_are_short_and_cover_the_way(layout: str, level: str) -> None:
     """None goes further than half of the way; together they lead from start to goal."""
     plan = maze.parse(layout)
-    between, onward = journeys.distances(plan), journeys.next_cells(plan)
-    pairs = journeys.commands(plan, level)
+    between, onward = maze_walks.distances(plan), maze_walks.next_cells(plan)
+    pairs = maze_walks.commands(plan, level)
     assert 0 < between[tuple(pairs.T)].min() and pairs.dtype == np.int32
     assert between[tuple(pairs.T)].max() <= between[plan.start, plan.goal] / 2
     walked = set()
@@ -125,7 +125,7 @@ def test_commands_are_short_and_cover_the_way(layout: str, level: str) -> None:
         assert (at, onward[at, plan.goal]) in walked
         at = onward[at, plan.goal]
     if level == "play":
-        assert set(np.unique(pairs)) == set(np.flatnonzero(journeys.places(plan)))
+        assert set(np.unique(pairs)) == set(np.flatnonzero(maze_walks.places(plan)))
     else:
         near = (between > 0) & (between <= between[plan.start, plan.goal] / 2)
         assert len(pairs) == np.delete(near, plan.goal, 0).sum()
@@ -144,18 +144,18 @@ def test_places_of_the_medium_maze() -> None:
         ########"""
     found = np.array([list(row) for row in drawn.split()])
     cells = PLAN.cells.astype(int)
-    np.testing.assert_array_equal(found[tuple(cells.T)] == "o", journeys.places(PLAN))
+    np.testing.assert_array_equal(found[tuple(cells.T)] == "o", maze_walks.places(PLAN))
 
 
 def test_levels_are_named() -> None:
     with pytest.raises(EnvError, match="play, diverse, expert"):
-        journeys.make("umaze", "medium")
+        maze_walks.make("umaze", "medium")
 
 
 @pytest.fixture(scope="module")
 def played() -> tuple:
     """States [T, N], TimeSteps and ends of journeys in the medium maze, noisy and noiseless."""
-    env, policy = journeys.make("medium", "diverse"), journeys.controller("medium")
+    env, policy = maze_walks.make("medium", "diverse"), maze_walks.controller("medium")
     count, steps = 64, 150
 
     @jax.jit
@@ -187,12 +187,12 @@ def test_journeys_arrive(played: tuple, noisy: int) -> None:
     position = state.maze.position[last, each]
     gap = np.abs(position - plan.cells[state.target[0]] - 0.5 - state.lane[0]).max(1)
     arrived = ts.truncated[last, each]
-    assert (gap[arrived] <= journeys.NEAR + SPEED + 1e-5).all() and arrived.mean() > 0.8
-    assert np.abs(state.lane).max() <= journeys.LANE and np.ptp(state.lane[0], 0).min() > 0.5
+    assert (gap[arrived] <= maze_walks.NEAR + SPEED + 1e-5).all() and arrived.mean() > 0.8
+    assert np.abs(state.lane).max() <= maze_walks.LANE and np.ptp(state.lane[0], 0).min() > 0.5
     begin = np.floor(state.maze.position[0]).astype(int)
     index = np.full(plan.walls.shape, -1)
     index[~plan.walls] = np.arange(len(plan.cells))
-    cells = journeys.distances(plan)[index[tuple(begin.T)], state.target[0]]
+    cells = maze_walks.distances(plan)[index[tuple(begin.T)], state.target[0]]
     if not noisy:
         assert (last + 1 <= cells / SPEED + 3).all()
     assert not plan.walls[tuple(np.floor(state.maze.position).astype(int).reshape(-1, 2).T)].any()

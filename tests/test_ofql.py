@@ -20,7 +20,7 @@ from jaxrl import envs, flow
 from jaxrl.agents import ofql
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, session
+from jaxrl.experiments import cli, jax_setup
 from jaxrl.spaces import box_scale
 from jaxrl.types import Batch
 
@@ -129,7 +129,7 @@ def test_eval_steps_of_a_run(
 ) -> None:
     """`jaxrl eval RUN --eval-steps 1,2`: a row each, one as in training; other agents have none."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     yes = np.ones(12, bool)
     data = rows(envs.make("probe:aim").spec, 12)
     data = data._replace(terminated=yes, truncated=~yes, start=yes)

@@ -16,7 +16,7 @@ from jaxrl import drive, envs, population
 from jaxrl.agents import bc
 from jaxrl.envs import datasets
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import cli, session
+from jaxrl.experiments import cli, jax_setup
 from jaxrl.program import Program, train
 from jaxrl.types import Box, Env, EnvSpec, Policy, TimeStep
 
@@ -117,7 +117,7 @@ def test_no_compiled_program_has_it() -> None:
 def test_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Spaces as gymnasium tells them; training, `jaxrl eval`, and what it cannot do."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     env = envs.make("gymnasium:Pendulum-v1")
     assert env.spec == EnvSpec(
         "gymnasium:Pendulum-v1", (3,), Box((-2.0,), (2.0,), (1,)), max_steps=200

@@ -19,9 +19,9 @@ from jaxrl import diffusion
 from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, session
+from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.load import load, restore, settings_of
-from jaxrl.experiments.planning import plan
+from jaxrl.experiments.plan import make_plan
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
 from jaxrl.program import train
@@ -361,7 +361,7 @@ def jaxrl(*words: str) -> None:
 def finished(path: str) -> tuple[Any, dict[str, Any]]:
     """What a run has learned: its first member's agent, and finished stages."""
     run = RunDir(Path(path).resolve())
-    ready = plan(settings_of(run))
+    ready = make_plan(settings_of(run))
     state = restore(ready, run, (0, 1))
     return state.member.learner, state.results
 
@@ -376,7 +376,7 @@ def test_a_model_serves_other_runs(
     """--from takes the model as it is: with the same settings the agent learns the same, bit for
     bit; and from both runs come datasets of it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     small = SMALL | {"model_blocks": 1, "sampler_steps": 2}
     sizes = [f"--agent.{k.replace('_', '-')}={v}" for k, v in small.items() if k != "hidden"]
     common = ["--env", "dmsd", "--data", str(FIXTURE), "--preset", "none", "--eval-episodes", "1"]
@@ -388,7 +388,7 @@ def test_a_model_serves_other_runs(
 
     jaxrl("data", "make", "dmsd", "--from-diffusion", "second", "--steps", "7", "--out", "new.npz")
     data = datasets.load("new.npz")
-    t, spec = data.transitions, plan(settings_of(RunDir(Path("second").resolve()))).env.spec
+    t, spec = data.transitions, make_plan(settings_of(RunDir(Path("second").resolve()))).env.spec
     datasets.check(data, spec)
     assert len(t.reward) == 7 and t.start[0] and data.meta["reference"]
     again = np.flatnonzero(~t.start)  # rows that go on

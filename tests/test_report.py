@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, points, report
+from jaxrl.experiments import cli, report
+from jaxrl.experiments.console import label, shown
 from jaxrl.runs import records, stats
 
 SEEDS = 6
@@ -301,5 +302,5 @@ def test_sensitivity_over_many_combinations(folder: Path, drawn: list[Figure]) -
 
 def test_names_of_points() -> None:
     values = {"agent.lr": 3.16227766e-4, "agent.hidden": [64, 64], "env.on": True, "agent.n": 3}
-    assert points.label(values) == "agent.lr=0.0003162,agent.hidden=64x64,env.on=true,agent.n=3"
-    assert points.shown([]) == "[]" and points.shown("gru") == "gru"
+    assert label(values) == "agent.lr=0.0003162,agent.hidden=64x64,env.on=true,agent.n=3"
+    assert shown([]) == "[]" and shown("gru") == "gru"

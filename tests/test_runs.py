@@ -36,7 +36,8 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
 import jaxrl
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import agents, cli, load, options, planning, running, session
+from jaxrl.experiments import agents, cli, jax_setup, load, options, train_loop
+from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.program import evaluate_fn
 from jaxrl.runs import records
 
@@ -140,14 +141,14 @@ def inside(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(lab)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     return lab
 
 
 def state_of(path: Path) -> list[np.ndarray]:
     """Every array of the last checkpoint; of keys, their data."""
     opened = records.RunDir(path)
-    state = load.restore(planning.plan(load.settings_of(opened)), opened)
+    state = load.restore(make_plan(load.settings_of(opened)), opened)
     leaves = [x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state)]
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in leaves]
@@ -310,7 +311,7 @@ def test_loaded_member_plays_the_last_evaluation_again(
     member = 1
     policy, state, hp = jaxrl.load(whole[0], member)
     opened = records.RunDir(whole[0])
-    ready = planning.plan(load.settings_of(opened))
+    ready = make_plan(load.settings_of(opened))
     saved = load.restore(ready, opened)
     assert (saved.stage, saved.step) == (0, UPDATES)
     own = jax.tree.map(lambda x: x[member], saved.member)._replace(learner=state)
@@ -422,11 +423,11 @@ def test_overwrite_starts_again(
     path = inside / "again"
     shutil.copytree(killed, path)
 
-    def interrupted(ready: planning.Plan, opened: records.RunDir, *rest: Any) -> NoReturn:
+    def interrupted(ready: Plan, opened: records.RunDir, *rest: Any) -> NoReturn:
         assert not opened.resumed and not parts(path) and not checkpoints(path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "run", interrupted)
+    monkeypatch.setattr(train_loop, "run", interrupted)
     words = [*WORDS, "--agent.lr", "0.5", "--out", "again"]
     assert cli.main(words) == 2
     assert checkpoints(path) == checkpoints(killed)

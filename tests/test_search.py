@@ -17,10 +17,12 @@ import pytest
 
 from jaxrl import drive, evolution
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, load, planning, search, session, words
-from jaxrl.experiments.search import batch, driver, ranges, study, verdict
-from jaxrl.experiments.search.batch import Objective, Outcome
-from jaxrl.experiments.search.ranges import Range
+from jaxrl.experiments import cli, jax_setup, load, requests, search
+from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments.search import loop, report, slots, study
+from jaxrl.experiments.search.pbt import truncation
+from jaxrl.experiments.search.slots import Objective, Outcome
+from jaxrl.experiments.search.space import Range, Space, read_space
 from jaxrl.runs import records, shards
 
 SMALL = {
@@ -51,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     jax.config.update("jax_disable_most_optimizations", True)
     yield tmp_path
@@ -73,9 +75,9 @@ def formula(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         values = engine.objective.trials(scores)
         return Outcome(scores, values, np.zeros(len(lr), int), 100 * len(lr))
 
-    monkeypatch.setattr(batch, "train", train)
-    monkeypatch.setattr(batch, "check", lambda *args: 4)
-    monkeypatch.setattr(verdict, "draw", lambda *args: [])
+    monkeypatch.setattr(slots, "train", train)
+    monkeypatch.setattr(slots, "check", lambda *args: 4)
+    monkeypatch.setattr(report, "draw", lambda *args: [])
     return trained
 
 
@@ -85,13 +87,13 @@ BUILT: dict[Any, Any] = {}
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of several tests compile together."""
-    make = batch.Engine
-    monkeypatch.setattr(driver, "Engine", lambda *args: make(*args)._replace(built=BUILT))
+    make = slots.Engine
+    monkeypatch.setattr(loop, "Engine", lambda *args: make(*args)._replace(built=BUILT))
 
 
-def space(*texts: str) -> ranges.Space:
+def space(*texts: str) -> Space:
     asked = asked_for(without="agent.hidden agent.num-steps")
-    return ranges.space(words.read("search", [*asked, "--range", *texts]))
+    return read_space(requests.read("search", [*asked, "--range", *texts]))
 
 
 # --- ranges --------------------------------------------------------------------------------------
@@ -189,10 +191,10 @@ def test_objectives_by_hand() -> None:
 
 
 def test_batches_are_even() -> None:
-    assert batch.sizes(256, 64, 1, 4) == (64, 1)
-    assert batch.sizes(100, 64, 1, 4) == (50, 1)
-    assert batch.sizes(64, 64, 6, 4) == (16, 4)
-    assert batch.sizes(10, 64, 2, 4) == (5, 2)
+    assert slots.sizes(256, 64, 1, 4) == (64, 1)
+    assert slots.sizes(100, 64, 1, 4) == (50, 1)
+    assert slots.sizes(64, 64, 6, 4) == (16, 4)
+    assert slots.sizes(10, 64, 2, 4) == (5, 2)
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def test_batches_are_even() -> None:
 
 def run(*more: str, trials: int = 12, out: str = "it") -> dict[str, Any]:
     asked = [*ASKED, *RANGE, "--trials", str(trials), "--batch", "4", "--out", out, *more]
-    return search.run(words.read("search", asked))
+    return search.run(requests.read("search", asked))
 
 
 def results(out: str = "it") -> list[optuna.trial.FrozenTrial]:
@@ -227,7 +229,7 @@ def test_samplers(sampler: str, formula: list[dict[str, Any]]) -> None:
 def test_a_grid_is_gone_through_once(formula: list[dict[str, Any]]) -> None:
     ranges = ["--range", "agent.lr=1e-3,1e-2", "agent.lam=0.1,0.95", "agent.epochs=1,2"]
     asked = [*asked_for(without="agent.epochs"), *ranges, "--sampler", "grid", "--out", "it"]
-    found = search.run(words.read("search", asked))
+    found = search.run(requests.read("search", asked))
     assert (found["trials"], found["failed"], found["best"]["value"]) == (8, 4, 0)
     assert [(each["cfg"].epochs, len(each["points"])) for each in formula] == [(1, 4), (2, 4)]
     assert len({json.dumps(trial.params, sort_keys=True) for trial in results()}) == 8
@@ -237,7 +239,7 @@ def test_static_values_are_those_of_a_slot(formula: list[dict[str, Any]]) -> Non
     ranges = ["--range", "agent.lr=log:1e-4:1e-1", "agent.num_steps=4,8,16"]
     own = asked_for(without="agent.num-steps")
     asked = [*own, *ranges, "--trials", "16", "--batch", "8", "--programs", "2"]
-    search.run(words.read("search", [*asked, "--out", "it"]))
+    search.run(requests.read("search", [*asked, "--out", "it"]))
     assert [len(each["points"]) for each in formula] == [4, 4, 4, 4]
     by_run = {each["run"]: each["cfg"].num_steps for each in formula}
     for trial in results():
@@ -361,7 +363,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str, np
 
     def make() -> dict[str, np.ndarray]:
         if not found:
-            search.run(words.read("search", [*HALVING, "--out", str(out)]))
+            search.run(requests.read("search", [*HALVING, "--out", str(out)]))
             found.update({k: x.reshape(4, 8) for k, x in columns(out / "000").items()})
         return found
 
@@ -380,7 +382,9 @@ def test_halving_stops_the_worst_and_changes_nothing_else(
 ) -> None:
     """Of four trials the best two of the first rung go on: bit for bit as without halving."""
     whole = plain()
-    halved = search.run(words.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
+    halved = search.run(
+        requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"])
+    )
     alive, best = survivors(whole)
     trials = results()
     states = ["COMPLETE" if i == best else "PRUNED" for i in range(4)]
@@ -399,7 +403,7 @@ def test_halving_stops_the_worst_and_changes_nothing_else(
     assert halved["compiles"] == 0  # beside those of the search without halving
     # Three more make a slot that is filled up by a trial which nobody trains.
     more = [*HALVING, "--trials", "7", "--halving", "--eta", "2", "--out", "it"]
-    found = search.run(words.read("search", more))
+    found = search.run(requests.read("search", more))
     assert found["env_steps"] - halved["env_steps"] == 2 * (3 * 16 + 2 * 16 + 32)
     assert (found["complete"], found["stopped_early"], found["failed"]) == (2, 5, 0)
     assert found["compiles"] == 0
@@ -412,13 +416,13 @@ def test_halving_computes_no_tile_without_a_survivor(
     made, run = drive.drive, []
 
     def watched(*args: Any, **more: Any) -> Iterator[Any]:
-        for report in made(*args, **more | {"snapshot": lambda stage, step, last: True}):
-            run.append(report)
-            yield report
+        for each in made(*args, **more | {"snapshot": lambda stage, step, last: True}):
+            run.append(each)
+            yield each
 
     monkeypatch.setattr(drive, "drive", watched)
     monkeypatch.setattr(shards.Shards, "save", lambda *args: None)
-    search.run(words.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
+    search.run(requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
     ends = [report for report in run if report.metrics is not None]
     stopped = [np.flatnonzero(np.isnan(report.metrics["finite"])) for report in ends]
     assert [len(x) for x in stopped] == [0, 4, 6, 6]
@@ -436,7 +440,7 @@ def test_halving_goes_on_where_it_was_stopped(
 ) -> None:  # fmt: skip
     """Stopped after the first rung, when two of four trials are left."""
     asked = [*HALVING, "--halving", "--eta", "2", "--checkpoint-seconds", "0"]
-    best_of = batch.Objective.ranking
+    best_of = slots.Objective.ranking
     calls: list[int] = []
 
     def stop(self: Objective, members: np.ndarray) -> np.ndarray:
@@ -447,8 +451,8 @@ def test_halving_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(Objective, "ranking", stop)
     with pytest.raises(KeyboardInterrupt):
-        search.run(words.read("search", [*asked, "--out", "it"]))
-    found = search.run(words.read("search", [*asked, "--out", "it"]))
+        search.run(requests.read("search", [*asked, "--out", "it"]))
+    found = search.run(requests.read("search", [*asked, "--out", "it"]))
     # The first rung is read again, the second one is decided on.
     assert calls == [4, 2, 4, 2]
     _, best = survivors(plain())
@@ -462,7 +466,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
     """Weights move where settings do; stopped in the middle and continued, it is the same."""
     asked = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--pbt", "--sampler", "qmc"]
     asked += ["--checkpoint-seconds", "0"]
-    found = search.run(words.read("search", [*asked, "--out", "it"]))
+    found = search.run(requests.read("search", [*asked, "--out", "it"]))
     trials = results()
     ends = np.array([list(trial.user_attrs["final"].values()) for trial in trials])
     starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
@@ -473,7 +477,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
         state.member.hp["agent"].lr[::2], state.member.hp["agent"].lr[1::2]
     )
 
-    spread, calls = evolution.truncation, []
+    spread, calls = truncation, []
 
     def stop(*args: Any) -> Any:
         calls.append(args)
@@ -483,16 +487,16 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(evolution, "truncation", stop)
     with pytest.raises(KeyboardInterrupt):
-        search.run(words.read("search", [*asked, "--out", "other"]))
-    again = search.run(words.read("search", [*asked, "--out", "other"]))
+        search.run(requests.read("search", [*asked, "--out", "other"]))
+    again = search.run(requests.read("search", [*asked, "--out", "other"]))
     assert again["best"]["value"] == found["best"]["value"]
     assert again["best"]["final"] == found["best"]["final"]
     for name, values in columns(folder / "it/000").items():
         np.testing.assert_array_equal(values, columns(folder / "other/000")[name], err_msg=name)
 
 
-def plan_of(path: Path) -> planning.Plan:
-    return planning.plan(load.settings_of(records.RunDir(path)))
+def plan_of(path: Path) -> Plan:
+    return make_plan(load.settings_of(records.RunDir(path)))
 
 
 # --- processes -----------------------------------------------------------------------------------

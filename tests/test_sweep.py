@@ -18,8 +18,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, load, options, planning, session, sweep, train, words
-from jaxrl.experiments.words import Request, expand
+from jaxrl.experiments import agents, cli, jax_setup, load, options, requests, sweep, train
+from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments.requests import Request, expand
 from jaxrl.runs import records
 
 SMALL = [
@@ -38,13 +39,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(session, "start", lambda: None)
+    monkeypatch.setattr(jax_setup, "start", lambda: None)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     return tmp_path
 
 
 def parts(*asked: str) -> list[sweep.Program]:
-    return sweep.programs(words.read("sweep", asked))
+    return sweep.programs(requests.read("sweep", asked))
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def settled(request: Request) -> tuple[options.Settings, dict[str, list[str]]]:
 
 def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
     (folder / "it.yaml").write_text(FILE)
-    line = words.read("sweep", LINE)
+    line = requests.read("sweep", LINE)
     call = {
         "env": "mine:walk",
         "env-options": {"noise": 0.5, "max_steps": None, "hide": (1,)},
@@ -115,8 +116,8 @@ def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
         "agent": {"name": "pqn", "hidden": (8, 8), "lr": 1e-3, "num_envs": 4},
         **{"seeds": 3, "overwrite": True, "devices": None},
     }
-    assert settled(words.read("sweep", ["it.yaml"])) == settled(line)
-    assert settled(words.from_mapping(call, "the call")) == settled(line)
+    assert settled(requests.read("sweep", ["it.yaml"])) == settled(line)
+    assert settled(requests.from_mapping(call, "the call")) == settled(line)
     assert line.sweep == {
         "agent.gamma": ["0.9", "0.99"],
         "agent.num_steps": ["4", "8"],
@@ -127,7 +128,7 @@ def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
 def test_the_line_wins_over_the_file(folder: Path) -> None:
     (folder / "it.yaml").write_text(FILE)
     asked = ["it.yaml", "--agent.num-steps=16", "--no-overwrite", "--seeds", "2"]
-    request = words.read("sweep", [*asked, "--sweep", "agent.lr=1,2", "env.noise=0.1"])
+    request = requests.read("sweep", [*asked, "--sweep", "agent.lr=1,2", "env.noise=0.1"])
     settings, swept = settled(request)
     assert (settings.options.seeds, settings.options.overwrite) == (2, False)
     assert (settings.cfg.num_steps, settings.cfg.hidden) == (16, (8, 8))
@@ -337,7 +338,7 @@ def quick_compiler() -> Iterator[None]:
 
 def states_of(run: records.RunDir) -> dict[str, np.ndarray]:
     """Every number [P, ...] of the last checkpoint; of keys, the data."""
-    state = load.restore(planning.plan(load.settings_of(run)), run).member
+    state = load.restore(make_plan(load.settings_of(run)), run).member
     state = state._replace(key=jax.random.key_data(state.key))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}

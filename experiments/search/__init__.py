@@ -1,5 +1,5 @@
 """Hyperparameter search, `jaxrl search`."""
 
-from jaxrl.experiments.search.driver import run, search
+from jaxrl.experiments.search.loop import run, search
 
 __all__ = ["run", "search"]

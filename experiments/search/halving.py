@@ -4,35 +4,40 @@ A rung is the end of a chunk. The members of trials that go on move to the front
 behind them are not computed any more: no program is compiled for it, and nobody's bits change.
 Who was stopped is told by the metrics, which are NaN from then on, so that a continued run reads
 there with whom to go on.
+
+Non-stochastic Best Arm Identification and Hyperparameter Optimization. Kevin Jamieson, Ameet
+Talwalkar. AISTATS 2016, arXiv:1502.07943.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxrl import drive, evolution
-from jaxrl.experiments import running
+from jaxrl import drive
+from jaxrl.experiments import train_loop
 from jaxrl.experiments.options import Settings
-from jaxrl.experiments.planning import Plan
-from jaxrl.experiments.search import batch
-from jaxrl.experiments.search.batch import Engine, Outcome
+from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.search import slots
+from jaxrl.experiments.search.slots import Engine, Outcome, members_of
 from jaxrl.runs import records
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
     """One slot, filled up to `size` trials; one in `eta` goes on at each rung."""
     trials, seeds = len(settings.points), settings.options.seeds
-    settings = batch.filled(settings, size)
+    settings = slots.filled(settings, size)
     objective, hosts = engine.objective, engine.hosts
 
-    def within(ready: Plan) -> running.Within:
+    def within(ready: Plan) -> train_loop.Within:
         stage = ready.program.stages[-1]
-        rungs = evolution.rungs(stage.chunks, size, eta)
-        nexts = {end: count for (end, _), (_, count) in zip(rungs, rungs[1:], strict=False)}
+        steps = rungs(stage.chunks, size, eta)
+        nexts = {end: count for (end, _), (_, count) in zip(steps, steps[1:], strict=False)}
         first, last = ready.ranges[hosts.index]
 
         def going_on(step: int, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -40,27 +45,27 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             alive = np.flatnonzero(~np.isnan(columns["finite"][::seeds]))
             row = {name: x[None] for name, x in columns.items()}
             scores = objective.ranking(objective.members(row).reshape(-1, seeds)[alive])
-            return alive[evolution.survivors(scores, nexts[step])]
+            return alive[survivors(scores, nexts[step])]
 
         def mine(chosen: np.ndarray | None) -> np.ndarray:
             """The leader's choice of trials, as members of this process."""
             told = json.loads(hosts.say(json.dumps([] if chosen is None else chosen.tolist())))
-            members = evolution.members_of(np.array(told, int), seeds)
+            members = members_of(np.array(told, int), seeds)
             return members[(first <= members) & (members < last)] - first
 
         def select(report: drive.Report) -> np.ndarray:
             if report.step not in nexts:
                 return kept[-1]
-            found = running.metrics_of(report) or {}
+            found = train_loop.metrics_of(report) or {}
             names = ["finite", objective.metric]
             own = np.stack([found[name] for name in names], 1)
-            columns = dict(zip(names, batch.everywhere(ready, hosts, own).T, strict=True))
+            columns = dict(zip(names, slots.everywhere(ready, hosts, own).T, strict=True))
             kept.append(mine(going_on(report.step, columns)))
             return kept[-1]
 
         def members(index: int, step: int) -> np.ndarray:
             """Those that a run goes on with which has come to `step` of stage `index`."""
-            passed = [end for end in nexts if end <= step and index == running.end(ready)[0]]
+            passed = [end for end in nexts if end <= step and index == train_loop.end(ready)[0]]
             chosen = np.arange(trials)
             if passed and hosts.leads:
                 # Of later chunks, some processes may have written their rows and others not.
@@ -72,7 +77,7 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             return kept[-1]
 
         def done(index: int, step: int) -> int:
-            if index < running.end(ready)[0]:
+            if index < train_loop.end(ready)[0]:
                 return ready.env_steps(index, step) * ready.members
             counts = [trials, *(min(trials, count) for count in nexts.values())]
             ends = [0, *nexts, stage.updates]
@@ -82,6 +87,31 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             return total * seeds
 
         kept: list[np.ndarray] = []
-        return running.Within({}, select=select, members=members, done=done)
+        return train_loop.Within({}, select=select, members=members, done=done)
 
-    return batch.run(engine, settings, path, trials, within)
+    return slots.run(engine, settings, path, trials, within)
+
+
+def rungs(chunks: Sequence[tuple[int, int]], trials: int, eta: int) -> list[tuple[int, int]]:
+    """(updates, trials that make them) of successive halving, which keeps one of `eta` each time.
+
+    The last rung ends with the run, each one before it after 1/eta of the updates of the next, at
+    the nearest end of a chunk; there are as many as both trials and chunks allow.
+
+    Args:
+      chunks: (first update, updates) of each stretch between evaluations.
+    """
+    ends = np.array([first + count for first, count in chunks])
+    depth = min(
+        math.floor(math.log(trials, eta) + 1e-9), math.floor(math.log(ends.size, eta) + 1e-9)
+    )
+    wanted = [ends[-1] / eta ** (depth - i) for i in range(depth + 1)]
+    chosen = [int(ends[np.argmin(np.abs(ends - x))]) for x in wanted]
+    distinct = sorted(set(chosen))
+    return [(end, max(trials // eta**i, 1)) for i, end in enumerate(distinct)]
+
+
+def survivors(scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` best trials in order of their numbers; NaN is worst, and the first wins ties."""
+    ranked = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), kind="stable")
+    return np.sort(ranked[:count])

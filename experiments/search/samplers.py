@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.search.ranges import Range, Space
+from jaxrl.experiments.search.space import Range, Space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxrl.experiments.points import shown
+from jaxrl.experiments.console import shown
 from jaxrl.experiments.search import samplers
-from jaxrl.experiments.search.ranges import Space
+from jaxrl.experiments.search.space import Space
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxrl.agents import cdsa
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=CONFIG.updates)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     cfg = dataclasses.replace(CONFIG, updates=args.updates)
     key_data, key_learn, key_play = jax.random.split(jax.random.key(args.seed), 3)
     rows = jax.jit(data)(key_data)

@@ -49,7 +49,7 @@ from matplotlib.patches import Rectangle
 from jaxrl.agents import edac, ravl
 from jaxrl.envs import reach
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.imagination import Model, Outcome, true_model
 from jaxrl.program import Program, Result, dataclasses, train
 from jaxrl.runs import records
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[m.name for m in METHODS])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     args.out.mkdir(parents=True, exist_ok=True)
     env = reach.make()
     key_data, key_runs = jax.random.split(jax.random.key(0))

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from jaxrl import dynamics, envs
 from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.envs import datasets, dmsd, maze
-from jaxrl.experiments import session
+from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, train
 from jaxrl.runs import records
 from jaxrl.runs.plots import COLOURS
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--denoised", action="store_true", help="gradients at denoised actions")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     cfg = dataclasses.replace(
         CONFIG,
         model_updates=args.model_updates,

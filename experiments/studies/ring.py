@@ -32,8 +32,8 @@ from rich.table import Table
 
 from jaxrl import flow, nets
 from jaxrl.agents.dql import normalised
-from jaxrl.experiments import session
-from jaxrl.experiments.report import tell
+from jaxrl.experiments import jax_setup
+from jaxrl.experiments.console import print_line
 from jaxrl.runs.plots import COLOURS
 from jaxrl.runs.records import atomic_write
 from jaxrl.types import Array
@@ -217,20 +217,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of the first table")
     parser.add_argument("--out", type=Path, default=Path("runs/ring"), help="folder of ring.png")
     args = parser.parse_args()
-    session.start()
+    jax_setup.start()
     found = one_step_samples(args.updates, args.seeds)
     shown, add = table("samples", *Fit._fields)
     add("the data", *measure(np.asarray(ring(jax.random.key(2), SAMPLES))))
     for name, x in found.items():
         add(name, *over_seeds([measure(each) for each in x]))
-    tell(shown)
+    print_line(shown)
     args.out.mkdir(parents=True, exist_ok=True)
     draw(args.out / "ring.png", {name: x[0] for name, x in found.items()})
-    tell(f"{args.out / 'ring.png'}\n")
+    print_line(f"{args.out / 'ring.png'}\n")
     shown, add = table("eta", "corner", "inside", "mean Q", "distance")
     for eta, corner, fit, q in against_a_wrong_critic(max(args.updates // 2, 1)):
         add(f"{eta:g}", f"{corner:g}", fit.inside, q, fit.distance)
-    tell(shown)
+    print_line(shown)
 
 
 if __name__ == "__main__":

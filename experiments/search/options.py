@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.search.batch import Objective
+from jaxrl.experiments.search.slots import Objective
 
 
 @dataclasses.dataclass(frozen=True)

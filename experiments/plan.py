@@ -13,7 +13,7 @@ import numpy as np
 from jaxrl import envs, population
 from jaxrl.drive import abstract_state
 from jaxrl.envs import datasets
-from jaxrl.envs.states import with_states
+from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
         return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
 
 
-def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
+def make_plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
     """Everything that can be wrong with a request shows here, before any compile.
 
     Raises:
@@ -101,7 +101,7 @@ def plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
     values = swept_values(settings) | ({} if built_on is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
-    hp = table({"agent": settings.hp, "env": env.params}, count, values)
+    hp = hyper_table({"agent": settings.hp, "env": env.params}, count, values)
     if hasattr(module, "check_request"):
         module.check_request(settings.cfg, hp["agent"], inputs)
     if options.from_run is not None:
@@ -194,7 +194,7 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
     }
 
 
-def table(
+def hyper_table(
     hp: dict[str, PyTree], members: int, swept: dict[str, np.ndarray] | None = None
 ) -> dict[str, PyTree]:
     """Hyperparameters of P members: leaves [P, ...], numbers as float32.

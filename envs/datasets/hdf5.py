@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxrl.envs.formats import bad
+from jaxrl.envs.datasets.npz import bad
 from jaxrl.errors import UserError
 
 try:

@@ -9,7 +9,7 @@ Levels, after those of D4RL:
     medium-expert   half and half
 
 Policies act as in training, with their exploration. Mazes have journeys instead of training
-(`jaxrl.envs.journeys`): levels play, diverse, expert and random.
+(`jaxrl.envs.maze_walks`): levels play, diverse, expert and random.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive, envs
-from jaxrl.envs import journeys
+from jaxrl.envs import maze_walks
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import agents, planning
+from jaxrl.experiments import agents
 from jaxrl.experiments.options import Settings, parse
+from jaxrl.experiments.plan import make_plan
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
 from jaxrl.types import Array, Discrete, Env, Policy, PyTree, Source, TimeStep, Transition
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
-MAZE_LEVELS = ("random", *journeys.LEVELS)
+MAZE_LEVELS = ("random", *maze_walks.LEVELS)
 EPISODES = 128  # behind each reference return
 ENVS, WINDOW = 16, 50  # parallel environments, and steps per call
 PATIENCE = 1000  # steps to wait for the end of an episode where there is no time limit
@@ -160,14 +161,14 @@ def _settings(env: str, agent: str | None, words: list[str]) -> Settings:
 def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
     """The controller at every level; random actions from the maze's own start."""
     layout = name.removeprefix("maze:")
-    policy = journeys.controller(layout)
+    policy = maze_walks.controller(layout)
 
     def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
         return policy.act(state, hp, obs[1], *rest)
 
     guided = dataclasses.replace(policy, act=act)
     found = {
-        level: [Behaviour(Actor(showing(journeys.make(layout, level)), guided, lambda s: s.maze))]
+        level: [Behaviour(Actor(showing(maze_walks.make(layout, level)), guided, lambda s: s.maze))]
         for level in {*levels, "expert"} - {"random"}
     }
     maze = envs.make(name)
@@ -181,7 +182,7 @@ def at_random(env: Env) -> Behaviour:
 
 def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
     """Snapshots of one training run, one per evaluation."""
-    ready = planning.plan(settings)
+    ready = make_plan(settings)
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data are made by one member of an agent that trains in one stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp["agent"])

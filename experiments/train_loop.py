@@ -13,8 +13,8 @@ import numpy as np
 from jaxrl import drive
 from jaxrl.drive import Compiled, Report
 from jaxrl.errors import Stopped
-from jaxrl.experiments.guard import Signals, Watchdog
-from jaxrl.experiments.planning import Plan
+from jaxrl.experiments.interrupts import Signals, Watchdog
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
 from jaxrl.runs.processes import Hosts

@@ -27,23 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, options, session, words
-from jaxrl.experiments.search import (
-    batch,
-    exchange,
-    finals,
-    halving,
-    ranges,
-    samplers,
-    search_options,
-    study,
-    verdict,
-)
-from jaxrl.experiments.search.batch import Engine, Outcome
-from jaxrl.experiments.search.ranges import Space
-from jaxrl.experiments.search.search_options import PHASES, Options
+from jaxrl.experiments import agents, jax_setup, options, requests
+from jaxrl.experiments.console import plural
+from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
+from jaxrl.experiments.search.options import PHASES, Options, objective
+from jaxrl.experiments.search.slots import Engine, Outcome
+from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
-from jaxrl.experiments.summary import several
 from jaxrl.runs import records
 from jaxrl.runs.processes import Hosts, join
 
@@ -63,24 +53,24 @@ def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str,
       What is in summary.json.
     """
     given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(words.from_mapping(given | {"range": range}, "the call", "range"))
+    return run(requests.from_mapping(given | {"range": range}, "the call", "range"))
 
 
-def run(request: words.Request) -> dict[str, Any]:
+def run(request: requests.Request) -> dict[str, Any]:
     """Searches until all trials are done; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    session.start()
+    jax_setup.start()
     prog = f"jaxrl search {request.agent}"
     own, rest = options.take(Options, request.words, prog)
-    objective = search_options.objective(own)
+    goal = objective(own)
     request = request._replace(words=rest)
     module = agents.load(request.agent)
     its = options.parse(request.agent, module, rest).options
     hosts = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
-    space = ranges.space(request, hosts)
+    space = read_space(request, hosts)
     samplers.check(own.sampler, space)
     if own.sampler == "grid":
         size = int(np.prod([len(each.choices) for each in space.ranges.values()]))
@@ -89,10 +79,10 @@ def run(request: words.Request) -> dict[str, Any]:
     path = its.out or Path("runs") / records.default_name(
         f"search-{request.agent}", its.env, config
     )
-    sizes = batch.sizes(own.trials, own.batch, len(space.programs), own.programs)
-    width = batch.check(Engine(objective, hosts, {}, its.width), space.programs[0], sizes[0])
+    sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
+    width = slots.check(Engine(goal, hosts, {}, its.width), space.programs[0], sizes[0])
     width = _open(hosts, path, config, its.overwrite, width)
-    engine = Engine(objective, hosts, {}, width)
+    engine = Engine(goal, hosts, {}, width)
     with records.RunDir(path).lock() if hosts.leads else contextlib.nullcontext():
         _train(own, space, engine, path, sizes)
         summary = _finish(own, space, engine, path)
@@ -109,23 +99,23 @@ def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[
     if hosts.leads:
         book = study.open_study(path, own.minimise)
         print(
-            f"{path}: {several(own.trials, 'trial')} x "
-            f"{several(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
+            f"{path}: {plural(own.trials, 'trial')} x "
+            f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
             f"{len(study.current(book))} there",
             flush=True,
         )
     queue = study.requeue(book) if book is not None else []
     while True:
-        slots = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
+        batch = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
         queue = []
-        slots = [Slot(*each) for each in json.loads(hosts.say(json.dumps(slots)))]
-        if not slots:
+        batch = [Slot(*each) for each in json.loads(hosts.say(json.dumps(batch)))]
+        if not batch:
             return
-        for slot in slots:
+        for slot in batch:
             clock, compiles = time.perf_counter(), engine.compiles
             if hosts.leads:
-                told = ranges.label(slot.static)
-                print(f"\n{slot.run}: {several(len(slot.trials), 'trial')}{told and ', '}{told}")
+                told = label(slot.static)
+                print(f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}")
             outcome = _slot(own, space, engine, path, slot, sizes[0])
             if book is not None:
                 _tell(book, slot, outcome)
@@ -150,8 +140,8 @@ def _slot(own: Options, space: Space, engine: Engine, path: Path, slot: Slot, si
     if own.halving:
         return halving.halve(engine, settings, path / slot.run, size, own.eta)
     if own.pbt:
-        return exchange.evolve(engine, settings, path / slot.run, space.traced, SHARE)
-    return batch.train(engine, settings, path / slot.run, size)
+        return pbt.evolve(engine, settings, path / slot.run, space.traced, SHARE)
+    return slots.train(engine, settings, path / slot.run, size)
 
 
 def _tell(book: Study, slot: Slot, outcome: Outcome) -> None:
@@ -179,21 +169,21 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
     book = study.open_study(path, own.minimise) if hosts.leads else None
     chosen = study.best(book, own.confirm) if book is not None else []
     points = json.loads(hosts.say(json.dumps([trial.params for trial in chosen])))
-    confirmed = finals.confirm(own, space, path, points)
+    confirmed = confirm.confirm(own, space, path, points)
     summary: dict[str, Any] = {}
     if book is not None:
         for trial, result in zip(chosen, confirmed, strict=True):
             result["trial"] = trial.number
-        summary = verdict.summary(book) | {
+        summary = report.summary(book) | {
             "agent": space.programs[0].agent,
             "env": space.programs[0].options.env,
             "confirmed": confirmed,
         }
         if own.eval_budget:
-            summary["bandit"] = finals.choose(own, book, path)
+            summary["bandit"] = confirm.choose(own, book, path)
         summary = records.plain(summary)
         records.write_json(path / "summary.json", summary)
-        verdict.report(path)
+        report.report(path)
     hosts.all(True)
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
 
@@ -230,7 +220,7 @@ def _make(path: Path, config: dict[str, Any], overwrite: bool, width: int) -> in
     if overwrite:
         raise UserError("a search is not overwritten; remove its folder, or choose another --out")
     if file.is_file():
-        known = verdict.read_search(path)
+        known = report.read_search(path)
         for part in config:
             there, here = known[part], config[part]
             if there != here:

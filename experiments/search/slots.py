@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxrl import drive
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments import planning, running
+from jaxrl.experiments import train_loop
 from jaxrl.experiments.options import Settings
+from jaxrl.experiments.plan import Plan, make_plan, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.runs import device_memory, records, stats
@@ -113,7 +114,7 @@ def run(
     settings: Settings,
     path: Path,
     trials: int,
-    within: Callable[[planning.Plan], running.Within] | None = None,
+    within: Callable[[Plan], train_loop.Within] | None = None,
 ) -> Outcome:
     """One run to its end, from wherever it is; what its first `trials` points came to.
 
@@ -125,7 +126,7 @@ def run(
     its = dataclasses.replace(settings.options, out=path, width=width)
     settings = dataclasses.replace(settings, options=its)
     hosts, identity = engine.hosts, settings.identity()
-    ready = planning.plan(settings, hosts)
+    ready = make_plan(settings, hosts)
     if hosts.leads:
         records.open_run(path, identity, context(ready))
     hosts.all(True)
@@ -133,12 +134,12 @@ def run(
     if not folder.finished:
         static = repr((settings.cfg, its.env_options))
         built = engine.built.setdefault((static, ready.members), {})
-        changes = within(ready) if within is not None else running.Within({})
+        changes = within(ready) if within is not None else train_loop.Within({})
         changes = changes._replace(built=built)
-        total = changes.env_steps(ready, *running.end(ready))
+        total = changes.env_steps(ready, *train_loop.end(ready))
         display = Display(total, silent=not hosts.leads, unit=ready.unit)
         with folder.lock() if hosts.leads else contextlib.nullcontext():
-            times = running.run(ready, folder, hosts, display, changes)
+            times = train_loop.run(ready, folder, hosts, display, changes)
         if hosts.leads:
             folder.write_summary(summarise(ready, folder, **times))
         hosts.all(True)
@@ -157,7 +158,7 @@ def run(
     return Outcome(members, values, np.array(stopped, int), env_steps)
 
 
-def everywhere(ready: planning.Plan, hosts: Hosts, rows: np.ndarray) -> np.ndarray:
+def everywhere(ready: Plan, hosts: Hosts, rows: np.ndarray) -> np.ndarray:
     """Rows [P, V] of all members, in every process, from those [p, V] of each of them."""
     first, last = ready.ranges[hosts.index]
     own = np.asarray(rows, np.float64)[: last - first]
@@ -173,7 +174,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
-    ready = planning.plan(padded, engine.hosts)
+    ready = make_plan(padded, engine.hosts)
     last = len(ready.program.stages) - 1
     state = drive.abstract_state(ready.program, ready.hp, ready.inputs, last).member
     known = ["return", "length", *state.metrics]
@@ -184,7 +185,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
         )
     first, end = ready.ranges[engine.hosts.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
-    device_memory.check(planning.state_bytes(ready), end - first, ready.layout, free)
+    device_memory.check(state_bytes(ready), end - first, ready.layout, free)
     return ready.layout.width
 
 
@@ -197,5 +198,10 @@ def sizes(trials: int, batch: int, combinations: int, programs: int) -> tuple[in
     """(trials of a slot, slots of a batch): batches as equal as can be, in as many slots as
     programs may be compiled."""
     batches = -(-trials // batch)
-    slots = min(programs, combinations)
-    return -(-trials // (batches * slots)), slots
+    count = min(programs, combinations)
+    return -(-trials // (batches * count)), count
+
+
+def members_of(trials: np.ndarray, seeds: int) -> np.ndarray:
+    """Members [Q S] of trials [Q], each with its S seeds: seed i takes from seed i."""
+    return (np.asarray(trials)[:, None] * seeds + np.arange(seeds)).reshape(-1)

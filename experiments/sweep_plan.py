@@ -19,9 +19,10 @@ import numpy as np
 from jaxrl import envs
 from jaxrl.envs.wrappers import with_params
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments import agents, options, planning, words
+from jaxrl.experiments import agents, options, requests
+from jaxrl.experiments.console import label, shown
 from jaxrl.experiments.options import Settings
-from jaxrl.experiments.points import label, shown
+from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.runs.processes import ALONE, Hosts
 from jaxrl.types import Env
 
@@ -31,10 +32,10 @@ class Program(NamedTuple):
 
     folder: str
     static: dict[str, Any]
-    plan: planning.Plan
+    plan: Plan
 
 
-def programs(request: words.Request, hosts: Hosts = ALONE) -> list[Program]:
+def programs(request: requests.Request, hosts: Hosts = ALONE) -> list[Program]:
     """The programs of a sweep, planned; nothing is compiled.
 
     Raises:
@@ -43,14 +44,14 @@ def programs(request: words.Request, hosts: Hosts = ALONE) -> list[Program]:
     if not request.sweep:
         raise UserError("nothing is swept; say what, as in --sweep agent.lr=1e-4,3e-4")
     module = agents.load(request.agent)
-    set_too = words.option_names(request.words) & set(request.sweep)
+    set_too = requests.option_names(request.words) & set(request.sweep)
     if set_too:
         raise UserError(f"{min(set_too)} is swept and also set")
     rest = {name: values for name, values in request.sweep.items() if name != "env"}
     found = []
     for env in request.sweep.get("env", [None]):
         static = {} if env is None else {"env": env}
-        given = [*request.words, *(words.option("env", env) if env else [])]
+        given = [*request.words, *(requests.option("env", env) if env else [])]
         own = request._replace(words=given, sweep=rest)
         found += _of_one_env(own, module, hosts, static, len(found))
     seen = [program.static for program in found]
@@ -61,12 +62,12 @@ def programs(request: words.Request, hosts: Hosts = ALONE) -> list[Program]:
 
 
 def _of_one_env(
-    request: words.Request, module: ModuleType, hosts: Hosts, static: dict[str, Any], first: int
+    request: requests.Request, module: ModuleType, hosts: Hosts, static: dict[str, Any], first: int
 ) -> list[Program]:
     """The programs in one environment, which `static` names if there are several."""
     base = options.parse(request.agent, module, request.words)
     given = options.env_options(base.options.env_options)
-    if "env_options" in words.option_names(request.words):
+    if "env_options" in requests.option_names(request.words):
         for name in given:
             if f"env.{name}" in request.sweep:
                 raise UserError(f"env.{name} is swept and also set")
@@ -88,7 +89,7 @@ def _of_one_env(
         settings, typed = _with_static(request, module, chosen, points)
         own = static | typed
         try:
-            plan = planning.plan(settings, hosts)
+            plan = make_plan(settings, hosts)
         except UserError as error:
             raise UserError(f"{label(own)}: {error}" if own else str(error)) from None
         found.append(Program(_folder(first + len(found), own), own, plan))
@@ -134,7 +135,7 @@ def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
 
 
 def _with_static(
-    request: words.Request,
+    request: requests.Request,
     module: ModuleType,
     chosen: Mapping[str, str],
     points: tuple[dict[str, Any], ...],
@@ -144,7 +145,7 @@ def _with_static(
     for name, text in chosen.items():
         part, _, field = name.partition(".")
         if part == "agent":
-            extra += words.option(name, _typed(name, text, getattr(config, field)))
+            extra += requests.option(name, _typed(name, text, getattr(config, field)))
         else:
             pairs[field] = text
     settings = options.parse(request.agent, module, [*request.words, *extra])

@@ -23,9 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl.envs.formats import Read, Rows, bad, find, flags, numbers, observations, scalars, starts
-from jaxrl.envs.hdf5 import h5py, opened
-from jaxrl.envs.references import LIMITS, task
+from jaxrl.envs.datasets.hdf5 import h5py, opened
+from jaxrl.envs.datasets.npz import (
+    Read,
+    Rows,
+    bad,
+    find,
+    flags,
+    numbers,
+    observations,
+    scalars,
+    starts,
+)
+from jaxrl.envs.datasets.scores import LIMITS, task
 from jaxrl.runs.records import atomic_write, plain
 from jaxrl.types import Transition
 

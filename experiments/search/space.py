@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, grid, options, words
+from jaxrl.experiments import agents, options, requests
+from jaxrl.experiments.console import shown
 from jaxrl.experiments.options import Settings
-from jaxrl.experiments.points import shown
+from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.runs.processes import ALONE, Hosts
 
 
@@ -93,7 +94,7 @@ class Space(NamedTuple):
         return dataclasses.replace(settings, points=tuple(points))
 
 
-def space(request: words.Request, hosts: Hosts = ALONE) -> Space:
+def read_space(request: requests.Request, hosts: Hosts = ALONE) -> Space:
     """The space of a request; every combination of static values is planned, nothing is compiled.
 
     Raises:
@@ -119,21 +120,21 @@ def space(request: words.Request, hosts: Hosts = ALONE) -> Space:
         else:
             tried[name] = [str(found[name].low)]
     # A sweep over one value of each traced setting, which refuses whatever cannot be.
-    programs = grid.programs(plan._replace(sweep=tried), hosts)
-    traced = {name: found[name] for name in programs[0].plan.settings.swept}
+    planned = programs(plan._replace(sweep=tried), hosts)
+    traced = {name: found[name] for name in planned[0].plan.settings.swept}
     static = {name: each for name, each in found.items() if name not in traced}
     for name in static:
         if len(found[name].choices) > len(tried[name]):  # an option of the environment
             tried[name] = request.sweep[name]
     if sum(map(len, tried.values())) > len(tried):
-        programs = grid.programs(plan._replace(sweep=tried), hosts)
+        planned = programs(plan._replace(sweep=tried), hosts)
     for name, each in traced.items():
         if each.choices:
             traced[name] = Range(choices=tuple(_number(name, x) for x in each.choices))
-    return Space(traced, _typed(static, programs), [p.plan.settings for p in programs])
+    return Space(traced, _typed(static, planned), [p.plan.settings for p in planned])
 
 
-def _typed(static: Mapping[str, Range], programs: Sequence[grid.Program]) -> dict[str, Range]:
+def _typed(static: Mapping[str, Range], programs: Sequence[Program]) -> dict[str, Range]:
     """Static choices as the programs have read them, but lists as texts, which Optuna can keep."""
     found: dict[str, dict[str, Any]] = {name: {} for name in static}
     combinations = itertools.product(*(each.choices for each in static.values()))

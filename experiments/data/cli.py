@@ -99,10 +99,11 @@ def _make(words: list[str]) -> None:
         if file.exists():
             raise UserError(f"{file} is there already")
 
-    from jaxrl.experiments import behaviour, session
+    from jaxrl.experiments import jax_setup
+    from jaxrl.experiments.data import collect
 
-    session.start()
-    for each, data in behaviour.make(env, levels, count, agent, rest):
+    jax_setup.start()
+    for each, data in collect.make(env, levels, count, agent, rest):
         _keep(files[each], data)
 
 
@@ -124,10 +125,11 @@ def _make_synthetic(run: str, words: list[str]) -> None:
     if file.exists():
         raise UserError(f"{file} is there already")
 
-    from jaxrl.experiments import session, synthetic
+    from jaxrl.experiments import jax_setup
+    from jaxrl.experiments.data import generate
 
-    session.start()
-    _keep(file, synthetic.make(env, Path(run), count, member, seed))
+    jax_setup.start()
+    _keep(file, generate.make(env, Path(run), count, member, seed))
 
 
 def _keep(file: Path, data: Dataset) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrl.errors import UserError
+from jaxrl.experiments.console import label, shown
 from jaxrl.runs import plots, stats
 
 _LINES = 6  # in one picture
@@ -98,20 +99,6 @@ def _is(value: Any, text: str) -> bool:
 def swept(points: Sequence[Point]) -> list[str]:
     """Dotted names of all values that set points apart."""
     return list(dict.fromkeys(name for point in points for name in point.values))
-
-
-def label(values: Mapping[str, Any]) -> str:
-    """Such as agent.lr=0.0001,agent.hidden=64x64."""
-    return ",".join(f"{name}={shown(value)}" for name, value in values.items())
-
-
-def shown(value: Any) -> str:
-    """A value as a person would type it, numbers in four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return "x".join(map(shown, value)) or "[]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # --- pictures ------------------------------------------------------------------------------------

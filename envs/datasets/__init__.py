@@ -3,9 +3,8 @@
     data = jaxrl.envs.datasets.load("DMSD-high-100000-train.npz")
     data.transitions.obs  # [D, *obs]
 
-Files are told apart by what is in them: `.npz` (`jaxrl.envs.formats`), D4RL's HDF5
-(`jaxrl.envs.d4rl`) and the folders of Minari (`jaxrl.envs.minari`); these two need h5py. Bad data
-raise UserError, one line that names file, key and row.
+Formats are recognised by content: `.npz` (npz.py), D4RL's HDF5 (d4rl.py) and Minari folders
+(minari.py). The last two need h5py. Invalid data raise UserError, one line with file, key and row.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl.envs import formats
-from jaxrl.envs.formats import bad
-from jaxrl.envs.references import reference
+from jaxrl.envs.datasets import npz
+from jaxrl.envs.datasets.npz import bad
+from jaxrl.envs.datasets.scores import reference
 from jaxrl.errors import UserError
 from jaxrl.types import Box, EnvSpec, Transition
 
@@ -76,27 +75,27 @@ def save(path: str | Path, dataset: Dataset) -> None:
     if path.suffix not in (".npz", ".hdf5", ""):
         raise UserError(f"{path}: end it in .npz, in .hdf5 (D4RL), or in nothing (Minari folder)")
     if path.suffix == ".npz":
-        write, meta = formats.write_npz, meta | {"sha256": sha256(dataset.transitions)}
+        write, meta = npz.write_npz, meta | {"sha256": sha256(dataset.transitions)}
     elif path.suffix == ".hdf5":
-        from jaxrl.envs.d4rl import write
+        from jaxrl.envs.datasets.d4rl import write
     else:
-        from jaxrl.envs.minari import write
+        from jaxrl.envs.datasets.minari import write
     write(path, dataset.transitions, meta)
 
 
 def sha256(transitions: Transition) -> str:
     """Of names, types, shapes and contents of all arrays, whatever file they come from."""
     digest = hashlib.sha256()
-    for name, x in sorted(formats.arrays(transitions).items()):
+    for name, x in sorted(npz.arrays(transitions).items()):
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> formats.Read:
+def _read(path: Path) -> npz.Read:
     """By what the file begins with and holds. h5py is imported for HDF5 only."""
     if path.is_dir():
-        from jaxrl.envs import minari
+        from jaxrl.envs.datasets import minari
 
         return minari.read(minari.main_file(path))
     try:
@@ -105,10 +104,10 @@ def _read(path: Path) -> formats.Read:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(ZIP):
-        return formats.read_npz(path)
+        return npz.read_npz(path)
     if head != HDF5:
         raise UserError(f"{path} is neither .npz nor HDF5, nor a Minari folder")
-    from jaxrl.envs import d4rl, hdf5, minari
+    from jaxrl.envs.datasets import d4rl, hdf5, minari
 
     keys = hdf5.keys(path)
     if "observations" in keys:

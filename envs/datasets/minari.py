@@ -17,8 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl.envs.formats import Read, Rows, bad, find, flags, numbers, observations, scalars, starts
-from jaxrl.envs.hdf5 import h5py, opened
+from jaxrl.envs.datasets.hdf5 import h5py, opened
+from jaxrl.envs.datasets.npz import (
+    Read,
+    Rows,
+    bad,
+    find,
+    flags,
+    numbers,
+    observations,
+    scalars,
+    starts,
+)
 from jaxrl.errors import UserError
 from jaxrl.runs.records import write_json
 from jaxrl.types import Transition

@@ -13,8 +13,8 @@ from jaxrl.envs.datasets import normalised_score
 from jaxrl.errors import UserError
 from jaxrl.experiments import load, train
 from jaxrl.experiments.search import bandit, study
-from jaxrl.experiments.search.ranges import Space
-from jaxrl.experiments.search.search_options import Options
+from jaxrl.experiments.search.options import Options
+from jaxrl.experiments.search.space import Space
 from jaxrl.runs import records
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import report as reports
-from jaxrl.experiments.points import shown
-from jaxrl.experiments.progress import clock
+from jaxrl.experiments.console import clock, plural, print_line, shown, write_csv
+from jaxrl.experiments.run_folders import read_json
 from jaxrl.experiments.search import study
-from jaxrl.experiments.summary import several
 from jaxrl.runs import plots, records
 
 if TYPE_CHECKING:
@@ -74,26 +72,26 @@ def report(path: Path) -> None:
         cells = (shown(values[name]) for name in names)
         ends = (f"{trial.value:.4g}", f"{min(scores):.4g}", f"{max(scores):.4g}")
         table.add_row(str(trial.number), *cells, *ends)
-    reports.tell(table)
-    reports.tell(
-        f"{several(found['trials'], 'trial')}, {found['stopped_early']} stopped early, "
+    print_line(table)
+    print_line(
+        f"{plural(found['trials'], 'trial')}, {found['stopped_early']} stopped early, "
         f"{found['failed']} failed; {clock(found['wall_s'])}, "
-        f"{several(found['compiles'], 'compile')}"
+        f"{plural(found['compiles'], 'compile')}"
     )
     for result in stored.get("confirmed", []):
-        reports.tell(_confirmed(result))
+        print_line(_confirmed(result))
     if "bandit" in stored:
         chosen = stored["bandit"]
-        reports.tell(
+        print_line(
             f"after {chosen['episodes']} episodes a bandit takes trial {chosen['trial']}: return "
             f"{chosen['return']:.4g}, the best policy {chosen['best_return']:.4g}"
         )
     if found["importance"]:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found["importance"].items())
-        reports.tell(f"importance (PED-ANOVA): {shares}")
+        print_line(f"importance (PED-ANOVA): {shares}")
     files = draw(book, path / "plots")
     write_trials(book, path / "trials.csv")
-    reports.tell(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")
+    print_line(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")
 
 
 def _confirmed(result: Mapping[str, Any]) -> str:
@@ -137,12 +135,12 @@ def write_trials(book: Study, file: Path) -> None:
         scores: Sequence[float | None] = trial.user_attrs.get("scores", [])
         row |= {"value": _value(trial), "run": trial.user_attrs["run"]}
         rows.append(row | {f"seed{i}": score for i, score in enumerate(scores)})
-    reports.write_csv(file, rows)
+    write_csv(file, rows)
 
 
 def read_search(path: Path) -> dict[str, Any]:
     """search.json of a folder that has one."""
-    known = reports.read_json(path / "search.json")
+    known = read_json(path / "search.json")
     if not {"agent", "range", "search", "settings", "context"} <= set(known):
         raise UserError(f"{path / 'search.json'} is not that of a search")
     return known

@@ -1,7 +1,13 @@
 """Population-based training of a slot: trials exchange weights and settings between chunks.
 
 Members stay with the process that trains them. Weights of a parent that another process trains
-travel through a file in the run's folder.
+travel through a file in the run's folder. Decisions are numpy on the host, deterministic in their
+generator; `exchange_members` carries them out on the population's state.
+
+Population Based Training of Neural Networks. Max Jaderberg et al. 2017, arXiv:1711.09846.
+
+Deviation: hyperparameters move by a fraction of their range, on its scale, instead of by a factor,
+which would hardly change a number such as a discount between 0.9 and 1.
 """
 
 from __future__ import annotations
@@ -16,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import drive, evolution
-from jaxrl.experiments import load, planning, running
+from jaxrl import drive
+from jaxrl.experiments import load, train_loop
 from jaxrl.experiments.options import Settings
-from jaxrl.experiments.planning import Plan
-from jaxrl.experiments.search import batch
-from jaxrl.experiments.search.batch import Engine, Outcome
-from jaxrl.experiments.search.ranges import Range
+from jaxrl.experiments.plan import Plan, hyper_table, make_plan
+from jaxrl.experiments.search import slots
+from jaxrl.experiments.search.slots import Engine, Outcome, members_of
+from jaxrl.experiments.search.space import Range
 from jaxrl.program import MemberState
 from jaxrl.runs import records
 from jaxrl.runs.processes import Hosts
@@ -39,23 +45,21 @@ def evolve(
     seeds, count = settings.options.seeds, len(settings.points)
     objective, hosts = engine.objective, engine.hosts
 
-    def within(ready: Plan) -> running.Within:
+    def within(ready: Plan) -> train_loop.Within:
         def adapt(stage: int, state: MemberState, report: drive.Report) -> MemberState:
-            columns = running.metrics_of(report)
-            if columns is None or stage < running.end(ready)[0]:
+            columns = train_loop.metrics_of(report)
+            if columns is None or stage < train_loop.end(ready)[0]:
                 return state
             own = [columns["finite"], columns[objective.metric], *_units(state.hp, ranges).T]
             rows = np.stack([x[: len(columns["finite"])] for x in own], 1)
-            finite, values, *units = batch.everywhere(ready, hosts, rows).T
+            finite, values, *units = slots.everywhere(ready, hosts, rows).T
             members = objective.members({"finite": finite[None], objective.metric: values[None]})
             rng = np.random.default_rng([settings.options.seed, stage, report.step])
-            parents = evolution.truncation(
-                rng, objective.ranking(members.reshape(-1, seeds)), share
-            )
-            moved = evolution.perturb(rng, np.stack(units, 1)[::seeds], parents)
+            parents = truncation(rng, objective.ranking(members.reshape(-1, seeds)), share)
+            moved = perturb(rng, np.stack(units, 1)[::seeds], parents)
             told = json.dumps([parents.tolist(), moved.tolist()])
             parents, moved = map(np.array, json.loads(hosts.say(told)))
-            hp = planning.table(
+            hp = hyper_table(
                 {"agent": settings.hp, "env": ready.env.params},
                 ready.members,
                 {
@@ -63,18 +67,18 @@ def evolve(
                     for i, (name, each) in enumerate(ranges.items())
                 },
             )
-            rows = evolution.members_of(parents, seeds)
+            rows = members_of(parents, seeds)
             new = _take_over(ready, hosts, path / FOLDER, state, rows, hp)
             return jax.device_put(new, jax.tree.map(lambda x: x.sharding, state))
 
-        return running.Within({}, adapt=adapt)
+        return train_loop.Within({}, adapt=adapt)
 
-    found = batch.run(engine, settings, path, count, within)
+    found = slots.run(engine, settings, path, count, within)
     if not hosts.leads:
         return found
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     folder = records.RunDir(path)
-    state = load.restore(planning.plan(load.settings_of(folder)), folder)
+    state = load.restore(make_plan(load.settings_of(folder)), folder)
     units = _units(state.member.hp, ranges)[::seeds]
     columns = {name: each.values(units[:, i]) for i, (name, each) in enumerate(ranges.items())}
     final = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -132,9 +136,6 @@ def _take_over(
     return new
 
 
-_exchange = jax.jit(evolution.exchange)
-
-
 @jax.jit
 def _put(state: MemberState, row: Array, learner: PyTree, hp: PyTree) -> MemberState:
     put = lambda x, new: x.at[row].set(new)
@@ -165,3 +166,58 @@ def _from_bytes(data: bytes, like: PyTree) -> PyTree:
         return jax.random.wrap_key_data(found, impl=jax.random.key_impl(x)) if keys else found
 
     return jax.tree.map(one, like)
+
+
+def truncation(rng: np.random.Generator, scores: np.ndarray, share: float) -> np.ndarray:
+    """Parents [Q]: each of the worst floor(share Q) trials gets one of as many best, others stay.
+
+    Args:
+      scores: [Q], higher is better; NaN is worst. A trial without a score is no parent; where the
+        best have none, nobody moves.
+      share: of the trials that is replaced, at most a half.
+    """
+    count = int(share * scores.size)
+    parents = np.arange(scores.size)
+    ranked = np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")
+    best = [trial for trial in ranked[scores.size - count :] if not np.isnan(scores[trial])]
+    if count and best:
+        parents[ranked[:count]] = rng.choice(best, count)
+    return parents
+
+
+def perturb(
+    rng: np.random.Generator,
+    units: np.ndarray,
+    parents: np.ndarray,
+    step: float = 0.1,
+    resample: float = 0.25,
+) -> np.ndarray:
+    """Settings after an exchange, [Q, V] in the unit cube: those who have a parent take its own,
+    each moved up or down by `step`, or drawn anew with probability `resample`."""
+    moved = units[parents] + step * rng.choice([-1.0, 1.0], units.shape)
+    fresh = rng.uniform(size=units.shape)
+    new = np.where(rng.uniform(size=units.shape) < resample, fresh, np.clip(moved, 0, 1))
+    adopted = parents != np.arange(parents.size)
+    return np.where(adopted[:, None], new, units)
+
+
+def exchange_members(state: MemberState, parents: Array, hp: PyTree) -> MemberState:
+    """The population after an exchange: member i has the learner of `parents[i]` and, where that is
+    another one, the settings hp[i]. Its source (environments, replay), its key and its metrics stay
+    its own.
+
+    Args:
+      state: leaves [P, ...].
+      parents: [P] int32.
+      hp: leaves [P, ...], as in the state.
+    """
+    moved = parents != jnp.arange(parents.size)
+
+    def settings(new: Array, old: Array) -> Array:
+        return jnp.where(moved.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    learner = jax.tree.map(lambda x: x[parents], state.learner)
+    return state._replace(learner=learner, hp=jax.tree.map(settings, hp, state.hp))
+
+
+_exchange = jax.jit(exchange_members)

@@ -1,0 +1,98 @@
+"""What the commands print: lines, tables, CSV files, and numbers as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl.errors import UserError
+from jaxrl.runs import records
+from jaxrl.runs.plots import compact
+
+
+def print_line(what: str | Table) -> None:
+    """Prints a line or a table in its whole width: a terminal that is narrower wraps it, which
+    looks bad, where rich would leave out digits."""
+    to = Console(highlight=False, markup=False)
+    if isinstance(what, Table):
+        to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
+    to.print(what, soft_wrap=isinstance(what, str))
+
+
+def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Columns are the union of those of all rows; empty where a row has none, or no number."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _csv(value) for name, value in row.items()} for row in rows)
+    try:
+        records.atomic_write(file, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def short_path(path: Path) -> Path:
+    """A path as a person would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def device_kind() -> str:
+    return jax.devices()[0].device_kind
+
+
+def rate(value: float) -> str:
+    """A speed in three digits: 38.7k, 1.24M."""
+    digits = 3 - len(str(int(value)))
+    return compact(round(value, digits))
+
+
+def size(count: int) -> str:
+    """Bytes, as 806 KiB or 1.4 GiB."""
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 42 s, 3:05 or 1:02:03."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """Such as agent.lr=0.0001,agent.hidden=64x64."""
+    return ",".join(f"{name}={shown(value)}" for name, value in values.items())
+
+
+def shown(value: Any) -> str:
+    """A value as a person would type it, numbers in four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "x".join(map(shown, value)) or "[]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _csv(value: Any) -> Any:
+    if isinstance(value, bool | np.bool):
+        return str(bool(value)).lower()
+    if isinstance(value, float | np.floating):
+        return repr(float(value)) if np.isfinite(value) else ""
+    return shown(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Datasets from the command line: `jaxrl data info`, `convert` and `make`."""

@@ -1,0 +1,68 @@
+"""Reading the folders of runs and sweeps: their JSON files, members and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxrl.errors import UserError
+from jaxrl.runs import records, shards
+
+
+def open_run_folder(path: Path) -> records.RunDir:
+    """The run in a folder, or that of a sweep which has one only; UserError where there is none."""
+    if (path / "sweep.json").is_file():
+        folders = [program["folder"] for program in read_sweep(path)["programs"]]
+        if len(folders) > 1:
+            raise UserError(
+                f"{path} is a sweep of {len(folders)} runs: choose {path / folders[0]} "
+                "or another one in it"
+            )
+        path = path / folders[0]
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not the folder of a run: it has no config.json")
+    run = records.RunDir(path.resolve())
+    known = read_json(path / "config.json")
+    if not known.get("config") or not known.get("context"):
+        raise UserError(f"{path / 'config.json'} is not that of a run")
+    return run
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """sweep.json of a folder that has one."""
+    known = read_json(path / "sweep.json")
+    if not {"agent", "sweep", "programs"} <= set(known):
+        raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
+    return known
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    return known if isinstance(known, dict) else {}
+
+
+def count_members(path: Path) -> int:
+    """How many members a run has."""
+    config = open_run_folder(path).config()["config"]
+    return len(config.get("points", [{}])) * config["seeds"]
+
+
+def state_digest(path: Path) -> str:
+    """Of the settings of a run and of how far it has come: what its final states follow from."""
+    run = open_run_folder(path)
+    points = shards.indices(run.checkpoints)
+    if not points:
+        raise UserError(f"{path} has no checkpoint yet")
+    text = json.dumps([run.config()["config"], max(points)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_digest(path: Path) -> str:
+    """Of all settings of a run, which its shared stages follow from."""
+    text = json.dumps(open_run_folder(path).config()["config"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
