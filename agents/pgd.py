@@ -61,6 +61,7 @@ from jaxrl.types import (
     Batch,
     Env,
     EnvSpec,
+    HyperParams,
     PyTree,
     Source,
     Transition,
@@ -238,9 +239,7 @@ class Pool(NamedTuple):
     seen: dict[str, Array]  # metrics of the set
 
 
-def generated(
-    cfg: Any, spec: EnvSpec, log_prob: LogProb, part: str = "agent", name: str = "diffusion"
-) -> Source:
+def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, name: str = "diffusion") -> Source:
     """Batches [B], with replacement, of transitions sampled from the diffusion model inputs[name].
 
     Every `generate_every` updates `trajectories` of them are made, guided by the policy as it is
@@ -251,15 +250,13 @@ def generated(
     sample = sampler(cfg, spec, log_prob if cfg.synthetic == "guided" else None)
 
     def refresh(
-        src: Pool, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: Pool, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> Pool:
-        own = hp[part]
-
         def some(key: Array) -> tuple[Transition, Array, Array]:
             strength = (step > 0).astype(jnp.float32)
-            x = sample(inputs[name], learner_state, own, key, cfg.sample_batch, strength)
+            x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
             rows, used = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), code.decode(x))
-            return rows, used, log_prob(learner_state, own, rows.obs, rows.action)
+            return rows, used, log_prob(learner_state, hp.agent, rows.obs, rows.action)
 
         sets = jax.lax.map(some, jax.random.split(key, cfg.trajectories // cfg.sample_batch))
         rows, used, likely = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sets)
@@ -271,14 +268,14 @@ def generated(
             {name: mean_where(x, used).value for name, x in seen.items()},
         )
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Pool:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> Pool:
         size = cfg.trajectories * cfg.horizon
         rows = jax.tree.map(lambda x: x[0], code.decode(jnp.zeros((1, size, code.channels)))[0])
         seen = {"synthetic_log_prob": jnp.float32(0), "synthetic_reward": jnp.float32(0)}
         return Pool(rows, jnp.int32(1), seen)
 
     def next(
-        src: Pool, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: Pool, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[Pool, Batch, dict[str, Any]]:
         rows = below(key, cfg.batch_size, jnp.maximum(src.filled, 1))
         return src, Batch(take(src.rows, rows)), src.seen

@@ -54,7 +54,7 @@ def reuse(
 
 
 def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
-    own = jax.tree.map(lambda x: x[0], hp if stage.part is None else hp[stage.part])
+    own = jax.tree.map(lambda x: x[0], hp.agent)
     wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(wanted) != shapes(state):

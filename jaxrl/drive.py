@@ -22,7 +22,7 @@ from jaxrl.program import (
     initialise_fn,
     stage_key,
 )
-from jaxrl.types import Array, Mean, PyTree
+from jaxrl.types import Array, Mean, PyTree, as_hyperparams
 
 
 class RunState(NamedTuple):
@@ -82,11 +82,11 @@ def drive(
     program: Program,
     plan: Layout,
     key: Array,
-    hp: dict[str, PyTree],
+    hp: PyTree,
     inputs: dict[str, PyTree],
     *,
     ids: np.ndarray | None = None,
-    run_hp: dict[str, PyTree] | None = None,
+    run_hp: PyTree = None,
     resume: RunState | None = None,
     pace: float | None = None,
     agree: Callable[[int], int] = _own,
@@ -105,7 +105,7 @@ def drive(
 
     Args:
       key: root key; a member starts from fold_in(key, its id).
-      hp: hyperparameters, leaves [P, ...].
+      hp: the agent's `Hypers`, or `HyperParams`; leaves [P, ...].
       inputs: arrays shared by all members, such as {"data": dataset}.
       ids: [P] int32, the members' ids; 0 .. P-1 by default.
       run_hp: hyperparameters of stages of scope "run"; the first member's by default.
@@ -124,6 +124,7 @@ def drive(
         which the host waits and copies the state. The last chunk's by default.
       compiling, compiled: told before and after each compilation.
     """
+    hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
     scopes = {stage.name: stage.scope for stage in program.stages}
@@ -131,7 +132,10 @@ def drive(
     place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
     keys = {"run": run_key(key), "member": member_keys(key, jnp.asarray(ids))}
     keys = {scope: place[scope](value) for scope, value in keys.items()}
-    hps = {"run": plan.share(run_hp or first(hp)), "member": place["member"](hp)}
+    hps = {
+        "run": plan.share(first(hp) if run_hp is None else as_hyperparams(run_hp)),
+        "member": place["member"](hp),
+    }
     # What stages may read: shared arrays, and the axis-P results of earlier stages.
     inputs_of = {"run": plan.share(dict(inputs)), "member": {}}
     for name, result in (resume.results if resume else {}).items():
@@ -364,10 +368,9 @@ def _concatenate(*parts: Any) -> Any:
     return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
-def abstract_state(
-    program: Program, hp: dict[str, PyTree], inputs: dict[str, PyTree], stage: int
-) -> RunState:
+def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
     """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
+    hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     key = jax.eval_shape(lambda: jax.random.key(0))
     shared, members = dict(inputs), {}

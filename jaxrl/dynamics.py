@@ -29,7 +29,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
 from jaxrl.normalise import Moments, standardise
 from jaxrl.sources import below
-from jaxrl.types import Array, Batch, EnvSpec, Learner, PyTree, Transition
+from jaxrl.types import Array, Batch, EnvSpec, HyperParams, Learner, PyTree, Transition
 
 CLIP = 10.0  # of standardised inputs
 DECAYS, HEAD_DECAY = (2.5e-5, 5e-5, 7.5e-5), 1e-4  # by layer, the last for all further ones
@@ -180,7 +180,7 @@ def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
     shapes = sizes(cfg, spec)
 
     def step(
-        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+        inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
     ) -> tuple[PyTree, Outcome]:
         key_elite, key_noise = jax.random.split(key)
         state: State = inputs[name]

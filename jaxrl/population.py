@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from jaxrl.program import Lift, Program, Result, Stage, StageFn, compose
-from jaxrl.types import Array, PyTree
+from jaxrl.types import Array, PyTree, as_hyperparams
 
 AXIS = "pop"
 
@@ -221,12 +221,14 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
     """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
 
+    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P.
     P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
     axis of chunks where there is one; those of stages of scope "run" do not.
     """
     run = compose(program, lift(plan))
 
     def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
+        hp = as_hyperparams(hp)
         return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
 
     return whole

@@ -26,7 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.evaluate import HostEvaluator
-from jaxrl.types import Array, Learner, Mean, PyTree, Source, as_mean
+from jaxrl.types import (
+    Array,
+    HyperParams,
+    Learner,
+    Mean,
+    PyTree,
+    Source,
+    as_hyperparams,
+    as_mean,
+)
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
@@ -38,8 +47,6 @@ class Stage:
 
     Attributes:
       name: names the result, under which later stages find it in `inputs`.
-      part: the learner's own entry of the hyperparameters `{"agent": ..., "env": ...}`; None hands
-        it the whole record.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
         in as often. Between them lie whole multiples of `source.every` updates.
       scope: "member" trains one per member; "run" trains one, shared by all members.
@@ -52,7 +59,6 @@ class Stage:
     learner: Learner
     source: Source
     updates: int
-    part: str | None = "agent"
     evals: int = 1
     scope: str = "member"
     start: str | None = None
@@ -99,7 +105,7 @@ class MemberState(NamedTuple):
 
     learner: PyTree
     source: PyTree
-    hp: dict[str, PyTree]  # part of the state, since population-based training changes it
+    hp: HyperParams  # in the state, since population-based training changes it
     key: Array  # the stage's own key; update s uses fold_in(key, s)
     metrics: dict[str, Mean]  # summed since the last evaluation
 
@@ -137,7 +143,7 @@ def initialise_fn(stage: Stage) -> StageFn:
         if stage.start is not None:
             learner = inputs[stage.start]
         else:
-            learner = stage.learner.init(key_learner, _own(hp, stage), inputs)
+            learner = stage.learner.init(key_learner, hp.agent, inputs)
         source = stage.source.init(key_source, learner, hp, inputs)
         step = jnp.int32(0)
         shapes = jax.eval_shape(updater(stage), learner, source, hp, inputs, key, step)[1]
@@ -195,12 +201,11 @@ def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str
 
     @jax.jit
     def update(
-        learner: PyTree, src: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
         key_source, key_learner, *_ = _streams(key, step)
         src, batch, seen = stage.source.next(src, learner, hp, inputs, key_source, step)
-        own = _own(hp, stage)
-        learner, learnt = stage.learner.update(learner, own, batch, key_learner, step)
+        learner, learnt = stage.learner.update(learner, hp.agent, batch, key_learner, step)
         return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
 
     return update
@@ -225,10 +230,6 @@ def evaluate_fn(stage: Stage) -> StageFn:
     return run
 
 
-def _own(hp: dict[str, PyTree], stage: Stage) -> PyTree:
-    return hp if stage.part is None else hp[stage.part]
-
-
 def _finite(tree: PyTree) -> Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
@@ -237,13 +238,19 @@ def _finite(tree: PyTree) -> Array:
 # --- one pure function ---------------------------------------------------------------------------
 
 
-def train(program: Program) -> Callable[[Array, dict[str, PyTree], dict[str, PyTree]], Result]:
+def train(program: Program) -> Callable[..., Result]:
     """The whole run of one member, evaluation included, as a pure function (key, hp, inputs).
 
-    jit it, vmap it over keys and hp, export it, or embed it in a program of your own.
+    `hp` is the agent's `Hypers`, or `HyperParams` where the environment's differ from its defaults.
+    jit the function, vmap it over keys and hp, export it, or embed it in a program of your own.
     """
     run = compose(program, lambda fn, stage: fn)
-    return lambda key, hp, inputs={}: run(key, key, hp, hp, inputs)
+
+    def whole(key: Array, hp: PyTree, inputs: dict[str, PyTree] | None = None) -> Result:
+        hp = as_hyperparams(hp)
+        return run(key, key, hp, hp, inputs or {})
+
+    return whole
 
 
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:

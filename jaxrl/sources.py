@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Batch, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, HyperParams, PyTree, Source, Transition
 
 
 def uniform(batch_size: int, name: str = "data") -> Source:
     """Batches [B] drawn with replacement from the `Transition` of rows [D] in inputs[name]."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
         return ()
 
     def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         data: Transition = inputs[name]
         rows = jax.random.randint(key, (batch_size,), 0, data.reward.shape[0])
@@ -34,11 +34,11 @@ def uniform(batch_size: int, name: str = "data") -> Source:
 def whole(name: str = "data") -> Source:
     """All rows [D] of the `Transition` in inputs[name], in every batch: updates are epochs."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
         return ()
 
     def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         return src, Batch(inputs[name]), {}
 
@@ -49,7 +49,7 @@ def labelled(source: Source, **extras: Any) -> Source:
     """`source` with numbers that are the same in all rows [B] as further extras."""
 
     def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
         t = batch.transitions
@@ -74,7 +74,6 @@ def replay(
     warmup: int = 1,
     first: Source | None = None,
     n_step: int = 1,
-    part: str | None = "agent",
 ) -> Source:
     """Batches [B] drawn with replacement from the last `capacity` transitions of `inner`.
 
@@ -89,11 +88,10 @@ def replay(
         `random_policy` in the same environments, where the policy of `inner` has no memory and
         records no extras. By default `inner` itself.
       n_step: at most so many steps of one environment are folded into one row, see `fold`; then
-        hp.gamma discounts, and `extras["discount"]` says what the successor's value counts.
-      part: the entry of hp that has gamma; None takes it from the whole record.
+        hp.agent.gamma discounts, and `extras["discount"]` says what the successor's value counts.
     """
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> ReplayState:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> ReplayState:
         key_inner, key_fill = jax.random.split(key)
         beginning = first or inner
         src = beginning.init(key_inner, learner_state, hp, inputs)
@@ -113,7 +111,12 @@ def replay(
         return ReplayState(src, ring)
 
     def next(
-        src: ReplayState, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: ReplayState,
+        learner_state: PyTree,
+        hp: HyperParams,
+        inputs: PyTree,
+        key: Array,
+        step: Array,
     ) -> tuple[ReplayState, Batch, dict[str, Any]]:
         key_inner, key_rows = jax.random.split(key)
         state, batch, metrics = inner.next(src.inner, learner_state, hp, inputs, key_inner, step)
@@ -125,8 +128,7 @@ def replay(
         if n_step == 1:
             drawn = take(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), ring), rows)
         else:
-            gamma = (hp if part is None else hp[part]).gamma
-            drawn = fold(ring, rows, written % slots, n_step, gamma)
+            drawn = fold(ring, rows, written % slots, n_step, hp.agent.gamma)
         return ReplayState(state, ring), Batch(drawn), metrics
 
     return Source(init=init, next=next, env_steps=inner.env_steps)
@@ -180,14 +182,14 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     """
     part = round(share * batch_size)
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
         keys = jax.random.split(key)
         return tuple(
             s.init(k, learner_state, hp, inputs) for s, k in zip((first, second), keys, strict=True)
         )
 
     def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         keys = jax.random.split(key)
         one, a, seen = first.next(src[0], learner_state, hp, inputs, keys[0], step)
@@ -202,7 +204,7 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         return (one, two), Batch(rows), seen | seen_too
 
     def refresh(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> PyTree:
         assert second.refresh is not None
         return src[0], second.refresh(src[1], learner_state, hp, inputs, key, step)
@@ -251,7 +253,7 @@ def held_out(batch_size: int) -> Source:
     inner = uniform(batch_size)
 
     def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         data: Transition = inputs["data"]
         held = jnp.arange(data.reward.shape[0]) % HELD == 0

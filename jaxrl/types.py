@@ -158,7 +158,7 @@ def _key_only(key: Array, n: int) -> PyTree:
 class Learner:
     """Anything that is trained: an agent, a dynamics ensemble, a score network.
 
-    init(key, hp, inputs) -> state
+    init(key, hp, inputs) -> state          (hp: the agent's hyperparameters)
     update(state, hp, batch, key, step) -> (state, metrics)
 
     `step` counts updates and has no member axis: a decision that hangs on it stays a real branch
@@ -200,7 +200,7 @@ class Source:
     refresh(src, learner_state, hp, inputs, key, step) -> src
         called before update `step` whenever step is a multiple of `every`, step 0 included.
 
-    `hp` is the whole record of hyperparameters of the run, `{"agent": ..., "env": ...}`.
+    `hp` is the run's `HyperParams`, of the agent and of the environment.
     `env_steps` is what one batch costs in environment steps.
     """
 
@@ -209,6 +209,30 @@ class Source:
     refresh: Callable[..., PyTree] | None = None
     every: int = 1
     env_steps: int = 0
+
+
+# --- hyperparameters -----------------------------------------------------------------------------
+
+
+class HyperParams(NamedTuple):
+    """The traced hyperparameters of a run.
+
+    Attributes:
+      agent: the record that the learner's and the policy's functions get as `hp`.
+      env: the physical parameters of the environment; None for its defaults.
+    """
+
+    agent: PyTree
+    env: PyTree = None
+
+    def env_params(self, env: Env) -> PyTree:
+        """The physical parameters that `env` runs with."""
+        return env.params if self.env is None else self.env
+
+
+def as_hyperparams(hp: PyTree) -> HyperParams:
+    """`hp` itself, or a bare record of an agent's hyperparameters with the default environment."""
+    return hp if isinstance(hp, HyperParams) else HyperParams(hp)
 
 
 # --- metrics -------------------------------------------------------------------------------------

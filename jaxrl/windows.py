@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl.errors import at_least
 from jaxrl.sources import below, take
-from jaxrl.types import Array, Batch, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, HyperParams, PyTree, Source, Transition
 
 HELD = 20  # of so many episodes the last is held out
 
@@ -53,11 +53,16 @@ def windows(
     """
     at_least(1, windows=batch_size - held, length=length, stride=stride)
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Windows:
+    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> Windows:
         return find(inputs[name], length, stride)
 
     def next(
-        src: Windows, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
+        src: Windows,
+        learner_state: PyTree,
+        hp: HyperParams,
+        inputs: PyTree,
+        key: Array,
+        step: Array,
     ) -> tuple[Windows, Batch, dict[str, Any]]:
         key_learned, key_held = jax.random.split(key)
         draw = lambda key, count, end: below(key, count, jnp.maximum(end, 1))

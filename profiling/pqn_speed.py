@@ -30,7 +30,7 @@ from jaxrl.losses import q_loss
 from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
-from jaxrl.types import Array, Batch, Env, Learner, Policy, PyTree
+from jaxrl.types import Array, Batch, Env, HyperParams, Learner, Policy, PyTree
 
 
 def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Program:
@@ -94,9 +94,7 @@ def passes(cfg: pqn.Config, env: Env) -> Program:
 def measure(run: Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
     """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of training `members` to the end."""
     plan = population.layout(members)
-    hp = plan.split(
-        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
-    )
+    hp = plan.split(plan.pad(hyper_table(HyperParams(pqn.Hypers(), env.params), members), members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
     args = (jax.random.key(0), ids, hp, {})
     clock = time.perf_counter()

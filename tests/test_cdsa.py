@@ -28,7 +28,7 @@ from jaxrl.program import Program, Stage, train
 from jaxrl.runs import records, stats
 from jaxrl.sources import HELD, held_out
 from jaxrl.spaces import box_scale
-from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Array, Batch, Box, EnvSpec, HyperParams, Policy, PyTree, Transition
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,7 +71,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
         source=held_out(cfg.batch_size),
         updates=cfg.updates,
     )
-    hp = {"agent": numbers(cdsa.Hypers(lr=3e-3, tau=0.01))}
+    hp = HyperParams(numbers(cdsa.Hypers(lr=3e-3, tau=0.01)))
     jax.config.update("jax_disable_most_optimizations", False)  # thousands of updates
     run = jax.jit(train(Program((stage,))))
     state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]

@@ -146,7 +146,7 @@ def test_launches_of_any_length_give_the_same_bits(row: str) -> None:
 
 def test_a_member_of_nan_leaves_the_others_untouched() -> None:
     hp = toys.hypers(MEMBERS)
-    broken = hp | {"agent": hp["agent"]._replace(lr=hp["agent"].lr.at[5].set(jnp.inf))}
+    broken = hp._replace(agent=hp.agent._replace(lr=hp.agent.lr.at[5].set(jnp.inf)))
     one, other = (run("rollout", 2, hp=x)[-1] for x in (hp, broken))
     assert one.metrics is not None and other.metrics is not None
     np.testing.assert_array_equal(one.metrics["finite"], 1)

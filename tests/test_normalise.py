@@ -9,7 +9,7 @@ import tiny
 
 from jaxrl.normalise import discounted_sums, include, moments, normalised, standardise
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Batch
+from jaxrl.types import Agent, Batch, HyperParams
 
 ENVS, STEPS = 4, 6
 
@@ -63,10 +63,10 @@ def test_an_agent_sees_alike_in_acting_and_learning() -> None:
     hp = type("Hypers", (), {"gamma": 0.9})
 
     state = agent.init(jax.random.key(0), hp, {})
-    src = source.init(jax.random.key(1), state, {"agent": hp}, {})
+    src = source.init(jax.random.key(1), state, HyperParams(hp), {})
     rewards, observed = [], []
     for step in range(3):
-        src, batch, _ = source.next(src, state, {"agent": hp}, {}, jax.random.key(step + 2), step)
+        src, batch, _ = source.next(src, state, HyperParams(hp), {}, jax.random.key(step + 2), step)
         before = state
         state, _ = agent.update(state, hp, batch, jax.random.key(9), step)
         t = batch.transitions

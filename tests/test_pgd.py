@@ -27,7 +27,7 @@ from jaxrl.optim import warm_cosine
 from jaxrl.program import train
 from jaxrl.runs.records import RunDir
 from jaxrl.trajectories import Codec, codec, diffuser, raw, standard
-from jaxrl.types import Batch
+from jaxrl.types import Batch, HyperParams
 from jaxrl.unet import Convolution, UNet, check
 
 SMALL: dict[str, Any] = {
@@ -274,12 +274,12 @@ def test_samples_follow_the_policy() -> None:
     """Of one model and one key, two policies get different trajectories, each likelier under its
     own; but the first set, which nothing guides, is the same for both."""
     cfg = pgd_iql.Config(**SMALL | {"trajectories": 64, "sample_batch": 64, "sampler_steps": 8})
-    hp = {"agent": numbers(pgd_iql.Hypers(guidance=0.3))}
+    hp = HyperParams(numbers(pgd_iql.Hypers(guidance=0.3)))
     source = pgd.generated(cfg, BOX, pgd.likelihood(pgd_iql, cfg, BOX))
     data = {"data": rows(BOX, 12)}
-    model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp["agent"], data)
+    model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp.agent, data)
     init = jax.jit(iql.make(cfg, BOX).init)
-    policies = [init(jax.random.key(seed), hp["agent"], {}) for seed in (0, 1)]
+    policies = [init(jax.random.key(seed), hp.agent, {}) for seed in (0, 1)]
 
     @jax.jit
     def pool(policy: Any, step: jax.Array) -> pgd.Pool:
@@ -296,11 +296,11 @@ def test_samples_follow_the_policy() -> None:
     for who, policy in enumerate(policies):
         seen = later[who].seen["synthetic_log_prob"]
         t, n = later[who].rows, int(later[who].filled)
-        likely = log_prob(policy, hp["agent"], t.obs[:n], t.action[:n])
+        likely = log_prob(policy, hp.agent, t.obs[:n], t.action[:n])
         np.testing.assert_allclose(seen, jnp.mean(likely), rtol=1e-4)
         other = later[1 - who].rows
         n = int(later[1 - who].filled)
-        assert seen > jnp.mean(log_prob(policy, hp["agent"], other.obs[:n], other.action[:n]))
+        assert seen > jnp.mean(log_prob(policy, hp.agent, other.obs[:n], other.action[:n]))
         assert seen > first[who].seen["synthetic_log_prob"]
 
 
@@ -319,7 +319,7 @@ def test_kinds_of_experience(module: Any) -> None:
     """Every agent learns from each, unchanged: whole runs trace, and the stages are these."""
     env = tiny.glide()
     inputs = {"data": jax.tree.map(jnp.asarray, rows(env.spec, 12))}
-    hp = {"agent": numbers(module.Hypers()), "env": env.params}
+    hp = HyperParams(numbers(module.Hypers()), env.params)
     expected = {"guided": "diffusion", "unguided": "diffusion", "autoregressive": "dynamics"}
     for kind in (*expected, "none"):
         cfg = module.Config(**SMALL, ensemble_hidden=(4,), ensemble_epochs=2, synthetic=kind)

@@ -15,7 +15,7 @@ from jaxrl import envs
 from jaxrl.agents import edac, ravl
 from jaxrl.errors import UserError
 from jaxrl.program import Result, train
-from jaxrl.types import PyTree, Transition
+from jaxrl.types import HyperParams, Transition
 
 AIM = envs.make("probe:aim")
 SIZES: dict[str, Any] = {
@@ -66,7 +66,7 @@ def trained(dynamics: str, data: Transition) -> tuple[Result, np.ndarray]:
     """The result of a run, and the actions at -1 and 1; the best ones are half of these."""
     cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
     run = jax.jit(train(ravl.program(cfg, AIM, evals=2, episodes=8)))
-    hp: PyTree = {"agent": numbers(HP), "env": AIM.params}
+    hp = HyperParams(numbers(HP), AIM.params)
     result = run(jax.random.key(1), hp, {"data": data})
     agent = ravl.make(cfg, AIM.spec)
     return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]

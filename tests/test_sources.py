@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxrl.errors import UserError
 from jaxrl.exploration import random_policy
 from jaxrl.sources import below, fold, mix, replay, split_batch, uniform
-from jaxrl.types import Array, Batch, Box, Discrete, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, HyperParams, PyTree, Source, Transition
 
 SLOTS, LENGTH, ENVS = 3, 4, 2
 GAMMA = 0.9
@@ -163,12 +163,12 @@ def test_draws_every_row_as_often(step: int) -> None:
 
 @functools.cache
 def _next(source: Source) -> Any:
-    return jax.jit(lambda src, key, step: source.next(src, (), {}, {}, key, step))
+    return jax.jit(lambda src, key, step: source.next(src, (), HyperParams(()), {}, key, step))
 
 
 def test_folding_source_hands_out_the_discount() -> None:
     """γ^k of the rows, where the newest step of an environment folds with nothing."""
-    hp = {"agent": type("Hypers", (), {"gamma": jnp.float32(GAMMA)})}
+    hp = HyperParams(type("Hypers", (), {"gamma": jnp.float32(GAMMA)}))
     source = replay(counting(1), SLOTS * LENGTH * ENVS, 200, n_step=2)
     src = source.init(jax.random.key(0), (), hp, {})
     run = jax.jit(lambda src, key: source.next(src, (), hp, {}, key, jnp.int32(0)))

@@ -23,6 +23,7 @@ from jaxrl.types import (
     Box,
     Env,
     EnvSpec,
+    HyperParams,
     Learner,
     Policy,
     PyTree,
@@ -77,6 +78,8 @@ def dataset(key: Array, rows: int = 64) -> Transition:
 class Hypers(NamedTuple):
     lr: Array
     gamma: Array
+    model_lr: Array
+    weight: Array
 
 
 def loss(w: Array, hp: Hypers, t: Transition, noise: Array) -> Array:
@@ -161,7 +164,7 @@ def model() -> Learner:
         t = batch.transitions
         error = lambda m: jnp.mean((jnp.concatenate([t.obs, t.action], -1) @ m - t.next_obs) ** 2)
         value, grad = jax.value_and_grad(error)(state)
-        return state - hp["lr"] * grad, {"model_loss": value}
+        return state - hp.model_lr * grad, {"model_loss": value}
 
     return Learner(init=init, update=update)
 
@@ -185,7 +188,7 @@ def imagined(policy: Policy, every: int) -> Source:
         rows = take(inputs["data"], jax.random.randint(key_rows, (16,), 0, 64))
         noise = policy.noise(key_noise, 16)
         action, _, _ = policy.act(
-            learner_state, hp["agent"], rows.obs, rows.start, policy.memory(16), noise, True
+            learner_state, hp.agent, rows.obs, rows.start, policy.memory(16), noise, True
         )
         next_obs = jnp.concatenate([rows.obs, action], -1) @ inputs["model"]
         return Imagined(rows._replace(action=action, next_obs=next_obs), src.refreshes + 1)
@@ -212,11 +215,9 @@ def adjust(base: Policy) -> Policy:
         noise: PyTree,
         explore: bool,
     ) -> Any:
-        action, memory, extras = base.act(
-            state["base"], hp["agent"], obs, start, memory, noise, explore
-        )
+        action, memory, extras = base.act(state["base"], hp, obs, start, memory, noise, explore)
         towards = jnp.concatenate([obs, action], -1) @ state["model"]
-        return action - hp["model"]["weight"] * towards[:, :1], memory, extras
+        return action - hp.weight * towards[:, :1], memory, extras
 
     return Policy(act=act, memory=base.memory, noise=base.noise)
 
@@ -237,7 +238,6 @@ def _model_stage(scope: str) -> Stage:
         source=uniform(8),
         updates=9,
         evals=3,
-        part="model",
         scope=scope,
     )
 
@@ -282,7 +282,7 @@ def row_refreshed() -> Program:
 
 def row_wrapped() -> Program:
     a = agent()
-    judge = evaluator(drift(), adjust(a), 3, part=None)
+    judge = evaluator(drift(), adjust(a), 3)
 
     def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Any:
         return judge({"base": inputs["agent"], "model": state}, hp, inputs, key)
@@ -293,7 +293,6 @@ def row_wrapped() -> Program:
         source=uniform(8),
         updates=9,
         evals=3,
-        part="model",
         evaluate=evaluate,
     )
     return Program((_agent_stage(uniform(8), a, evaluate=None), score))
@@ -325,15 +324,12 @@ ROWS: dict[str, Callable[[], Program]] = {
 }
 
 
-def hypers(members: int) -> dict[str, PyTree]:
+def hypers(members: int) -> HyperParams:
     """Different hyperparameters and physics for each of [P] members, one model setting for all."""
     spread = jnp.linspace(0.0, 1.0, members)
     same = jnp.ones(members)
-    return {
-        "agent": Hypers(0.01 + 0.02 * spread, 0.9 + 0.05 * spread),
-        "model": {"lr": 0.05 * same, "weight": 0.1 * same},
-        "env": {"noise": 0.2 + 0.2 * spread},
-    }
+    agent = Hypers(0.01 + 0.02 * spread, 0.9 + 0.05 * spread, 0.05 * same, 0.1 * same)
+    return HyperParams(agent, {"noise": 0.2 + 0.2 * spread})
 
 
 def inputs() -> dict[str, PyTree]:
