@@ -46,7 +46,7 @@ from jaxrl.normalise import Moments, data_moments, standardise, standardise_obs
 from jaxrl.optim import adam_step, cosine, polyak
 from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage
-from jaxrl.recipes import check_offline, one_value
+from jaxrl.recipes import check_offline
 from jaxrl.sources import held_out, known_rows, uniform
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
@@ -123,11 +123,6 @@ def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
     """The points of a run over so many base runs: each as it is, and corrected."""
     strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
     return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
-
-
-def check_request(cfg: Config, hp: Hypers, inputs: PyTree) -> None:
-    """Raises UserError where members, which share the networks, differ in how these are learned."""
-    one_value(hp, "they share their networks, so run it once for each value", "lr", "tau")
 
 
 # --- the networks --------------------------------------------------------------------------------
@@ -472,7 +467,8 @@ def program(
         source=held_out(cfg.batch_size),
         updates=cfg.updates,
         evals=evals,
-        scope="run",
+        shared=True,
+        reads=("lr", "tau"),
     )
     playing = Stage(
         name="agent",

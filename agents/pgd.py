@@ -52,7 +52,6 @@ from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program, Stage
-from jaxrl.recipes import one_value
 from jaxrl.sources import below, mix, take, uniform, whole
 from jaxrl.spaces import box_scale
 from jaxrl.trajectories import Codec, DiffusionState, codec, diffuser, network, raw
@@ -313,18 +312,25 @@ def experience(module: Any, cfg: Any, spec: EnvSpec) -> Source:
 
 def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
     """The stage of the model that experience comes from; none where there is none."""
-    scope = "run" if cfg.share_model else "member"
     if cfg.synthetic == "none":
         return ()
     if cfg.synthetic == "autoregressive":
         learner, source = dynamics.ensemble(stepwise(cfg), spec), whole()
-        name, updates = "dynamics", cfg.ensemble_epochs
+        name, updates, reads = "dynamics", cfg.ensemble_epochs, ("model_lr",)
     else:
         held = max(cfg.model_batch // 16, 1)
         source = windows(cfg.model_batch + held, cfg.horizon, cfg.stride, held=held)
         learner, name, updates = diffuser(cfg, spec), "diffusion", cfg.model_updates
+        reads = ("model_lr", "model_ema")
     stage = Stage(
-        name=name, learner=learner, source=source, updates=updates, evals=evals, scope=scope
+        name=name,
+        learner=learner,
+        source=source,
+        updates=updates,
+        evals=evals,
+        shared=cfg.share_model,
+        reads=reads,
+        unshared="say --agent.no-share-model",
     )
     return (stage,)
 
@@ -366,8 +372,6 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
         raise UserError("guidance=0 guides nothing: say --agent.synthetic unguided")
-    if cfg.synthetic != "none" and cfg.share_model:
-        one_value(hp, "say --agent.no-share-model", "model_lr", "model_ema")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
             raise UserError(f"the data have no episode with a window of horizon={cfg.horizon} rows")

@@ -20,7 +20,7 @@ INPUT = "reused"  # the name of finished states among inputs
 def reuse(
     path: Path, program: Program, env: str, hp: PyTree, inputs: PyTree
 ) -> tuple[Program, dict[str, PyTree]]:
-    """The program with the stages of scope "run" that a run has finished, and their states.
+    """The program with the shared stages that a run has finished, and their states.
 
     They stay in the program as stages of one update that changes nothing, so that later ones have
     the random numbers they always have.
@@ -40,8 +40,8 @@ def reuse(
         raise UserError(f"{path} was trained in another environment, not {env}")
     ready = make_plan(load.settings_of(run))
     found = load.restore(ready, run, (0, 1)).results
-    shared = {stage.name for stage in ready.program.stages if stage.scope == "run"}
-    mine = {stage.name: stage for stage in program.stages if stage.scope == "run"}
+    shared = {stage.name for stage in ready.program.stages if stage.shared}
+    mine = {stage.name: stage for stage in program.stages if stage.shared}
     names = [name for name in mine if name in found and name in shared]
     if not names:
         wanted = " or ".join(mine) or "anything, and here nothing is"

@@ -31,7 +31,7 @@ class Within(NamedTuple):
 
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
-      adapt, select: change the population between chunks, see `jaxrl.drive.drive`.
+      adapt, select: change the population between chunks, see `jaxrl.drive.Hooks`.
       members: (stage, update) -> the members of this process that a run which has come so far goes
         on with.
       done: (stage, update) -> environment steps of all members so far.
@@ -125,15 +125,17 @@ def run(
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,
-            pace=PACE_S,
-            agree=hosts.agree,
-            adapt=within.adapt,
-            select=within.select,
-            members=within.members and within.members(*at),
-            built=within.built,
-            snapshot=decide,
-            compiling=compiling,
-            compiled=compiled,
+            hooks=drive.Hooks(
+                pace=PACE_S,
+                agree=hosts.agree,
+                adapt=within.adapt,
+                select=within.select,
+                members=within.members and within.members(*at),
+                built=within.built,
+                snapshot=decide,
+                compiling=compiling,
+                compiled=compiled,
+            ),
         )
         for report in reports:
             watchdog.beat()

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import (
     Array,
@@ -40,6 +41,8 @@ from jaxrl.types import (
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
 
+RESERVED = ("data", "base", "reused", "source")  # inputs that are no stage's result
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -49,7 +52,10 @@ class Stage:
       name: names the result, under which later stages find it in `inputs`.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
         in as often. Between them lie whole multiples of `source.every` updates.
-      scope: "member" trains one per member; "run" trains one, shared by all members.
+      shared: whether one learner is trained for all members instead of one for each.
+      reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
+        equal in all members; see `check_shared`.
+      unshared: of a shared stage, what to do for several values of these: the end of the message.
       start: None, or the name of the earlier stage whose state is trained on.
       evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk,
         where inputs["source"] is the state of the source; a `HostEvaluator` is called by the host.
@@ -60,7 +66,9 @@ class Stage:
     source: Source
     updates: int
     evals: int = 1
-    scope: str = "member"
+    shared: bool = False
+    reads: tuple[str, ...] = ()
+    unshared: str = "run it once for each value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
 
@@ -69,8 +77,8 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs at least one update, got {self.updates}")
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
-        if self.scope not in ("member", "run"):
-            raise ValueError(f"stage {self.name!r}: scope is 'member' or 'run', not {self.scope!r}")
+        if self.name in RESERVED:
+            raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -89,15 +97,30 @@ class Program:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
+        seen: dict[str, bool] = {}
         for stage in self.stages:
             if stage.name in seen:
                 raise ValueError(f"two stages are called {stage.name!r}")
             if stage.start is not None and stage.start not in seen:
                 raise ValueError(f"stage {stage.name!r} starts from unknown {stage.start!r}")
-            if stage.scope == "run" and seen.get(stage.start or "") == "member":
+            if stage.shared and not seen.get(stage.start or "", True):
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
-            seen[stage.name] = stage.scope
+            seen[stage.name] = stage.shared
+
+
+def check_shared(program: Program, hp: PyTree) -> None:
+    """Raises UserError where members of a population differ in what a shared stage reads.
+
+    Args:
+      hp: the agent's hyperparameters, leaves [P, ...] on the host or on devices.
+    """
+    for stage in program.stages:
+        for name in stage.reads if stage.shared else ():
+            if len(np.unique(np.asarray(getattr(hp, name)))) > 1:
+                raise UserError(
+                    f"{name} differs between members, but they share their {stage.name}: "
+                    f"{stage.unshared}"
+                )
 
 
 class MemberState(NamedTuple):
@@ -256,26 +279,25 @@ def train(program: Program) -> Callable[..., Result]:
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:
     """The whole run as a pure function (run_key, keys, run_hp, hp, inputs).
 
-    `lift` decides whether keys and hp are one member's or a population's. Stages of scope "run"
-    take `run_key` and `run_hp`.
+    `lift` decides whether keys and hp are one member's or a population's. Shared stages take
+    `run_key` and `run_hp`.
     """
 
     def run(run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree) -> Result:
         shared, members = dict(inputs), {}
         metrics, evals = {}, {}
         for index, stage in enumerate(program.stages):
-            alone = stage.scope == "run"
-            own = {} if alone else members
+            own = {} if stage.shared else members
             start = {
-                "key": stage_key(run_key if alone else keys, index),
-                "hp": run_hp if alone else hp,
+                "key": stage_key(run_key if stage.shared else keys, index),
+                "hp": run_hp if stage.shared else hp,
                 "inputs": own,
             }
             _, state = lift(initialise_fn(stage), stage)((), start, {"inputs": shared})
             state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
                 stage, lift, state, own, dict(shared)
             )
-            (shared if alone else members)[stage.name] = state.learner
+            (shared if stage.shared else members)[stage.name] = state.learner
         states = {stage.name: (shared | members)[stage.name] for stage in program.stages}
         return Result(states, metrics, evals)
 

@@ -259,7 +259,7 @@ def _cdsa() -> Case:
     return Case(
         program=Program(
             (
-                dataclasses.replace(modelling, scope="member"),
+                dataclasses.replace(modelling, shared=False),
                 dataclasses.replace(playing, updates=2, evals=2),
             )
         ),

@@ -6,6 +6,7 @@ snapshot of each stage, on 1, 2 and 8 devices.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -17,8 +18,9 @@ import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
-from jaxrl.drive import Report, RunState, abstract_state, drive
-from jaxrl.program import Result, train
+from jaxrl.drive import Hooks, Report, RunState, abstract_state, drive
+from jaxrl.errors import UserError
+from jaxrl.program import RESERVED, Program, Result, check_shared, train
 
 MEMBERS, WIDTH = 16, 2
 
@@ -50,8 +52,7 @@ def run(
         hp or toys.hypers(MEMBERS),
         toys.inputs(),
         resume=resume,
-        pace=pace,
-        snapshot=lambda stage, step, last: True,
+        hooks=Hooks(pace=pace, snapshot=lambda stage, step, last: True),
     )
     return list(reports)
 
@@ -154,6 +155,24 @@ def test_a_member_of_nan_leaves_the_others_untouched() -> None:
     learners = [report.snapshot.member.learner for report in (one, other)]  # type: ignore[union-attr]
     rest = [jax.tree.map(lambda x: np.delete(x, 5, 0), learner) for learner in learners]
     assert bits(rest[0]) == bits(rest[1])
+
+
+def test_members_learn_a_shared_model_alike() -> None:
+    """What it reads is equal in all of them; what it does not read may differ."""
+    program = toys.ROWS["shared model"]()
+    check_shared(program, toys.hypers(MEMBERS).agent)
+    agent = toys.hypers(MEMBERS).agent
+    with pytest.raises(UserError, match="model_lr differs between members, but they share their"):
+        check_shared(program, agent._replace(model_lr=agent.model_lr.at[3].set(0.5)))
+    apart = [dataclasses.replace(stage, shared=False) for stage in program.stages]
+    check_shared(Program(tuple(apart)), agent._replace(model_lr=agent.lr))
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_no_stage_has_the_name_of_another_input(name: str) -> None:
+    (stage,) = toys.ROWS["uniform data"]().stages
+    with pytest.raises(ValueError, match=f"no stage can be called '{name}'"):
+        dataclasses.replace(stage, name=name)
 
 
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)")

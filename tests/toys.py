@@ -231,14 +231,15 @@ def _agent_stage(source: Source, a: Agent, name: str = "agent", **kw: Any) -> St
     return Stage(name=name, learner=a, source=source, **kw)
 
 
-def _model_stage(scope: str) -> Stage:
+def _model_stage(shared: bool) -> Stage:
     return Stage(
         name="model",
         learner=model(),
         source=uniform(8),
         updates=9,
         evals=3,
-        scope=scope,
+        shared=shared,
+        reads=("model_lr",),
     )
 
 
@@ -277,7 +278,7 @@ def row_offline_online() -> Program:
 def row_refreshed() -> Program:
     a = agent()
     source = mix(uniform(8), imagined(a, 2), 0.25, 8)
-    return Program((_model_stage("member"), _agent_stage(source, a)))
+    return Program((_model_stage(False), _agent_stage(source, a)))
 
 
 def row_wrapped() -> Program:
@@ -300,7 +301,7 @@ def row_wrapped() -> Program:
 
 def row_shared_model() -> Program:
     a = agent()
-    return Program((_model_stage("run"), _agent_stage(imagined(a, 2), a)))
+    return Program((_model_stage(True), _agent_stage(imagined(a, 2), a)))
 
 
 def _with_mean(source: Source) -> Source:
@@ -320,7 +321,7 @@ ROWS: dict[str, Callable[[], Program]] = {
     "offline then online": row_offline_online,
     "refreshed source": row_refreshed,
     "policy wrapped by a policy": row_wrapped,
-    "scope run": row_shared_model,
+    "shared model": row_shared_model,
 }
 
 

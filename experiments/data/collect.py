@@ -211,7 +211,7 @@ def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
         ready.hp,
         {},
         ids=ready.seeds,
-        snapshot=lambda stage, step, last: True,
+        hooks=drive.Hooks(snapshot=lambda stage, step, last: True),
     )
     for report in reports:
         assert report.snapshot is not None
