@@ -39,7 +39,7 @@ from flax import struct
 
 from jaxrl import diffusion, nets
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
+from jaxrl.evaluate import HostEvaluator, evaluator
 from jaxrl.flow import along
 from jaxrl.losses import action_distance
 from jaxrl.normalise import Moments, data_moments, standardise, standardise_obs
@@ -47,7 +47,7 @@ from jaxrl.optim import adam_step, cosine, polyak
 from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline
-from jaxrl.sources import held_out, known_rows, uniform
+from jaxrl.sources import held_out, known_rows, take
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
     Agent,
@@ -55,6 +55,8 @@ from jaxrl.types import (
     Batch,
     Env,
     EnvSpec,
+    Episodes,
+    HyperParams,
     Learner,
     Policy,
     PyTree,
@@ -405,7 +407,7 @@ def anneal(
 
 
 def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
-    """The corrected policies of trained ones; its updates change nothing, and measure on the data.
+    """The corrected policies of trained ones, which learn no more.
 
     inputs["base"] has a `Trained` for each of `bases`, of leaves [M, ...] over the run's members,
     and inputs["model"] the `State` of the networks.
@@ -432,34 +434,43 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
         return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
 
-    def update(
-        state: Adjusted, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[Adjusted, dict[str, Array]]:
-        t = batch.transitions
-        rows = t.reward.shape[0]
-        given = (t.obs, t.start, base.memory(rows), base.noise(key, rows), False)
+    return Agent(init=init, act=adjusted.act, memory=adjusted.memory, noise=adjusted.noise)
+
+
+def measured(
+    cfg: Config, spec: EnvSpec, bases: Sequence[Policy], play: Callable[..., Episodes]
+) -> Callable[..., Episodes]:
+    """`play` with distances on `batch_size` rows of the data, unless it is on the host.
+
+    Between actions in units of half the box: `base_distance` of the base from the data's,
+    `action_distance` of the corrected, `moved` from base to corrected.
+    """
+    if isinstance(play, HostEvaluator):
+        return play
+    space, base = box_scale("cdsa", spec), one_of(bases)
+    adjusted = adjust(base, cfg, spec)
+
+    def evaluate(state: Adjusted, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+        data: Transition = inputs["data"]
+        rows = np.arange(cfg.batch_size) * data.reward.shape[0] // cfg.batch_size
+        t, n = take(data, rows), cfg.batch_size
+        given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
         plain = space.unit(base.act(state.base.state, (), *given)[0])
-        action = space.unit(adjusted.act(state, hp, *given)[0])
-        data = space.unit(t.action)
-        return state, {
-            "base_distance": action_distance(plain, data),
-            "action_distance": action_distance(action, data),
+        action = space.unit(adjusted.act(state, hp.agent, *given)[0])
+        found = {
+            "base_distance": action_distance(plain, space.unit(t.action)),
+            "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
+        return play(state, hp, inputs, key)._replace(measured=found)
 
-    return Agent(
-        init=init,
-        update=update,
-        act=adjusted.act,
-        memory=adjusted.memory,
-        noise=adjusted.noise,
-    )
+    return evaluate
 
 
 def program(
     cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
 ) -> Program:
-    """The networks, once for all members, looked in on `evals` times; then one evaluation."""
+    """The networks, once for all members, with `evals` reports; then one evaluation."""
     agent = make(cfg, env.spec, bases)
     modelling = Stage(
         name="model",
@@ -473,8 +484,7 @@ def program(
     playing = Stage(
         name="agent",
         learner=agent,
-        source=uniform(cfg.batch_size),
-        updates=1,
-        evaluate=evaluator(env, agent, episodes),
+        updates=0,
+        evaluate=measured(cfg, env.spec, bases, evaluator(env, agent, episodes)),
     )
     return Program((modelling, playing))

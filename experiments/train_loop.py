@@ -149,7 +149,7 @@ def run(
                 if writer is not None:
                     writer.write(steps, columns)
             if report.snapshot is not None:
-                order = sum(s.updates for s in ready.program.stages[:stage]) + report.step
+                order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
                 saved = time.perf_counter()
@@ -186,7 +186,7 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
         # A network of NaN still acts, somehow; that is no result.
         sound = columns["finite"] == 1
         found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
-        found |= stats.risk(report.evals.returns)
+        found |= stats.risk(report.evals.returns) | report.evals.measured
         columns |= {name: np.where(sound, value, np.nan) for name, value in found.items()}
     return columns
 

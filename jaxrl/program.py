@@ -29,6 +29,7 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import (
     Array,
+    Batch,
     HyperParams,
     Learner,
     Mean,
@@ -44,14 +45,28 @@ Lift = Callable[[StageFn, "Stage"], StageFn]
 RESERVED = ("data", "base", "reused", "source")  # inputs that are no stage's result
 
 
+def _nothing(*args: PyTree) -> tuple[()]:
+    return ()
+
+
+def _no_batch(*args: PyTree) -> tuple[PyTree, Batch, dict[str, Mean]]:
+    raise ValueError("a stage without a source makes no updates")
+
+
+NO_SOURCE = Source(init=_nothing, next=_no_batch)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """`updates` updates of one learner from one source.
 
     Attributes:
       name: names the result, under which later stages find it in `inputs`.
+      updates: 0 evaluates once what the learner begins with.
+      source: needed for updates only.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
-        in as often. Between them lie whole multiples of `source.every` updates.
+        in as often. Between them lie whole multiples of `source.every` updates, so a stage that is
+        not evaluated may have fewer.
       shared: whether one learner is trained for all members instead of one for each.
       reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
         equal in all members; see `check_shared`.
@@ -63,7 +78,7 @@ class Stage:
 
     name: str
     learner: Learner
-    source: Source
+    source: Source = NO_SOURCE
     updates: int
     evals: int = 1
     shared: bool = False
@@ -73,21 +88,45 @@ class Stage:
     evaluate: Callable[..., PyTree] | None = None
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise ValueError(f"stage {self.name!r} needs at least one update, got {self.updates}")
+        if self.updates < 0:
+            raise ValueError(f"stage {self.name!r} cannot make {self.updates} updates")
+        if self.updates and self.source is NO_SOURCE:
+            raise ValueError(f"stage {self.name!r} needs a source for its updates")
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
+        if self.evaluate is not None and len(self.chunks) < self.evals:
+            raise UserError(
+                f"evals={self.evals}: stage {self.name!r} of {self.updates} updates has room for "
+                f"{len(self.chunks)} evaluations at most"
+            )
         if self.name in RESERVED:
             raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """(first update, number of updates) of each stretch between evaluations."""
+        if not self.updates:
+            return [(0, 0)]
         every = self.source.every
         blocks = self.updates / every
         ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
         marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
         return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+
+    @functools.cached_property  # so that `initialise` and `advance` share one trace
+    def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
+        """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
+
+        @jax.jit
+        def update(
+            learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
+        ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
+            key_source, key_learner, *_ = _streams(key, step)
+            src, batch, seen = self.source.next(src, learner, hp, inputs, key_source, step)
+            learner, learnt = self.learner.update(learner, hp.agent, batch, key_learner, step)
+            return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
+
+        return update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +207,11 @@ def initialise_fn(stage: Stage) -> StageFn:
         else:
             learner = stage.learner.init(key_learner, hp.agent, inputs)
         source = stage.source.init(key_source, learner, hp, inputs)
-        step = jnp.int32(0)
-        shapes = jax.eval_shape(updater(stage), learner, source, hp, inputs, key, step)[1]
-        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        metrics = {}
+        if stage.updates:
+            step = jnp.int32(0)
+            shapes = jax.eval_shape(stage.update, learner, source, hp, inputs, key, step)[1]
+            metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return carry, MemberState(learner, source, hp, key, metrics)
 
     return init
@@ -191,7 +232,7 @@ def advance_fn(stage: Stage) -> StageFn:
 
         def body(step: Array, loop: PyTree) -> PyTree:
             carry, totals = loop
-            carry, metrics = updater(stage)(*carry, hp, inputs, state.key, step)
+            carry, metrics = stage.update(*carry, hp, inputs, state.key, step)
             return carry, jax.tree.map(jnp.add, totals, metrics)
 
         def block(index: Array, loop: PyTree) -> PyTree:
@@ -205,7 +246,9 @@ def advance_fn(stage: Stage) -> StageFn:
 
         totals = jax.tree.map(lambda x: jnp.where(shared["fresh"], 0, x), state.metrics)
         loop = ((state.learner, state.source), totals)
-        if source.refresh is None:
+        if not stage.updates:
+            pass
+        elif source.refresh is None:
             loop = jax.lax.fori_loop(first, end, body, loop)
         else:
             blocks = (end + source.every - 1) // source.every
@@ -216,22 +259,6 @@ def advance_fn(stage: Stage) -> StageFn:
         return state, metrics | {"finite": finite}
 
     return run
-
-
-@functools.lru_cache(maxsize=8)  # so that `initialise` and `advance` share one trace
-def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
-    """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
-
-    @jax.jit
-    def update(
-        learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
-        key_source, key_learner, *_ = _streams(key, step)
-        src, batch, seen = stage.source.next(src, learner, hp, inputs, key_source, step)
-        learner, learnt = stage.learner.update(learner, hp.agent, batch, key_learner, step)
-        return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
-
-    return update
 
 
 def evaluate_fn(stage: Stage) -> StageFn:

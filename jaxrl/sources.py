@@ -89,7 +89,12 @@ def replay(
         records no extras. By default `inner` itself.
       n_step: at most so many steps of one environment are folded into one row, see `fold`; then
         hp.agent.gamma discounts, and `extras["discount"]` says what the successor's value counts.
+
+    Raises:
+      ValueError: a source that is refreshed, which a ring of its windows has no use for.
     """
+    if inner.refresh is not None or (first is not None and first.refresh is not None):
+        raise ValueError("replay takes sources without `refresh`, such as rollouts")
 
     def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> ReplayState:
         key_inner, key_fill = jax.random.split(key)
@@ -178,9 +183,15 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     """Batches [B] of which round(share * B) rows come from `first` and the others from `second`.
 
     Both give flat batches of at least their part; the rows beyond it are left out, and so are
-    extras that only one of them has. `second` may be refreshed.
+    extras that only one of them has. Either may be refreshed, or both as often as each other.
+
+    Raises:
+      ValueError: sources that are refreshed at different intervals.
     """
     part = round(share * batch_size)
+    intervals = {source.every for source in (first, second) if source.refresh is not None}
+    if len(intervals) > 1:
+        raise ValueError(f"mixed sources are refreshed at different intervals: {intervals}")
 
     def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
         keys = jax.random.split(key)
@@ -206,14 +217,21 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     def refresh(
         src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> PyTree:
-        assert second.refresh is not None
-        return src[0], second.refresh(src[1], learner_state, hp, inputs, key, step)
+        one, two = src
+        args = (learner_state, hp, inputs)
+        if first.refresh is None:
+            assert second.refresh is not None
+            return one, second.refresh(two, *args, key, step)
+        if second.refresh is None:
+            return first.refresh(one, *args, key, step), two
+        keys = jax.random.split(key)
+        return first.refresh(one, *args, keys[0], step), second.refresh(two, *args, keys[1], step)
 
     return Source(
         init=init,
         next=next,
-        refresh=refresh if second.refresh is not None else None,
-        every=second.every,
+        refresh=refresh if intervals else None,
+        every=max(intervals, default=1),
         env_steps=first.env_steps + second.env_steps,
     )
 

@@ -134,6 +134,7 @@ class Episodes(NamedTuple):
     returns: Array | np.ndarray  # [K] float32, undiscounted
     lengths: Array | np.ndarray  # [K] int32
     finished: Array | np.ndarray  # [K] bool: False where the evaluation's step limit came first
+    measured: dict[str, Array] = {}  # [] each: what else the evaluation found, by name
 
 
 class Batch(NamedTuple):
@@ -154,6 +155,10 @@ def _key_only(key: Array, n: int) -> PyTree:
     return key
 
 
+def _no_update(*args: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    raise ValueError("a learner without `update` is for stages of no updates")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
     """Anything that is trained: an agent, a dynamics ensemble, a score network.
@@ -162,11 +167,12 @@ class Learner:
     update(state, hp, batch, key, step) -> (state, metrics)
 
     `step` counts updates and has no member axis: a decision that hangs on it stays a real branch
-    under vmap. `metrics` maps names to scalars or to `Mean`.
+    under vmap. `metrics` maps names to scalars or to `Mean`. Without `update` it serves stages of
+    no updates, whose result is the state that `init` gives.
     """
 
     init: Callable[..., PyTree]
-    update: Callable[..., tuple[PyTree, dict[str, Any]]]
+    update: Callable[..., tuple[PyTree, dict[str, Any]]] = _no_update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
