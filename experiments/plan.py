@@ -19,6 +19,7 @@ from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
 from jaxrl.program import Program, check_shared
+from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Hosts
 from jaxrl.runs.shards import Range
 from jaxrl.types import Array, Env, HyperParams, PyTree
@@ -223,7 +224,7 @@ def hyper_table(
 def state_bytes(ready: Plan) -> int:
     """Size of one member's state, in the stage where it is largest; what earlier stages left for it
     counts too. Tracing it also shows what cannot even start."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    size = device_memory.tree_bytes
     own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []
     for index, stage in enumerate(ready.program.stages):
