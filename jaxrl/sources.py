@@ -25,7 +25,7 @@ def uniform(batch_size: int, name: str = "data") -> Source:
         src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
     ) -> tuple[PyTree, Batch, dict[str, Any]]:
         data: Transition = inputs[name]
-        rows = jax.random.randint(key, (batch_size,), 0, data.reward.shape[0])
+        rows = below(key, batch_size, jnp.int32(data.reward.shape[0]))
         return src, Batch(take(data, rows)), {}
 
     return Source(init=init, next=next)
