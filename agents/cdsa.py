@@ -52,7 +52,6 @@ from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
     Agent,
     Array,
-    Batch,
     Env,
     EnvSpec,
     Episodes,
@@ -211,7 +210,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
     space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         def begin(key: Array) -> Array:
             keys = jax.random.split(key, len(net))
             return jnp.concatenate([net[name].init(k) for name, k in zip(net, keys, strict=True)])
@@ -229,9 +228,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
             change=changes(inputs["data"]),
         )
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         rows = t.reward.shape[0]
         known, held = known_rows(t), t.extras["held"]
@@ -333,15 +330,7 @@ def adjust(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
     space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
-    def act(
-        state: Adjusted,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         raw, memory, _ = base.act(
             state.base.state, state.base.hp, obs, start, memory, noise, explore
         )
@@ -428,7 +417,7 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
     net, base = networks(cfg, spec, space), one_of(bases)
     adjusted = adjust(base, cfg, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> Adjusted:
+    def init(key, hp, inputs):
         row = jnp.asarray(hp.member, jnp.int32)
         each = jax.tree.map(lambda x: jnp.asarray(x)[row], tuple(inputs["base"]))
         chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
@@ -452,8 +441,8 @@ def measured(
 
     def evaluate(state: Adjusted, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         data: Transition = inputs["data"]
-        rows = np.arange(cfg.batch_size) * data.reward.shape[0] // cfg.batch_size
-        t, n = take(data, rows), cfg.batch_size
+        n = cfg.batch_size
+        t = take(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
         given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
         plain = space.unit(base.act(state.base.state, (), *given)[0])
         action = space.unit(adjusted.act(state, hp.agent, *given)[0])

@@ -60,7 +60,6 @@ from jaxrl.types import (
     Batch,
     Env,
     EnvSpec,
-    HyperParams,
     PyTree,
     Source,
     Transition,
@@ -248,9 +247,7 @@ def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, name: str = "diffusion
     code = codec(spec)
     sample = sampler(cfg, spec, log_prob if cfg.synthetic == "guided" else None)
 
-    def refresh(
-        src: Pool, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> Pool:
+    def refresh(src, learner_state, hp, inputs, key, step):
         def some(key: Array) -> tuple[Transition, Array, Array]:
             strength = (step > 0).astype(jnp.float32)
             x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
@@ -267,15 +264,13 @@ def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, name: str = "diffusion
             {name: mean_where(x, used).value for name, x in seen.items()},
         )
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> Pool:
+    def init(key, learner_state, hp, inputs):
         size = cfg.trajectories * cfg.horizon
         rows = jax.tree.map(lambda x: x[0], code.decode(jnp.zeros((1, size, code.channels)))[0])
         seen = {"synthetic_log_prob": jnp.float32(0), "synthetic_reward": jnp.float32(0)}
         return Pool(rows, jnp.int32(1), seen)
 
-    def next(
-        src: Pool, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[Pool, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         rows = below(key, cfg.batch_size, jnp.maximum(src.filled, 1))
         return src, Batch(take(src.rows, rows)), src.seen
 

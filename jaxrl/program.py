@@ -29,7 +29,6 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import (
     Array,
-    Batch,
     HyperParams,
     Learner,
     Mean,
@@ -45,11 +44,11 @@ Lift = Callable[[StageFn, "Stage"], StageFn]
 RESERVED = ("data", "base", "reused", "source")  # inputs that are no stage's result
 
 
-def _nothing(*args: PyTree) -> tuple[()]:
+def _nothing(key, learner_state, hp, inputs):
     return ()
 
 
-def _no_batch(*args: PyTree) -> tuple[PyTree, Batch, dict[str, Mean]]:
+def _no_batch(src, learner_state, hp, inputs, key, step):
     raise ValueError("a stage without a source makes no updates")
 
 

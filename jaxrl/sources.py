@@ -12,18 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Batch, HyperParams, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
 def uniform(batch_size: int, name: str = "data") -> Source:
     """Batches [B] drawn with replacement from the `Transition` of rows [D] in inputs[name]."""
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         return ()
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs[name]
         rows = below(key, batch_size, jnp.int32(data.reward.shape[0]))
         return src, Batch(take(data, rows)), {}
@@ -34,12 +32,10 @@ def uniform(batch_size: int, name: str = "data") -> Source:
 def whole(name: str = "data") -> Source:
     """All rows [D] of the `Transition` in inputs[name], in every batch: updates are epochs."""
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         return ()
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         return src, Batch(inputs[name]), {}
 
     return Source(init=init, next=next)
@@ -48,9 +44,7 @@ def whole(name: str = "data") -> Source:
 def labelled(source: Source, **extras: Any) -> Source:
     """`source` with numbers that are the same in all rows [B] as further extras."""
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
         t = batch.transitions
         given = {name: jnp.full(t.reward.shape, value) for name, value in extras.items()}
@@ -96,7 +90,7 @@ def replay(
     if inner.refresh is not None or (first is not None and first.refresh is not None):
         raise ValueError("replay takes sources without `refresh`, such as rollouts")
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> ReplayState:
+    def init(key, learner_state, hp, inputs):
         key_inner, key_fill = jax.random.split(key)
         beginning = first or inner
         src = beginning.init(key_inner, learner_state, hp, inputs)
@@ -115,14 +109,7 @@ def replay(
         src, ring = jax.lax.fori_loop(0, warmup, fill, (src, ring))
         return ReplayState(src, ring)
 
-    def next(
-        src: ReplayState,
-        learner_state: PyTree,
-        hp: HyperParams,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> tuple[ReplayState, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         key_inner, key_rows = jax.random.split(key)
         state, batch, metrics = inner.next(src.inner, learner_state, hp, inputs, key_inner, step)
         slots, *window = src.ring.reward.shape
@@ -193,15 +180,13 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     if len(intervals) > 1:
         raise ValueError(f"mixed sources are refreshed at different intervals: {intervals}")
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         keys = jax.random.split(key)
         return tuple(
             s.init(k, learner_state, hp, inputs) for s, k in zip((first, second), keys, strict=True)
         )
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         keys = jax.random.split(key)
         one, a, seen = first.next(src[0], learner_state, hp, inputs, keys[0], step)
         two, b, seen_too = second.next(src[1], learner_state, hp, inputs, keys[1], step)
@@ -214,9 +199,7 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         )
         return (one, two), Batch(rows), seen | seen_too
 
-    def refresh(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> PyTree:
+    def refresh(src, learner_state, hp, inputs, key, step):
         one, two = src
         args = (learner_state, hp, inputs)
         if first.refresh is None:
@@ -270,9 +253,7 @@ def held_out(batch_size: int) -> Source:
     """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
     inner = uniform(batch_size)
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs["data"]
         held = jnp.arange(data.reward.shape[0]) % HELD == 0
         marked = data._replace(extras=data.extras | {"held": held})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jaxrl.errors import UserError
 from jaxrl.exploration import random_policy
 from jaxrl.sources import below, fold, mix, replay, split_batch, uniform
-from jaxrl.types import Array, Batch, Box, Discrete, HyperParams, PyTree, Source, Transition
+from jaxrl.types import Batch, Box, Discrete, HyperParams, Source, Transition
 
 SLOTS, LENGTH, ENVS = 3, 4, 2
 GAMMA = 0.9
@@ -108,12 +108,10 @@ def test_folding_equals_a_walk(seed: int, written: int, n_step: int, ends: float
 def counting(sign: int) -> Source:
     """Window w holds the numbers sign * (1000 w + 10 t + env), and its state counts the windows."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Array:
+    def init(key, learner_state, hp, inputs):
         return jnp.int32(0)
 
-    def next(
-        src: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> Any:
+    def next(src, learner_state, hp, inputs, key, step):
         t, env = jnp.meshgrid(jnp.arange(LENGTH), jnp.arange(ENVS), indexing="ij")
         number = (sign * (1000 * src + 10 * t + env)).astype(jnp.float32)
         no = jnp.zeros((LENGTH, ENVS), bool)
