@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxrl.errors import UserError
 from jaxrl.population import Layout
+from jaxrl.types import PyTree
 
 
 def tree_bytes(tree: PyTree) -> int:
