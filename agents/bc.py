@@ -36,9 +36,9 @@ class Config:
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
 

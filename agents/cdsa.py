@@ -81,20 +81,19 @@ class Config:
     updates: int = 200_000
     """gradient steps of the networks"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     correction: Literal["action", "next", "current", "both"] = "both"
-    """what is corrected: the action itself, the state it leads to, the state it is taken in, or
-    the first two"""
+    """action (score of actions), next or current (score of states), or both (next, then action)"""
     ladder: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05)
-    """noise levels at which the action is moved, in half action ranges"""
+    """noise levels of the action correction, in half action ranges, in order"""
     ladder_steps: int = 3
-    """steps at each of them"""
+    """correction steps per noise level of the ladder"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of all networks"""
+    """widths of the hidden layers"""
     embedding: int = 16
-    """numbers that a noise level is made into"""
+    """dimension of the noise-level embedding"""
 
 
 @struct.dataclass
@@ -102,21 +101,21 @@ class Hypers:
     """Traced: members of one population may differ in each, apart from lr and tau."""
 
     lr: Any = 3e-4
-    """learning rate of Adam, which falls to zero along a cosine"""
+    """initial learning rate of Adam; a cosine schedule lowers it to 0"""
     tau: Any = 1e-3
-    """share of the way that the slow networks, which are acted with, move at each update"""
+    """Polyak step size of the EMA networks, which compute the corrections"""
     alpha: Any = 0.5
-    """strength of the correction of actions; 0 leaves it out"""
+    """strength α of the action correction; 0 turns it off"""
     w: Any = 1.0
-    """strength of the correction through states; 0 leaves it out"""
+    """strength w of the correction through states; 0 turns it off"""
     beta: Any = 1.0
-    """share of the action that leads to the corrected next state; 0 leaves it out"""
+    """weight β of the action that leads to the corrected next state; 0 turns it off"""
     sigma: Any = 0.3
-    """noise level of the score of states, in deviations of the data"""
+    """noise level σ of the state score, in standard deviations of the dataset"""
     run: Any = 0.0
-    """which of the base runs, from 0 on"""
+    """index of the base run"""
     member: Any = 0.0
-    """which of its members, from 0 on"""
+    """index of the base run's member"""
 
 
 def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:

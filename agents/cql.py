@@ -42,13 +42,13 @@ class Config:
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     samples: int = 10
-    """actions per row of each kind: uniform, of the policy at s, and of the policy at s'"""
+    """actions per row from each of: the uniform distribution, the policy at s, the policy at s'"""
     learn_temperature: bool = True
-    """adapt the temperature to an entropy of -A nats; else it stays as it is"""
+    """learn the temperature for a target entropy of -A nats; otherwise it stays constant"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
@@ -56,21 +56,21 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics"""
+    """learning rate of the critics' Adam"""
     actor_lr: Any = 3e-5
-    """learning rate of actor and temperature"""
+    """learning rate of Adam for policy and temperature"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     temperature: Any = 1.0
-    """weight α of the entropy, at the start where it is learned"""
+    """weight α of the entropy; the initial value if learned"""
     weight: Any = 10.0
-    """weight of the regulariser beside the critics' squared error"""
+    """weight of the conservative regulariser, relative to the squared TD error"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):

@@ -51,25 +51,26 @@ class Config:
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     steps: int = 5
     """steps T of the diffusion"""
     backup_actions: int = 1
-    """actions per successor, the best of which counts for each critic; 10 is the max-Q backup"""
+    """sampled actions per next state, maximised over in the targets; 10 is the paper's max-Q
+    backup"""
     ema_every: int = 5
-    """updates between moves of the slow policy"""
+    """gradient steps between updates of the EMA policy"""
     ema_start: int = 1000
-    """updates before the first of them"""
+    """gradient steps before the first update of the EMA policy"""
     candidates: int = 50
-    """actions among which one is chosen when acting"""
+    """candidate actions per environment step; one is chosen by its Q-value"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of policy and critics"""
+    """widths of the hidden layers"""
     embedding: int = 16
-    """numbers that a time is made into"""
+    """dimension of the time embedding"""
     critic_norm: bool = False
-    """LayerNorm in the critics"""
+    """LayerNorm in every hidden layer of the critics"""
 
 
 @struct.dataclass
@@ -77,29 +78,31 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics' Adam"""
+    """initial learning rate of the critics' Adam"""
     actor_lr: Any = 3e-4
-    """learning rate of the policy's Adam"""
+    """initial learning rate of the policy's Adam"""
     lr_end: Any = 1.0
-    """share of both learning rates that is left at the end of their cosine; 1 keeps them"""
+    """final learning rates of the cosine schedule, as a fraction of lr and actor_lr; 1 keeps them
+    constant"""
     max_grad_norm: Any = float("inf")
-    """norm to which the gradients of critics and of policy are clipped"""
+    """global norm to which gradients are clipped, critics and policy separately; inf turns it
+    off"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move at each update"""
+    """Polyak step size of the target critics"""
     policy_tau: Any = 0.005
-    """share of the way that the slow policy moves each time"""
+    """Polyak step size of the EMA policy"""
     eta: Any = 1.0
-    """weight of the normalised Q in the policy's loss, where cloning has 1"""
+    """weight of the normalised Q-value in the policy loss, relative to the cloning loss"""
     selection: Any = 1.0
-    """weight of Q in the softmax over candidates; inf takes the best"""
+    """inverse temperature of the softmax over the candidates' Q-values; inf takes the best"""
     temperature: Any = 1.0
-    """factor on the noise that candidates begin from"""
+    """factor on the candidates' initial noise"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:

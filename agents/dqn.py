@@ -36,27 +36,27 @@ class Config:
     """Static: a new value is a new program."""
 
     total_steps: int = 500_000
-    """environment steps of a run, all environments together, after the warm-up"""
+    """environment steps of a run after the warm-up, summed over its parallel environments"""
     num_envs: int = 1
     """parallel environments N"""
     num_steps: int = 10
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     gradient_steps: int = 1
-    """gradient steps of an update"""
+    """gradient steps per rollout"""
     batch_size: int = 128
-    """transitions of a gradient step"""
+    """transitions per gradient step"""
     capacity: int = 10_000
     """transitions in the replay buffer"""
     warmup: int = 10_000
     """environment steps with random actions before the first update"""
     n_step: int = 1
-    """rewards summed before the bootstrap"""
+    """number n of rewards in the n-step targets"""
     double: bool = True
-    """let the online network choose the action that the target network values"""
+    """double Q-learning: the online network selects actions, the target network evaluates them"""
     target_every: int = 50
-    """updates between moves of the target network"""
+    """rollouts between updates of the target network"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions in front, for images"""
+    """channels of 3x3 convolutions before the dense layers, for image observations"""
     hidden: tuple[int, ...] = (120, 84)
     """widths of the hidden layers"""
 
@@ -76,19 +76,19 @@ class Hypers:
     lr: Any = 2.5e-4
     """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 1.0
-    """share of the way that the target network moves; 1 copies the online network"""
+    """Polyak step size of the target network; 1 copies the online network"""
     eps_start: Any = 1.0
-    """share of random actions at the start"""
+    """epsilon at the start of training"""
     eps_end: Any = 0.05
-    """share of random actions after the decay"""
+    """epsilon after the decay"""
     eps_decay: Any = 0.5
-    """share of the run over which the share of random actions decays"""
+    """fraction of training over which epsilon decays"""
     huber: Any = 1e6
-    """TD errors count squared up to here and linearly beyond; 1 with rewards clipped to ±1"""
+    """threshold of the Huber loss on TD errors, quadratic below and linear above"""
     max_grad_norm: Any = 10.0
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
 
 
 class State(NamedTuple):

@@ -53,13 +53,13 @@ class Config:
     updates: int = 3_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows in a gradient step"""
+    """transitions per gradient step"""
     critics: int = 10
-    """critics N, of which the least counts"""
+    """critics N; targets and policy use their minimum"""
     diversity: bool = True
-    """hold the critics' slopes apart, with weight eta; without this it is SAC-N"""
+    """add the diversity term with weight eta; without it the agent is SAC-N"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
@@ -67,19 +67,19 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     temperature: Any = 1.0
-    """weight α of the entropy at the start; it follows an entropy of -A nats"""
+    """initial weight α of the entropy, learned for a target entropy of -A nats"""
     eta: Any = 1.0
     """weight η of the diversity term"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):

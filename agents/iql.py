@@ -49,19 +49,19 @@ class Config:
     """Static: a new value is a new program."""
 
     updates: int = 1_000_000
-    """gradient steps on the data"""
+    """gradient steps on the dataset"""
     batch_size: int = 256
-    """rows of a gradient step"""
+    """transitions per gradient step"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of V, Q and policy"""
+    """widths of the hidden layers"""
     finetune_steps: int = 0
-    """environment steps of online fine-tuning afterwards; 0 leaves it out"""
+    """environment steps of online fine-tuning after offline training; 0 turns it off"""
     num_envs: int = 1
-    """parallel environments N of fine-tuning; one gradient step per step of them all"""
+    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
     capacity: int = 1_000_000
     """transitions in the replay buffer of fine-tuning"""
     data_share: float = 0.5
-    """share of fine-tuning batches that comes from the data"""
+    """fraction of each fine-tuning batch drawn from the dataset"""
 
 
 @struct.dataclass
@@ -69,23 +69,24 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     lr_end: Any = 0.0
-    """the policy's at the end of its cosine schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the policy's cosine schedule, as a fraction of lr; 1 keeps it
+    constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     expectile: Any = 0.7
-    """τ of the paper: 0.5 is the mean over the data's actions, towards 1 the best of them"""
+    """expectile τ of the value loss: 0.5 is the mean over dataset actions, towards 1 the maximum"""
     beta: Any = 3.0
-    """inverse temperature of the policy's weights"""
+    """inverse temperature β of the advantage weights exp(β A)"""
     max_weight: Any = 100.0
-    """their limit"""
+    """upper limit of the advantage weights"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):

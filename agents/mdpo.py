@@ -44,19 +44,20 @@ class Config(ppo.Config):
     """Static: a new value is a new program."""
 
     epochs: int = 5
-    """passes of the value network over each window"""
+    """passes of the value network over each rollout"""
     minibatches: int = 16
-    """minibatches of each such pass; divides N * T"""
+    """minibatches per epoch of the value network; divides N * T"""
     advantages: Literal["minibatch", "batch", "raw"] = "batch"
-    """where advantages are standardised: in each minibatch, in the whole window, or nowhere"""
+    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
     policy_epochs: int = 10
-    """passes of the policy over each window: m gradient steps, if they are of the whole window"""
+    """passes of the policy over each rollout; m gradient steps with policy_minibatches=1"""
     policy_minibatches: int = 1
-    """minibatches of each such pass; divides N * T"""
+    """minibatches per epoch of the policy; divides N * T"""
     step_sizes: Literal["linear", "constant"] = "linear"
-    """of mirror descent: t_k = step_size * (1 - k / updates), or the same in every update"""
+    """schedule of the mirror-descent step size: t_k = step_size * (1 - k / updates), or constant"""
     kl: Literal["new_old", "old_new"] = "new_old"
-    """KL(new || old), which makes it mirror descent, or KL(old || new), as in TRPO"""
+    """direction of the KL divergence: KL(new || old), mirror descent, or KL(old || new), as in
+    TRPO"""
 
 
 @struct.dataclass
@@ -64,21 +65,22 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the policy's Adam at the start"""
+    """initial learning rate of the policy's Adam"""
     value_lr: Any = 3e-4
-    """learning rate of the value network's Adam at the start"""
+    """initial learning rate of the value network's Adam"""
     lr_end: Any = 0.0
-    """learning rates at the end of the linear schedule, as a fraction; 1 keeps them constant"""
+    """final learning rates of the linear schedule, as a fraction of the initial ones; 1 keeps them
+    constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the advantages"""
+    """λ of generalised advantage estimation (GAE)"""
     step_size: Any = 1.0
-    """of mirror descent at the start: the KL divergence weighs 1 / t_k"""
+    """initial step size t_k of mirror descent; the KL divergence has weight 1 / t_k"""
     value_clip: Any = 0.2
-    """how far values may move in an update, with clip_value"""
+    """clipping range of value predictions in the value loss; used with clip_value"""
     max_grad_norm: Any = 0.5
-    """gradients are clipped to this global norm, policy and value apart"""
+    """global norm to which gradients are clipped, policy and value network separately"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:

@@ -42,7 +42,7 @@ class Config(sac.Config):
     """Static: a new value is a new program."""
 
     learn_temperature: bool = False
-    """adapt the temperature to the target entropy; else it stays as it is"""
+    """learn the temperature for the target entropy; otherwise it stays constant"""
     refresh: int = 1_000
     """environment steps between copies of the actor to π_k; a multiple of num_envs * num_steps"""
 
@@ -52,9 +52,9 @@ class Hypers(sac.Hypers):
     """Traced: members of one population may differ in each."""
 
     divergence: Any = 1.0
-    """weight c of the divergence from π_k, one over the step size t_k"""
+    """weight c = 1 / t_k of the divergence from the old policy π_k"""
     entropic_index: Any = 1.0
-    """q of the Tsallis entropy, from 1, where the divergence is KL, to 2"""
+    """entropic index q of the Tsallis entropy, from 1 (KL divergence) to 2"""
 
 
 LARGEST = 1e6  # of densities in Tsallis terms; the authors' 1e-6 inside tanh's correction

@@ -75,44 +75,46 @@ class Settings:
     named after the paper's tasks have its sizes."""
 
     synthetic: Literal["guided", "unguided", "autoregressive", "none"] = "guided"
-    """what the agent learns from beside the data"""
+    """synthetic experience: guided or unguided diffusion, autoregressive model rollouts, or none"""
     real_share: float = 0.0625
-    """share of the rows of a batch that come from the data"""
+    """fraction of each batch drawn from the dataset"""
     generate_every: int = 5_000
-    """updates between sets of synthetic trajectories"""
+    """gradient steps between new sets of synthetic trajectories"""
     trajectories: int = 1024
-    """trajectories of a set"""
+    """synthetic trajectories per set"""
     sample_batch: int = 256
-    """of them, those that are made at the same time; divides trajectories"""
+    """trajectories sampled at the same time; divides trajectories"""
     horizon: int = 32
-    """steps of a window of the data, and of a trajectory"""
+    """steps per window of the dataset and per synthetic trajectory"""
     stride: int = 8
-    """rows from the beginning of one window to that of the next"""
+    """rows between the starts of consecutive windows of the dataset"""
     share_model: bool = True
-    """one model for all members; else each has its own"""
+    """train one model for all members; otherwise one per member"""
     model_updates: int = 30_000
     """gradient steps of the diffusion model"""
     model_batch: int = 32
-    """windows of a gradient step of the diffusion model"""
+    """windows per gradient step of the diffusion model"""
     model_features: int = 32
-    """channels of its network, doubled in each block; a power of two from 8 on"""
+    """channels of the diffusion model's first block, doubled in each block; a power of two, at
+    least 8"""
     model_blocks: int = 3
-    """its blocks; each but the last halves time"""
+    """blocks of the diffusion model; each but the last halves the time axis"""
     model_ema_every: int = 10
-    """updates between moves of the slow average of its weights, which is what is sampled from"""
+    """gradient steps between updates of the EMA of the diffusion model's weights, used for
+    sampling"""
     sampler_steps: int = 32
-    """steps N of Heun's rule, two calls of the network each"""
+    """steps N of the Heun sampler, two network calls each"""
     stochastic: bool = True
-    """add noise in the sampler's steps; else they follow the probability flow"""
+    """add noise in the sampler; otherwise it follows the probability-flow ODE"""
     normalise_guidance: bool = False
-    """divide the policy's gradient by its norm over the whole trajectory; narrow policies, whose
-    gradients are huge, need it"""
+    """divide the policy's gradient by its norm over the whole trajectory; needed for narrow
+    policies, whose gradients are huge"""
     guide_denoised: bool = False
-    """take it at the denoised trajectory instead of the noisy one"""
+    """take the policy's gradient at the denoised trajectory instead of the noisy one"""
     ensemble_hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """widths of the hidden layers of the autoregressive model"""
+    """widths of the autoregressive model's hidden layers"""
     ensemble_epochs: int = 200
-    """passes of the data that it learns from at most"""
+    """maximum passes over the dataset in training the autoregressive model"""
 
 
 @struct.dataclass
@@ -120,14 +122,15 @@ class Rates:
     """Traced, beside those of the agent that learns."""
 
     guidance: Any = 0.1
-    """coefficient of the policy's gradient, about 1 where it is normalised, else about 0.03 to 0.3
-    for wide policies only; to sample without it say synthetic=unguided"""
+    """coefficient of the policy's gradient: about 1 if normalised, otherwise 0.03 to 0.3, for wide
+    policies only; for sampling without guidance set synthetic=unguided"""
     guidance_wave: Any = 0.3
-    """how much more of it there is half-way"""
+    """height of the sine in the guidance schedule, relative to guidance; largest half-way"""
     model_lr: Any = 2e-3
-    """learning rate of the model, for diffusion its highest; a shared one has the first member's"""
+    """learning rate of the model (peak of the schedule for diffusion), equal for members that share
+    one"""
     model_ema: Any = 0.995
-    """share of the slow average that stays at each of its moves"""
+    """decay of the EMA of the diffusion model's weights; equal for members that share a model"""
 
 
 # --- trajectories as numbers ---------------------------------------------------------------------

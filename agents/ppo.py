@@ -46,35 +46,37 @@ class Config:
     """Static: a new value is a new program."""
 
     total_steps: int = 1_000_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 16
     """parallel environments N"""
     num_steps: int = 128
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 32
     """minibatches per epoch; divides N * T"""
     epochs: int = 10
-    """passes over each window"""
+    """passes over each rollout"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions in front of both networks, for images"""
+    """channels of 3x3 convolutions before the dense layers of both networks, for image
+    observations"""
     actor: tuple[int, ...] = (64, 64)
     """widths of the policy's hidden layers"""
     critic: tuple[int, ...] = (64, 64)
     """widths of the value network's hidden layers"""
     activation: Literal["tanh", "relu"] = "tanh"
-    """behind every hidden layer"""
+    """activation function of the hidden layers"""
     orthogonal: bool = True
-    """orthogonal weights to begin with, gain 0.01 before actions; otherwise LeCun normal"""
+    """orthogonal initialisation, with gain 0.01 in the policy's output layer; otherwise LeCun
+    normal"""
     advantages: Literal["minibatch", "batch", "raw"] = "minibatch"
-    """where advantages are standardised: in each minibatch, in the whole window, or nowhere"""
+    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
     clip_value: bool = False
-    """hold the value near the one that acted, as far as value_clip"""
+    """clip value predictions to value_clip around the rollout's in the value loss"""
     normalise_obs: bool = False
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     normalise_reward: bool = False
-    """divide rewards by the running standard deviation of returns"""
+    """divide rewards by the running standard deviation of discounted returns"""
     resets: int = 0
-    """initial states drawn per environment and window, a divisor of num_steps; 0: one per step"""
+    """initial states drawn per environment and rollout; divides num_steps; 0 draws one per step"""
 
     @property
     def updates(self) -> int:
@@ -86,23 +88,23 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     lr_end: Any = 0.0
-    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the advantages"""
+    """λ of generalised advantage estimation (GAE)"""
     clip: Any = 0.2
-    """ratios of probabilities beyond 1 ± clip earn nothing more"""
+    """clipping range of the probability ratio"""
     value_clip: Any = 0.2
-    """how far values may move in an update, with clip_value"""
+    """clipping range of value predictions in the value loss; used with clip_value"""
     value_weight: Any = 0.5
-    """weight of the value's loss"""
+    """weight of the value loss"""
     entropy_weight: Any = 0.0
     """weight of the entropy bonus"""
     max_grad_norm: Any = 0.5
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
 
 
 class State(NamedTuple):

@@ -45,29 +45,29 @@ class Config:
     """Static: a new value is a new program."""
 
     total_steps: int = 500_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 32
     """parallel environments N"""
     num_steps: int = 64
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 16
     """minibatches per epoch; divides N * T"""
     epochs: int = 4
-    """passes over each window"""
+    """passes over each rollout"""
     conv: tuple[int, ...] = ()
-    """channels of convolutions in front, for images"""
+    """channels of convolutions before the dense layers, for image observations"""
     kernels: tuple[int, ...] = ()
-    """their sides, 3 each if empty"""
+    """kernel sizes of the convolutions; 3 each if empty"""
     strides: tuple[int, ...] = ()
-    """their strides, 1 each if empty"""
+    """strides of the convolutions; 1 each if empty"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     normalise_obs: bool = False
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     norm_input: Literal["none", "batch", "batch_renorm"] = "none"
-    """layer in front of the network: BatchNorm or BatchRenorm"""
+    """normalisation of the input: BatchNorm, BatchRenorm or none"""
     norm: Literal["layer", "batch", "none"] = "layer"
-    """layer between every linear layer and its ReLU: LayerNorm, BatchNorm or none"""
+    """normalisation between each linear layer and its ReLU: LayerNorm, BatchNorm or none"""
 
     @property
     def updates(self) -> int:
@@ -83,23 +83,23 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 1e-4
-    """learning rate of RAdam at the start"""
+    """initial learning rate of RAdam"""
     lr_end: Any = 0.0
-    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the returns"""
+    """λ of the λ-returns"""
     eps_start: Any = 1.0
-    """share of random actions at the start"""
+    """epsilon at the start of training"""
     eps_end: Any = 0.2
-    """share of random actions after the decay"""
+    """epsilon after the decay"""
     eps_decay: Any = 0.2
-    """share of the run over which the share of random actions decays"""
+    """fraction of training over which epsilon decays"""
     max_grad_norm: Any = 10.0
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
     reward_scale: Any = 0.1
-    """factor on rewards in targets"""
+    """factor on rewards in the targets"""
 
 
 class State(NamedTuple):

@@ -41,27 +41,27 @@ class Config:
     """Static: a new value is a new program."""
 
     total_steps: int = 5_000_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 1024
     """parallel environments N"""
     num_steps: int = 32
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 32
     """minibatches per epoch; divides N * T"""
     epochs: int = 4
-    """passes over each window"""
+    """passes over each rollout"""
     actor: tuple[int, ...] = (256, 128)
-    """widths of the actor's hidden layers"""
+    """widths of the policy's hidden layers"""
     critic: tuple[int, ...] = (512, 256)
     """widths of each critic's hidden layers"""
     critics: int = 1
-    """critics, whose mean is used everywhere"""
+    """critics in the ensemble; targets and actor use their mean"""
     normalise_obs: bool = True
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     normalise_reward: bool = False
-    """divide rewards by the running standard deviation of returns"""
+    """divide rewards by the running standard deviation of discounted returns"""
     resets: int = 1
-    """initial states drawn per environment and window; divides num_steps"""
+    """initial states drawn per environment and rollout; divides num_steps"""
 
     @property
     def updates(self) -> int:
@@ -73,25 +73,25 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 5e-4
-    """learning rate of both RAdam optimisers at the start"""
+    """initial learning rate of RAdam"""
     lr_end: Any = 0.01
-    """learning rate at the end of the linear schedule, as a fraction of lr"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.97
-    """discount"""
+    """discount factor"""
     lam: Any = 0.99
-    """trace decay of the returns"""
+    """λ of the λ-returns"""
     noise_start: Any = 1.0
-    """std of exploration at the start, in half action ranges"""
+    """std of the exploration noise at the start of training, in half action ranges"""
     noise_end: Any = 0.2
-    """std of exploration after the decay"""
+    """std of the exploration noise after the decay, in half action ranges"""
     noise_decay: Any = 0.9
-    """share of the run over which the noise decays"""
+    """fraction of training over which the std of the exploration noise decays"""
     penalty: Any = 50.0
-    """weight of the pull to the window's own actions"""
+    """weight of the penalty on changes of the actor's actions since the rollout"""
     threshold: Any = 0.15
-    """mean change of an action, in half action ranges, from which on the pull acts"""
+    """mean absolute change of an action, in half action ranges, above which the penalty applies"""
     max_grad_norm: Any = 1.0
-    """gradients are clipped to this global norm, actor and critic apart"""
+    """global norm to which gradients are clipped, actor and critics separately"""
 
 
 class State(NamedTuple):

@@ -46,11 +46,11 @@ class Config(pqn.Config):
     """Static: a new value is a new program. Minibatches divide the environments here."""
 
     cell: Literal["gru", "lstm"] = "gru"
-    """recurrent cell"""
+    """type of the recurrent cell"""
     memory: int = 256
-    """units of the cell"""
+    """units of the recurrent cell"""
     memory_window: int = 4
-    """steps of the past in front of each window"""
+    """steps of the previous rollout prepended to each rollout"""
 
 
 class Network(nn.Module):

@@ -47,32 +47,33 @@ class Config(edac.Config):
     """Static: a new value is a new program."""
 
     dynamics: Literal["learned", "true"] = "learned"
-    """imagine with an ensemble, or with the environment, from simulator states in the data"""
+    """imagine with a learned ensemble, or in the true environment from simulator states of the
+    dataset"""
     share_dynamics: bool = True
-    """one ensemble for all members; else each has its own"""
+    """train one ensemble for all members; otherwise one per member"""
     outcomes: Literal["learned", "given"] = "learned"
-    """whether the ensemble learns rewards and terminations, or the environment says how they
-    follow from observations (`Env.outcome`)"""
+    """rewards and terminations are learned by the ensemble, or given by the environment
+    (`Env.outcome`)"""
     models: int = 7
-    """networks of the ensemble"""
+    """networks in the ensemble"""
     elites: int = 5
-    """those of them that steps are drawn from"""
+    """networks with the lowest validation errors, used for imagined steps"""
     model_hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """widths of their hidden layers"""
+    """widths of the ensemble's hidden layers"""
     model_epochs: int = 2_000
-    """passes of the data that they learn from at most"""
+    """maximum passes over the dataset in training the ensemble"""
     model_patience: int = 5
-    """passes without improvement after which they are done"""
+    """passes without improvement before training of the ensemble stops"""
     rollout_steps: int = 5
     """steps k of an imagined rollout"""
     rollout_starts: int = 50_000
-    """rollouts of a refresh"""
+    """imagined rollouts per refresh of the imagined data"""
     rollout_every: int = 1_000
-    """updates between refreshes"""
+    """gradient steps between refreshes of the imagined data"""
     retain: int = 5
-    """refreshes whose steps are kept"""
+    """refreshes whose imagined transitions are kept"""
     real_share: float = 0.05
-    """share of the rows of a batch that come from the data"""
+    """fraction of each batch drawn from the dataset"""
 
 
 @struct.dataclass
@@ -80,9 +81,9 @@ class Hypers(edac.Hypers):
     """Traced: members of one population may differ in each."""
 
     penalty: Any = 0.0
-    """λ by which uncertainty of the model lowers rewards, in MOPO"""
+    """weight λ of the model uncertainty subtracted from rewards, as in MOPO; 0 turns it off"""
     model_lr: Any = 1e-3
-    """learning rate of the ensemble, the same for all members that share one"""
+    """learning rate of the ensemble, equal for all members that share one"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:

@@ -48,27 +48,28 @@ class Config:
     """Static: a new value is a new program."""
 
     total_steps: int = 1_000_000
-    """environment steps of a run, all environments together, after the warm-up"""
+    """environment steps of a run after the warm-up, summed over its parallel environments"""
     num_envs: int = 1
     """parallel environments N"""
     num_steps: int = 1
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     gradient_steps: int = 1
-    """gradient steps of an update"""
+    """gradient steps per rollout"""
     batch_size: int = 256
-    """transitions of a gradient step"""
+    """transitions per gradient step"""
     capacity: int = 1_000_000
     """transitions in the replay buffer"""
     warmup: int = 10_000
     """environment steps with random actions before the first update"""
     n_step: int = 1
-    """rewards summed before the bootstrap"""
+    """number n of rewards in the n-step targets"""
     learn_temperature: bool = True
-    """adapt the temperature to the target entropy; else it stays as it is"""
+    """learn the temperature for the target entropy; otherwise it stays constant"""
     target_entropy: float | None = None
-    """nats; by default -A for a box of A dimensions, 0.98 log A for A discrete actions"""
+    """target entropy in nats; default -A in a box of A dimensions, 0.98 log A for A discrete
+    actions"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
     @property
     def window(self) -> int:
@@ -84,13 +85,13 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in a gradient step"""
+    """Polyak step size of the target critics"""
     temperature: Any = 0.2
-    """weight α of the entropy, at the start where it is learned"""
+    """weight α of the entropy; the initial value if learned"""
 
 
 class State(NamedTuple):

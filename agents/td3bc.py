@@ -44,13 +44,13 @@ class Config:
     updates: int = 1_000_000
     """gradient steps of the critics"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     policy_every: int = 2
-    """critic steps per step of the actor and of the targets"""
+    """critic updates per update of the policy and the target networks"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
@@ -58,21 +58,21 @@ class Hypers:
     """Traced: members of one population may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of both Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the targets move at each step of the actor"""
+    """Polyak step size of the target networks"""
     alpha: Any = 2.5
-    """weight of the normalised Q in the actor's loss, where cloning has 1"""
+    """weight α of the normalised Q-value in the policy loss, relative to the cloning loss"""
     policy_noise: Any = 0.2
-    """std of the noise on actions in targets, in half action ranges"""
+    """std of the target-policy noise, in half action ranges"""
     noise_clip: Any = 0.5
-    """its largest size"""
+    """clipping range of the target-policy noise, in half action ranges"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
