@@ -1,12 +1,17 @@
-"""DQN: Q-learning with replay and a target network, double and n-step.
+"""DQN: Q-learning with replay and a target network, with double Q-learning and n-step targets.
 
 Human-level control through deep reinforcement learning. Volodymyr Mnih, Koray Kavukcuoglu, David
 Silver et al. Nature 518, 2015.
 Deep Reinforcement Learning with Double Q-learning. Hado van Hasselt, Arthur Guez, David Silver.
 AAAI 2016, arXiv:1509.06461.
 
-Deviations: Adam instead of RMSProp; an update is a window of N environments by T steps followed by
-`gradient_steps` gradient steps; ε falls by share of the run.
+An update is a rollout of T steps in N environments, followed by `gradient_steps` gradient steps on
+batches of the replay buffer. The target is r + γ Q'(s', argmax_a Q(s', a)) with double Q-learning,
+else r + γ max_a Q'(s', a).
+
+Deviations:
+- Adam replaces RMSProp.
+- The decay of ε is given as a fraction of training.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Tra
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 500_000
     """environment steps of a run after the warm-up, summed over its parallel environments"""
@@ -71,7 +76,7 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 2.5e-4
     """learning rate of Adam"""
@@ -92,20 +97,20 @@ class Hypers:
 
 
 class State(NamedTuple):
-    params: Array  # [size] the network's, as one vector
-    target: Array  # [size]
+    params: Array  # [size] flat parameters of the online network
+    target: Array  # [size] target network
     opt: optax.OptState
-    eps: Array  # [] share of random actions in the next window
+    eps: Array  # [] epsilon of the next rollout
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete, or the sizes do not fit.
+      UserError: the action space is not discrete, or sizes do not fit together.
     """
     if not isinstance(spec.action, Discrete):
-        raise UserError(f"dqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+        raise UserError(f"dqn needs discrete actions; {spec.name} has {spec.action}")
     check_replay(cfg)
     at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
     nets.check_images(spec, cfg.conv)
@@ -113,7 +118,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 
     def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
-        # Two rows of a loop: XLA would compute two results apart, with other last bits.
+        # Two rows of a loop: XLA would compute two results separately, rounded differently.
         params, target = jax.lax.map(net.init, jnp.stack([key, key]))
         eps = jnp.asarray(hp.eps_start, jnp.float32)
         return State(params, target, optimiser(hp).init(params), eps)
@@ -164,12 +169,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:
-    """Clipping to a global norm, then Adam."""
+    """Gradient clipping by global norm, then Adam."""
     return optax.chain(optax.clip_by_global_norm(hp.max_grad_norm), optax.adam(hp.lr))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
     agent = make(cfg, env.spec)
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals

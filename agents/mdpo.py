@@ -3,16 +3,18 @@
 Mirror Descent Policy Optimization. Manan Tomar, Lior Shani, Yonathan Efroni, Mohammad Ghavamzadeh.
 ICLR 2022, arXiv:2005.09814.
 
-Mirror descent in the space of policies, with the negative entropy as mirror map: each window's
-policy is to maximise E[A of π_k] - KL(π || π_k) / t_k, whose exact solution is π_k exp(t_k A) up to
-a constant. The step is taken by m gradient steps that start at π_k, where the KL has no gradient
-yet: one step alone is the plain policy gradient. Networks, values, advantages and acting are those
-of `jaxrl.agents.ppo`; no ratio is clipped, and policy and value are trained apart.
+Mirror descent in the space of policies with the negative entropy as mirror map: update k maximises
+E[A of π_k] - KL(π || π_k) / t_k, with the exact solution π ∝ π_k exp(t_k A). The objective is
+optimised by m gradient steps that start at π_k, where the gradient of the KL divergence is zero: a
+single step is the plain policy gradient. Networks, values, advantages and acting are those of
+`jaxrl.agents.ppo`. The ratio is not clipped, and policy and value network are trained separately.
 
-Deviations from the authors' code: step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K
-to 2 / K); the learning rate may be annealed, as in the paper; time limits, statistics and rewards
-are those of `jaxrl.agents.ppo`. Tsallis entropies are left out: the code's estimate of their
-divergence lacks the importance ratio and, where it is the KL divergence, has the wrong sign.
+Deviations from the authors' code:
+- Step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K to 2 / K).
+- The learning rate may be annealed, as in the paper.
+- Time limits, running statistics and reward scaling are those of `jaxrl.agents.ppo`.
+- Tsallis entropies are left out: the authors' estimate of their divergence lacks the importance
+  ratio and has the wrong sign where it is the KL divergence.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ __all__ = ["Config", "Hypers", "State", "make", "program"]
 
 @dataclasses.dataclass(frozen=True)
 class Config(ppo.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     epochs: int = 5
     """passes of the value network over each rollout"""
@@ -62,7 +64,7 @@ class Config(ppo.Config):
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
     """initial learning rate of the policy's Adam"""
@@ -87,7 +89,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete or a box of one axis, or sizes do not divide.
+      UserError: the action space is neither discrete nor a box of one axis, or sizes do not
+        fit together.
     """
     check(cfg, spec)
     model = ppo.networks(cfg, spec)
@@ -165,12 +168,12 @@ def mirror_descent_loss(
     t_k: Array | float,
     kl: Literal["new_old", "old_new"] = "new_old",
 ) -> Array:
-    """Mean of KL(new || old) / t_k - new(sample) / old(sample) · advantage (on-policy objective).
+    """Mean of KL(new || old) / t_k - new(sample) / old(sample) · advantage, the on-policy loss.
 
     Args:
       new, old: distributions [B].
-      sample: [B, ...], drawn from `old`.
-      advantage: [B], of `old`.
+      sample: [B, ...] from `old`.
+      advantage: [B] under `old`.
     """
     ratio = jnp.exp(new.log_prob(sample) - old.log_prob(sample))
     divergence = new.kl(old) if kl == "new_old" else old.kl(new)
@@ -184,7 +187,7 @@ def step_size(cfg: Config, hp: Hypers, step: Array) -> Array:
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:
-    """Raises UserError where the agent does not fit the environment or itself."""
+    """Raises UserError if the environment is not supported or sizes do not fit together."""
     ppo.check(cfg, spec)
     at_least(1, policy_epochs=cfg.policy_epochs, policy_minibatches=cfg.policy_minibatches)
     if cfg.num_envs * cfg.num_steps % cfg.policy_minibatches:
@@ -195,5 +198,5 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)

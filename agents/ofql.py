@@ -1,22 +1,25 @@
-"""OFQL: Q-learning from data with a policy that makes an action in one call of its network.
+"""OFQL: one-step flow Q-learning, offline Q-learning with a mean-flow policy.
 
 One-Step Flow Q-Learning: Addressing the Diffusion Policy Bottleneck in Offline Reinforcement
 Learning. Thanh Nguyen, Chang D. Yoo. ICLR 2026, arXiv:2508.13904. Mean flows: arXiv:2505.13447.
 
-Diffusion-QL (`dql`) with another policy: a network u(z, r, t, s) is the velocity, averaged over
-times [r, t], of a flow from data (t = 0) to noise (t = 1). An action is e - u(e, 0, 1, s), in
-learning and in acting. What holds it to the data is the mean-flow loss: u has to be
-(e - a) - (t - r) du/dt at random times, in a share `flow_ratio` of which r = t. Critics, the
-normalised Q in the policy's loss, slow copies and the choice among candidates are those of `dql`.
+Diffusion-QL (`dql`) with another policy: a network u(z, r, t, s) predicts the velocity, averaged
+over times [r, t], of a flow from data (t = 0) to noise (t = 1). An action is e - u(e, 0, 1, s), in
+training and in acting. The cloning loss is the mean-flow loss: u regresses (e - a) - (t - r) du/dt
+at random times, with r = t in a fraction `flow_ratio` of the rows. Critics, the normalised Q-value
+in the policy loss, the EMA policy and the choice among candidates are those of `dql`.
 
-The Q-term acts at (r, t) = (0, 1) alone, where the times of the mean-flow loss hardly ever lie;
-`corner` puts a share of them there. 0, the default, is the paper.
+The Q-value term depends on u at (r, t) = (0, 1) only, which random times of the mean-flow loss
+rarely reach. `corner` places a fraction of the rows there; 0, the default, is the paper.
 
-Where the text is silent, what stands here is ours: raw times go into embeddings of their own for r
-and t; the mean-flow loss is a mean over dimensions, as in `dql` (`sum_dims` sums them); actions are
-clipped to the box before critics see them; the slow policy moves as in the code of `dql`; learning
-rates fall to 0 along a cosine, observations are standardised and evaluations are played as in
-CleanDiffuser (arXiv:2406.09509); the paper gives no η per dataset, 0.3 is one of its grid.
+Choices where the paper is silent:
+- r and t have separate embeddings of unscaled times.
+- The mean-flow loss is a mean over action dimensions, as in `dql` (`sum_dims` sums them).
+- Actions are clipped to the box before the critics see them.
+- The EMA policy is updated as in the code of `dql`.
+- Learning rates fall to 0 by a cosine schedule, as in CleanDiffuser (arXiv:2406.09509).
+- Observations are standardised and evaluations choose among candidates, as in CleanDiffuser.
+- The paper gives no η per dataset; 0.3 is one value of its grid.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, as_mean
 
 OFFLINE = True
-MANY = 20  # steps of the flow that one-step actions are compared with
+MANY = 20  # Euler steps of the reference samples in `diagnose`
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of a run"""
@@ -81,7 +84,7 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
     """initial learning rate of the critics' Adam"""
@@ -119,7 +122,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is out of range.
+      UserError: the action space is not a bounded box of one axis, or a size is out of range.
     """
     check(cfg)
     at_least(1, eval_steps=cfg.eval_steps, diagnose_every=cfg.diagnose_every)
@@ -141,7 +144,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             found = diagnose(field(new.actor), space.unit(t.action), noise, obs)
             return {name: as_mean(x) for name, x in found.items()}
 
-        # A branch of its own: everything here costs as much as several updates.
+        # A conditional branch: the diagnostics cost as much as several updates.
         nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(look))
         seen = jax.lax.cond(step % cfg.diagnose_every == 0, look, nothing)
         return new, metrics | seen
@@ -150,13 +153,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def fields(cfg: Config, spec: EnvSpec, space: BoxScale) -> Callable[[Array], flow.Field]:
-    """From parameters to u(z [B, ..., A], r [B], t [B], obs [B, C]) of the policy's network."""
+    """Function from parameters to the velocity u(z [B, ..., A], r [B], t [B], obs [B, C])."""
     net = timed_net(cfg, spec, space, 2)
     return lambda params: lambda z, r, t, obs: net.apply(params, z, obs, r, t)
 
 
 def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
-    """Actions by average velocities: one call in learning, `cfg.eval_steps` in acting."""
+    """The mean-flow policy: one network call in training, `cfg.eval_steps` in acting."""
     field = fields(cfg, spec, space)
 
     def sample(params: Array, noise: Array, obs: Array) -> Array:
@@ -186,10 +189,10 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
 
 
 def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str, Array]:
-    """How well the flow fits where one-step samples are made; unit actions [B, A].
+    """Fit of the flow for one-step sampling; unit actions [B, A].
 
-    step_gap: mean distance of one-step samples from those of many small steps from the same noise.
-    corner_loss: the mean-flow loss at (r, t) = (0, 1).
+    step_gap: mean distance between one-step and many-step samples of the same noise.
+    corner_loss: mean-flow loss at (r, t) = (0, 1).
     """
     zeros = jnp.zeros(action.shape[0])
     gap = flow.one_step(u, noise, obs) - flow.euler(u, noise, MANY, obs)
@@ -200,5 +203,5 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -1,37 +1,37 @@
-"""PGD: policy-guided diffusion, synthetic experience on the policy that learns from it.
+"""PGD: policy-guided diffusion, synthetic experience that follows the learning policy.
 
 Policy-Guided Diffusion. Matthew Thomas Jackson, Michael Tryfan Matthews, Cong Lu, Benjamin Ellis,
 Shimon Whiteson, Jakob Foerster. RLC 2024, arXiv:2404.06356.
 
-A diffusion model learns windows of the data: whole pieces of episodes at once, not step by step.
-While it samples, actions are pushed up the gradient of the current policy's log-probability, and
-states follow through the denoiser. So trajectories lie between those of the data and those of the
-policy, about as p(τ) Π_t π(a_t|s_t)^λ, and errors do not add up as in rollouts of a model.
-An offline agent learns from batches of which `real_share` are rows of the data and the others
-synthetic, made anew every `generate_every` updates. `pgd_iql`, `pgd_td3bc` and `pgd_ofql` join an
-agent with this, in a few lines each.
+A diffusion model learns windows of the dataset: whole pieces of episodes at once. Sampling adds the
+gradient of the current policy's log-probability to the actions; states follow through the denoiser.
+Trajectories come from about p(τ) Π_t π(a_t|s_t)^λ, between dataset and policy, without the
+compounding errors of model rollouts. An offline agent learns from batches with a fraction
+`real_share` of dataset rows and otherwise synthetic transitions, generated anew every
+`generate_every` updates. `pgd_iql`, `pgd_td3bc` and `pgd_ofql` each combine an agent with PGD.
 
-`synthetic` chooses what the agent learns from beside the data:
+`synthetic` selects the synthetic experience:
 
-  guided          the above; the first set is unguided, since a policy that has learned nothing
-                  leads nowhere
-  unguided        the same model without the policy
-  autoregressive  rollouts of the policy, as long, in an ensemble of networks that predict one step
+  guided          as above; the first set is unguided, since the policy is untrained
+  unguided        the same model without guidance
+  autoregressive  policy rollouts of the same length in an ensemble of one-step models
                   (`jaxrl.dynamics`)
   none            nothing
 
-The guiding log-probability is the agent's own, `log_prob(cfg, spec)` of its module, of actions in
-its box. An agent without one counts as deterministic: N(π(s), 1) over actions in units of half the
-box, as published, whatever its own actions are before they are bounded.
+Guidance uses the agent module's `log_prob(cfg, spec)` of actions in its box. An agent without this
+function counts as deterministic: N(π(s), 1) over actions scaled to [-1, 1], as published.
 
-Deviations from the authors' code: a last step that terminates is kept, which needs no successor
-(there, no synthetic transition ever terminates except where a model trained on shorter windows is
-sampled longer); nothing follows a step that terminates; channels are standardised by the moments of
-the rows of the data, not of windows; windows begin at every `stride`-th row of an episode; a
-trajectory is as long as the windows that were learned; narrow networks have fewer groups of
-channels (`jaxrl.unet`); 1e-8 guards the norm of the gradient and is not added to it. Neither paper
-nor code names the coefficient that was used: that of `Rates` is ours, from
-`jaxrl.experiments.studies.guidance`.
+Deviations from the authors' code:
+- A terminating last step is kept, since it needs no successor (there synthetic transitions only
+  terminate when a model trained on shorter windows is sampled longer).
+- Nothing follows a terminating step.
+- Channels are standardised with the moments of the dataset's rows, not of its windows.
+- Windows begin at every `stride`-th row of an episode.
+- Trajectories have the length of the training windows.
+- Narrow networks have fewer channel groups (`jaxrl.unet`).
+- The guard 1e-8 bounds the gradient's norm from below and is not added to the norm.
+- The paper and its code name no guidance coefficient; the default in `Rates` comes from
+  `jaxrl.experiments.studies.guidance`.
 """
 
 from __future__ import annotations
@@ -371,9 +371,11 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
       inputs: with the data, on the host.
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
-        raise UserError("guidance=0 guides nothing: say --agent.synthetic unguided")
+        raise UserError("guidance=0 turns guidance off: pass --agent.synthetic unguided")
     if cfg.synthetic != "none" and cfg.share_model:
-        one_value(hp, "say --agent.no-share-model", "model_lr", "model_ema")
+        one_value(hp, "pass --agent.no-share-model", "model_lr", "model_ema")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
-            raise UserError(f"the data have no episode with a window of horizon={cfg.horizon} rows")
+            raise UserError(
+                f"no episode has a window of horizon={cfg.horizon} rows: lower horizon"
+            )

@@ -1,23 +1,25 @@
-"""RAVL: SAC in a model of the environment, careful where its rollouts end.
+"""RAVL: model-based offline RL with pessimistic critics at edge-of-reach states.
 
 The Edge-of-Reach Problem in Offline Model-Based Reinforcement Learning. Anya Sims, Cong Lu, Jakob
 Foerster, Yee Whye Teh. NeurIPS 2024, arXiv:2402.12527.
 
-Rollouts of k steps reach states at their ends that no step begins in. Values there are never
-learned, but bootstrapped from, and what is overestimated spreads, however good the model is: with
-the true dynamics in place of the model, methods that fear the model's errors have nothing to fear
-and diverge. RAVL fears these values: EDAC's critics (`jaxrl.agents.edac`) on imagined steps.
+Imagined rollouts of k steps end in states where no step begins (edge-of-reach states). Values of
+these states are bootstrapped from but never trained, so overestimation spreads, even with a perfect
+model: methods that penalise model error have nothing to penalise in the true dynamics, and diverge.
+RAVL makes their values pessimistic with EDAC's critics (`jaxrl.agents.edac`).
 
-An ensemble learns the dynamics from the data (`jaxrl.dynamics`), then the agent learns from batches
-of which `real_share` are rows of the data and the others imagined (`jaxrl.imagination`). Settings
-make it the two methods it is compared with:
+An ensemble learns the dynamics from the dataset (`jaxrl.dynamics`). The agent then learns from
+batches with a fraction `real_share` of dataset rows and otherwise imagined transitions
+(`jaxrl.imagination`). Two baselines are settings of this agent:
 
   MBPO  `critics` 2, `diversity` False: SAC in the model. arXiv:1906.08253
   MOPO  the same with `penalty` λ: rewards r - λ max_i ‖σ_i‖. arXiv:2005.13239
 
-Deviations from the authors' code: those of both parts; starts are drawn with replacement; the
-ensemble learns which steps terminate, which there is given; `outcomes` "given" does so here, with
-rewards too.
+Deviations from the authors' code:
+- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`.
+- Start states are drawn with replacement.
+- The ensemble learns terminations (there they are given); `outcomes` "given" takes terminations
+  and rewards from the environment.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ EXTRAS = ("state", "next_known")  # of the data
 
 @dataclasses.dataclass(frozen=True)
 class Config(edac.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     dynamics: Literal["learned", "true"] = "learned"
     """imagine with a learned ensemble, or in the true environment from simulator states of the
@@ -78,7 +80,7 @@ class Config(edac.Config):
 
 @struct.dataclass
 class Hypers(edac.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     penalty: Any = 0.0
     """weight λ of the model uncertainty subtracted from rewards, as in MOPO; 0 turns it off"""
@@ -90,7 +92,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is too small.
+      UserError: the action space is not a bounded box of one axis, or a size is too small.
     """
     if not 0 <= cfg.real_share <= 1:
         raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
@@ -98,20 +100,20 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
-    """Raises UserError where members that share an ensemble ask for several rates of learning it.
+    """Raises UserError if members that share an ensemble differ in its learning rate.
 
     Args:
       hp: hyperparameters [P] of all members.
     """
     if cfg.dynamics == "learned" and cfg.share_dynamics:
-        one_value(hp, "say --agent.no-share-dynamics", "model_lr")
+        one_value(hp, "pass --agent.no-share-dynamics", "model_lr")
 
 
 def networks(cfg: Config, env: Env) -> Ensemble:
-    """The ensemble's networks and what they need not learn.
+    """The ensemble, with rewards and terminations of the environment if `outcomes` is "given".
 
     Raises:
-      UserError: outcomes are to be given by an environment that does not tell them.
+      UserError: `outcomes` is "given" and the environment has no `Env.outcome`.
     """
     found = Ensemble(
         members=cfg.models,
@@ -122,7 +124,7 @@ def networks(cfg: Config, env: Env) -> Ensemble:
     if cfg.outcomes == "learned":
         return found
     if (rule := env.outcome) is None:
-        raise UserError(f"{env.spec.name} does not tell its outcomes: say --agent.outcomes learned")
+        raise UserError(f"{env.spec.name} has no Env.outcome: pass --agent.outcomes learned")
     rows = jax.vmap(rule, (0, 0, 0, None))
     return dataclasses.replace(
         found,
@@ -132,9 +134,9 @@ def networks(cfg: Config, env: Env) -> Ensemble:
 
 
 def experience(cfg: Config, agent: Agent, world: Model) -> Source:
-    """Batches of real rows and of those imagined in `world`.
+    """Batches of dataset rows and of transitions imagined in `world`.
 
-    extras["edge"] marks steps that rollouts end with.
+    extras["edge"] marks the last steps of imagined rollouts.
     """
     dreams = imagined(
         world,
@@ -150,14 +152,14 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """The dynamics, where they are learned, then the agent with `evals` evaluations.
+    """A stage for the ensemble, if the dynamics are learned, and one for the agent.
 
     Raises:
-      UserError: the true dynamics of an environment that does not run on the device.
+      UserError: `dynamics` is "true" and the environment does not run on the device.
     """
     if cfg.dynamics == "true":
         if env.host is not None:
-            raise UserError(f"{env.spec.name} runs on the host only: it cannot be imagined with")
+            raise UserError(f"{env.spec.name} runs on the host only: pass --agent.dynamics learned")
         return Program((learning(cfg, env, true_model(env), evals, episodes),))
     own = networks(cfg, env)
     modelling = Stage(
@@ -173,7 +175,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
 
 
 def learning(cfg: Config, env: Env, world: Model, evals: int, episodes: int) -> Stage:
-    """The stage of the agent, whatever it imagines in."""
+    """The stage of the agent, with imagination in `world`."""
     agent = make(cfg, env.spec)
     return Stage(
         name="agent",
