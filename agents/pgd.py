@@ -376,6 +376,4 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
         one_value(hp, "pass --agent.no-share-model", "model_lr", "model_ema")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
-            raise UserError(
-                f"no episode has a window of horizon={cfg.horizon} rows: lower horizon"
-            )
+            raise UserError(f"no episode has a window of horizon={cfg.horizon} rows: lower horizon")

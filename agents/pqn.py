@@ -129,7 +129,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
     if cfg.updates < 1:
         raise UserError(
-            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
+            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
             f"{cfg.num_envs * cfg.num_steps}"
         )
 
