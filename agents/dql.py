@@ -85,8 +85,7 @@ class Hypers:
     actor_lr: Any = 3e-4
     """initial learning rate of the policy's Adam"""
     lr_end: Any = 1.0
-    """final learning rates of the cosine schedule, as a fraction of lr and actor_lr; 1 keeps them
-    constant"""
+    """final learning rates (cosine), as a fraction of lr and actor_lr; 1 keeps them constant"""
     max_grad_norm: Any = float("inf")
     """global norm to which gradients are clipped, critics and policy separately; inf turns it
     off"""

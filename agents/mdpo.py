@@ -71,8 +71,7 @@ class Hypers:
     value_lr: Any = 3e-4
     """initial learning rate of the value network's Adam"""
     lr_end: Any = 0.0
-    """final learning rates of the linear schedule, as a fraction of the initial ones; 1 keeps them
-    constant"""
+    """final learning rates (linear), as a fraction of lr and value_lr; 1 keeps them constant"""
     gamma: Any = 0.99
     """discount factor"""
     lam: Any = 0.95

@@ -95,8 +95,7 @@ class Settings:
     model_batch: int = 32
     """windows per gradient step of the diffusion model"""
     model_features: int = 32
-    """channels of the diffusion model's first block, doubled in each block; a power of two, at
-    least 8"""
+    """channels of the diffusion model's first block, doubled per block; a power of two >= 8"""
     model_blocks: int = 3
     """blocks of the diffusion model; each but the last halves the time axis"""
     model_ema_every: int = 10
@@ -127,8 +126,7 @@ class Rates:
     guidance_wave: Any = 0.3
     """height of the sine in the guidance schedule, relative to guidance; largest half-way"""
     model_lr: Any = 2e-3
-    """learning rate of the model (peak of the schedule for diffusion), equal for members that share
-    one"""
+    """learning rate of the model (diffusion: its peak), equal for members that share one"""
     model_ema: Any = 0.995
     """decay of the EMA of the diffusion model's weights; equal for members that share a model"""
 

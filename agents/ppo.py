@@ -57,8 +57,7 @@ class Config:
     epochs: int = 10
     """passes over each rollout"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions before the dense layers of both networks, for image
-    observations"""
+    """channels of 3x3 convolutions before the dense layers, for image observations"""
     actor: tuple[int, ...] = (64, 64)
     """widths of the policy's hidden layers"""
     critic: tuple[int, ...] = (64, 64)
@@ -66,8 +65,7 @@ class Config:
     activation: Literal["tanh", "relu"] = "tanh"
     """activation function of the hidden layers"""
     orthogonal: bool = True
-    """orthogonal initialisation, with gain 0.01 in the policy's output layer; otherwise LeCun
-    normal"""
+    """orthogonal initialisation, gain 0.01 in the policy's output layer; otherwise LeCun normal"""
     advantages: Literal["minibatch", "batch", "raw"] = "minibatch"
     """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
     clip_value: bool = False

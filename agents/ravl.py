@@ -49,13 +49,11 @@ class Config(edac.Config):
     """Static configuration: a new value compiles a new program."""
 
     dynamics: Literal["learned", "true"] = "learned"
-    """imagine with a learned ensemble, or in the true environment from simulator states of the
-    dataset"""
+    """imagine with a learned ensemble, or in the true environment (data with simulator states)"""
     share_dynamics: bool = True
     """train one ensemble for all members; otherwise one per member"""
     outcomes: Literal["learned", "given"] = "learned"
-    """rewards and terminations are learned by the ensemble, or given by the environment
-    (`Env.outcome`)"""
+    """source of rewards and terminations: the ensemble, or the environment (`Env.outcome`)"""
     models: int = 7
     """networks in the ensemble"""
     elites: int = 5

@@ -66,8 +66,7 @@ class Config:
     learn_temperature: bool = True
     """learn the temperature for the target entropy; otherwise it stays constant"""
     target_entropy: float | None = None
-    """target entropy in nats; default -A in a box of A dimensions, 0.98 log A for A discrete
-    actions"""
+    """target entropy in nats; default -A (box of A dimensions), 0.98 log A (A discrete actions)"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
 
