@@ -458,6 +458,7 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         act=adjusted.act,
         memory=adjusted.memory,
         noise=adjusted.noise,
+        hypers=Hypers(),
     )
 
 

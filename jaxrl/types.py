@@ -161,12 +161,15 @@ class Learner:
     init(key, hp, inputs) -> state          (hp: the agent's hyperparameters)
     update(state, hp, batch, key, step) -> (state, metrics)
 
+    `hypers` are the default hyperparameters, numbers; None without a default.
+
     `step` counts updates and has no member axis: a decision that hangs on it stays a real branch
     under vmap. `metrics` maps names to scalars or to `Mean`.
     """
 
     init: Callable[..., PyTree]
     update: Callable[..., tuple[PyTree, dict[str, Any]]]
+    hypers: PyTree = dataclasses.field(default=None, hash=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +230,23 @@ class HyperParams(NamedTuple):
 
     def env_params(self, env: Env) -> PyTree:
         """The physical parameters that `env` runs with."""
-        return env.params if self.env is None else self.env
+        if self.env is not None:
+            return self.env
+        return opaque(env.params)
+
+
+def as_float(x: Any) -> Array:
+    """Python numbers and floats as float32; other arrays as they are."""
+    weak = isinstance(x, int | float) or jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.asarray(x, jnp.float32 if weak else None)
+
+
+def opaque(numbers: PyTree) -> PyTree:
+    """`as_float` of every leaf, hidden from the compiler.
+
+    The compiler folds constants, which rounds differently from the same numbers as arguments.
+    """
+    return jax.lax.optimization_barrier(jax.tree.map(as_float, numbers))
 
 
 def as_hyperparams(hp: PyTree) -> HyperParams:
