@@ -18,7 +18,8 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
-from jaxrl.program import Program
+from jaxrl.program import Program, check_shared
+from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.types import Array, Env, HyperParams, PyTree
@@ -104,6 +105,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
     hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
     if hasattr(module, "check_request"):
         module.check_request(settings.cfg, hp.agent, inputs)
+    check_shared(program, hp.agent)
     if options.from_run is not None:
         program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
         inputs[reuse.INPUT] = states
@@ -222,8 +224,8 @@ def hyper_table(
 def state_bytes(ready: Plan) -> int:
     """Size of one member's state, in the stage where it is largest; what earlier stages left for it
     counts too. Tracing it also shows what cannot even start."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    own = {stage.name for stage in ready.program.stages if stage.scope == "member"}
+    size = device_memory.tree_bytes
+    own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []
     for index, stage in enumerate(ready.program.stages):
         state = abstract_state(ready.program, ready.hp, ready.inputs, index)

@@ -143,20 +143,24 @@ class HostEvaluator:
         return Episodes(returns.astype(np.float32), lengths, finished)
 
     def _act(self, *args: Any) -> tuple[np.ndarray, PyTree]:
-        action, memory = _act_of(self)(*args)
+        action, memory = self._compiled(*args)
         return np.asarray(action), memory
 
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., tuple[Array, PyTree]]:
+        """The policy: (state, hp, obs, start, memory, key, t) -> (action, memory)."""
 
-@functools.lru_cache(maxsize=8)
-def _act_of(evaluator: HostEvaluator) -> Callable[..., tuple[Array, PyTree]]:
-    """The compiled policy of `evaluator`: (state, hp, obs, start, memory, key, t) -> ..."""
-    policy = evaluator.policy
+        @jax.jit
+        def act(
+            state: PyTree,
+            hp: PyTree,
+            obs: Array,
+            start: Array,
+            memory: PyTree,
+            key: Array,
+            t: Array,
+        ) -> tuple[Array, PyTree]:
+            noise = self.policy.noise(jax.random.fold_in(key, t), self.episodes)
+            return self.policy.act(state, hp, obs, start, memory, noise, self.explore)[:2]
 
-    @jax.jit
-    def act(
-        state: PyTree, hp: PyTree, obs: Array, start: Array, memory: PyTree, key: Array, t: Array
-    ) -> tuple[Array, PyTree]:
-        noise = policy.noise(jax.random.fold_in(key, t), evaluator.episodes)
-        return policy.act(state, hp, obs, start, memory, noise, evaluator.explore)[:2]
-
-    return act
+        return act

@@ -176,20 +176,13 @@ def imagined(
             "uncertainty_last": mean_where(uncertainty[-1], alive[-1]),
         }
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> Imagination:
+    def init(key, learner_state, hp, inputs):
         made, *told = jax.eval_shape(play, learner_state, hp, inputs, key)
         empty = lambda x: jnp.zeros((retain, steps * starts, *x.shape[2:]), x.dtype)
         seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(summary, *told))
         return Imagination(jax.tree.map(empty, made), jnp.zeros(retain, jnp.int32), seen)
 
-    def refresh(
-        src: Imagination,
-        learner_state: PyTree,
-        hp: HyperParams,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> Imagination:
+    def refresh(src, learner_state, hp, inputs, key, step):
         made, uncertainty, alive = play(learner_state, hp, inputs, key)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
         kept = jnp.flatnonzero(alive, size=steps * starts, fill_value=0)
@@ -199,14 +192,7 @@ def imagined(
             write(src.ring, take(rows, kept), slot), filled, summary(uncertainty, alive)
         )
 
-    def next(
-        src: Imagination,
-        learner_state: PyTree,
-        hp: HyperParams,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> tuple[Imagination, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         ends = jnp.cumsum(src.filled)
         number = below(key, batch_size, ends[-1])
         slot = jnp.sum(number[:, None] >= ends[None], -1)

@@ -130,7 +130,7 @@ def layout(members: int, devices: Sequence[Any] | None = None, width: int | None
 
 
 def lift(plan: Layout) -> Lift:
-    """Spreads a stage function over the population; one of scope "run" is computed everywhere.
+    """Spreads a stage function over the population; a shared one is computed everywhere.
 
     Every leaf of carry, members and outputs has a leading member axis, shared between the devices;
     the leaves of `shared` have none. With `tiles` [devices] in `shared`, only so many are computed
@@ -138,10 +138,9 @@ def lift(plan: Layout) -> Lift:
     """
 
     def lifted(fn: StageFn, stage: Stage) -> StageFn:
-        alone = stage.scope == "run"
-        spec = Spec() if alone else Spec(AXIS)
+        spec = Spec() if stage.shared else Spec(AXIS)
         return jax.shard_map(
-            fn if alone else _tiled(fn, plan.width),
+            fn if stage.shared else _tiled(fn, plan.width),
             mesh=plan.mesh,
             in_specs=(spec, spec, Spec()),
             out_specs=(spec, spec),
@@ -223,7 +222,7 @@ def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyT
 
     `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P.
     P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
-    axis of chunks where there is one; those of stages of scope "run" do not.
+    axis of chunks where there is one; those of shared stages do not.
     """
     run = compose(program, lift(plan))
 

@@ -63,7 +63,7 @@ def rollout(
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
-    def init(key: Array, learner_state: PyTree, hp: HyperParams, inputs: PyTree) -> RolloutState:
+    def init(key, learner_state, hp, inputs):
         key_reset, key_past = jax.random.split(key)
         params = hp.env_params(env)
         env_state, obs = reset_all(jax.random.split(key_reset, num_envs), params)
@@ -75,14 +75,7 @@ def rollout(
             src = src._replace(past=last((window, memories)))
         return src
 
-    def next(
-        src: RolloutState,
-        learner_state: PyTree,
-        hp: HyperParams,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> tuple[RolloutState, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         memory = src.memory
         src, (window, memories), metrics = unroll(src, learner_state, hp, key)
         if keep:

@@ -102,9 +102,7 @@ def brax(cfg: ppo.Config, env: Env, seed: int, task: str) -> dict[str, float]:
     )
     mode = make_policy(params, deterministic=True)
 
-    def act(
-        state: PyTree, hp: Any, obs: Any, start: Any, memory: Any, noise: Any, explore: bool
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         return jnp.clip(mode(obs, jax.random.PRNGKey(0))[0], -1.0, 1.0), memory, {}
 
     (_, begin), (first, compiled), *_, (last, end) = looks

@@ -41,18 +41,10 @@ def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Prog
 def idle(num_actions: int) -> tuple[Learner, Policy]:
     """Acts at random from numbers drawn at once, and learns nothing."""
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         return noise, memory, {}
 
-    def update(state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array) -> Any:
+    def update(state, hp, batch, key, step):
         return state + jnp.sum(batch.transitions.reward), {}
 
     learner = Learner(init=lambda key, hp, inputs: jnp.float32(0), update=update)

@@ -43,6 +43,7 @@ from jaxrl.agents import (
 from jaxrl.drive import drive
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Result, Stage, train
+from jaxrl.sources import uniform
 from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, PyTree
 
 WIDTH = 2
@@ -58,7 +59,7 @@ class Case:
     program: Program
     agent: Agent
     spec: EnvSpec
-    hp: dict[str, PyTree]
+    hp: HyperParams
     plain: PyTree  # the agent's Hypers as Python numbers
     inputs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
@@ -256,14 +257,16 @@ def _cdsa() -> Case:
     modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, bases=bases).stages
     hp = jax.tree.map(jnp.float32, plain)
     begin = modelling.learner.init(keys[0], hp, {"data": data})
+    # Corrected policies learn nothing; here they are given updates that change nothing.
+    agent = dataclasses.replace(
+        cdsa.make(cfg, env.spec, bases), update=lambda state, hp, batch, key, step: (state, {})
+    )
+    playing = dataclasses.replace(
+        playing, learner=agent, source=uniform(cfg.batch_size), updates=2, evals=2
+    )
     return Case(
-        program=Program(
-            (
-                dataclasses.replace(modelling, scope="member"),
-                dataclasses.replace(playing, updates=2, evals=2),
-            )
-        ),
-        agent=cdsa.make(cfg, env.spec, bases),
+        program=Program((dataclasses.replace(modelling, shared=False), playing)),
+        agent=agent,
         spec=env.spec,
         hp=HyperParams(hp, env.params),
         plain=plain,

@@ -9,7 +9,7 @@ import tiny
 
 from jaxrl.normalise import discounted_sums, include, moments, normalised, standardise
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Batch, HyperParams
+from jaxrl.types import Agent, HyperParams
 
 ENVS, STEPS = 4, 6
 
@@ -46,7 +46,7 @@ def spy() -> Agent:
         shape = (STEPS, ENVS)
         return {"obs": jnp.zeros((*shape, 2)), "reward": jnp.zeros(shape)}
 
-    def update(state, hp, batch: Batch, key, step):
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         return {"obs": t.obs, "reward": t.reward}, {}
 

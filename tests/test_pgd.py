@@ -24,7 +24,7 @@ from jaxrl.experiments.load import load, restore, settings_of
 from jaxrl.experiments.plan import make_plan
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
-from jaxrl.program import train
+from jaxrl.program import check_shared, train
 from jaxrl.runs.records import RunDir
 from jaxrl.trajectories import Codec, codec, diffuser, raw, standard
 from jaxrl.types import Batch, HyperParams
@@ -326,7 +326,7 @@ def test_kinds_of_experience(module: Any) -> None:
         program = module.program(cfg, env, evals=2, episodes=3)
         names = [stage.name for stage in program.stages]
         assert names == ([expected[kind]] if kind in expected else []) + ["agent"]
-        assert [stage.scope for stage in program.stages[:-1]] == ["run"] * (len(names) - 1)
+        assert all(stage.shared for stage in program.stages[:-1])
         result = jax.eval_shape(train(program), jax.random.key(0), hp, inputs)
         assert ("synthetic_log_prob" in result.metrics["agent"]) == (names[0] == "diffusion")
 
@@ -341,9 +341,12 @@ def test_nothing_is_silently_unguided() -> None:
         pgd_iql.check_request(cfg, many(0.5, 0.0), inputs)
     pgd_iql.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
     rates = many(0.5, 0.5).replace(model_lr=np.float32([1e-3, 2e-3]))
-    with pytest.raises(UserError, match="model_lr differs between members: say .*no-share-model"):
-        pgd_iql.check_request(cfg, rates, inputs)
-    pgd_iql.check_request(dataclasses.replace(cfg, share_model=False), rates, inputs)
+    check = lambda cfg: check_shared(pgd_iql.program(cfg, tiny.glide()), rates)
+    with pytest.raises(
+        UserError, match="model_lr differs between members, .* say .*no-share-model"
+    ):
+        check(cfg)
+    check(dataclasses.replace(cfg, share_model=False))
     with pytest.raises(UserError, match="no episode with a window of horizon=4"):
         pgd_iql.check_request(dataclasses.replace(cfg, horizon=4), many(1.0), inputs)
     for change, says in {"sample_batch": "does not divide", "real_share": "between"}.items():

@@ -173,8 +173,8 @@ def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
     layout = name.removeprefix("maze:")
     policy = maze_walks.controller(layout)
 
-    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
-        return policy.act(state, hp, obs[1], *rest)
+    def act(state, hp, obs, start, memory, noise, explore):
+        return policy.act(state, hp, obs[1], start, memory, noise, explore)
 
     guided = dataclasses.replace(policy, act=act)
     found = {
@@ -198,8 +198,8 @@ def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)
     env, agent = ready.env, ready.module.make(settings.cfg, ready.env.spec)
 
-    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
-        return agent.act(state, hp, obs[0], *rest)
+    def act(state, hp, obs, start, memory, noise, explore):
+        return agent.act(state, hp, obs[0], start, memory, noise, explore)
 
     actor = Actor(showing(env), Policy(act=act, memory=agent.memory, noise=agent.noise))
     random = at_random(env)
@@ -211,7 +211,7 @@ def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
         ready.hp,
         {},
         ids=ready.seeds,
-        snapshot=lambda stage, step, last: True,
+        hooks=drive.Hooks(snapshot=lambda stage, step, last: True),
     )
     for report in reports:
         assert report.snapshot is not None

@@ -89,15 +89,7 @@ def make() -> Env:
 def steer(inwards: float, outwards: float, spread: float) -> Policy:
     """Along the circle, back to it in proportion to the distance, and always outwards."""
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         radius = jnp.linalg.norm(obs, axis=-1, keepdims=True)
         normal = obs / radius
         tangent = jnp.stack([-normal[:, 1], normal[:, 0]], -1)

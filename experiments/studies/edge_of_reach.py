@@ -160,7 +160,7 @@ def least(head: Any, state: edac.State, position: Array) -> Array:
 def counting(learner: Any) -> Any:
     """`learner` with the share of steps that lead into the edge as a further metric."""
 
-    def update(state: PyTree, hp: Any, batch: Any, key: Array, step: Array) -> tuple[PyTree, dict]:
+    def update(state, hp, batch, key, step):
         state, metrics = learner.update(state, hp, batch, key, step)
         edge = reach.edge_of_reach(batch.transitions.next_obs, STEPS).astype(jnp.float32)
         return state, metrics | {"edge": mean_where(edge, jnp.ones(edge.shape, bool))}
