@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxrl.errors import UserError
 from jaxrl.population import Layout
+from jaxrl.types import PyTree
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves, arrays or their shapes as from `jax.eval_shape`."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def needed(member_bytes: int, members: int, layout: Layout) -> int:
