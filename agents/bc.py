@@ -90,7 +90,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         actor, opt = adam_step(state.actor, grads, state.opt, hp.lr)
         return State(actor, opt, state.obs), {"actor_loss": value, "action_distance": far}
 
-    return Agent(init=init, update=update, act=act)
+    return Agent(init=init, update=update, act=act, hypers=Hypers())
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

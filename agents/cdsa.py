@@ -425,7 +425,8 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
         return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
 
-    return Agent(init=init, act=adjusted.act, memory=adjusted.memory, noise=adjusted.noise)
+    act, memory, noise = adjusted.act, adjusted.memory, adjusted.noise
+    return Agent(init=init, act=act, memory=memory, noise=noise, hypers=Hypers())
 
 
 def measured(

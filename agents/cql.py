@@ -182,7 +182,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = (opt_actor, opt_critic, opt_temperature)
         return State(actor, critic, target, log_temperature, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def propose(

@@ -116,7 +116,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check(cfg)
     at_least(1, steps=cfg.steps)
     space = box_scale("dql", spec)
-    return learner(cfg, spec, space, generator(cfg, spec, space))
+    return learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
 
 
 def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
@@ -181,7 +181,7 @@ class State(NamedTuple):
     obs: Moments  # [*obs] mean and variance of the dataset's observations
 
 
-def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agent:
+def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers: Any) -> Agent:
     """Offline Q-learning with a generative policy; see the module docstring."""
     critic_net = value_net(cfg, spec, space)
     twins = jax.vmap(critic_net.apply, (0, None, None))  # [2, B, ...]
@@ -262,7 +262,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
         }
         return State(actor, critic, actor_target, critic_target, opt, state.obs), metrics
 
-    return Agent(init=init, update=update, act=act, noise=noise)
+    return Agent(init=init, update=update, act=act, noise=noise, hypers=hypers)
 
 
 def timed_net(cfg: Any, spec: EnvSpec, space: BoxScale, times: int) -> nets.Net:

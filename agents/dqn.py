@@ -155,7 +155,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
         return State(params, target, opt, eps), metrics
 
-    return Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
+    return Agent(
+        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
+    )
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:

@@ -181,7 +181,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         state = State(actor, critic, target, log_temperature, opt, largest, state.reward)
         return state, metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

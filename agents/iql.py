@@ -304,7 +304,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = (opt_actor, opt_value, opt_critic)
         return State(actor, value, critic, target, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:

@@ -150,7 +150,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = {"actor": opt_actor, "critic": opt_critic}
         return State(params, opt), of_policy | of_value | metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise)
+    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
     return ppo.with_statistics(cfg, spec, agent)
 
 

@@ -99,7 +99,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         new, metrics = sac.learn(cfg, head, state.sac, hp, batch, key, objective, log_pi)
         return State(new, old), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def log_q(log_prob: Array, index: Array) -> Array:

@@ -128,7 +128,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     if not 0 <= cfg.flow_ratio <= 1:
         raise UserError(f"flow_ratio={cfg.flow_ratio} must be between 0 and 1")
     space = box_scale("ofql", spec)
-    agent, field = learner(cfg, spec, space, generator(cfg, spec, space)), fields(cfg, spec, space)
+    agent = learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
+    field = fields(cfg, spec, space)
 
     def update(state, hp, batch, key, step):
         key_update, key_look = jax.random.split(key)

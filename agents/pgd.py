@@ -331,16 +331,19 @@ def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
     return (stage,)
 
 
-def program(module: Any, cfg: Any, env: Env, evals: int, episodes: int) -> Program:
+def program(module: Any, cfg: Any, env: Env, hypers: Any, evals: int, episodes: int) -> Program:
     """The model, then the program of the agent in `module` on mixed batches.
 
     Args:
       module: of an offline agent: `make`, `program`, and `log_prob` where it has one.
       cfg: the agent's Config, with `Settings`.
+      hypers: the agent's default Hypers, with `Rates`.
     """
     check(cfg)
     learning, *others = module.program(cfg, env, evals=evals, episodes=episodes).stages
-    learning = dataclasses.replace(learning, source=experience(module, cfg, env.spec))
+    agent = dataclasses.replace(learning.learner, hypers=hypers)
+    source = experience(module, cfg, env.spec)
+    learning = dataclasses.replace(learning, learner=agent, source=source)
     return Program((*modelling(cfg, env.spec, evals), learning, *others))
 
 

@@ -32,4 +32,4 @@ class Hypers(pgd.Rates, ofql.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(ofql, cfg, env, evals, episodes)
+    return pgd.program(ofql, cfg, env, Hypers(), evals, episodes)

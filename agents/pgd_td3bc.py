@@ -32,4 +32,4 @@ class Hypers(pgd.Rates, td3bc.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(td3bc, cfg, env, evals, episodes)
+    return pgd.program(td3bc, cfg, env, Hypers(), evals, episodes)

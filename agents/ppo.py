@@ -231,7 +231,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         return State(params, opt), metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise)
+    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
     return with_statistics(cfg, spec, agent)
 
 

@@ -176,7 +176,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, hp, state, loss, data, key, step)
 
-    agent = Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
+    agent = Agent(
+        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
+    )
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 

@@ -234,7 +234,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, critic, opt, std), metrics
 
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
-    agent = Agent(init=init, update=update, act=act, noise=noise)
+    agent = Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 

@@ -155,7 +155,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
 
     noise = epsilon_noise(num_actions)
-    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 

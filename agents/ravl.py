@@ -93,7 +93,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     if not 0 <= cfg.real_share <= 1:
         raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
-    return edac.make(cfg, spec)
+    return dataclasses.replace(edac.make(cfg, spec), hypers=Hypers())
 
 
 def networks(cfg: Config, env: Env) -> Ensemble:

@@ -142,7 +142,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def begin(cfg: Config, head: StochasticHead, key: Array, hp: Any) -> State:

@@ -168,7 +168,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         error = jnp.mean(jnp.abs(q - y[None]))
         return state, metrics | {"critic_loss": loss_q, "q": jnp.mean(q), "td_error": error}
 
-    return Agent(init=init, update=update, act=act)
+    return Agent(init=init, update=update, act=act, hypers=Hypers())
 
 
 def smoothed(action: Array, key: Array, hp: Hypers) -> Array:

@@ -67,7 +67,7 @@ def trained(dynamics: str, data: Transition) -> tuple[Result, np.ndarray]:
     cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
     run = jax.jit(train(ravl.program(cfg, AIM, evals=2, episodes=8)))
     hp = HyperParams(numbers(HP), AIM.params)
-    result = run(jax.random.key(1), hp, {"data": data})
+    result = run(jax.random.key(1), hp, data)
     agent = ravl.make(cfg, AIM.spec)
     return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]
 

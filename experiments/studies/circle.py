@@ -127,7 +127,7 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
         updates=cfg.updates,
     )
     hp = HyperParams(jax.tree.map(jnp.float32, cdsa.Hypers()))
-    state = jax.jit(train(Program((stage,))))(key, hp, {"data": rows}).states["model"]
+    state = jax.jit(train(Program((stage,))))(key, hp, rows).states["model"]
     return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 
 

@@ -121,7 +121,7 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
     run = jax.vmap(train(Program((stage,))), (0, None, None))
     own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
     hp = jax.tree.map(jnp.float32, HyperParams(own, env.params))
-    return jax.block_until_ready(jax.jit(run)(keys, hp, {"data": data}))
+    return jax.block_until_ready(jax.jit(run)(keys, hp, data))
 
 
 class Judged(NamedTuple):

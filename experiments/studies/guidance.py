@@ -90,7 +90,7 @@ def learn(cfg: pgd_iql.Config, env: Env, data: Transition, key: Array) -> dict[s
     ]
     stages = [pgd_iql.program(each, env, evals=1, episodes=1).stages[0] for each in models]
     hp = HyperParams(jax.tree.map(jnp.float32, pgd_iql.Hypers(model_lr=2e-3)))
-    return jax.jit(train(Program(tuple(stages))))(key, hp, {"data": data}).states
+    return jax.jit(train(Program(tuple(stages))))(key, hp, data).states
 
 
 def real(cfg: pgd_iql.Config, data: Transition, key: Array) -> Transition:
