@@ -123,7 +123,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_ahead, key_now, key_push = jax.random.split(key, 3)
 
         noise = head.noise(key_ahead, cfg.batch_size)
-        ahead = head.consider(head.policy(state.actor, t.next_obs), noise)
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise)
         q = least(state.target, t.next_obs, ahead.action)
         y = td_target(t, hp.gamma, expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
@@ -144,7 +144,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
             dist = head.policy(actor, t.obs)
-            now = head.consider(dist, head.noise(key_now, cfg.batch_size))
+            now = head.samples(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)
             entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
             return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
@@ -188,7 +188,7 @@ def propose(
     def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
         dist = head.policy(actor, obs)
         noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
-        log_prob = lambda n: sum_log_probs(head.consider(dist, n).log_prob)[:, 0]
+        log_prob = lambda n: sum_log_probs(head.samples(dist, n).log_prob)[:, 0]
         return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
 
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)

@@ -124,7 +124,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_now, key_ahead = jax.random.split(key)
         noise_now, noise_ahead = (head.noise(k, cfg.batch_size) for k in (key_now, key_ahead))
 
-        now = head.consider(head.policy(state.actor, t.obs), noise_now)
+        now = head.samples(head.policy(state.actor, t.obs), noise_now)
         entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         # d/dlog α of log α (entropy - target)
         log_temperature, opt_temperature = adam_step(
@@ -133,14 +133,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         temperature = jnp.exp(log_temperature)
 
         def of_actor(actor: Array) -> tuple[Array, None]:
-            now = head.consider(head.policy(actor, t.obs), noise_now)
+            now = head.samples(head.policy(actor, t.obs), noise_now)
             q = jnp.min(values(state.critic, t.obs, now.action), 0)
             return actor_loss(now, q, temperature), None
 
         at = Trainable(state.actor, opt_actor)
         (actor, opt_actor), loss_pi, _ = minimise(of_actor, at, hp.lr)
 
-        ahead = head.consider(head.policy(actor, t.next_obs), noise_ahead)
+        ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
         value = expectation(
             ahead, jnp.min(q_ahead, 0) - temperature * sum_log_probs(ahead.log_prob)
@@ -246,9 +246,9 @@ def similarity(slope: Array) -> Array:
 def disagreement(spread: Array, t: Transition) -> dict[str, Any]:
     """The mean deviation of critics [B] at successors; apart for those that rollouts end in.
 
-    extras["edge"] [B] marks the steps that lead there, see `jaxrl.imagination.imagined`.
+    extras["rollout_end"] [B] marks the steps that lead there, see `jaxrl.imagination.imagined`.
     """
-    if "edge" not in t.extras:
+    if "rollout_end" not in t.extras:
         return {"q_std": jnp.mean(spread)}
-    edge = t.extras["edge"]
+    edge = t.extras["rollout_end"]
     return {"q_std": mean_where(spread, ~edge), "q_std_edge": mean_where(spread, edge)}

@@ -121,7 +121,7 @@ def actor_loss(
 ) -> Array:
     """mean over states of E[c log_q π + q (λ - c) log_q π_k - Q].
 
-    before [B, K, F] are the log-probabilities of the considered actions under π_k; q [B, K].
+    before [B, K, F] are the log-probabilities of the sampled actions under π_k; q [B, K].
     """
     new, old = (sum_log_probs(log_q(x, index)) for x in (now.log_prob, before))
     return jnp.mean(expectation(now, c * new + index * (lam - c) * old - q))

@@ -122,7 +122,7 @@ def networks(cfg: Config, env: Env) -> Ensemble:
 def experience(cfg: Config, agent: Agent, world: Model) -> Source:
     """Batches of real rows and of those imagined in `world`.
 
-    extras["edge"] marks steps that rollouts end with.
+    extras["rollout_end"] marks steps that rollouts end with.
     """
     dreams = imagined(
         world,
@@ -133,7 +133,7 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
         retain=cfg.retain,
         batch_size=cfg.batch_size,
     )
-    real = labelled(uniform(cfg.batch_size), edge=False)
+    real = labelled(uniform(cfg.batch_size), rollout_end=False)
     return mix(real, dreams, cfg.real_share, cfg.batch_size)
 
 

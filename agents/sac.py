@@ -169,7 +169,7 @@ def learn(
     """Gradient steps of critics, actor and temperature on the rows of `batch`, in this order.
 
     Args:
-      objective: the actor's loss [] of (considered actions, obs, min_i Q_i of them [B, K], α).
+      objective: the actor's loss [] of (sampled actions, obs, min_i Q_i of them [B, K], α).
       log_pi: [B, K] from log-probabilities by factor [B, K, F]: what the critics' targets take for
         log π.
     """
@@ -180,7 +180,7 @@ def learn(
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
 
-        ahead = head.consider(head.policy(state.actor, t.next_obs), noise[0])
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
         q = jnp.min(twins(head.values)(state.target, t.next_obs, ahead.action), 0)
         value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
@@ -193,7 +193,7 @@ def learn(
         (critic, opt_critic), loss_q, q = minimise(critic_loss, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
-            now = head.consider(head.policy(actor, t.obs), noise[1])
+            now = head.samples(head.policy(actor, t.obs), noise[1])
             q = jnp.min(twins(head.values)(critic, t.obs, now.action), 0)
             return objective(now, t.obs, q, temperature), now
 
