@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,19 +23,11 @@ from jaxrl.program import (
     initialise_fn,
     stage_key,
 )
+from jaxrl.snapshot import RunState as RunState
+from jaxrl.snapshot import abstract_state as abstract_state
+from jaxrl.snapshot import assemble as assemble
+from jaxrl.snapshot import fetch
 from jaxrl.types import Array, Mean, PyTree, as_hyperparams
-
-
-class RunState(NamedTuple):
-    """All that a population needs to go on: on the host and unpadded, so it fits any layout.
-
-    Leaves of `member`, and of results of stages that are not shared, have the axis P.
-    """
-
-    member: MemberState
-    results: dict[str, PyTree]  # final learner states of finished stages
-    stage: int  # index of the stage that `member` is in
-    step: int  # updates made in that stage
 
 
 class Report(NamedTuple):
@@ -322,9 +314,9 @@ class _Run:
             return None
         rows, stages = self.placement.rows, self.program.stages
         results = {
-            s.name: _fetch(self.inputs[s.shared][s.name], rows, s.shared) for s in stages[:index]
+            s.name: fetch(self.inputs[s.shared][s.name], rows, s.shared) for s in stages[:index]
         }
-        return RunState(_fetch(state, rows, stages[index].shared), results, index, step)
+        return RunState(fetch(state, rows, stages[index].shared), results, index, step)
 
     def rearrange(self, state: MemberState, members: np.ndarray) -> MemberState:
         """Moves state and results of earlier stages to the places of `members`.
@@ -333,7 +325,7 @@ class _Run:
         """
         new = self.plan.placement(self.count, members)
         rows = np.argsort(self.placement.order)[new.order]
-        move = lambda tree: self.plan.split(_fetch(tree, rows, False))
+        move = lambda tree: self.plan.split(fetch(tree, rows, False))
         self.inputs[False], self.placement = move(self.inputs[False]), new
         return move(state)
 
@@ -376,7 +368,7 @@ def _on_host(
 
     # Without any, the first row, which shows the shapes.
     rows = placement.rows[placement.members] if placement.members.size else np.zeros(1, int)
-    state = _fetch(state, rows, shared)
+    state = fetch(state, rows, shared)
     if shared:
         return one(state)
     found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(rows.size)]  # noqa: B023
@@ -392,7 +384,7 @@ def _on_host(
 def _fetch_report(report: Report, placement: Placement, shared: bool) -> Report:
     """The report with its numbers on the host, one row per member."""
     count = len(placement.rows)
-    metrics, evals = _fetch((report.metrics, report.evals), placement.rows, shared)
+    metrics, evals = fetch((report.metrics, report.evals), placement.rows, shared)
     if shared:
         metrics, evals = jax.tree.map(
             lambda x: np.broadcast_to(x, (count, *x.shape)), (metrics, evals)
@@ -405,79 +397,6 @@ def _fetch_report(report: Report, placement: Placement, shared: bool) -> Report:
 def _mean(mean: Mean) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(mean.weight > 0, mean.total / mean.weight, np.nan).astype(np.float32)
-
-
-def _fetch(tree: PyTree, rows: np.ndarray, shared: bool) -> PyTree:
-    """A copy on the host, of some rows unless members share it; keys stay typed."""
-
-    def one(x: Array) -> Any:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        return np.array(x) if shared else np.asarray(x)[rows]
-
-    return jax.tree.map(one, tree)
-
-
-def assemble(
-    program: Program,
-    stage: int,
-    step: int,
-    parts: Sequence[tuple[tuple[int, int], RunState]],
-    members: tuple[int, int],
-) -> RunState:
-    """The state of `members` (first, last + 1) out of parts, each with the members it holds.
-
-    Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
-    """
-    is_shared = {s.name: s.shared for s in program.stages}
-
-    def joined(shared: bool, trees: Sequence[PyTree]) -> PyTree:
-        if shared:
-            return trees[0]
-        rows = [slice(max(members[0] - a, 0), max(members[1] - a, 0)) for (a, _), _ in parts]
-        some = [jax.tree.map(lambda x: x[r], t) for t, r in zip(trees, rows, strict=True)]  # noqa: B023
-        return some[0] if len(some) == 1 else jax.tree.map(_concatenate, *some)
-
-    states = [state for _, state in parts]
-    results = {
-        name: joined(is_shared[name], [state.results[name] for state in states])
-        for name in states[0].results
-    }
-    member = joined(program.stages[stage].shared, [state.member for state in states])
-    return RunState(member, results, stage, step)
-
-
-def _concatenate(*parts: Any) -> Any:
-    """On the host, but for keys."""
-    keys = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
-    return jnp.concatenate(parts) if keys else np.concatenate(parts)
-
-
-def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
-    """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
-    hp = as_hyperparams(hp)
-    count = len(jax.tree.leaves(hp)[0])
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shared, members = dict(inputs), {}
-
-    def start(index: int) -> MemberState:
-        init = initialise_fn(program.stages[index])
-
-        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
-            return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
-
-        if program.stages[index].shared:
-            return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-        return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
-
-    for index in range(stage):
-        done = program.stages[index]
-        (shared if done.shared else members)[done.name] = start(index).learner
-    results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
-    return RunState(start(stage), results, stage, 0)
 
 
 def evaluate(
@@ -506,4 +425,4 @@ def evaluate(
         run = jax.jit(lift(plan)(evaluate_fn(stage), stage))
         args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
         found = run((), members, args)[1]
-    return _fetch(found, placement.rows, stage.shared)
+    return fetch(found, placement.rows, stage.shared)
