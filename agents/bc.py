@@ -13,13 +13,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import optax
 from flax import struct
 
 from jaxrl.losses import action_distance, cloning_loss
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import adam_step
+from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
@@ -72,11 +71,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, optax.adam(hp.lr).init(actor), data_moments(cfg, spec, inputs))
 
     def act(state, hp, obs, start, memory, noise, explore):
-        return (
-            space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
-            memory,
-            {},
-        )
+        chosen = policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))
+        return space.scaled(chosen), memory, {}
 
     def update(state, hp, batch, key, step):
         t = batch.transitions
@@ -86,8 +82,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             chosen = policy.apply(actor, obs)
             return cloning_loss(chosen, action), action_distance(chosen, action)
 
-        (value, far), grads = jax.value_and_grad(loss, has_aux=True)(state.actor)
-        actor, opt = adam_step(state.actor, grads, state.opt, hp.lr)
+        (actor, opt), value, far = minimise(loss, Trainable(state.actor, state.opt), hp.lr)
         return State(actor, opt, state.obs), {"actor_loss": value, "action_distance": far}
 
     return Agent(init=init, update=update, act=act, hypers=Hypers())

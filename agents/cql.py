@@ -31,7 +31,7 @@ from flax import struct
 from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
-from jaxrl.optim import adam_step, polyak
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
@@ -128,12 +128,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
         key_ahead, key_now, key_push = jax.random.split(key, 3)
 
-        ahead = head.consider(
-            head.policy(state.actor, t.next_obs), head.noise(key_ahead, cfg.batch_size)
-        )
-        q = jnp.min(
-            jax.vmap(head.values, (0, None, None))(state.target, t.next_obs, ahead.action), 0
-        )
+        noise = head.noise(key_ahead, cfg.batch_size)
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise)
+        q = least(state.target, t.next_obs, ahead.action)
         y = td_target(t, hp.gamma, expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
 
@@ -148,18 +145,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             error, push = critic_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
             return error + hp.weight * push, (error, push, q)
 
-        grads, (error, push, q) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), _, (error, push, q) = minimise(of_critic, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
             dist = head.policy(actor, t.obs)
-            now = head.consider(dist, head.noise(key_now, cfg.batch_size))
+            now = head.samples(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)
             entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
             return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
 
-        (loss_pi, (entropy, mode)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.actor_lr)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, (entropy, mode) = minimise(of_actor, at, hp.actor_lr)
 
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
@@ -197,7 +194,7 @@ def propose(
     def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
         dist = head.policy(actor, obs)
         noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
-        log_prob = lambda n: sum_log_probs(head.consider(dist, n).log_prob)[:, 0]
+        log_prob = lambda n: sum_log_probs(head.samples(dist, n).log_prob)[:, 0]
         return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
 
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)

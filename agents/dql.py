@@ -38,7 +38,7 @@ from jaxrl import diffusion, nets
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import adam_step, clip_norm, cosine, polyak
+from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.program import Program
 from jaxrl.recipes import candidate_program, check_offline
 from jaxrl.spaces import BoxScale, box_scale
@@ -205,14 +205,15 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
 
     def act(state, hp, obs, start, memory, noise, explore):
         seen = see_flat(state, obs)
-        begin, luck = noise
+        init_noise, gumbel = noise
         if not explore:
             fixed = policy.noise(jax.random.key(0), (1, cfg.candidates))
-            begin, luck = jnp.broadcast_to(fixed, begin.shape), jnp.zeros_like(luck)
-        begin = begin.at[..., 0, :].multiply(hp.temperature)
-        offered = policy.act(state.actor_target, begin, seen)  # [n, candidates, A]
-        q = jnp.min(twins(state.critic_target, seen, offered), 0)
-        return space.scaled(select(offered, q, luck, hp.selection)), memory, {}
+            init_noise = jnp.broadcast_to(fixed, init_noise.shape)
+            gumbel = jnp.zeros_like(gumbel)
+        init_noise = init_noise.at[..., 0, :].multiply(hp.temperature)
+        candidates = policy.act(state.actor_target, init_noise, seen)  # [n, candidates, A]
+        q = jnp.min(twins(state.critic_target, seen, candidates), 0)
+        return space.scaled(select(candidates, q, gumbel, hp.selection)), memory, {}
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -229,23 +230,22 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
             q = twins(critic, obs, action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        grads = clip_norm(grads, hp.max_grad_norm)
-        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], rate * hp.lr)
+        at = Trainable(state.critic, state.opt[1])
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, rate * hp.lr, hp.max_grad_norm)
 
         swap = jax.random.bernoulli(key_swap)
-        climbed, judge = (jnp.where(swap, critic[i], critic[1 - i]) for i in (1, 0))
-        begin = policy.noise(key_now, (rows,))
+        maximised, other = (jnp.where(swap, critic[i], critic[1 - i]) for i in (1, 0))
+        init_noise = policy.noise(key_now, (rows,))
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
-            chosen = policy.sample(actor, begin, obs)
-            values = [critic_net.apply(params, obs, chosen) for params in (climbed, judge)]
+            chosen = policy.sample(actor, init_noise, obs)
+            q_actor, q_norm = (critic_net.apply(x, obs, chosen) for x in (maximised, other))
             held = policy.cloning(actor, hp, action, obs, key_clone)
-            return held - hp.eta * normalised(*values), (held, chosen)
+            return held - hp.eta * normalised(q_actor, q_norm), (held, chosen)
 
-        (loss_pi, (held, chosen)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        grads = clip_norm(grads, hp.max_grad_norm)
-        actor, opt_actor = adam_step(state.actor, grads, state.opt[0], rate * hp.actor_lr)
+        at = Trainable(state.actor, state.opt[0])
+        found = minimise(of_actor, at, rate * hp.actor_lr, hp.max_grad_norm)
+        (actor, opt_actor), loss_pi, (held, chosen) = found
 
         moves = (step >= cfg.ema_start) & (step % cfg.ema_every == 0)
         slower = polyak(state.actor_target, actor, hp.policy_tau)
@@ -289,19 +289,19 @@ def backup(q: Array) -> Array:
     return jnp.min(jnp.max(q, -1), 0)
 
 
-def normalised(climbed: Array, judge: Array) -> Array:
+def normalised(q_actor: Array, q_norm: Array) -> Array:
     """mean Q_i / mean |Q_j| [] of the policy's actions [B]; no gradient in the denominator."""
-    return jnp.mean(climbed) / jax.lax.stop_gradient(jnp.mean(jnp.abs(judge)))
+    return jnp.mean(q_actor) / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_norm)))
 
 
-def select(offered: Array, q: Array, luck: Array, weight: Array | float) -> Array:
+def select(candidates: Array, q: Array, gumbel: Array, weight: Array | float) -> Array:
     """One of J candidates [n, J, A], with probability softmax(weight q) of q [n, J].
 
-    Gumbel-max trick with Gumbel noise `luck` [n, J], divided by the weight, so that an infinite
+    Gumbel-max trick with Gumbel noise `gumbel` [n, J], divided by the weight, so that an infinite
     weight gives the argmax of q.
     """
-    best = jnp.argmax(q + luck / weight, -1)
-    return jnp.take_along_axis(offered, best[:, None, None], 1)[:, 0]
+    best = jnp.argmax(q + gumbel / weight, -1)
+    return jnp.take_along_axis(candidates, best[:, None, None], 1)[:, 0]
 
 
 def check(cfg: Any) -> None:

@@ -38,8 +38,8 @@ from flax import struct
 from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
-from jaxrl.optim import adam_step, polyak
-from jaxrl.policies import ActionSamples, StochasticHead, expectation, squashed_head, sum_log_probs
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
+from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
@@ -127,22 +127,23 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_now, key_ahead = jax.random.split(key)
         noise_now, noise_ahead = (head.noise(k, cfg.batch_size) for k in (key_now, key_ahead))
 
-        def of_actor(actor: Array, temperature: Array) -> tuple[Array, ActionSamples]:
-            now = head.consider(head.policy(actor, t.obs), noise_now)
-            q = jnp.min(values(state.critic, t.obs, now.action), 0)
-            return actor_loss(now, q, temperature), now
-
-        now = head.consider(head.policy(state.actor, t.obs), noise_now)
+        now = head.samples(head.policy(state.actor, t.obs), noise_now)
         entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         # gradient of log α (entropy - target) with respect to log α
         log_temperature, opt_temperature = adam_step(
             state.log_temperature, entropy - head.target_entropy, opt_temperature, hp.lr
         )
         temperature = jnp.exp(log_temperature)
-        (loss_pi, _), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor, temperature)
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.lr)
 
-        ahead = head.consider(head.policy(actor, t.next_obs), noise_ahead)
+        def of_actor(actor: Array) -> tuple[Array, None]:
+            now = head.samples(head.policy(actor, t.obs), noise_now)
+            q = jnp.min(values(state.critic, t.obs, now.action), 0)
+            return actor_loss(now, q, temperature), None
+
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, _ = minimise(of_actor, at, hp.lr)
+
+        ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
         value = expectation(
             ahead, jnp.min(q_ahead, 0) - temperature * sum_log_probs(ahead.log_prob)
@@ -159,8 +160,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             loss = critic_loss(q, y)
             return loss + hp.eta * alike, (q, loss, alike)
 
-        grads, (q, loss_q, alike) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), _, (q, loss_q, alike) = minimise(of_critic, at, hp.lr)
         target = polyak(state.target, critic, hp.tau)
 
         largest = jnp.maximum(state.largest, jnp.max(jnp.abs(q)))
@@ -248,9 +249,9 @@ def similarity(slope: Array) -> Array:
 def disagreement(spread: Array, t: Transition) -> dict[str, Any]:
     """Mean std over the critics at next states, separately for the ends of rollouts.
 
-    spread is [B]. extras["edge"] [B] marks last steps, see `jaxrl.imagination.imagined`.
+    spread is [B]. extras["rollout_end"] [B] marks last steps, see `jaxrl.imagination.imagined`.
     """
-    if "edge" not in t.extras:
+    if "rollout_end" not in t.extras:
         return {"q_std": jnp.mean(spread)}
-    edge = t.extras["edge"]
+    edge = t.extras["rollout_end"]
     return {"q_std": mean_where(spread, ~edge), "q_std_edge": mean_where(spread, edge)}

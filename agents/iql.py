@@ -36,7 +36,7 @@ from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
-from jaxrl.optim import adam_step, cosine, polyak
+from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
@@ -261,11 +261,11 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt_actor, opt_value, opt_critic = state.opt
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
 
-        def of_value(value: Array) -> Array:
-            return expectile_loss(q_target - value_of(value, t.obs), hp.expectile)
+        def of_value(value: Array) -> tuple[Array, None]:
+            return expectile_loss(q_target - value_of(value, t.obs), hp.expectile), None
 
-        loss_v, grads = jax.value_and_grad(of_value)(state.value)
-        value, opt_value = adam_step(state.value, grads, opt_value, hp.lr)
+        at = Trainable(state.value, opt_value)
+        (value, opt_value), loss_v, _ = minimise(of_value, at, hp.lr)
         # The new V at s and s' in one pass.
         v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
 
@@ -273,13 +273,12 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 
         def of_actor(actor: Array) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
-            return cloning_loss(head.log_prob(dist, t.action), weight), head.distance(
-                dist, t.action
-            )
+            loss = cloning_loss(head.log_prob(dist, t.action), weight)
+            return loss, head.distance(dist, t.action)
 
-        (loss_pi, far), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, rate)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, far = minimise(of_actor, at, rate)
 
         y = td_target(t, hp.gamma, ahead)
 
@@ -287,8 +286,8 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
             q = head.twins(critic, t.obs, t.action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, hp.lr)
 
         target = polyak(state.target, critic, hp.tau)
         metrics = {

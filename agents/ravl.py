@@ -123,7 +123,7 @@ def networks(cfg: Config, env: Env) -> Ensemble:
 def experience(cfg: Config, agent: Agent, world: Model) -> Source:
     """Batches of dataset rows and of transitions imagined in `world`.
 
-    extras["edge"] marks the last steps of imagined rollouts.
+    extras["rollout_end"] marks the last steps of imagined rollouts.
     """
     dreams = imagined(
         world,
@@ -134,7 +134,7 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
         retain=cfg.retain,
         batch_size=cfg.batch_size,
     )
-    real = labelled(uniform(cfg.batch_size), edge=False)
+    real = labelled(uniform(cfg.batch_size), rollout_end=False)
     return mix(real, dreams, cfg.real_share, cfg.batch_size)
 
 

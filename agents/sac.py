@@ -28,7 +28,7 @@ from flax import struct
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import td_target
-from jaxrl.optim import polyak
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import (
     ActionSamples,
     StochasticHead,
@@ -40,7 +40,7 @@ from jaxrl.policies import (
 from jaxrl.program import Program
 from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import split_batch
-from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,18 +174,13 @@ def learn(
       log_pi: maps log-probabilities by factor [B, K, F] to log π [B, K] in the critics' targets.
     """
     twins = lambda fn: jax.vmap(fn, (0, None, None))
-    optimiser = optax.adam(hp.lr)
-
-    def descend(params: Array, grads: Array, opt: PyTree) -> tuple[PyTree, PyTree]:
-        change, opt = optimiser.update(grads, opt)
-        return optax.apply_updates(params, change), opt
 
     def gradient_step(state: State, xs: tuple[Transition, Array]) -> tuple[State, Any]:
         t, noise = xs
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
 
-        ahead = head.consider(head.policy(state.actor, t.next_obs), noise[0])
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
         q = jnp.min(twins(head.values)(state.target, t.next_obs, ahead.action), 0)
         value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
@@ -194,22 +189,24 @@ def learn(
             q = twins(head.value)(critic, t.obs, t.action)  # [2, B]
             return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
-        (loss_q, q), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, opt_critic)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), loss_q, q = minimise(critic_loss, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
-            now = head.consider(head.policy(actor, t.obs), noise[1])
+            now = head.samples(head.policy(actor, t.obs), noise[1])
             q = jnp.min(twins(head.values)(critic, t.obs, now.action), 0)
             return objective(now, t.obs, q, temperature), now
 
-        (loss_pi, now), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        actor, opt_actor = descend(state.actor, grads, opt_actor)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, now = minimise(of_actor, at, hp.lr)
 
         entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
-            log_temperature, opt_temperature = descend(log_temperature, grads, opt_temperature)
+            log_temperature, opt_temperature = adam_step(
+                log_temperature, grads, opt_temperature, hp.lr
+            )
 
         target = polyak(state.target, critic, hp.tau)
         opt = (opt_actor, opt_critic, opt_temperature)

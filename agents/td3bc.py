@@ -30,7 +30,7 @@ from jaxrl import nets
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import adam_step, polyak
+from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
@@ -116,18 +116,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
     def act(state, hp, obs, start, memory, noise, explore):
-        return (
-            space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
-            memory,
-            {},
-        )
+        chosen = policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))
+        return space.scaled(chosen), memory, {}
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
-        obs, next_obs = (
-            standardise_obs(cfg, state.obs, t.obs),
-            standardise_obs(cfg, state.obs, t.next_obs),
-        )
+        obs, next_obs = (standardise_obs(cfg, state.obs, x) for x in (t.obs, t.next_obs))
         action = space.unit(t.action)
 
         ahead = smoothed(policy.apply(state.actor_target, next_obs), key, hp)
@@ -137,16 +131,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             q = twins(critic, obs, action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], hp.lr)
+        at = Trainable(state.critic, state.opt[1])
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
             return actor_loss(q_value(critic[0], obs, chosen), chosen, action, hp.alpha), chosen
 
         def improve() -> tuple[PyTree, dict[str, Mean]]:
-            (loss, chosen), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-            actor, opt = adam_step(state.actor, grads, state.opt[0], hp.lr)
+            at = Trainable(state.actor, state.opt[0])
+            (actor, opt), loss, chosen = minimise(of_actor, at, hp.lr)
             targets = (
                 polyak(state.actor_target, actor, hp.tau),
                 polyak(state.critic_target, critic, hp.tau),

@@ -49,7 +49,7 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     ready = make_plan(settings_of(open_run_folder(path)))
     env = ready.env
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
-    if env.carry is not None:
+    if env.persist is not None:
         raise UserError(
             f"the observations of {env.spec.name} cannot be drawn where statistics outlive its "
             "episodes (normalise_obs, normalise_reward)"

@@ -86,7 +86,7 @@ class Env:
     Most episodes begin with nothing of the last. Where something outlives an episode, as running
     statistics do, sources that reset put it back by
 
-    carry(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
+    persist(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
 
     Where reward and termination follow from observations, those who model its dynamics need not
     learn them:
@@ -104,7 +104,7 @@ class Env:
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
     host: Callable[[], Any] | None = None
-    carry: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
+    persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
 
 

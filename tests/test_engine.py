@@ -18,9 +18,10 @@ import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
-from jaxrl.drive import Hooks, Report, RunState, abstract_state, drive
+from jaxrl.drive import Hooks, Report, drive
 from jaxrl.errors import UserError
 from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
+from jaxrl.snapshot import RunState, abstract_state
 from jaxrl.types import Learner
 
 MEMBERS, WIDTH = 16, 2

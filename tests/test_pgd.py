@@ -341,7 +341,7 @@ def test_nothing_is_silently_unguided() -> None:
         pgd_iql.check_request(cfg, many(0.5, 0.0), inputs)
     pgd_iql.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
     rates = many(0.5, 0.5).replace(model_lr=np.float32([1e-3, 2e-3]))
-    check = lambda cfg: check_shared(pgd_iql.program(cfg, tiny.glide()), rates)
+    check = lambda cfg: check_shared(pgd_iql.program(cfg, tiny.glide(), evals=1), rates)
     with pytest.raises(
         UserError, match="model_lr differs between members, .* pass .*no-share-model"
     ):
