@@ -15,26 +15,24 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import enum
 import fcntl
 import hashlib
 import importlib.metadata
 import io
 import json
-import math
-import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl.errors import UserError
+from jaxrl.runs.files import atomic_write, plain, write_json
 
 _INDEX = ("stage", "member", "update", "env_steps")  # the first columns of a part
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "numpy", "jaxrl")
@@ -320,67 +318,3 @@ def git_hash(folder: str | Path = ".") -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def atomic_write(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that it is seen whole or not at all, even after a crash.
-
-    Args:
-      path: the file; its folder is made where it is missing.
-      data: the contents, or a function that writes them into an open binary file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data) if isinstance(data, bytes) else data(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes `plain(value)` as indented JSON, atomically."""
-    text = json.dumps(plain(value), indent=2, allow_nan=False)
-    atomic_write(path, (text + "\n").encode())
-
-
-def plain(value: Any) -> Any:
-    """The JSON form of numbers, arrays, records and containers of them.
-
-    numpy and JAX scalars become numbers and arrays lists, NaN None, infinities the strings "inf"
-    and "-inf", dataclasses and named tuples objects, paths strings, enum members their names,
-    functions and classes "module:name".
-
-    Raises:
-      TypeError: names what has no such form.
-    """
-    if isinstance(value, enum.Enum):
-        return value.name
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else value if math.isfinite(value) else str(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())  # type: ignore[attr-defined]
-    if isinstance(value, list | tuple | range):
-        return [plain(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(v) for v in value), key=json.dumps)
-    if hasattr(value, "__array__") and not isinstance(value, type):
-        return plain(np.asarray(value).tolist())
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    raise TypeError(f"{value!r} cannot be written as JSON")

@@ -66,7 +66,8 @@ class Shards:
     ) -> Found | None:
         """The newest index that is sound for all processes: the parts that hold `members`.
 
-        `target(meta, range)` is what the shard of `range` is read into.
+        `target(meta, range)` is what the shard of `range` is read into; subtrees in whose place it
+        has `checkpoint.SKIP` are not read.
         """
         known = indices(self.path)
         count = self.ranges[-1][1]
@@ -166,7 +167,10 @@ def newest(
     members: Range,
     target: Callable[[dict[str, Any], Range], PyTree],
 ) -> Found | None:
-    """The newest sound index that holds `members`, of a run that may be in progress."""
+    """The newest undamaged index that holds `members`, of a run that may be in progress.
+
+    Subtrees in whose place `target(meta, range)` has `checkpoint.SKIP` are not read.
+    """
     for index in sorted(indices(path), reverse=True):
         if found := read(path, index, members, target):
             return found
