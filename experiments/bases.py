@@ -61,7 +61,7 @@ def _read(path: Path, options: Options, data: str) -> tuple[Policy, Trained]:
     policy = ready.program.stages[state.stage].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{path} has not come to its policy yet")
-    return policy, Trained(state.member.learner, state.member.hp["agent"])
+    return policy, Trained(state.member.learner, state.member.hp.agent)
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]
       columns: by name, what members [P] came to.
     """
     settings = ready.settings
-    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp["agent"]).items()}
+    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp.agent).items()}
     groups = np.split(np.arange(ready.members), len(settings.points))
     value = lambda rows, name: float(hp[f"agent.{name}"][rows[0]])
     plain = lambda rows: value(rows, "alpha") == 0 and value(rows, "w") == 0

@@ -75,7 +75,7 @@ def load(path: str | Path, member: int = 0) -> Loaded:
     policy = ready.program.stages[found.stage].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{short_path(run.path)} has not come to its policy yet")
-    return Loaded(policy, row(found.member.learner), row(found.member.hp["agent"]))
+    return Loaded(policy, row(found.member.learner), row(found.member.hp.agent))
 
 
 def evaluate(

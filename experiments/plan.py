@@ -18,10 +18,11 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, bases, reuse
 from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
-from jaxrl.program import Program
+from jaxrl.program import Program, check_shared
+from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.types import Array, Env, PyTree
+from jaxrl.types import Array, Env, HyperParams, PyTree
 
 LEAST = {
     "seeds": 1, "seed": 0, "evals": 1, "eval_episodes": 1, "keep": 1, "checkpoint_seconds": 0
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
     program: Program
     layout: population.Layout  # of this process's members
     ranges: list[Range]  # the members of each process
-    hp: dict[str, PyTree]  # leaves [P, ...]
+    hp: HyperParams  # leaves [P, ...]
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
@@ -101,9 +102,10 @@ def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
     values = swept_values(settings) | ({} if built_on is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
-    hp = hyper_table({"agent": settings.hp, "env": env.params}, count, values)
+    hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
     if hasattr(module, "check_request"):
-        module.check_request(settings.cfg, hp["agent"], inputs)
+        module.check_request(settings.cfg, hp.agent, inputs)
+    check_shared(program, hp.agent)
     if options.from_run is not None:
         program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
         inputs[reuse.INPUT] = states
@@ -195,12 +197,12 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
 
 
 def hyper_table(
-    hp: dict[str, PyTree], members: int, swept: dict[str, np.ndarray] | None = None
-) -> dict[str, PyTree]:
+    hp: HyperParams, members: int, swept: dict[str, np.ndarray] | None = None
+) -> HyperParams:
     """Hyperparameters of P members: leaves [P, ...], numbers as float32.
 
     Args:
-      hp: what all members have: records or dicts of numbers, such as {"agent": Hypers, "env": ...}.
+      hp: what all members have: records or dicts of numbers.
       swept: dotted name -> [P], what they have instead, as {"agent.lr": ...}.
     """
 
@@ -211,21 +213,19 @@ def hyper_table(
     found = jax.tree.map(rows, hp)
     for path, values in (swept or {}).items():
         part, _, name = path.partition(".")
-        record = found[part]
+        record = getattr(found, part)
         old = record[name] if isinstance(record, dict) else getattr(record, name)
         change = {name: jnp.asarray(values, old.dtype)}
-        if isinstance(record, dict):
-            found[part] = record | change
-        else:
-            found[part] = dataclasses.replace(record, **change)
+        new = record | change if isinstance(record, dict) else dataclasses.replace(record, **change)
+        found = found._replace(**{part: new})
     return found
 
 
 def state_bytes(ready: Plan) -> int:
     """Size of one member's state, in the stage where it is largest; what earlier stages left for it
     counts too. Tracing it also shows what cannot even start."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    own = {stage.name for stage in ready.program.stages if stage.scope == "member"}
+    size = device_memory.tree_bytes
+    own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []
     for index, stage in enumerate(ready.program.stages):
         state = abstract_state(ready.program, ready.hp, ready.inputs, index)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.run_folders import open_run_folder
-from jaxrl.program import Program, Stage
-from jaxrl.sources import whole
-from jaxrl.types import Array, Batch, Learner, PyTree
+from jaxrl.program import NO_SOURCE, Program, Stage
+from jaxrl.types import Learner, PyTree
 
 INPUT = "reused"  # the name of finished states among inputs
 
@@ -20,10 +18,10 @@ INPUT = "reused"  # the name of finished states among inputs
 def reuse(
     path: Path, program: Program, env: str, hp: PyTree, inputs: PyTree
 ) -> tuple[Program, dict[str, PyTree]]:
-    """The program with the stages of scope "run" that a run has finished, and their states.
+    """The program with the shared stages that a run has finished, and their states.
 
-    They stay in the program as stages of one update that changes nothing, so that later ones have
-    the random numbers they always have.
+    They stay in the program as stages of no updates, so that later ones have the random
+    numbers they always have.
 
     Args:
       env: the name of the environment, which has to be that of the run.
@@ -40,8 +38,8 @@ def reuse(
         raise UserError(f"{path} was trained in another environment, not {env}")
     ready = make_plan(load.settings_of(run))
     found = load.restore(ready, run, (0, 1)).results
-    shared = {stage.name for stage in ready.program.stages if stage.scope == "run"}
-    mine = {stage.name: stage for stage in program.stages if stage.scope == "run"}
+    shared = {stage.name for stage in ready.program.stages if stage.shared}
+    mine = {stage.name: stage for stage in program.stages if stage.shared}
     names = [name for name in mine if name in found and name in shared]
     if not names:
         wanted = " or ".join(mine) or "anything, and here nothing is"
@@ -54,7 +52,7 @@ def reuse(
 
 
 def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
-    own = jax.tree.map(lambda x: x[0], hp if stage.part is None else hp[stage.part])
+    own = jax.tree.map(lambda x: x[0], hp.agent)
     wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(wanted) != shapes(state):
@@ -62,15 +60,6 @@ def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) 
 
 
 def _finished(stage: Stage) -> Stage:
-    """A stage that begins with the result, and ends with it."""
-
-    def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:
-        return inputs[INPUT][stage.name]
-
-    def update(
-        state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array
-    ) -> tuple[PyTree, dict[str, Any]]:
-        return state, {}
-
-    learner = Learner(init=init, update=update)
-    return dataclasses.replace(stage, learner=learner, source=whole(), updates=1, evals=1)
+    """A stage of no updates that begins with the result."""
+    learner = Learner(init=lambda key, hp, inputs: inputs[INPUT][stage.name])
+    return dataclasses.replace(stage, learner=learner, source=NO_SOURCE, updates=0, evals=1)

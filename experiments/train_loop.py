@@ -31,7 +31,7 @@ class Within(NamedTuple):
 
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
-      adapt, select: change the population between chunks, see `jaxrl.drive.drive`.
+      adapt, select: change the population between chunks, see `jaxrl.drive.Hooks`.
       members: (stage, update) -> the members of this process that a run which has come so far goes
         on with.
       done: (stage, update) -> environment steps of all members so far.
@@ -125,15 +125,17 @@ def run(
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,
-            pace=PACE_S,
-            agree=processes.broadcast_int,
-            adapt=within.adapt,
-            select=within.select,
-            members=within.members and within.members(*at),
-            built=within.built,
-            snapshot=decide,
-            compiling=compiling,
-            compiled=compiled,
+            hooks=drive.Hooks(
+                pace=PACE_S,
+                agree=processes.broadcast_int,
+                adapt=within.adapt,
+                select=within.select,
+                members=within.members and within.members(*at),
+                built=within.built,
+                snapshot=decide,
+                compiling=compiling,
+                compiled=compiled,
+            ),
         )
         for report in reports:
             watchdog.beat()
@@ -147,7 +149,7 @@ def run(
                 if writer is not None:
                     writer.write(steps, columns)
             if report.snapshot is not None:
-                order = sum(s.updates for s in ready.program.stages[:stage]) + report.step
+                order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
                 saved = time.perf_counter()
@@ -184,7 +186,7 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
         # A network of NaN still acts, somehow; that is no result.
         sound = columns["finite"] == 1
         found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
-        found |= stats.risk(report.evals.returns)
+        found |= stats.risk(report.evals.returns) | report.evals.measured
         columns |= {name: np.where(sound, value, np.nan) for name, value in found.items()}
     return columns
 

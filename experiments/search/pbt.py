@@ -32,7 +32,7 @@ from jaxrl.experiments.search.space import Range
 from jaxrl.program import MemberState
 from jaxrl.runs import records
 from jaxrl.runs.processes import Processes
-from jaxrl.types import Array, PyTree
+from jaxrl.types import Array, HyperParams, PyTree
 
 FOLDER = "exchange"
 
@@ -60,7 +60,7 @@ def evolve(
             told = json.dumps([parents.tolist(), moved.tolist()])
             parents, moved = map(np.array, json.loads(processes.broadcast(told)))
             hp = hyper_table(
-                {"agent": settings.hp, "env": ready.env.params},
+                HyperParams(settings.hp, ready.env.params),
                 ready.members,
                 {
                     name: np.repeat(each.values(moved[:, i]), seeds)
@@ -85,12 +85,12 @@ def evolve(
     return found._replace(final=final)
 
 
-def _units(hp: Mapping[str, PyTree], ranges: Mapping[str, Range]) -> np.ndarray:
+def _units(hp: HyperParams, ranges: Mapping[str, Range]) -> np.ndarray:
     """Settings [P, V] of members as they stand in a state, in the unit cube."""
     columns = []
     for name, each in ranges.items():
         part, _, field = name.partition(".")
-        record = hp[part]
+        record = getattr(hp, part)
         values = record[field] if isinstance(record, Mapping) else getattr(record, field)
         columns.append(each.units(np.asarray(values).tolist()))
     return np.stack(columns, axis=1)

@@ -9,6 +9,11 @@ from jaxrl.errors import UserError
 from jaxrl.population import Layout
 
 
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves, arrays or their shapes as from `jax.eval_shape`."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def needed(member_bytes: int, members: int, layout: Layout) -> int:
     """Bytes in the memory of one device, or of the machine where devices are CPUs.
 
