@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl.runs.records import atomic_write
+from jaxrl.runs.files import atomic_write
 from jaxrl.runs.stats import bootstrap_ci, iqm
 
 if TYPE_CHECKING:

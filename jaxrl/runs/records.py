@@ -17,13 +17,10 @@ import csv
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
-import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,17 +29,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl.errors import UserError
+from jaxrl.runs import metrics
 from jaxrl.runs.files import atomic_write, plain, write_json
-
-_INDEX = ("stage", "member", "update", "env_steps")  # the first columns of a part
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "numpy", "jaxrl")
 
 
 class ConfigMismatch(UserError):
     """The folder holds a run of another configuration."""
-
-
-# --- the folder ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,29 +113,8 @@ class RunDir:
         return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
 
     def write_part(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
-        """Writes metrics/part-`name`.parquet, over an earlier one of that name.
-
-        Args:
-          name: orders the parts, and differs between stages, chunks and processes; the same chunk
-            of a resumed run has the same name.
-          columns: "stage" (a string for all rows or one each), "member", "update", "env_steps", and
-            one column of floats per metric; [R] each, or one value for all rows.
-        """
-        import pyarrow as pa  # late: a third of a second
-        import pyarrow.parquet as pq
-
-        if missing := [c for c in _INDEX if c not in columns]:
-            raise ValueError(f"part {name} has no column {missing[0]}")
-        rest = [c for c in columns if c not in _INDEX]
-        arrays = {c: np.asarray(columns[c]) for c in (*_INDEX, *rest)}
-        rows = max((a.size for a in arrays.values() if a.ndim), default=1)
-        types: dict[str, type] = dict.fromkeys(_INDEX, np.int64) | {"stage": object}
-        for c, a in arrays.items():
-            if a.shape not in ((), (rows,)):
-                raise ValueError(f"part {name}: column {c} is {list(a.shape)}, not [{rows}]")
-        table = pa.table({c: np.full(rows, a, types.get(c, _float(a))) for c, a in arrays.items()})
-        file = self.path / "metrics" / f"part-{name}.parquet"
-        atomic_write(file, lambda out: pq.write_table(table, out))
+        """Writes metrics/part-`name`.parquet; see `metrics.write_part`."""
+        metrics.write_part(self.path / "metrics" / f"part-{name}.parquet", columns)
 
 
 def open_run(
@@ -231,67 +202,6 @@ def _parse(cells: Sequence[str]) -> np.ndarray:
     return np.array(cells)
 
 
-def _float(x: np.ndarray) -> type:
-    """Single precision for what comes from the device, double for what would lose by it."""
-    return np.float64 if x.dtype.kind in "iuf" and x.dtype.itemsize > 4 else np.float32
-
-
-# --- metrics -------------------------------------------------------------------------------------
-
-
-def read_metrics(run: RunDir | str | Path, stage: str | None = None) -> dict[str, np.ndarray]:
-    """All metrics written so far, ordered by stage (as first met), update and member.
-
-    Args:
-      run: the run or its folder, which may be in progress.
-      stage: this stage alone, and only the metrics it has.
-
-    Returns:
-      Columns [R]: "stage" (strings), "member", "update", "env_steps" (int64), and float64 metrics,
-      NaN where a row has none. {} where nothing is written yet. Rows of the same stage, member and
-      update, as left by a run resumed on fewer hosts, are one.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    path = run.path if isinstance(run, RunDir) else Path(run)
-    files = sorted((path / "metrics").glob("part-*.parquet"))
-    tables = [pq.read_table(io.BytesIO(file.read_bytes())) for file in files]
-    if stage is not None:
-        tables = [table.filter(pc.field("stage") == stage) for table in tables]
-    tables = [table for table in tables if table.num_rows]
-    if not tables:
-        return {}
-    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    stages = table["stage"].chunk(0).dictionary_encode()  # in order of appearance
-    columns = {name: table[name].to_numpy() for name in table.column_names if name != "stage"}
-    columns = {c: x if c in _INDEX else x.astype(np.float64) for c, x in columns.items()}
-    merged = _merge({"stage": stages.indices.to_numpy()} | columns)
-    return merged | {"stage": np.array(stages.dictionary.to_pylist())[merged["stage"]]}
-
-
-def _merge(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sorts rows; joins those of one stage, update and member, of each metric the last number."""
-    keys = np.stack([columns[name] for name in ("stage", "update", "member")])
-    order = np.lexsort(keys[::-1])
-    keys = keys[:, order]
-    first = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))
-    if first.all():
-        return {name: x[order] for name, x in columns.items()}
-    starts, rows = np.flatnonzero(first), np.arange(first.size)
-    fallback = starts[np.cumsum(first) - 1]
-    merged = {}
-    for name, x in columns.items():
-        known = ~np.isnan(x[order])
-        last = np.maximum.reduceat(np.where(known, rows, fallback), starts)
-        merged[name] = x[order][last]
-    return merged
-
-
-# --- names and circumstances ---------------------------------------------------------------------
-
-
 def default_name(agent: str, task: str, config: Any) -> str:
     """The run's name: "pqn-CartPole-v1-3fa9c2d1", from the resolved configuration alone."""
     text = json.dumps(plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -299,22 +209,7 @@ def default_name(agent: str, task: str, config: Any) -> str:
     return f"{agent}-{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide about results; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def git_hash(folder: str | Path = ".") -> str | None:
-    """The commit of the repository around `folder`, "-dirty" behind it with changes; or None."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+def read_metrics(run: RunDir | str | Path, stage: str | None = None) -> dict[str, np.ndarray]:
+    """All metrics of a run or its folder, which may be in progress; see `metrics.read_parts`."""
+    path = run.path if isinstance(run, RunDir) else Path(run)
+    return metrics.read_parts(path / "metrics", stage)
