@@ -43,7 +43,7 @@ def write_part(file: Path, columns: Mapping[str, ArrayLike]) -> None:
 
 
 def _float(x: np.ndarray) -> type:
-    """Single precision for what comes from the device, double for what would lose by it."""
+    """float32 for values of at most 32 bits, float64 for wider ones."""
     return np.float64 if x.dtype.kind in "iuf" and x.dtype.itemsize > 4 else np.float32
 
 
@@ -79,7 +79,10 @@ def read_parts(path: str | Path, stage: str | None = None) -> dict[str, np.ndarr
 
 
 def _merge(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sorts rows; joins those of one stage, update and member, of each metric the last number."""
+    """Sorts rows, and merges rows of the same stage, update and member.
+
+    A merged row has the last number of each metric that is not NaN.
+    """
     keys = np.stack([columns[name] for name in ("stage", "update", "member")])
     order = np.lexsort(keys[::-1])
     keys = keys[:, order]

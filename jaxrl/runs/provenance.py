@@ -11,7 +11,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "nu
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide about results; None: not installed."""
+    """Versions of Python and of the packages that influence results; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -22,7 +22,10 @@ def versions() -> dict[str, str | None]:
 
 
 def git_hash(folder: str | Path = ".") -> str | None:
-    """The commit of the repository around `folder`, "-dirty" behind it with changes; or None."""
+    """The commit of the repository that holds `folder`, with "-dirty" appended if files changed.
+
+    None outside a repository, or without git.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)

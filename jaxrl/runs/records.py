@@ -1,13 +1,13 @@
-"""The folder of a run: who it is, what its members did, how it ended.
+"""On-disk layout of a run: configuration, metrics per member, results.
 
-    config.json              the resolved configuration, and the context it ran in
+    config.json              the resolved configuration, and the context of the run
     members.csv              one row per member
     metrics/part-*.parquet   one row per member and chunk, one column per metric
     summary.json             the results; {"finished": true, ...} once the run is complete
     checkpoints/  plots/  tensorboard/
 
-Every file is written under a temporary name and renamed, so that a reader never sees half of one
-and a killed run can always be continued.
+Every file is written under a temporary name and renamed, so that readers never see incomplete files
+and a killed run can be continued.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ from jaxrl.runs.files import atomic_write, plain, write_json
 
 
 class ConfigMismatch(UserError):
-    """The folder holds a run of another configuration."""
+    """The folder holds a run with another configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """A run's folder, which may also be one in progress.
+    """The folder of a run, finished or in progress.
 
-    `open_run` makes and checks it; `RunDir(path)` alone is enough to read, or to write a part from
-    another process.
+    `open_run` creates and checks the folder. `RunDir(path)` is enough for reading, and for writing
+    metrics from further processes.
     """
 
     path: Path
-    resumed: bool = False  # the folder held this run already
-    finished: bool = False  # and it was complete
+    resumed: bool = False  # the folder already held this run
+    finished: bool = False  # the run was complete
 
     def as_found(self) -> RunDir:
-        """With `resumed` and `finished` as the folder has them."""
+        """This folder with `resumed` set, and `finished` read from summary.json."""
         finished = (self.summary() or {}).get("finished") is True
         return dataclasses.replace(self, resumed=True, finished=finished)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """For as long as a run is written; UserError while another process does. It goes with the
-        process, however that ends."""
+        """Context in which this process is the only writer; the lock ends with the process.
+
+        Raises:
+          UserError: another process is writing.
+        """
         file = (self.path / ".lock").open("w")
         try:
             try:
@@ -81,16 +84,16 @@ class RunDir:
         return self.path / "tensorboard"
 
     def config(self) -> dict[str, Any]:
-        """{"config": ..., "context": ...} as it was written."""
+        """The contents of config.json: {"config": ..., "context": ...}."""
         return json.loads((self.path / "config.json").read_text())
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, None while there is none."""
+        """The contents of summary.json; None without the file."""
         file = self.path / "summary.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json; with "finished": True among it the run counts as complete."""
+        """Writes summary.json; an entry "finished": True marks the run as complete."""
         write_json(self.path / "summary.json", summary)
 
     def write_members(self, columns: Mapping[str, Sequence[Any] | ArrayLike]) -> None:
@@ -103,7 +106,7 @@ class RunDir:
         atomic_write(self.path / "members.csv", text.getvalue().encode())
 
     def members(self) -> dict[str, np.ndarray]:
-        """The columns of members.csv [P], as numbers or booleans where they are; {} without it."""
+        """The columns [P] of members.csv as booleans, numbers or strings; {} without the file."""
         file = self.path / "members.csv"
         if not file.is_file():
             return {}
@@ -123,16 +126,16 @@ def open_run(
     context: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> RunDir:
-    """Makes the folder of a run, or opens the one that holds it already.
+    """Creates the folder of a run, or opens the folder that already holds this run.
 
-    One process opens a run for writing at a time. `overwrite` removes what an earlier run wrote,
-    of whatever configuration, and nothing else.
+    Only one process may open a run for writing at a time.
 
     Args:
       path: the folder.
-      config: the resolved configuration: whatever `plain` can turn into JSON.
-      context: what may differ when the run is continued: versions, device, command line, tile
-        width, git hash. The context of the run's start stays.
+      config: the resolved configuration; anything that `files.plain` accepts.
+      context: facts that may differ when the run is continued, such as versions, device, command
+        line, tile width and git hash. The context of the first start is kept.
+      overwrite: remove all files of an earlier run, whatever its configuration, and no others.
 
     Raises:
       ConfigMismatch: the folder holds another configuration; names the first field that differs.
@@ -149,7 +152,7 @@ def open_run(
     if file.is_file() and not overwrite:
         _compare(path, _load(file)["config"], config)
         return RunDir(path).as_found()
-    # Checkpoints go first: without them a run cut short here starts anew, never in the middle.
+    # Checkpoints are removed first: if this is cut short, the run restarts from the beginning.
     for name in ("checkpoints", "metrics", "plots", "tensorboard", "summary.json", "members.csv"):
         old = path / name
         if old.is_dir():
@@ -179,14 +182,14 @@ def _compare(path: Path, old: Any, new: Any) -> None:
 
 
 def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Leaves of nested JSON under dotted names; values as text."""
+    """The leaves of nested JSON: (dotted name, value as JSON text)."""
     if isinstance(value, dict) and value:
         return [x for k, v in value.items() for x in _fields(f"{name}.{k}" if name else k, v)]
     return [(name, json.dumps(value))]
 
 
 def _cell(value: Any) -> str:
-    """A value in members.csv: empty for NaN, text as it is, the rest as in JSON."""
+    """A value as text for members.csv: empty for NaN, strings unchanged, the rest as JSON."""
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
@@ -203,7 +206,10 @@ def _parse(cells: Sequence[str]) -> np.ndarray:
 
 
 def default_name(agent: str, task: str, config: Any) -> str:
-    """The run's name: "pqn-CartPole-v1-3fa9c2d1", from the resolved configuration alone."""
+    """The default name of a run, such as "pqn-CartPole-v1-3fa9c2d1".
+
+    The last part is a hash of the resolved configuration.
+    """
     text = json.dumps(plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     agent, task = (re.sub(r"[^A-Za-z0-9.-]+", "_", x).strip("_.")[-60:] for x in (agent, task))
     return f"{agent}-{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
