@@ -181,7 +181,7 @@ def test_overwrite_starts_again_and_spares_what_is_not_its_own(tmp_path: Path) -
     (tmp_path / "notes.txt").write_text("mine")
     run = open_run(tmp_path, {"seeds": 1}, overwrite=True)
     assert (run.resumed, run.finished) == (False, False)
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+    assert sorted(x.name for x in tmp_path.iterdir()) == [".lock", "config.json", "notes.txt"]
     assert run.config()["config"] == {"seeds": 1} and read_metrics(run) == {} == run.members()
 
 
@@ -337,3 +337,19 @@ def test_parts_keep_precision_and_refuse_ragged_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column env_steps"):
         run.write_part("2", {"stage": "a", "member": 0, "update": 1})
     assert len(list((tmp_path / "metrics").iterdir())) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_in_progress_loses_no_file_to_a_second_process(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    run = open_run(tmp_path / "run", CONFIG)
+    with run.lock():
+        run.write_part("1", part("a", [0], 1, x=[1.0]))
+        (run.path / "metrics" / ".part-2.parquet.1.tmp").write_bytes(b"being written")
+        before = sorted(run.path.rglob("*"))
+        with pytest.raises(UserError, match="another process is writing"):
+            open_run(run.path, CONFIG, overwrite=overwrite)
+        assert sorted(run.path.rglob("*")) == before
+    assert open_run(run.path, CONFIG, overwrite=overwrite).resumed is not overwrite
+    assert not list(run.path.glob("*/.*.tmp"))

@@ -139,19 +139,36 @@ def open_run(
 
     Raises:
       ConfigMismatch: the folder holds another configuration; names the first field that differs.
-      UserError: the folder holds files but no run, or its config.json cannot be read.
+      UserError: the folder holds files but no run, its config.json cannot be read, or another
+        process is writing the run.
     """
     config, context = plain(config), plain(context or {})
     path = Path(path).resolve()
     file = path / "config.json"
     path.mkdir(parents=True, exist_ok=True)
-    for leftover in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
-        leftover.unlink(missing_ok=True)
-    if not file.is_file() and any(path.iterdir()):
+    if not file.is_file() and any(x.name != ".lock" for x in path.iterdir()):
         raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
     if file.is_file() and not overwrite:
         _compare(path, _load(file)["config"], config)
-        return RunDir(path).as_found()
+        found = RunDir(path).as_found()
+        if not found.finished:
+            with found.lock():
+                _remove_leftovers(path)
+        return found
+    with RunDir(path).lock():  # before anything of a run in progress is removed
+        _start(path, {"config": config, "context": context})
+    return RunDir(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes incomplete files of killed processes."""
+    for leftover in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
+        leftover.unlink(missing_ok=True)
+
+
+def _start(path: Path, contents: Any) -> None:
+    """Removes all files of an earlier run and writes config.json."""
+    _remove_leftovers(path)
     # Checkpoints are removed first: if this is cut short, the run restarts from the beginning.
     for name in ("checkpoints", "metrics", "plots", "tensorboard", "summary.json", "members.csv"):
         old = path / name
@@ -159,8 +176,7 @@ def open_run(
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
-    write_json(file, {"config": config, "context": context})
-    return RunDir(path)
+    write_json(path / "config.json", contents)
 
 
 def _load(file: Path) -> dict[str, Any]:
