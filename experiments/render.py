@@ -15,7 +15,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.load import Loaded, load, settings_of
 from jaxrl.experiments.plan import make_plan
 from jaxrl.experiments.run_folders import open_run_folder
-from jaxrl.runs.records import atomic_write
+from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
 

@@ -40,7 +40,7 @@ from jaxrl.experiments.console import (
 from jaxrl.experiments.plan import state_bytes
 from jaxrl.experiments.run_folders import read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
@@ -95,11 +95,11 @@ def run(request: requests.Request) -> dict[str, Any]:
         settings = program.plan.settings
         its = dataclasses.replace(settings.options, out=path / program.folder, overwrite=False)
         train.train(dataclasses.replace(settings, options=its))
-    summary = records.plain(_summary(found, path))
+    summary = files.plain(_summary(found, path))
     if processes.leads:
         print()
         report.report([path])
-        records.write_json(path / "summary.json", summary)
+        files.write_json(path / "summary.json", summary)
         print("\n".join(told_best(summary)))
     processes.all_true(True)  # until the leader has written
     return summary
@@ -172,7 +172,7 @@ def _config(request: requests.Request, found: Sequence[Program]) -> dict[str, An
         for p in found
     ]
     swept = {name: list(values.values()) for name, values in swept.items()}
-    return records.plain({"agent": request.agent, "sweep": swept, "programs": runs})
+    return files.plain({"agent": request.agent, "sweep": swept, "programs": runs})
 
 
 def _open(
@@ -207,8 +207,8 @@ def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
             shutil.rmtree(path / Path(each["folder"]).name, ignore_errors=True)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} holds files but no sweep.json: this is not the folder of a sweep")
-    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
-    records.write_json(file, config | {"context": context})
+    context = {"versions": provenance.versions(), "git": provenance.git_hash(), "command": sys.argv}
+    files.write_json(file, config | {"context": context})
 
 
 def _compare(path: Path, known: dict[str, Any], config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, cli, jax_setup, load, options, requests, sweep, train
 from jaxrl.experiments.plan import make_plan
 from jaxrl.experiments.requests import Request, expand
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 
 SMALL = [
     *("--env", "mine:walk", "--agent.hidden", "4", "--agent.num-envs", "2"),
@@ -418,7 +418,7 @@ def test_a_sweep_from_end_to_end(
         load.load("it")
     opened = records.RunDir(second)
     found = load.settings_of(opened).identity()
-    assert records.plain(found) == opened.config()["config"]
+    assert files.plain(found) == opened.config()["config"]
     assert float(load.load(second, member=3).hp.lr) == np.float32(1e-1)
 
     # A member is what a run of its own is, bit for bit: seed 1 of the first rate in the second.

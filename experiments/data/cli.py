@@ -11,8 +11,8 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
+from jaxrl.runs.files import atomic_write
 from jaxrl.runs.plots import COLOURS, compact
-from jaxrl.runs.records import atomic_write
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 

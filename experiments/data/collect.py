@@ -33,7 +33,7 @@ from jaxrl.experiments.options import Settings, parse
 from jaxrl.experiments.plan import make_plan
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import provenance
 from jaxrl.types import (
     Array,
     Discrete,
@@ -136,7 +136,7 @@ def make(
         "reference": reference,
         "reference_episodes": EPISODES,
         "seed": seed,
-        "versions": records.versions(),
+        "versions": provenance.versions(),
         **action_bounds(behaviours["random"][0].actor.env.spec),
         **({"training": settings.identity()} if settings else {}),
     }

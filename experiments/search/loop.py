@@ -34,7 +34,7 @@ from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance, records
 from jaxrl.runs.processes import Processes, join
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
         }
         if own.eval_budget:
             summary["bandit"] = confirm.choose(own, book, path)
-        summary = records.plain(summary)
-        records.write_json(path / "summary.json", summary)
+        summary = files.plain(summary)
+        files.write_json(path / "summary.json", summary)
         report.report(path)
     processes.all_true(True)
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
     its = dataclasses.replace(space.programs[0], points=({},)).identity()
     searched = {name: each.plain() for name, each in space.ranges.items()}
-    return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
+    return files.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
 
 def _open(
@@ -231,8 +231,8 @@ def _make(path: Path, config: dict[str, Any], overwrite: bool, width: int) -> in
         return known["context"]["width"]
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} holds files but no search.json: this is not that of a search")
-    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
-    records.write_json(file, config | {"context": context | {"width": width}})
+    context = {"versions": provenance.versions(), "git": provenance.git_hash(), "command": sys.argv}
+    files.write_json(file, config | {"context": context | {"width": width}})
     return width
 
 

@@ -36,7 +36,7 @@ from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.envs import datasets, dmsd, maze
 from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, train
-from jaxrl.runs import records
+from jaxrl.runs import files
 from jaxrl.runs.plots import COLOURS
 from jaxrl.sources import below, take
 from jaxrl.trajectories import codec
@@ -208,7 +208,7 @@ def draw(
         axes.set(title=kind, xlim=(low[x], high[x]), ylim=(low[y], high[y]), aspect="equal")
         if name.startswith("maze"):
             axes.invert_yaxis()  # rows count downwards
-    records.atomic_write(path, lambda file: figure.savefig(file, format="png"))
+    files.atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
 def main() -> None:
@@ -265,7 +265,7 @@ def main() -> None:
         found = rows[kind] = {k: float(v) for k, v in judged(states, t, used).items()}
         print(f"{kind:<16}" + "".join(f"{found[name]:>10.4g}" for name in columns), flush=True)
     name = args.env.replace(":", "-")
-    records.write_json(
+    files.write_json(
         args.out / f"guidance-{name}.json", {"settings": cfg, "windows": count, "rows": rows}
     )
     last = f"guidance {args.coefficients[-1]:g}"
