@@ -1,15 +1,21 @@
-"""CQL: SAC whose critics are pushed down on actions that are not in the data.
+"""CQL: conservative Q-learning, SAC with critics pushed down on actions outside the dataset.
 
 Conservative Q-Learning for Offline Reinforcement Learning. Aviral Kumar, Aurick Zhou, George
-Tucker, Sergey Levine. NeurIPS 2020, arXiv:2006.04779; the form is CQL(H), eq. 4.
+Tucker, Sergey Levine. NeurIPS 2020, arXiv:2006.04779. The variant is CQL(H), eq. 4.
 
-To the squared error of twin critics comes weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)]. The
-integral is estimated from uniform actions and from the policy's at s and at s', each divided by its
-density. Policies and temperature are SAC's, targets leave out the entropy, as in the authors' code.
+The critic loss is the squared TD error of twin critics plus the regulariser
 
-Deviations: an update goes critics, actor, temperature, each with what came before (the authors'
-actor climbs the critics of the update before); the actor is not trained by cloning at first; the
-estimate is a mean over samples, so that it is that of the integral: another constant in the loss.
+  weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)].
+
+The integral is estimated by importance sampling from uniform actions and from the policy's actions
+at s and at s'. Policy and temperature are SAC's. Targets leave out the entropy, as in the authors'
+code.
+
+Deviations from the authors' code:
+- An update goes critics, actor, temperature, each with the results of the previous one; there the
+  actor is trained on the critics before their update.
+- The actor is not pretrained by behaviour cloning.
+- The integral is estimated by a mean over samples, which changes the loss by a constant.
 """
 
 from __future__ import annotations
@@ -37,62 +43,62 @@ OFFLINE = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     samples: int = 10
-    """actions per row of each kind: uniform, of the policy at s, and of the policy at s'"""
+    """actions per row from each of: the uniform distribution, the policy at s, the policy at s'"""
     learn_temperature: bool = True
-    """adapt the temperature to an entropy of -A nats; else it stays as it is"""
+    """learn the temperature for a target entropy of -A nats; otherwise it stays constant"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics"""
+    """learning rate of the critics' Adam"""
     actor_lr: Any = 3e-5
-    """learning rate of actor and temperature"""
+    """learning rate of Adam for policy and temperature"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     temperature: Any = 1.0
-    """weight α of the entropy, at the start where it is learned"""
+    """weight α of the entropy; the initial value if learned"""
     weight: Any = 10.0
-    """weight of the regulariser beside the critics' squared error"""
+    """weight of the conservative regulariser, relative to the squared TD error"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [2, size] of the twins
-    target: Array  # [2, size]
-    log_temperature: Array  # [], 0 where it is not learned
-    opt: tuple[optax.OptState, ...]  # of actor, critic and log_temperature
+    actor: Array  # [size] flat parameters
+    critic: Array  # [2, size] flat parameters of the twin critics
+    target: Array  # [2, size] target critics
+    log_temperature: Array  # [] log α; 0 if not learned
+    opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
 
 
 class Proposals(NamedTuple):
-    """K actions per row at which the critics are pushed down, and their log-densities."""
+    """K actions per row for the importance-sampled integral, and their log-densities."""
 
-    action: Array  # [K, B, A] of the environment
-    log_density: Array  # [K, B] of unit actions, under what they were drawn from
+    action: Array  # [K, B, A] in the environment's units
+    log_density: Array  # [K, B] log-density of the unit actions under their proposal distribution
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is below one.
+      UserError: the action space is not a bounded box of one axis, or a size is below 1.
     """
     check_offline(cfg)
     at_least(1, samples=cfg.samples)
@@ -106,7 +112,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
         critic = jax.lax.map(head.critic, jax.random.split(key_critic))
         learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
         log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
@@ -131,7 +137,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
             count, rows = pushed.log_density.shape
             obs = jnp.broadcast_to(t.obs[None], (count, *t.obs.shape))
-            # The data's actions and the proposals in one pass.
+            # One pass for the dataset's actions and the proposals.
             every = jnp.concatenate([t.obs[None], obs]).reshape(-1, *t.obs.shape[1:])
             action = jnp.concatenate([t.action[None], pushed.action]).reshape(-1, space.size)
             out = twins(critic, every, action).reshape(2, 1 + count, rows)
@@ -153,7 +159,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         (actor, opt_actor), loss_pi, (entropy, mode) = minimise(of_actor, at, hp.actor_lr)
 
         log_temperature = state.log_temperature
-        if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
+        if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
             log_temperature, opt_temperature = adam_step(
                 log_temperature, grads, opt_temperature, hp.actor_lr
@@ -179,7 +185,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 def propose(
     head: StochasticHead, space: BoxScale, actor: Array, t: Transition, key: Array, samples: int
 ) -> Proposals:
-    """3 `samples` actions for each row of `t`: uniform ones, of the policy at s, and at s'."""
+    """3 `samples` actions per row of `t`: uniform, from the policy at s, from the policy at s'."""
     key_uniform, key_here, key_ahead = jax.random.split(key, 3)
     rows = t.reward.shape[0]
     unit = jax.random.uniform(key_uniform, (samples, rows, space.size), minval=-1.0)
@@ -199,7 +205,10 @@ def propose(
 def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
     """Σ_i mean [log 1/K Σ_k exp(Q_i(s, a_k)) / p(a_k) - Q_i(s, a_data)] [] (eq. 4).
 
-    q [2, B] of the data's actions, elsewhere [2, K, B] of actions drawn with log_density [K, B].
+    Args:
+      q: [2, B] of the dataset's actions.
+      elsewhere: [2, K, B] of the proposals.
+      log_density: [K, B] of the proposals.
     """
     count = elsewhere.shape[1]
     integral = jax.nn.logsumexp(elsewhere - log_density[None], 1) - jnp.log(1.0 * count)
@@ -207,5 +216,5 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -1,7 +1,7 @@
 """PGD with IQL: implicit Q-learning on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.iql` for the papers and for deviations. Guidance follows
-IQL's own normal distribution over unit actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.iql` for papers and deviations. Guidance uses the
+log-probability of IQL's normal distribution over actions scaled to [-1, 1].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PGD with OFQL: one-step flow Q-learning on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.ofql` for the papers and for deviations. Guidance
-follows a normal distribution of deviation 1 around the best of its candidate actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.ofql` for papers and deviations. Guidance uses a normal
+distribution with std 1 around the best candidate action.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""PGD with TD3+BC: on policy-guided synthetic experience.
+"""PGD with TD3+BC: TD3+BC on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.td3bc` for the papers and for deviations. The policy is
-deterministic, so guidance follows a normal distribution of deviation 1 around its unit actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.td3bc` for papers and deviations. Guidance uses a normal
+distribution with std 1 around the deterministic action, scaled to [-1, 1].
 """
 
 from __future__ import annotations

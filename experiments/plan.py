@@ -19,7 +19,7 @@ from jaxrl.experiments.bases import Bases
 from jaxrl.experiments.options import Settings, dataset, env_options
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import abstract_state
 from jaxrl.types import Array, Env, HyperParams, PyTree
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
         return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
 
 
-def make_plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
+def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
     """Everything that can be wrong with a request shows here, before any compile.
 
     Raises:
@@ -110,14 +110,14 @@ def make_plan(settings: Settings, hosts: Hosts = ALONE) -> Plan:
         program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
         inputs[reuse.INPUT] = states
     steps = [stage.source.env_steps for stage in program.stages]
-    total = sum(devices_of(options.devices, hosts))
+    total = sum(devices_of(options.devices, processes))
     width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))
     return Plan(
         settings,
         module,
         env,
         program,
-        *place(count, width, options.devices, hosts),
+        *place(count, width, options.devices, processes),
         hp,
         # One key per seed: a member's random numbers depend on its own seed only, so that points
         # are compared on the same ones.
@@ -168,23 +168,23 @@ def read_bases(settings: Settings, module: ModuleType, meta: dict[str, Any]) -> 
 
 
 def place(
-    members: int, width: int, devices: int | None, hosts: Hosts
+    members: int, width: int, devices: int | None, processes: Processes
 ) -> tuple[population.Layout, list[Range]]:
     """The layout of this process's members, and the members of every process.
 
     `devices` limits those of each process.
     """
-    ranges = population.spread(members, width, devices_of(devices, hosts))
-    first, last = ranges[hosts.index]
+    ranges = population.spread(members, width, devices_of(devices, processes))
+    first, last = ranges[processes.index]
     here = jax.local_devices()[:devices]
     return population.layout(max(last - first, 1), here, width), ranges
 
 
-def devices_of(limit: int | None, hosts: Hosts) -> list[int]:
+def devices_of(limit: int | None, processes: Processes) -> list[int]:
     """How many devices each process uses, of which it takes `limit` at most."""
-    if hosts.count == 1:
+    if processes.count == 1:
         return [len(jax.local_devices()[:limit])]
-    each = np.bincount([x.process_index for x in jax.devices()], minlength=hosts.count)
+    each = np.bincount([x.process_index for x in jax.devices()], minlength=processes.count)
     return [min(int(n), limit or int(n)) for n in each]
 
 

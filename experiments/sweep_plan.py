@@ -23,7 +23,7 @@ from jaxrl.experiments import agents, options, requests
 from jaxrl.experiments.console import label, shown
 from jaxrl.experiments.options import Settings
 from jaxrl.experiments.plan import Plan, make_plan
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 
 
@@ -35,7 +35,7 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def programs(request: requests.Request, hosts: Hosts = ALONE) -> list[Program]:
+def programs(request: requests.Request, processes: Processes = ALONE) -> list[Program]:
     """The programs of a sweep, planned; nothing is compiled.
 
     Raises:
@@ -53,7 +53,7 @@ def programs(request: requests.Request, hosts: Hosts = ALONE) -> list[Program]:
         static = {} if env is None else {"env": env}
         given = [*request.words, *(requests.option("env", env) if env else [])]
         own = request._replace(words=given, sweep=rest)
-        found += _of_one_env(own, module, hosts, static, len(found))
+        found += _of_one_env(own, module, processes, static, len(found))
     seen = [program.static for program in found]
     for static in seen:
         if seen.count(static) > 1:
@@ -62,7 +62,11 @@ def programs(request: requests.Request, hosts: Hosts = ALONE) -> list[Program]:
 
 
 def _of_one_env(
-    request: requests.Request, module: ModuleType, hosts: Hosts, static: dict[str, Any], first: int
+    request: requests.Request,
+    module: ModuleType,
+    processes: Processes,
+    static: dict[str, Any],
+    first: int,
 ) -> list[Program]:
     """The programs in one environment, which `static` names if there are several."""
     base = options.parse(request.agent, module, request.words)
@@ -89,7 +93,7 @@ def _of_one_env(
         settings, typed = _with_static(request, module, chosen, points)
         own = static | typed
         try:
-            plan = make_plan(settings, hosts)
+            plan = make_plan(settings, processes)
         except UserError as error:
             raise UserError(f"{label(own)}: {error}" if own else str(error)) from None
         found.append(Program(_folder(first + len(found), own), own, plan))

@@ -16,7 +16,7 @@ from jaxrl.experiments.report import draw_run
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, records
 from jaxrl.runs.plots import compact
-from jaxrl.runs.processes import Hosts, join
+from jaxrl.runs.processes import Processes, join
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -27,57 +27,59 @@ def train(settings: Settings) -> dict[str, Any]:
     """
     jax_setup.start()
     options, identity = settings.options, settings.identity()
-    hosts = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
+    processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, identity)
     path = options.out or Path("runs") / name
-    if not options.overwrite and hosts.agree(int((path / "summary.json").is_file())):
+    if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
         # Told at once: making the environment may take seconds.
-        run = _open(hosts, path, identity)
+        run = _open(processes, path, identity)
         if run.finished:
             summary = run.summary() or {}
-            if hosts.leads:
+            if processes.leads:
                 print(
                     f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
                 )
             return summary
-    ready = make_plan(settings, hosts)
+    ready = make_plan(settings, processes)
     member_bytes = state_bytes(ready)
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    run = _open(hosts, path, identity, context(ready), options.overwrite)
+    run = _open(processes, path, identity, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
-    layout, ranges = place(ready.members, width, options.devices, hosts)
+    layout, ranges = place(ready.members, width, options.devices, processes)
     ready = ready._replace(layout=layout, ranges=ranges)
-    display = Display(ready.total_steps * ready.members, silent=not hosts.leads, unit=ready.unit)
+    display = Display(
+        ready.total_steps * ready.members, silent=not processes.leads, unit=ready.unit
+    )
     for line in describe(ready, member_bytes, path):
         display.say(line)
-    with run.lock() if hosts.leads else contextlib.nullcontext():
-        times = train_loop.run(ready, run, hosts, display)
-        if hosts.leads:
+    with run.lock() if processes.leads else contextlib.nullcontext():
+        times = train_loop.run(ready, run, processes, display)
+        if processes.leads:
             summary = records.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
             told = bases.table(summary["bases"]) if "bases" in summary else result(summary)
             display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
-    hosts.all(True)  # until the leader has written
+    processes.all_true(True)  # until the leader has written
     return run.summary() or {}
 
 
-def _open(hosts: Hosts, path: Path, *args: Any) -> records.RunDir:
+def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
     """The leader opens the folder, or all fail alike."""
     run, error = records.RunDir(path.resolve()), ""
-    if hosts.leads:
+    if processes.leads:
         try:
             run = records.open_run(path, *args)
         except OSError as problem:  # a file in its place, no permission
             error = f"{path} cannot be the folder of a run: {problem.strerror}"
         except UserError as problem:
             error = str(problem)
-    if error := hosts.say(error):
+    if error := processes.broadcast(error):
         raise UserError(error)
-    return run if hosts.leads else run.as_found()
+    return run if processes.leads else run.as_found()
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:

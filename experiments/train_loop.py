@@ -17,7 +17,7 @@ from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
-from jaxrl.runs.processes import Hosts
+from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
 from jaxrl.types import PyTree
@@ -58,7 +58,7 @@ def end(ready: Plan) -> tuple[int, int]:
 def run(
     ready: Plan,
     folder: records.RunDir,
-    hosts: Hosts,
+    processes: Processes,
     display: Display,
     within: Within | None = None,
 ) -> dict[str, float]:
@@ -74,7 +74,7 @@ def run(
       Stopped: asked to by a signal, in any process; all is saved.
     """
     options = ready.settings.options
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     idle = first == last
     if idle:  # it trains a copy of the first member, so as to keep step, and writes nothing
         first, last = 0, 1
@@ -83,8 +83,8 @@ def run(
     def target(meta: dict[str, int], members: Range) -> PyTree:
         return drive.abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
 
-    shards = Shards(folder.checkpoints, ready.ranges, options.keep, hosts, display.say)
-    watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
+    shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
+    watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
         within = within or Within({})
         found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
@@ -95,7 +95,7 @@ def run(
             display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
             resume = drive.assemble(ready.program, *at, found.parts, (first, last))
         writer = None
-        if options.tensorboard and hosts.count == 1:
+        if options.tensorboard and processes.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)
             stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
@@ -104,8 +104,8 @@ def run(
             """The same in every process, since all save the same points or none."""
             nonlocal decision
             late = time.perf_counter() - saved >= options.checkpoint_seconds
-            asked = signals.received or hosts.asked()
-            decision = hosts.agree(asked or (SAVE if last or late else GO_ON))
+            asked = signals.received or processes.stop_requested()
+            decision = processes.broadcast_int(asked or (SAVE if last or late else GO_ON))
             return decision != GO_ON
 
         def compiling(what: str) -> None:
@@ -127,7 +127,7 @@ def run(
             resume=resume,
             hooks=drive.Hooks(
                 pace=PACE_S,
-                agree=hosts.agree,
+                agree=processes.broadcast_int,
                 adapt=within.adapt,
                 select=within.select,
                 members=within.members and within.members(*at),

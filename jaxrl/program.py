@@ -82,7 +82,7 @@ class Stage:
     evals: int = 1
     shared: bool = False
     reads: tuple[str, ...] = ()
-    unshared: str = "run it once for each value"
+    unshared: str = "start one run per value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
 

@@ -120,7 +120,7 @@ def test_outcomes_that_are_given() -> None:
     np.testing.assert_array_equal(world.terminated(obs, obs, obs), goal)
     np.testing.assert_array_equal(world.reward(obs, obs, obs), goal.astype(np.float32))
     assert ravl.networks(ravl.Config(), env).reward is None
-    with pytest.raises(UserError, match="probe:aim does not tell its outcomes: say"):
+    with pytest.raises(UserError, match="probe:aim has no Env.outcome: pass"):
         ravl.program(cfg, AIM)
 
 
