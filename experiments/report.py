@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jaxrl.errors import UserError
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import label, print_line, shown, write_csv
@@ -35,13 +34,6 @@ def report(
       over: what others are compared with, see `compare.reference`.
       csv_file: where to write one row per point; members go into a file beside it.
     """
-    if any((path / "search.json").is_file() for path in paths):
-        if len(paths) > 1 or out or over or csv_file:
-            raise UserError("a search is reported by itself, without --over, --csv and --out")
-        from jaxrl.experiments.search import report  # which prints with what is here
-
-        report.report(paths[0])
-        return
     found = gather(paths)
     compared = compare.results(found, over)
     _print(compared, named=len(paths) > 1 or not compare.swept(found))

@@ -27,7 +27,7 @@ from typing import Any
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, jax_setup, options, report, requests, train
+from jaxrl.experiments import report, train
 from jaxrl.experiments.console import (
     device_kind,
     label,
@@ -38,49 +38,56 @@ from jaxrl.experiments.console import (
     size,
 )
 from jaxrl.experiments.plan import state_bytes
+from jaxrl.experiments.requests import Request, from_call
+from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
+from jaxrl.experiments.values import take
 from jaxrl.runs import records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import ALONE, Hosts, join
 
-_DRY = ("--dry-run", "--no-dry-run")
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep, beside those of its runs."""
+
+    dry_run: bool = False
+    """print the programs, and stop before anything is compiled or written"""
 
 
-def sweep(name: str, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """What `jaxrl sweep` does, from Python. Every option of the command line is a keyword.
 
         sweep("pqn", env="CartPole-v1", seeds=8, agent={"hidden": (64, 64)}, out="runs/x",
               sweep={"agent.lr": "log:1e-5:1e-2:4", "agent.num_steps": [32, 64]})
 
     Args:
-      name: the agent.
+      agent: its name, or its module.
       sweep: dotted name -> values, or a text as on the command line.
       given: options; `agent` and `env_options` are mappings. `dry_run=True` only prints the plan.
 
     Returns:
       What is in summary.json; {} of a dry run.
     """
-    given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(requests.from_mapping(given | {"sweep": sweep}, "the call"))
+    return run(from_call(agent, given | {"sweep": sweep}))
 
 
-def run(request: requests.Request) -> dict[str, Any]:
+def run(request: Request) -> dict[str, Any]:
     """Trains every program that is not complete yet, and reports on all; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    jax_setup.start()
-    dry = [word for word in request.words if word in _DRY][-1:] == ["--dry-run"]
-    request = request._replace(words=[word for word in request.words if word not in _DRY])
+    how, rest = take(SweepOptions, request.options)
+    request = request._replace(options=rest)
     hosts = _join(request)
     found = programs(request, hosts)
     own = found[0].plan.settings.options
     config = _config(request, found)
     tasks = "+".join(dict.fromkeys(p.plan.settings.options.env for p in found))
     path = own.out or Path("runs") / records.default_name(f"sweep-{request.agent}", tasks, config)
-    if dry:
+    if how.dry_run:
         show(found, path, hosts)
         return {}
     if done := _open(hosts, path, config, own.overwrite):
@@ -105,13 +112,10 @@ def run(request: requests.Request) -> dict[str, Any]:
     return summary
 
 
-def _join(request: requests.Request) -> Hosts:
+def _join(request: Request) -> Hosts:
     """The other processes, which have to be joined before the first computation."""
-    env = [
-        word for name in request.sweep.get("env", [])[:1] for word in requests.option("env", name)
-    ]
-    module = agents.load(request.agent)
-    its = options.parse(request.agent, module, [*request.words, *env]).options
+    envs = request.sweep.get("env")
+    its = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
     return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
 
 
@@ -160,17 +164,14 @@ def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
 # --- its folder ----------------------------------------------------------------------------------
 
 
-def _config(request: requests.Request, found: Sequence[Program]) -> dict[str, Any]:
+def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
     """What decides the results of a sweep, and so names it."""
     swept = {name: {} for name in request.sweep}
     for program in found:
         for point in program.plan.settings.points:
             for name, value in (program.static | point).items():
                 swept[name][json.dumps(value)] = value  # in order, each once
-    runs = [
-        {"folder": p.folder, "values": p.static, "config": p.plan.settings.identity()}
-        for p in found
-    ]
+    runs = [{"folder": p.folder, "values": p.static, "config": p.plan.identity} for p in found]
     swept = {name: list(values.values()) for name, values in swept.items()}
     return records.plain({"agent": request.agent, "sweep": swept, "programs": runs})
 

@@ -7,16 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import bases, jax_setup, train_loop
+from jaxrl.experiments import compare_bases, train_loop
 from jaxrl.experiments.console import device_kind, plural, short_path, size
-from jaxrl.experiments.options import Settings
-from jaxrl.experiments.plan import Plan, make_plan, place, state_bytes
+from jaxrl.experiments.plan import Plan, place, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
+from jaxrl.experiments.requests import from_call
+from jaxrl.experiments.restore import digests_of, prepare, settle
+from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import Hosts, join
+
+
+def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
+    """What `jaxrl train` does, from Python. Every option of the command line is a keyword.
+
+        run("pqn", env="CartPole-v1", seeds=8, agent={"lr": 3e-4}, out="runs/x")
+
+    Args:
+      agent: its name, or its module.
+      env: the environment's name.
+      options: `agent` is a mapping of the agent's own settings, `env_options` one of those of the
+        environment.
+
+    Returns:
+      What is in summary.json.
+
+    Raises:
+      UserError: what cannot be met, before anything is compiled or written.
+    """
+    request = from_call(agent, {"env": env, **options})
+    return train(settle(request.agent, request.options))
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -25,14 +48,13 @@ def train(settings: Settings) -> dict[str, Any]:
     A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
     """
-    jax_setup.start()
-    options, identity = settings.options, settings.identity()
+    options, own = settings.options, identity(settings, digests_of(settings.options))
     hosts = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
-    name = records.default_name(settings.agent, options.env, identity)
+    name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
     if not options.overwrite and hosts.agree(int((path / "summary.json").is_file())):
         # Told at once: making the environment may take seconds.
-        run = _open(hosts, path, identity)
+        run = _open(hosts, path, own)
         if run.finished:
             summary = run.summary() or {}
             if hosts.leads:
@@ -40,12 +62,12 @@ def train(settings: Settings) -> dict[str, Any]:
                     f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
                 )
             return summary
-    ready = make_plan(settings, hosts)
+    ready = prepare(settings, hosts)
     member_bytes = state_bytes(ready)
     first, last = ready.ranges[hosts.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    run = _open(hosts, path, identity, context(ready), options.overwrite)
+    run = _open(hosts, path, own, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, hosts)
@@ -59,7 +81,7 @@ def train(settings: Settings) -> dict[str, Any]:
             summary = records.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
-            told = bases.table(summary["bases"]) if "bases" in summary else result(summary)
+            told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
             display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
     hosts.all(True)  # until the leader has written
     return run.summary() or {}

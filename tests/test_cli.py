@@ -17,8 +17,10 @@ import yaml
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, options, report, summary, train_loop
+from jaxrl.experiments import agents, cli, jax_setup, report, settings, summary, train_loop
 from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import records
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
@@ -247,8 +249,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_folder_of_another_configuration(
     words: list[str], field: str, jaxrl: Callable[..., Outcome], folder: Path
 ) -> None:
-    first = options.parse("pqn", agents.load("pqn"), TRAIN[2:])
-    records.open_run("taken", first.identity(), {"width": 1})
+    first = resolve("pqn", tokenise(TRAIN[2:])[1])
+    records.open_run("taken", identity(first, {}), {"width": 1})
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
     Path("taken/summary.json").write_text('{"finished": true}')  # also when that run is finished
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
@@ -257,12 +259,12 @@ def test_folder_of_another_configuration(
 def test_an_open_folder_forbids_nothing_incidental(folder: Path) -> None:
     """Where it writes, how often and on what devices do not make it another run."""
     words = ["--devices", "2", "--keep=3", "--tensorboard", "--out", "x", "--checkpoint-seconds=1"]
-    parse = lambda *words: options.parse("pqn", agents.load("pqn"), [*TRAIN[2:], *words])
-    assert parse(*words, "--overwrite").identity() == parse().identity()
+    parse = lambda *words: resolve("pqn", tokenise([*TRAIN[2:], *words])[1])
+    assert identity(parse(*words, "--overwrite"), {}) == identity(parse(), {})
 
 
 def test_bad_input_where_there_is_only_ascii(tmp_path: Path) -> None:
-    """The frame that tyro draws around its complaint depends on the terminal."""
+    """The line is ASCII whatever it says."""
     env = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     outcome = process(*TRAIN, "--seeds", "many", cwd=tmp_path, **env)
     is_refused(outcome, "--seeds", "'many'", "INT")
@@ -358,12 +360,12 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     file = tmp_path / "pqn.yaml"
     file.write_text(yaml.safe_dump(known))
-    monkeypatch.setattr(options, "PRESETS", tmp_path)
+    monkeypatch.setattr(settings, "PRESETS", tmp_path)
     return file
 
 
-def parse(*words: str) -> options.Settings:
-    return options.parse("pqn", agents.load("pqn"), words)
+def parse(*words: str) -> Settings:
+    return resolve("pqn", tokenise(words)[1])
 
 
 def test_command_line_over_preset_over_default(presets: Path) -> None:
@@ -393,7 +395,10 @@ def test_presets_by_name(presets: Path) -> None:
 
 @pytest.mark.parametrize(
     ("env", "message"),
-    [("probe:limit", "'sedes', did you mean 'seeds'"), ("probe:cue", "'hiden'.*'hidden'")],
+    [
+        ("probe:limit", "of probe:limit: .*--sedes, did you mean '--seeds'"),
+        ("probe:cue", "--agent.hiden.*'--agent.hidden'"),
+    ],
 )
 def test_preset_with_a_slip(presets: Path, env: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -402,13 +407,13 @@ def test_preset_with_a_slip(presets: Path, env: str, message: str) -> None:
 
 @pytest.mark.parametrize("agent", agents.AGENTS)
 def test_presets_that_come_with_jaxrl(agent: str) -> None:
-    file = options.PRESETS / f"{agent}.yaml"
+    file = settings.PRESETS / f"{agent}.yaml"
     known = yaml.safe_load(file.read_text()) if file.is_file() else {}
     for name in known:
         task = name.partition("/")[0]
         env = task if task in dict(names.names()) else "probe:obs"
-        settings = options.parse(agent, agents.load(agent), ["--env", env, "--preset", name])
-        assert settings.options.env == env and settings.agent == agent
+        found = resolve(agent, {"env": env, "preset": name})
+        assert found.options.env == env and found.agent == agent
 
 
 def test_a_setting_has_one_spelling_of_its_name(presets: Path) -> None:
@@ -417,7 +422,8 @@ def test_a_setting_has_one_spelling_of_its_name(presets: Path) -> None:
 
 
 def test_env_options_are_values_not_text() -> None:
-    read = options.env_options(["a=1", "b=1e-4", "c=true", "d=[1, 2]", "e=x=y", "f=-.5", "g="])
+    line = ["a=1", "b=1e-4", "c=true", "d=[1, 2]", "e=x=y", "f=-.5", "g="]
+    read = parse("--env", "probe:obs", "--env-options", *line).options.env_options
     assert read == {"a": 1, "b": 1e-4, "c": True, "d": [1, 2], "e": "x=y", "f": -0.5, "g": None}
     assert isinstance(read["a"], int)
 
@@ -442,14 +448,14 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
-    settings = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
-    run = records.open_run(path, settings.identity(), {"width": 1})
+    own = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
+    run = records.open_run(path, identity(own, {}), {"width": 1})
     for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
         step = {"update": chunk, "env_steps": 100 * chunk}
         columns = {"return": np.array(y), "finite": np.array(sound)}
         index = {"stage": "agent", "member": np.arange(3)} | step
         run.write_part(f"00-{chunk:010d}", index | columns)
-    return make_plan(settings)
+    return make_plan(own)
 
 
 def finish(path: Path, ready: Plan) -> dict:

@@ -17,8 +17,8 @@ import pytest
 
 from jaxrl import drive, evolution
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup, load, requests, search
-from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments import cli, jax_setup, requests, restore, search
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import loop, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
@@ -335,7 +335,7 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = study.best(study.read_study(Path("it")), 1)
     for result, trial in zip(found["confirmed"], best, strict=True):
         assert (result["trial"], result["values"]) == (trial.number, trial.params)
-    confirmed = [load.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
+    confirmed = [restore.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
     assert {(x.options.seed, x.options.seeds) for x in confirmed} == {(2, 4)}
     # What a bandit takes is one of the trials, and known to it by episodes of its own.
     assert found["bandit"]["trial"] in [trial.number for trial in trials]
@@ -471,7 +471,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
     ends = np.array([list(trial.user_attrs["final"].values()) for trial in trials])
     starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
     assert found["importance"] == {} and (ends != starts).any()
-    state = load.restore(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
+    state = restore.read_state(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
     np.testing.assert_allclose(state.member.hp["agent"].lr[::2], ends[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(
         state.member.hp["agent"].lr[::2], state.member.hp["agent"].lr[1::2]
@@ -496,7 +496,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
 
 
 def plan_of(path: Path) -> Plan:
-    return make_plan(load.settings_of(records.RunDir(path)))
+    return restore.prepare(restore.settings_of(records.RunDir(path)))
 
 
 # --- processes -----------------------------------------------------------------------------------

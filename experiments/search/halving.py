@@ -21,10 +21,10 @@ import numpy as np
 
 from jaxrl import drive
 from jaxrl.experiments import train_loop
-from jaxrl.experiments.options import Settings
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import slots
 from jaxrl.experiments.search.slots import Engine, Outcome, members_of
+from jaxrl.experiments.settings import Settings
 from jaxrl.runs import records
 
 

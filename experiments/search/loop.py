@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, jax_setup, options, requests
 from jaxrl.experiments.console import plural
+from jaxrl.experiments.requests import Request, from_call
+from jaxrl.experiments.restore import settle
 from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
+from jaxrl.experiments.settings import identity
+from jaxrl.experiments.values import take
 from jaxrl.runs import records
 from jaxrl.runs.processes import Hosts, join
 
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a quarter
 
 
-def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """What `jaxrl search` does, from Python. Every option of the command line is a keyword.
 
         search("pqn", env="CartPole-v1", seeds=4, trials=64, out="runs/x",
@@ -52,23 +55,19 @@ def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str,
     Returns:
       What is in summary.json.
     """
-    given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(requests.from_mapping(given | {"range": range}, "the call", "range"))
+    return run(from_call(agent, given | {"range": range}, "range"))
 
 
-def run(request: requests.Request) -> dict[str, Any]:
+def run(request: Request) -> dict[str, Any]:
     """Searches until all trials are done; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    jax_setup.start()
-    prog = f"jaxrl search {request.agent}"
-    own, rest = options.take(Options, request.words, prog)
+    own, rest = take(Options, request.options)
     goal = objective(own)
-    request = request._replace(words=rest)
-    module = agents.load(request.agent)
-    its = options.parse(request.agent, module, rest).options
+    request = request._replace(options=rest)
+    its = settle(request.agent, rest).options
     hosts = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
     space = read_space(request, hosts)
     samplers.check(own.sampler, space)
@@ -194,7 +193,7 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
 def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     """What decides which trials are made and what they come to, and so names the search."""
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
-    its = dataclasses.replace(space.programs[0], points=({},)).identity()
+    its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
     return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
