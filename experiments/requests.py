@@ -183,7 +183,7 @@ def of_run(known: Any, what: str) -> Request:
         stored.pop(name, None)
         if name in context:
             stored[name] = context[name]
-    return Request(agent, flatten({**stored, "preset": "none", "agent": own}), {})
+    return Request(agent, flatten({**stored, "agent": own}), {})
 
 
 def flatten(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import numpy as np
 import optuna
 import pytest
 
-from jaxrl import drive, evolution
+from jaxrl import drive
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup, requests, restore, search
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.search import loop, report, slots, study
+from jaxrl.experiments.search import loop, pbt, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
@@ -485,7 +485,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return spread(*args)
 
-    monkeypatch.setattr(evolution, "truncation", stop)
+    monkeypatch.setattr(pbt, "truncation", stop)
     with pytest.raises(KeyboardInterrupt):
         search.run(requests.read("search", [*asked, "--out", "other"]))
     again = search.run(requests.read("search", [*asked, "--out", "other"]))
