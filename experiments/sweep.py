@@ -19,14 +19,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from jaxrl.errors import UserError
 from jaxrl.experiments import report, train
 from jaxrl.experiments.console import (
     device_kind,
@@ -40,7 +38,7 @@ from jaxrl.experiments.console import (
 from jaxrl.experiments.plan import state_bytes
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
-from jaxrl.experiments.run_folders import read_sweep
+from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import records
@@ -180,16 +178,7 @@ def _open(
     hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
     """The leader makes or opens the folder of a sweep; its summary where that is complete."""
-    error = ""
-    if hosts.leads:
-        try:
-            _make(path, config, overwrite)
-        except OSError as problem:
-            error = f"{path} cannot be the folder of a sweep: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := hosts.say(error):
-        raise UserError(error)
+    open_together(hosts, path, "sweep", lambda: _make(path, config, overwrite))
     summary = path / "summary.json"
     complete = hosts.agree(int(summary.is_file()))
     return json.loads(summary.read_text(encoding="utf-8")) if complete else None
@@ -198,32 +187,12 @@ def _open(
 def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
     file = path / "sweep.json"
-    if file.is_file():
+    if overwrite and file.is_file():
         known = read_sweep(path)
-        if not overwrite:
-            _compare(path, known, config)
-            return
         (path / "summary.json").unlink(missing_ok=True)
         for each in known["programs"]:
             shutil.rmtree(path / Path(each["folder"]).name, ignore_errors=True)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} holds files but no sweep.json: this is not the folder of a sweep")
-    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
-    records.write_json(file, config | {"context": context})
-
-
-def _compare(path: Path, known: dict[str, Any], config: dict[str, Any]) -> None:
-    there, here = known["sweep"], config["sweep"]
-    told = "settings that are not swept differ"
-    for name in here | there:
-        old, new = there.get(name, "absent"), here.get(name, "absent")
-        if old != new:
-            told = f"{name} is {old} there and {new} here"
-            break
-    if any(known[name] != config[name] for name in config):
-        raise UserError(
-            f"{path} holds another sweep: {told}; choose another folder, or overwrite it"
-        )
+    open_record(file, "sweep", config, {}, overwrite)
 
 
 def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxrl.errors import UserError
 from jaxrl.experiments import compare_bases, train_loop
 from jaxrl.experiments.console import device_kind, plural, short_path, size
 from jaxrl.experiments.plan import Plan, place, state_bytes
@@ -14,6 +13,7 @@ from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
 from jaxrl.experiments.requests import from_call
 from jaxrl.experiments.restore import digests_of, prepare, settle
+from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, records
@@ -88,18 +88,9 @@ def train(settings: Settings) -> dict[str, Any]:
 
 
 def _open(hosts: Hosts, path: Path, *args: Any) -> records.RunDir:
-    """The leader opens the folder, or all fail alike."""
-    run, error = records.RunDir(path.resolve()), ""
-    if hosts.leads:
-        try:
-            run = records.open_run(path, *args)
-        except OSError as problem:  # a file in its place, no permission
-            error = f"{path} cannot be the folder of a run: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := hosts.say(error):
-        raise UserError(error)
-    return run if hosts.leads else run.as_found()
+    """The folder of the run, which the leader makes or opens; see `records.open_run`."""
+    run = open_together(hosts, path, "run", lambda: records.open_run(path, *args))
+    return run or records.RunDir(path.resolve()).as_found()
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:

@@ -92,7 +92,9 @@ def write_sweep(path: Path, chunks: int = 3, env: str = "walk") -> dict[int, np.
         programs.append(program | {"config": known})
         write_run(path / f"{index:03d}", known, made[num_steps])
     swept = {"agent.num_steps": [8, 16], "agent.lr": list(LRS)}
-    records.write_json(path / "sweep.json", {"agent": "pqn", "sweep": swept, "programs": programs})
+    records.write_json(
+        path / "sweep.json", {"format": 2, "agent": "pqn", "sweep": swept, "programs": programs}
+    )
     return made
 
 

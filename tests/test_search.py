@@ -257,7 +257,7 @@ def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
     assert [trial.params for trial in results()][:4] == before
     asked = ["search", *ASKED, "--trials", "8", "--batch", "4", "--out", "it"]
     assert cli.main([*asked, *RANGE[:2]]) == 2
-    assert "it holds another search: agent.lam is lin:0:1 there and absent here" in (
+    assert 'it holds another search: range.agent.lam is "lin:0:1" there and absent here' in (
         capsys.readouterr().err
     )
     assert cli.main([*asked, *RANGE, "--seeds", "3"]) == 2

@@ -420,7 +420,7 @@ def test_a_sweep_from_end_to_end(
     with pytest.raises(UserError, match="a sweep of 2 runs"):
         restore.load("it")
     opened = records.RunDir(second)
-    found = restore.settings_of(opened).identity()
+    found = identity(restore.settings_of(opened), {})
     assert records.plain(found) == opened.config()["config"]
     assert float(restore.load(second, member=3).hp.lr) == np.float32(1e-1)
 

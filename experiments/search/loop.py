@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import plural
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
+from jaxrl.experiments.run_folders import open_record, open_together
 from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
@@ -201,43 +201,10 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
 def _open(hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
     """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
     width that it has."""
-    error = ""
-    if hosts.leads:
-        try:
-            width = _make(path, config, overwrite, width)
-        except OSError as problem:
-            error = f"{path} cannot be the folder of a search: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := hosts.say(error):
-        raise UserError(error)
-    return hosts.agree(width)
-
-
-def _make(path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
-    file = path / "search.json"
     if overwrite:
         raise UserError("a search is not overwritten; remove its folder, or choose another --out")
-    if file.is_file():
-        known = report.read_search(path)
-        for part in config:
-            there, here = known[part], config[part]
-            if there != here:
-                told = _difference(part, there, here)
-                raise UserError(f"{path} holds another search: {told}; choose another folder")
-        return known["context"]["width"]
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} holds files but no search.json: this is not that of a search")
-    context = {"versions": records.versions(), "git": records.git_hash(), "command": sys.argv}
-    records.write_json(file, config | {"context": context | {"width": width}})
-    return width
-
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    """The first setting, by name, that differs between two."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for each in here | there:
-            old, new = there.get(each, "absent"), here.get(each, "absent")
-            if old != new:
-                return _difference(each, old, new)
-    return f"{name} is {there} there and {here} here"
+    context, file = {"width": width}, path / "search.json"
+    known = open_together(
+        hosts, path, "search", lambda: open_record(file, "search", config, context)
+    )
+    return hosts.agree(known["context"]["width"] if known else width)

@@ -37,6 +37,7 @@ from numpy.typing import ArrayLike
 from jaxrl.errors import UserError
 
 _INDEX = ("stage", "member", "update", "env_steps")  # the first columns of a part
+FORMAT = 2  # of config.json, sweep.json and search.json; jaxrl 0.1 wrote no number
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnax", "numpy", "jaxrl")
 
 
@@ -178,7 +179,9 @@ def open_run(
     if not file.is_file() and any(path.iterdir()):
         raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
     if file.is_file() and not overwrite:
-        _compare(path, _load(file)["config"], config)
+        known = _load(file)
+        check_format(path, known)
+        check_same(path, "configuration", known["config"], config)
         return RunDir(path).as_found()
     # Checkpoints go first: without them a run cut short here starts anew, never in the middle.
     for name in ("checkpoints", "metrics", "plots", "tensorboard", "summary.json", "members.csv"):
@@ -187,7 +190,7 @@ def open_run(
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
-    write_json(file, {"config": config, "context": context})
+    write_json(file, {"format": FORMAT, "config": config, "context": context})
     return RunDir(path)
 
 
@@ -198,19 +201,35 @@ def _load(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
-def _compare(path: Path, old: Any, new: Any) -> None:
-    there, here = dict(_fields("", old)), dict(_fields("", new))
-    for name in here | there:
-        a, b = there.get(name, "absent"), here.get(name, "absent")
+def check_format(path: Path, known: Mapping[str, Any]) -> None:
+    """Raises UserError for the JSON of a folder that another version of jaxrl has made.
+
+    What is not the JSON of a run at all is left to later checks.
+    """
+    made = known.get("format")
+    if made == FORMAT or not {"config", "sweep", "search"} & set(known) or known == {"config": None}:
+        return
+    by = "jaxrl 0.1" if made is None else "another version of jaxrl"
+    raise UserError(f"{path} was made by {by} and cannot be read by this version")
+
+
+def check_same(path: Path, what: str, there: Any, here: Any) -> None:
+    """Raises ConfigMismatch, with the first field that differs, where a folder holds another `what`
+    than is asked for; both are JSON."""
+    old, new = dict(_fields("", there)), dict(_fields("", here))
+    for name in new | old:
+        a, b = old.get(name, "absent"), new.get(name, "absent")
         if a != b:
             raise ConfigMismatch(
-                f"{path} holds another configuration: {name} is {a} there and {b} here; "
+                f"{path} holds another {what}: {name} is {a} there and {b} here; "
                 "choose another folder, or overwrite it"
             )
 
 
 def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
     """Leaves of nested JSON under dotted names; values as text."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {str(index): each for index, each in enumerate(value)}
     if isinstance(value, dict) and value:
         return [x for k, v in value.items() for x in _fields(f"{name}.{k}" if name else k, v)]
     return [(name, json.dumps(value))]
