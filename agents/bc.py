@@ -24,7 +24,7 @@ from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec
 
 OFFLINE = True
 
@@ -67,28 +67,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     space = box_scale("bc", spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         actor = policy.init(key)
         return State(actor, optax.adam(hp.lr).init(actor), data_moments(cfg, spec, inputs))
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return (
             space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
             memory,
             {},
         )
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         obs, action = standardise_obs(cfg, state.obs, t.obs), space.unit(t.action)
 

@@ -39,22 +39,23 @@ from flax import struct
 
 from jaxrl import diffusion, nets
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
+from jaxrl.evaluate import HostEvaluator, evaluator
 from jaxrl.flow import along
 from jaxrl.losses import action_distance
 from jaxrl.normalise import Moments, data_moments, standardise, standardise_obs
 from jaxrl.optim import adam_step, cosine, polyak
 from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage
-from jaxrl.recipes import check_offline, one_value
-from jaxrl.sources import held_out, known_rows, uniform
+from jaxrl.recipes import check_offline
+from jaxrl.sources import held_out, known_rows, take
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
     Agent,
     Array,
-    Batch,
     Env,
     EnvSpec,
+    Episodes,
+    HyperParams,
     Learner,
     Policy,
     PyTree,
@@ -123,11 +124,6 @@ def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
     """The points of a run over so many base runs: each as it is, and corrected."""
     strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
     return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
-
-
-def check_request(cfg: Config, hp: Hypers, inputs: PyTree) -> None:
-    """Raises UserError where members, which share the networks, differ in how these are learned."""
-    one_value(hp, "they share their networks, so run it once for each value", "lr", "tau")
 
 
 # --- the networks --------------------------------------------------------------------------------
@@ -214,7 +210,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
     space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         def begin(key: Array) -> Array:
             keys = jax.random.split(key, len(net))
             return jnp.concatenate([net[name].init(k) for name, k in zip(net, keys, strict=True)])
@@ -232,9 +228,7 @@ def modeller(cfg: Config, spec: EnvSpec) -> Learner:
             change=changes(inputs["data"]),
         )
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         rows = t.reward.shape[0]
         known, held = known_rows(t), t.extras["held"]
@@ -336,15 +330,7 @@ def adjust(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
     space = box_scale("cdsa", spec)
     net = networks(cfg, spec, space)
 
-    def act(
-        state: Adjusted,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         raw, memory, _ = base.act(
             state.base.state, state.base.hp, obs, start, memory, noise, explore
         )
@@ -410,7 +396,7 @@ def anneal(
 
 
 def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
-    """The corrected policies of trained ones; its updates change nothing, and measure on the data.
+    """The corrected policies of trained ones, which learn no more.
 
     inputs["base"] has a `Trained` for each of `bases`, of leaves [M, ...] over the run's members,
     and inputs["model"] the `State` of the networks.
@@ -431,40 +417,49 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
     net, base = networks(cfg, spec, space), one_of(bases)
     adjusted = adjust(base, cfg, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> Adjusted:
+    def init(key, hp, inputs):
         row = jnp.asarray(hp.member, jnp.int32)
         each = jax.tree.map(lambda x: jnp.asarray(x)[row], tuple(inputs["base"]))
         chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
         return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
 
-    def update(
-        state: Adjusted, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[Adjusted, dict[str, Array]]:
-        t = batch.transitions
-        rows = t.reward.shape[0]
-        given = (t.obs, t.start, base.memory(rows), base.noise(key, rows), False)
+    return Agent(init=init, act=adjusted.act, memory=adjusted.memory, noise=adjusted.noise)
+
+
+def measured(
+    cfg: Config, spec: EnvSpec, bases: Sequence[Policy], play: Callable[..., Episodes]
+) -> Callable[..., Episodes]:
+    """`play` with distances on `batch_size` rows of the data, unless it is on the host.
+
+    Between actions in units of half the box: `base_distance` of the base from the data's,
+    `action_distance` of the corrected, `moved` from base to corrected.
+    """
+    if isinstance(play, HostEvaluator):
+        return play
+    space, base = box_scale("cdsa", spec), one_of(bases)
+    adjusted = adjust(base, cfg, spec)
+
+    def evaluate(state: Adjusted, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+        data: Transition = inputs["data"]
+        n = cfg.batch_size
+        t = take(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
+        given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
         plain = space.unit(base.act(state.base.state, (), *given)[0])
-        action = space.unit(adjusted.act(state, hp, *given)[0])
-        data = space.unit(t.action)
-        return state, {
-            "base_distance": action_distance(plain, data),
-            "action_distance": action_distance(action, data),
+        action = space.unit(adjusted.act(state, hp.agent, *given)[0])
+        found = {
+            "base_distance": action_distance(plain, space.unit(t.action)),
+            "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
+        return play(state, hp, inputs, key)._replace(measured=found)
 
-    return Agent(
-        init=init,
-        update=update,
-        act=adjusted.act,
-        memory=adjusted.memory,
-        noise=adjusted.noise,
-    )
+    return evaluate
 
 
 def program(
     cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
 ) -> Program:
-    """The networks, once for all members, looked in on `evals` times; then one evaluation."""
+    """The networks, once for all members, with `evals` reports; then one evaluation."""
     agent = make(cfg, env.spec, bases)
     modelling = Stage(
         name="model",
@@ -472,13 +467,13 @@ def program(
         source=held_out(cfg.batch_size),
         updates=cfg.updates,
         evals=evals,
-        scope="run",
+        shared=True,
+        reads=("lr", "tau"),
     )
     playing = Stage(
         name="agent",
         learner=agent,
-        source=uniform(cfg.batch_size),
-        updates=1,
-        evaluate=evaluator(env, agent, episodes),
+        updates=0,
+        evaluate=measured(cfg, env.spec, bases, evaluator(env, agent, episodes)),
     )
     return Program((modelling, playing))

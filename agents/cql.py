@@ -30,7 +30,7 @@ from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_p
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
 
 OFFLINE = True
 
@@ -103,7 +103,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         jax.vmap(head.values, (0, None, None))(critic, obs, action), 0
     )
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor(key_actor)
         # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
@@ -113,20 +113,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = tuple(optax.adam(0.0).init(x) for x in (actor, critic, log_temperature))
         return State(actor, critic, critic, log_temperature, opt)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature

@@ -39,7 +39,7 @@ from jaxrl.optim import adam_step, clip_norm, cosine, polyak
 from jaxrl.program import Program
 from jaxrl.recipes import candidate_program, check_offline
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec
 
 OFFLINE = True
 
@@ -184,7 +184,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
     def see_flat(state: State, obs: Array) -> Array:
         return standardise_obs(cfg, state.obs, obs).reshape(obs.shape[0], -1)
 
-    def init(key: Array, hp: Any, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         # Loops, not vmaps: XLA would compute networks and targets apart, with other last bits.
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
@@ -198,15 +198,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
         rows = (n, cfg.candidates)
         return policy.noise(key_noise, rows), jax.random.gumbel(key_choice, rows)
 
-    def act(
-        state: State,
-        hp: Any,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: tuple[Array, Array],
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         seen = see_flat(state, obs)
         begin, luck = noise
         if not explore:
@@ -217,9 +209,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
         q = jnp.min(twins(state.critic_target, seen, offered), 0)
         return space.scaled(select(offered, q, luck, hp.selection)), memory, {}
 
-    def update(
-        state: State, hp: Any, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         obs, next_obs = see_flat(state, t.obs), see_flat(state, t.next_obs)
         action, rows = space.unit(t.action), t.reward.shape[0]

@@ -28,7 +28,7 @@ from jaxrl.optim import linear, polyak
 from jaxrl.program import Program
 from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import split_batch
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,26 +112,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     num_actions = spec.action.n
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         # Two rows of a loop: XLA would compute two results apart, with other last bits.
         params, target = jax.lax.map(net.init, jnp.stack([key, key]))
         eps = jnp.asarray(hp.eps_start, jnp.float32)
         return State(params, target, optimiser(hp).init(params), eps)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return epsilon_greedy(net.apply(state.params, obs), state.eps, noise, explore), memory, {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         def gradient_step(carry: PyTree, t: Transition) -> tuple[PyTree, tuple[Array, Array]]:
             params, opt = carry
             target = net.apply(state.target, t.next_obs)

@@ -40,7 +40,7 @@ from jaxrl.policies import ActionSamples, StochasticHead, expectation, squashed_
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition, mean_where
+from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
 OFFLINE = True
 DIVERGED = 2.0  # times the largest return that rewards of the data's size could come to
@@ -104,7 +104,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     head = head_of(cfg, spec)
     values = jax.vmap(head.values, (0, None, None))
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor(key_actor)
         # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
@@ -115,20 +115,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         reward = jnp.max(jnp.abs(scaled_rewards(data, hp).reward))
         return State(actor, critic, critic, log_temperature, opt, jnp.zeros(()), reward)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Any]]:
+    def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_critic, opt_temperature = state.opt
         key_now, key_ahead = jax.random.split(key)

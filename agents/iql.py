@@ -39,7 +39,7 @@ from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec
 
 OFFLINE = True
 
@@ -241,7 +241,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     value_net = nets.flat(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_value, key_critic = jax.random.split(key, 3)
         actor, value = head.actor.init(key_actor), value_net.init(key_value)
         # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
@@ -249,20 +249,10 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_value, opt_critic = state.opt
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)

@@ -34,7 +34,7 @@ from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
 from jaxrl.program import Program
 from jaxrl.recipes import on_policy
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
 
@@ -91,14 +91,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     model = ppo.networks(cfg, spec)
     policy = ppo.acting(model, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         params = model.init(key)
         begin = lambda part: ppo.optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(part)[0])
         return State(params, {name: begin(part) for name, part in params.items()})
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         data = ppo.experience(cfg, spec, model, state.params, hp, batch.transitions)
         old = model.actor.apply(state.params["actor"], data.obs)
         t_k = step_size(cfg, hp, step)

@@ -34,7 +34,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.policies import ActionSamples, expectation, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.recipes import replayed, single_stage
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,24 +79,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     every = cfg.refresh // cfg.window
     inner = sac.make(cfg, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         state = inner.init(key, hp, inputs)
         return State(state, jnp.zeros_like(state.actor))
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return inner.act(state.sac, hp, obs, start, memory, noise, explore)
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         old = jax.lax.cond(step % every == 0, lambda: state.sac.actor, lambda: state.old)
 
         def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:

@@ -30,13 +30,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import flow
-from jaxrl.agents.dql import Generator, State, check, learner, timed_net
+from jaxrl.agents.dql import Generator, check, learner, timed_net
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
 from jaxrl.recipes import candidate_program
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
 
 OFFLINE = True
 MANY = 20  # steps of the flow that one-step actions are compared with
@@ -125,9 +125,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     space = box_scale("ofql", spec)
     agent, field = learner(cfg, spec, space, generator(cfg, spec, space)), fields(cfg, spec, space)
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Any]]:
+    def update(state, hp, batch, key, step):
         key_update, key_look = jax.random.split(key)
         new, metrics = agent.update(state, hp, batch, key_update, step)
 

@@ -52,7 +52,6 @@ from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program, Stage
-from jaxrl.recipes import one_value
 from jaxrl.sources import below, mix, take, uniform, whole
 from jaxrl.spaces import box_scale
 from jaxrl.trajectories import Codec, DiffusionState, codec, diffuser, network, raw
@@ -238,9 +237,7 @@ class Pool(NamedTuple):
     seen: dict[str, Array]  # metrics of the set
 
 
-def generated(
-    cfg: Any, spec: EnvSpec, log_prob: LogProb, part: str = "agent", name: str = "diffusion"
-) -> Source:
+def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, name: str = "diffusion") -> Source:
     """Batches [B], with replacement, of transitions sampled from the diffusion model inputs[name].
 
     Every `generate_every` updates `trajectories` of them are made, guided by the policy as it is
@@ -250,16 +247,12 @@ def generated(
     code = codec(spec)
     sample = sampler(cfg, spec, log_prob if cfg.synthetic == "guided" else None)
 
-    def refresh(
-        src: Pool, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> Pool:
-        own = hp[part]
-
+    def refresh(src, learner_state, hp, inputs, key, step):
         def some(key: Array) -> tuple[Transition, Array, Array]:
             strength = (step > 0).astype(jnp.float32)
-            x = sample(inputs[name], learner_state, own, key, cfg.sample_batch, strength)
+            x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
             rows, used = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), code.decode(x))
-            return rows, used, log_prob(learner_state, own, rows.obs, rows.action)
+            return rows, used, log_prob(learner_state, hp.agent, rows.obs, rows.action)
 
         sets = jax.lax.map(some, jax.random.split(key, cfg.trajectories // cfg.sample_batch))
         rows, used, likely = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sets)
@@ -271,15 +264,13 @@ def generated(
             {name: mean_where(x, used).value for name, x in seen.items()},
         )
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Pool:
+    def init(key, learner_state, hp, inputs):
         size = cfg.trajectories * cfg.horizon
         rows = jax.tree.map(lambda x: x[0], code.decode(jnp.zeros((1, size, code.channels)))[0])
         seen = {"synthetic_log_prob": jnp.float32(0), "synthetic_reward": jnp.float32(0)}
         return Pool(rows, jnp.int32(1), seen)
 
-    def next(
-        src: Pool, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[Pool, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         rows = below(key, cfg.batch_size, jnp.maximum(src.filled, 1))
         return src, Batch(take(src.rows, rows)), src.seen
 
@@ -316,18 +307,25 @@ def experience(module: Any, cfg: Any, spec: EnvSpec) -> Source:
 
 def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
     """The stage of the model that experience comes from; none where there is none."""
-    scope = "run" if cfg.share_model else "member"
     if cfg.synthetic == "none":
         return ()
     if cfg.synthetic == "autoregressive":
         learner, source = dynamics.ensemble(stepwise(cfg), spec), whole()
-        name, updates = "dynamics", cfg.ensemble_epochs
+        name, updates, reads = "dynamics", cfg.ensemble_epochs, ("model_lr",)
     else:
         held = max(cfg.model_batch // 16, 1)
         source = windows(cfg.model_batch + held, cfg.horizon, cfg.stride, held=held)
         learner, name, updates = diffuser(cfg, spec), "diffusion", cfg.model_updates
+        reads = ("model_lr", "model_ema")
     stage = Stage(
-        name=name, learner=learner, source=source, updates=updates, evals=evals, scope=scope
+        name=name,
+        learner=learner,
+        source=source,
+        updates=updates,
+        evals=evals,
+        shared=cfg.share_model,
+        reads=reads,
+        unshared="say --agent.no-share-model",
     )
     return (stage,)
 
@@ -369,8 +367,6 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
         raise UserError("guidance=0 guides nothing: say --agent.synthetic unguided")
-    if cfg.synthetic != "none" and cfg.share_model:
-        one_value(hp, "say --agent.no-share-model", "model_lr", "model_ema")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
             raise UserError(f"the data have no episode with a window of horizon={cfg.horizon} rows")

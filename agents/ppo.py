@@ -38,7 +38,7 @@ from jaxrl.program import Program
 from jaxrl.recipes import on_policy
 from jaxrl.returns import gae, successor_values
 from jaxrl.spaces import clip_to_box
-from jaxrl.types import Agent, Array, Batch, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Agent, Array, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,13 +197,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     model = networks(cfg, spec)
     policy = acting(model, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         params = model.init(key)
         return State(params, optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0]))
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         data = experience(cfg, spec, model, state.params, hp, batch.transitions)
         adam = optimiser(hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
 
@@ -244,15 +242,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
             return Categorical.noise(key, (n, space.n))
         return Normal.noise(key, (n, *space.shape))
 
-    def act(
-        state: State,
-        hp: Any,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         policy = model.actor.apply(state.params["actor"], obs)
         if not explore:
             return clip_to_box(space, policy.mode), memory, {}

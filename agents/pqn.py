@@ -37,7 +37,7 @@ from jaxrl.program import Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Array, Batch, Discrete, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +147,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     # A window no longer than an episode holds at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         return begin(*net.init(key), hp)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         q = net.apply(state.params, state.statistics, obs)
         return epsilon_greedy(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         window = batch.transitions
         value_of = lambda obs: jnp.max(net.apply(state.params, state.statistics, obs), -1)
         targets = lambda_returns(

@@ -33,7 +33,7 @@ from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
 from jaxrl.spaces import box_bounds
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def noisy(action: Array, std: Array, normal: Array) -> Array:
         return jnp.clip(action + std * scale * normal, low, high)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = actor_net.init(key_actor)
         critic = jax.vmap(one_critic.init)(jax.random.split(key_critic, cfg.critics))
@@ -167,15 +167,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def noise(key: Array, n: int) -> Array:
         return jax.random.normal(key, (n, size))
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         mean = policy(state.actor, obs)
         if not explore:
             return mean, memory, {}
@@ -183,9 +175,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         value = jnp.mean(q_values(state.critic, obs, action), 0)
         return action, memory, {"mean": mean, "value": value}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         window = batch.transitions
         key_noise, key_epochs = jax.random.split(key)
 

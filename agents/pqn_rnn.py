@@ -36,7 +36,7 @@ from jaxrl.program import Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
 
@@ -118,29 +118,19 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         carry = recurrent.CELLS[cfg.cell].carry((n, cfg.memory))
         return carry, jnp.zeros((n, num_actions))
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         carry, last_action = memory(1)
         obs, start = jnp.zeros((1, *spec.obs_shape)), jnp.zeros(1, bool)
         found = net.init(key, carry, obs, last_action, start)
         return pqn.begin(found["params"], found.get(batchnorm.COLLECTION, {}), hp)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         args = (memory[0], obs, memory[1], start)
         carry, q = batchnorm.run(net, state.params, state.statistics, *args)
         action = epsilon_greedy(q, state.eps, noise, explore)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         def loss(params: PyTree, statistics: PyTree, part: PyTree) -> tuple[Array, PyTree]:
             window, memory = part
             window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # [T, B, ...]

@@ -34,9 +34,8 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, penalised, true_model
 from jaxrl.program import Program, Stage
-from jaxrl.recipes import one_value
 from jaxrl.sources import labelled, mix, uniform, whole
-from jaxrl.types import Agent, Env, EnvSpec, PyTree, Source
+from jaxrl.types import Agent, Env, EnvSpec, Source
 
 OFFLINE = True
 EXTRAS = ("state", "next_known")  # of the data
@@ -94,16 +93,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     if not 0 <= cfg.real_share <= 1:
         raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
     return edac.make(cfg, spec)
-
-
-def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
-    """Raises UserError where members that share an ensemble ask for several rates of learning it.
-
-    Args:
-      hp: hyperparameters [P] of all members.
-    """
-    if cfg.dynamics == "learned" and cfg.share_dynamics:
-        one_value(hp, "say --agent.no-share-dynamics", "model_lr")
 
 
 def networks(cfg: Config, env: Env) -> Ensemble:
@@ -165,7 +154,9 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
         source=whole(),
         updates=cfg.model_epochs,
         evals=evals,
-        scope="run" if cfg.share_dynamics else "member",
+        shared=cfg.share_dynamics,
+        reads=("model_lr",),
+        unshared="say --agent.no-share-dynamics",
     )
     world = model(own, env.spec)
     return Program((modelling, learning(cfg, env, world, evals, episodes)))

@@ -129,23 +129,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     head = head_of(cfg, spec)
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         return begin(cfg, head, key, hp)
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:
             return actor_loss(now, q, temperature)
 

@@ -32,7 +32,7 @@ from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Batch, Env, EnvSpec, Mean, PyTree, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, as_mean
 
 OFFLINE = True
 
@@ -104,7 +104,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     twins = jax.vmap(q_value, (0, None, None))
 
-    def init(key: Array, hp: Hypers, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         # Loops, not vmaps: XLA would compute networks and targets apart, with other last bits.
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
@@ -112,24 +112,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
-    def act(
-        state: State,
-        hp: Hypers,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return (
             space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
             memory,
             {},
         )
 
-    def update(
-        state: State, hp: Hypers, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Any]]:
+    def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         obs, next_obs = (
             standardise_obs(cfg, state.obs, t.obs),

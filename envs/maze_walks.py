@@ -71,15 +71,7 @@ def controller(layout: str) -> Policy:
     number = np.zeros(plan.walls.shape, np.int32)  # of a free cell
     number[~plan.walls] = np.arange(len(plan.cells))
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Journey,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         position = obs.maze.position
         row, column = jnp.floor(position).astype(jnp.int32).T
         way = ahead[jnp.asarray(number)[row, column], obs.target] + 0.5 + obs.lane - position

@@ -24,7 +24,7 @@ def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]
       columns: by name, what members [P] came to.
     """
     settings = ready.settings
-    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp["agent"]).items()}
+    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp.agent).items()}
     groups = np.split(np.arange(ready.members), len(settings.points))
     value = lambda rows, name: float(hp[f"agent.{name}"][rows[0]])
     plain = lambda rows: value(rows, "alpha") == 0 and value(rows, "w") == 0

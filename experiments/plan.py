@@ -19,10 +19,11 @@ from jaxrl.experiments import agents, reuse
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.policies import Trained
-from jaxrl.program import Program
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.program import Program, check_shared
+from jaxrl.runs import device_memory
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.types import Array, Env, Policy, PyTree
+from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
 class Bases(NamedTuple):
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
     program: Program
     layout: population.Layout  # of this process's members
     ranges: list[Range]  # the members of each process
-    hp: dict[str, PyTree]  # leaves [P, ...]
+    hp: HyperParams  # leaves [P, ...]
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
@@ -93,7 +94,7 @@ class Plan(NamedTuple):
         return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
 
 
-def make_plan(settings: Settings, hosts: Hosts = ALONE, earlier: Earlier = NOTHING) -> Plan:
+def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier = NOTHING) -> Plan:
     """Everything that can be wrong with a request shows here, before any compile.
 
     `restore.prepare` reads what is `earlier` and calls this.
@@ -124,21 +125,22 @@ def make_plan(settings: Settings, hosts: Hosts = ALONE, earlier: Earlier = NOTHI
     values = swept_values(settings) | ({} if bases is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
-    hp = hyper_table({"agent": settings.hp, "env": env.params}, count, values)
+    hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
     if hasattr(module, "check_request"):
-        module.check_request(settings.cfg, hp["agent"], inputs)
+        module.check_request(settings.cfg, hp.agent, inputs)
+    check_shared(program, hp.agent)
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
     steps = [stage.source.env_steps for stage in program.stages]
-    total = sum(devices_of(options.devices, hosts))
+    total = sum(devices_of(options.devices, processes))
     width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))
     return Plan(
         settings,
         module,
         env,
         program,
-        *place(count, width, options.devices, hosts),
+        *place(count, width, options.devices, processes),
         hp,
         # One key per seed: a member's random numbers depend on its own seed only, so that points
         # are compared on the same ones.
@@ -191,23 +193,23 @@ def read_inputs(
 
 
 def place(
-    members: int, width: int, devices: int | None, hosts: Hosts
+    members: int, width: int, devices: int | None, processes: Processes
 ) -> tuple[population.Layout, list[Range]]:
     """The layout of this process's members, and the members of every process.
 
     `devices` limits those of each process.
     """
-    ranges = population.spread(members, width, devices_of(devices, hosts))
-    first, last = ranges[hosts.index]
+    ranges = population.spread(members, width, devices_of(devices, processes))
+    first, last = ranges[processes.index]
     here = jax.local_devices()[:devices]
     return population.layout(max(last - first, 1), here, width), ranges
 
 
-def devices_of(limit: int | None, hosts: Hosts) -> list[int]:
+def devices_of(limit: int | None, processes: Processes) -> list[int]:
     """How many devices each process uses, of which it takes `limit` at most."""
-    if hosts.count == 1:
+    if processes.count == 1:
         return [len(jax.local_devices()[:limit])]
-    each = np.bincount([x.process_index for x in jax.devices()], minlength=hosts.count)
+    each = np.bincount([x.process_index for x in jax.devices()], minlength=processes.count)
     return [min(int(n), limit or int(n)) for n in each]
 
 
@@ -220,12 +222,12 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
 
 
 def hyper_table(
-    hp: dict[str, PyTree], members: int, swept: dict[str, np.ndarray] | None = None
-) -> dict[str, PyTree]:
+    hp: HyperParams, members: int, swept: dict[str, np.ndarray] | None = None
+) -> HyperParams:
     """Hyperparameters of P members: leaves [P, ...], numbers as float32.
 
     Args:
-      hp: what all members have: records or dicts of numbers, such as {"agent": Hypers, "env": ...}.
+      hp: what all members have: records or dicts of numbers.
       swept: dotted name -> [P], what they have instead, as {"agent.lr": ...}.
     """
 
@@ -236,21 +238,19 @@ def hyper_table(
     found = jax.tree.map(rows, hp)
     for path, values in (swept or {}).items():
         part, _, name = path.partition(".")
-        record = found[part]
+        record = getattr(found, part)
         old = record[name] if isinstance(record, dict) else getattr(record, name)
         change = {name: jnp.asarray(values, old.dtype)}
-        if isinstance(record, dict):
-            found[part] = record | change
-        else:
-            found[part] = dataclasses.replace(record, **change)
+        new = record | change if isinstance(record, dict) else dataclasses.replace(record, **change)
+        found = found._replace(**{part: new})
     return found
 
 
 def state_bytes(ready: Plan) -> int:
     """Size of one member's state, in the stage where it is largest; what earlier stages left for it
     counts too. Tracing it also shows what cannot even start."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    own = {stage.name for stage in ready.program.stages if stage.scope == "member"}
+    size = device_memory.tree_bytes
+    own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []
     for index, stage in enumerate(ready.program.stages):
         state = abstract_state(ready.program, ready.hp, ready.inputs, index)

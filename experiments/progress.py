@@ -83,7 +83,7 @@ class Display:
 
     def _line(self) -> str:
         """What the live line says beside its bar; between two chunks, the clock goes on."""
-        now, percent = time.perf_counter(), f"{100 * self.done / self.total:3.0f}%  "
+        now, percent = time.perf_counter(), f"{100 * self.done / max(self.total, 1):3.0f}%  "
         if self._news is None or self._doing != "running":
             return f"{percent}{self._doing}, {clock(now - self._since)}"
         text, left, then = self._news

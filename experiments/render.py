@@ -54,7 +54,7 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
             "episodes (normalise_obs, normalise_reward)"
         )
     loaded = load(path, member)
-    own = jax.tree.map(lambda x: x[member], ready.hp["env"])  # which a sweep may have changed
+    own = jax.tree.map(lambda x: x[member], ready.hp.env)  # which a sweep may have changed
     env = dataclasses.replace(env, params=own)
     observations, total = episode(env, loaded, jax.random.key(seed))
     frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]

@@ -33,7 +33,7 @@ from jaxrl.experiments.run_folders import (
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.policies import Trained
 from jaxrl.runs import records, shards, stats
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.types import Agent, Policy, PyTree
 
@@ -62,9 +62,9 @@ def settle(agent: str, options: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, options=dataclasses.replace(settings.options, seeds=seeds))
 
 
-def prepare(settings: Settings, hosts: Hosts = ALONE) -> Plan:
+def prepare(settings: Settings, processes: Processes = ALONE) -> Plan:
     """The plan of a run, with what it takes from datasets and earlier runs."""
-    return make_plan(settings, hosts, read_earlier(settings))
+    return make_plan(settings, processes, read_earlier(settings))
 
 
 def read_earlier(settings: Settings) -> Earlier:
@@ -125,7 +125,7 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
     policy = ready.program.stages[state.stage].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{path} has not come to its policy yet")
-    return policy, Trained(state.member.learner, state.member.hp["agent"])
+    return policy, Trained(state.member.learner, state.member.hp.agent)
 
 
 def _reused(path: Path, env: str) -> Reused:
@@ -135,7 +135,7 @@ def _reused(path: Path, env: str) -> Reused:
         raise UserError(f"{path} was trained in another environment, not {env}")
     ready = prepare(settings_of(run))
     found = read_state(ready, run, (0, 1)).results
-    shared = {stage.name for stage in ready.program.stages if stage.scope == "run"}
+    shared = {stage.name for stage in ready.program.stages if stage.shared}
     return Reused(path, {name: state for name, state in found.items() if name in shared})
 
 
@@ -174,7 +174,7 @@ def load(path: str | Path, member: int = 0) -> Loaded:
     policy = ready.program.stages[found.stage].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{short_path(run.path)} has not come to its policy yet")
-    return Loaded(policy, row(found.member.learner), row(found.member.hp["agent"]))
+    return Loaded(policy, row(found.member.learner), row(found.member.hp.agent))
 
 
 def evaluate(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jaxrl.errors import UserError
-from jaxrl.program import Program, Stage
-from jaxrl.sources import whole
-from jaxrl.types import Array, Batch, Learner, PyTree
+from jaxrl.program import NO_SOURCE, Program, Stage
+from jaxrl.types import Learner, PyTree
 
 INPUT = "reused"  # the name of finished states among inputs
 
@@ -26,10 +25,10 @@ class Reused(NamedTuple):
 def reuse(
     earlier: Reused, program: Program, hp: PyTree, inputs: PyTree
 ) -> tuple[Program, dict[str, PyTree]]:
-    """The program with the stages of scope "run" that a run has finished, and their states.
+    """The program with the shared stages that a run has finished, and their states.
 
-    They stay in the program as stages of one update that changes nothing, so that later ones have
-    the random numbers they always have.
+    They stay in the program as stages of no updates, so that later ones have the random
+    numbers they always have.
 
     Args:
       hp: hyperparameters [P].
@@ -37,7 +36,7 @@ def reuse(
     Raises:
       UserError: there is none to use, or one of another size.
     """
-    mine = {stage.name: stage for stage in program.stages if stage.scope == "run"}
+    mine = {stage.name: stage for stage in program.stages if stage.shared}
     states = {name: earlier.states[name] for name in mine if name in earlier.states}
     if not states:
         wanted = " or ".join(mine) or "anything, and here nothing is"
@@ -49,7 +48,7 @@ def reuse(
 
 
 def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) -> None:
-    own = jax.tree.map(lambda x: x[0], hp if stage.part is None else hp[stage.part])
+    own = jax.tree.map(lambda x: x[0], hp.agent)
     wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(wanted) != shapes(state):
@@ -57,15 +56,6 @@ def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) 
 
 
 def _finished(stage: Stage) -> Stage:
-    """A stage that begins with the result, and ends with it."""
-
-    def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:
-        return inputs[INPUT][stage.name]
-
-    def update(
-        state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array
-    ) -> tuple[PyTree, dict[str, Any]]:
-        return state, {}
-
-    learner = Learner(init=init, update=update)
-    return dataclasses.replace(stage, learner=learner, source=whole(), updates=1, evals=1)
+    """A stage of no updates that begins with the result."""
+    learner = Learner(init=lambda key, hp, inputs: inputs[INPUT][stage.name])
+    return dataclasses.replace(stage, learner=learner, source=NO_SOURCE, updates=0, evals=1)

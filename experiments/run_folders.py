@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from jaxrl.errors import UserError
 from jaxrl.runs import records, shards
-from jaxrl.runs.processes import Hosts
+from jaxrl.runs.processes import Processes
 
 T = TypeVar("T")
 
@@ -53,21 +53,21 @@ def read_json(file: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def open_together(hosts: Hosts, path: Path, what: str, make: Callable[[], T]) -> T | None:
+def open_together(processes: Processes, path: Path, what: str, make: Callable[[], T]) -> T | None:
     """What the leader's `make` returns, which makes or opens the folder; None in other processes.
 
     Raises:
       UserError: in all processes alike, where the leader cannot.
     """
     made, error = None, ""
-    if hosts.leads:
+    if processes.leads:
         try:
             made = make()
         except OSError as problem:  # a file in its place, no permission
             error = f"{path} cannot be the folder of a {what}: {problem.strerror}"
         except UserError as problem:
             error = str(problem)
-    if error := hosts.say(error):
+    if error := processes.broadcast(error):
         raise UserError(error)
     return made
 

@@ -103,7 +103,7 @@ def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
     r are the data's rewards as learnt from, with reward_scale and reward_shift.
     """
     data: Transition = ready.inputs["data"]
-    hp = ready.hp["agent"]
+    hp = ready.hp.agent
     of = lambda name, default: np.asarray(getattr(hp, name, default))
     ends = np.array([[np.min(data.reward)], [np.max(data.reward)]])
     rewards = of("reward_scale", 1.0) * ends + of("reward_shift", 0.0)  # [2, 1 or P]

@@ -43,7 +43,7 @@ from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import records
 from jaxrl.runs.plots import compact
-from jaxrl.runs.processes import ALONE, Hosts, join
+from jaxrl.runs.processes import ALONE, Processes, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,38 +79,38 @@ def run(request: Request) -> dict[str, Any]:
     """
     how, rest = take(SweepOptions, request.options)
     request = request._replace(options=rest)
-    hosts = _join(request)
-    found = programs(request, hosts)
+    processes = _join(request)
+    found = programs(request, processes)
     own = found[0].plan.settings.options
     config = _config(request, found)
     tasks = "+".join(dict.fromkeys(p.plan.settings.options.env for p in found))
     path = own.out or Path("runs") / records.default_name(f"sweep-{request.agent}", tasks, config)
     if how.dry_run:
-        show(found, path, hosts)
+        show(found, path, processes)
         return {}
-    if done := _open(hosts, path, config, own.overwrite):
-        if hosts.leads:
+    if done := _open(processes, path, config, own.overwrite):
+        if processes.leads:
             print(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
         return done
-    show(found, path, hosts)
+    show(found, path, processes)
     for index, program in enumerate(found):
         told = f": {label(program.static)}" if program.static else ""
-        if hosts.leads:
+        if processes.leads:
             print(f"\nprogram {index + 1} of {len(found)}{told}", flush=True)
         settings = program.plan.settings
         its = dataclasses.replace(settings.options, out=path / program.folder, overwrite=False)
         train.train(dataclasses.replace(settings, options=its))
     summary = records.plain(_summary(found, path))
-    if hosts.leads:
+    if processes.leads:
         print()
         report.report([path])
         records.write_json(path / "summary.json", summary)
         print("\n".join(told_best(summary)))
-    hosts.all(True)  # until the leader has written
+    processes.all_true(True)  # until the leader has written
     return summary
 
 
-def _join(request: Request) -> Hosts:
+def _join(request: Request) -> Processes:
     """The other processes, which have to be joined before the first computation."""
     envs = request.sweep.get("env")
     its = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
@@ -120,9 +120,9 @@ def _join(request: Request) -> Hosts:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def show(found: Sequence[Program], path: Path, hosts: Hosts = ALONE) -> None:
+def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> None:
     """Prints what is going to run."""
-    if not hosts.leads:
+    if not processes.leads:
         return
     plans = [program.plan for program in found]
     members = sum(plan.members for plan in plans)
@@ -175,12 +175,12 @@ def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
 
 
 def _open(
-    hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool
+    processes: Processes, path: Path, config: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
     """The leader makes or opens the folder of a sweep; its summary where that is complete."""
-    open_together(hosts, path, "sweep", lambda: _make(path, config, overwrite))
+    open_together(processes, path, "sweep", lambda: _make(path, config, overwrite))
     summary = path / "summary.json"
-    complete = hosts.agree(int(summary.is_file()))
+    complete = processes.broadcast_int(int(summary.is_file()))
     return json.loads(summary.read_text(encoding="utf-8")) if complete else None
 
 

@@ -26,7 +26,7 @@ from jaxrl.experiments.requests import Request
 from jaxrl.experiments.restore import prepare, settle
 from jaxrl.experiments.settings import Settings, canonical
 from jaxrl.experiments.values import read_value
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 
 
@@ -38,7 +38,7 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def programs(request: Request, hosts: Hosts = ALONE) -> list[Program]:
+def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     """The programs of a sweep, planned; nothing is compiled.
 
     Raises:
@@ -55,7 +55,7 @@ def programs(request: Request, hosts: Hosts = ALONE) -> list[Program]:
     for env in request.sweep.get("env", [None]):
         static = {} if env is None else {"env": env}
         own = request.replace(static)._replace(sweep=rest)
-        found += _of_one_env(own, module, hosts, static, len(found))
+        found += _of_one_env(own, module, processes, static, len(found))
     seen = [program.static for program in found]
     for static in seen:
         if seen.count(static) > 1:
@@ -64,7 +64,7 @@ def programs(request: Request, hosts: Hosts = ALONE) -> list[Program]:
 
 
 def _of_one_env(
-    request: Request, module: ModuleType, hosts: Hosts, static: dict[str, Any], first: int
+    request: Request, module: ModuleType, processes: Processes, static: dict[str, Any], first: int
 ) -> list[Program]:
     """The programs in one environment, which `static` names if there are several."""
     base = settle(request.agent, request.options)
@@ -90,7 +90,7 @@ def _of_one_env(
         settings, typed = _with_static(request, dict(zip(fixed, combination, strict=True)), points)
         own = static | typed
         try:
-            plan = prepare(settings, hosts)
+            plan = prepare(settings, processes)
         except UserError as error:
             raise UserError(f"{label(own)}: {error}" if own else str(error)) from None
         found.append(Program(_folder(first + len(found), own), own, plan))

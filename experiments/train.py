@@ -18,7 +18,7 @@ from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, records
 from jaxrl.runs.plots import compact
-from jaxrl.runs.processes import Hosts, join
+from jaxrl.runs.processes import Processes, join
 
 
 def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
@@ -49,47 +49,49 @@ def train(settings: Settings) -> dict[str, Any]:
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
     """
     options, own = settings.options, identity(settings, digests_of(settings.options))
-    hosts = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
+    processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
-    if not options.overwrite and hosts.agree(int((path / "summary.json").is_file())):
+    if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
         # Told at once: making the environment may take seconds.
-        run = _open(hosts, path, own)
+        run = _open(processes, path, own)
         if run.finished:
             summary = run.summary() or {}
-            if hosts.leads:
+            if processes.leads:
                 print(
                     f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
                 )
             return summary
-    ready = prepare(settings, hosts)
+    ready = prepare(settings, processes)
     member_bytes = state_bytes(ready)
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    run = _open(hosts, path, own, context(ready), options.overwrite)
+    run = _open(processes, path, own, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
-    layout, ranges = place(ready.members, width, options.devices, hosts)
+    layout, ranges = place(ready.members, width, options.devices, processes)
     ready = ready._replace(layout=layout, ranges=ranges)
-    display = Display(ready.total_steps * ready.members, silent=not hosts.leads, unit=ready.unit)
+    display = Display(
+        ready.total_steps * ready.members, silent=not processes.leads, unit=ready.unit
+    )
     for line in describe(ready, member_bytes, path):
         display.say(line)
-    with run.lock() if hosts.leads else contextlib.nullcontext():
-        times = train_loop.run(ready, run, hosts, display)
-        if hosts.leads:
+    with run.lock() if processes.leads else contextlib.nullcontext():
+        times = train_loop.run(ready, run, processes, display)
+        if processes.leads:
             summary = records.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
             told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
             display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
-    hosts.all(True)  # until the leader has written
+    processes.all_true(True)  # until the leader has written
     return run.summary() or {}
 
 
-def _open(hosts: Hosts, path: Path, *args: Any) -> records.RunDir:
+def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
     """The folder of the run, which the leader makes or opens; see `records.open_run`."""
-    run = open_together(hosts, path, "run", lambda: records.open_run(path, *args))
+    run = open_together(processes, path, "run", lambda: records.open_run(path, *args))
     return run or records.RunDir(path.resolve()).as_found()
 
 

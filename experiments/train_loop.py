@@ -17,7 +17,7 @@ from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
-from jaxrl.runs.processes import Hosts
+from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
 from jaxrl.types import PyTree
@@ -31,7 +31,7 @@ class Within(NamedTuple):
 
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
-      adapt, select: change the population between chunks, see `jaxrl.drive.drive`.
+      adapt, select: change the population between chunks, see `jaxrl.drive.Hooks`.
       members: (stage, update) -> the members of this process that a run which has come so far goes
         on with.
       done: (stage, update) -> environment steps of all members so far.
@@ -58,7 +58,7 @@ def end(ready: Plan) -> tuple[int, int]:
 def run(
     ready: Plan,
     folder: records.RunDir,
-    hosts: Hosts,
+    processes: Processes,
     display: Display,
     within: Within | None = None,
 ) -> dict[str, float]:
@@ -74,7 +74,7 @@ def run(
       Stopped: asked to by a signal, in any process; all is saved.
     """
     options = ready.settings.options
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     idle = first == last
     if idle:  # it trains a copy of the first member, so as to keep step, and writes nothing
         first, last = 0, 1
@@ -83,8 +83,8 @@ def run(
     def target(meta: dict[str, int], members: Range) -> PyTree:
         return drive.abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
 
-    shards = Shards(folder.checkpoints, ready.ranges, options.keep, hosts, display.say)
-    watchdog, signals = Watchdog(options.watchdog), Signals(hosts.ask)
+    shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
+    watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
         within = within or Within({})
         found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
@@ -95,7 +95,7 @@ def run(
             display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
             resume = drive.assemble(ready.program, *at, found.parts, (first, last))
         writer = None
-        if options.tensorboard and hosts.count == 1:
+        if options.tensorboard and processes.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)
             stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
@@ -104,8 +104,8 @@ def run(
             """The same in every process, since all save the same points or none."""
             nonlocal decision
             late = time.perf_counter() - saved >= options.checkpoint_seconds
-            asked = signals.received or hosts.asked()
-            decision = hosts.agree(asked or (SAVE if last or late else GO_ON))
+            asked = signals.received or processes.stop_requested()
+            decision = processes.broadcast_int(asked or (SAVE if last or late else GO_ON))
             return decision != GO_ON
 
         def compiling(what: str) -> None:
@@ -125,15 +125,17 @@ def run(
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,
-            pace=PACE_S,
-            agree=hosts.agree,
-            adapt=within.adapt,
-            select=within.select,
-            members=within.members and within.members(*at),
-            built=within.built,
-            snapshot=decide,
-            compiling=compiling,
-            compiled=compiled,
+            hooks=drive.Hooks(
+                pace=PACE_S,
+                agree=processes.broadcast_int,
+                adapt=within.adapt,
+                select=within.select,
+                members=within.members and within.members(*at),
+                built=within.built,
+                snapshot=decide,
+                compiling=compiling,
+                compiled=compiled,
+            ),
         )
         for report in reports:
             watchdog.beat()
@@ -147,7 +149,7 @@ def run(
                 if writer is not None:
                     writer.write(steps, columns)
             if report.snapshot is not None:
-                order = sum(s.updates for s in ready.program.stages[:stage]) + report.step
+                order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
                 saved = time.perf_counter()
@@ -184,7 +186,7 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
         # A network of NaN still acts, somehow; that is no result.
         sound = columns["finite"] == 1
         found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
-        found |= stats.risk(report.evals.returns)
+        found |= stats.risk(report.evals.returns) | report.evals.measured
         columns |= {name: np.where(sound, value, np.nan) for name, value in found.items()}
     return columns
 

@@ -15,6 +15,7 @@ from jaxrl.population import Layout, Seats, first, lift, member_keys, run_key
 from jaxrl.program import (
     MemberState,
     Program,
+    Stage,
     StageFn,
     advance_fn,
     eval_key,
@@ -22,13 +23,13 @@ from jaxrl.program import (
     initialise_fn,
     stage_key,
 )
-from jaxrl.types import Array, Mean, PyTree
+from jaxrl.types import Array, Mean, PyTree, as_hyperparams
 
 
 class RunState(NamedTuple):
     """All that a population needs to go on: on the host and unpadded, so it fits any layout.
 
-    Leaves of `member`, and of results of stages of scope "member", have the axis P.
+    Leaves of `member`, and of results of stages that are not shared, have the axis P.
     """
 
     member: MemberState
@@ -78,38 +79,10 @@ def _own(number: int) -> int:
     return number
 
 
-def drive(
-    program: Program,
-    plan: Layout,
-    key: Array,
-    hp: dict[str, PyTree],
-    inputs: dict[str, PyTree],
-    *,
-    ids: np.ndarray | None = None,
-    run_hp: dict[str, PyTree] | None = None,
-    resume: RunState | None = None,
-    pace: float | None = None,
-    agree: Callable[[int], int] = _own,
-    adapt: Adapt | None = None,
-    select: Select | None = None,
-    members: np.ndarray | None = None,
-    built: Built | None = None,
-    snapshot: Callable[[int, int, bool], bool] = _at_the_end,
-    compiling: Callable[[str], None] = _silent,
-    compiled: Callable[[Compiled], None] = _silent,
-) -> Iterator[Report]:
-    """Trains a population chunk by chunk and reports each; bitwise what `population.train` gives.
+class Hooks(NamedTuple):
+    """What the caller of `drive` decides, changes and is told while a run goes on.
 
-    A chunk is reported while the next one runs. Abandoning the iterator ends the run, and its last
-    snapshot continues it.
-
-    Args:
-      key: root key; a member starts from fold_in(key, its id).
-      hp: hyperparameters, leaves [P, ...].
-      inputs: arrays shared by all members, such as {"data": dataset}.
-      ids: [P] int32, the members' ids; 0 .. P-1 by default.
-      run_hp: hyperparameters of stages of scope "run"; the first member's by default.
-      resume: the snapshot to go on from.
+    Attributes:
       pace: seconds that one launch should take: chunks are cut accordingly, which changes no bits,
         and each launch is reported. None launches whole chunks.
       agree: called with the number of updates to launch, returns what all processes launch.
@@ -122,123 +95,245 @@ def drive(
         one compiles is added.
       snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
         which the host waits and copies the state. The last chunk's by default.
-      compiling, compiled: told before and after each compilation.
+      compiling: called before each compilation with "initialise", "advance" or "evaluate".
+      compiled: called after it.
     """
+
+    pace: float | None = None
+    agree: Callable[[int], int] = _own
+    adapt: Adapt | None = None
+    select: Select | None = None
+    members: np.ndarray | None = None
+    built: Built | None = None
+    snapshot: Callable[[int, int, bool], bool] = _at_the_end
+    compiling: Callable[[str], None] = _silent
+    compiled: Callable[[Compiled], None] = _silent
+
+
+def drive(
+    program: Program,
+    plan: Layout,
+    key: Array,
+    hp: PyTree,
+    inputs: dict[str, PyTree],
+    *,
+    ids: np.ndarray | None = None,
+    run_hp: PyTree = None,
+    resume: RunState | None = None,
+    hooks: Hooks | None = None,
+) -> Iterator[Report]:
+    """Trains a population chunk by chunk and reports each; bitwise what `population.train` gives.
+
+    A chunk is reported while the next one runs. Abandoning the iterator ends the run, and its last
+    snapshot continues it.
+
+    Args:
+      key: root key; a member starts from fold_in(key, its id).
+      hp: the agent's `Hypers`, or `HyperParams`; leaves [P, ...].
+      inputs: arrays shared by all members, such as {"data": dataset}.
+      ids: [P] int32, the members' ids; 0 .. P-1 by default.
+      run_hp: hyperparameters of shared stages; the first member's by default.
+      resume: the snapshot to go on from.
+      hooks: decisions and messages, see `Hooks`.
+    """
+    hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
-    scopes = {stage.name: stage.scope for stage in program.stages}
-    seats = plan.seat(count)
-    place = {"run": plan.share, "member": lambda tree: plan.split(plan.pad(tree, count))}
-    keys = {"run": run_key(key), "member": member_keys(key, jnp.asarray(ids))}
-    keys = {scope: place[scope](value) for scope, value in keys.items()}
-    hps = {"run": plan.share(run_hp or first(hp)), "member": place["member"](hp)}
-    # What stages may read: shared arrays, and the axis-P results of earlier stages.
-    inputs_of = {"run": plan.share(dict(inputs)), "member": {}}
-    for name, result in (resume.results if resume else {}).items():
-        inputs_of[scopes[name]][name] = place[scopes[name]](result)
+    run = _Run(program, plan, count, hooks or Hooks())
+    run.hps[True] = plan.share(first(hp) if run_hp is None else as_hyperparams(run_hp))
+    run.hps[False] = run.place(False, hp)
+    run.keys[True] = plan.share(run_key(key))
+    run.keys[False] = run.place(False, member_keys(key, jnp.asarray(ids)))
+    run.inputs[True] = plan.share(dict(inputs))
+    return run.reports(resume)
 
-    built = {} if built is None else built
 
-    def build(index: int, what: str, fn: StageFn, args: PyTree) -> Callable[..., PyTree]:
-        if (index, what) in built:
-            return built[index, what]
-        compiling(what)
-        clock = time.perf_counter()
-        donate = 0 if what == "advance" else ()
-        jitted = jax.jit(lift(plan)(fn, program.stages[index]), donate_argnums=donate)
-        executable = jitted.lower(*args).compile()
-        memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
-        compiled(Compiled(index, what, time.perf_counter() - clock, memory))
-        built[index, what] = executable
-        return executable
+class _Run:
+    """A run under way: arrays on the devices, compiled functions, the report not yet fetched.
 
-    def take(index: int, step: int, state: PyTree, last: bool) -> RunState | None:
-        if not snapshot(index, step, last):
-            return None
-        results = {
-            s.name: _fetch(inputs_of[s.scope][s.name], seats.rows, s.scope)
-            for s in program.stages[:index]
-        }
-        return RunState(
-            _fetch(state, seats.rows, program.stages[index].scope), results, index, step
-        )
+    Arrays are kept by whether all members share them (True) or each has its own (False, leaves
+    [padded P, ...]).
+    """
 
-    # Launched, its numbers still on the device, in the seats of then.
-    waiting: tuple[Report, Seats] | None = None
-    for index, stage in enumerate(program.stages):
-        if resume is not None and index < resume.stage:
-            continue
-        scope, shared, every = stage.scope, inputs_of["run"], stage.source.every
-        own = inputs_of["member"] if scope == "member" else {}
-        if resume is not None and index == resume.stage:
-            state, done = place[scope](resume.member), resume.step
-        else:
-            start = {"key": stage_key(keys[scope], index), "hp": hps[scope], "inputs": own}
-            args = ((), start, {"inputs": shared})
-            state, done = build(index, "initialise", initialise_fn(stage), args)(*args)[1], 0
+    def __init__(self, program: Program, plan: Layout, count: int, hooks: Hooks) -> None:
+        self.program, self.plan, self.count, self.hooks = program, plan, count, hooks
+        self.keys: dict[bool, Array] = {}
+        self.hps: dict[bool, PyTree] = {}
+        # Shared arrays, and results of earlier stages.
+        self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
+        self.seats = plan.seat(count)
+        self.built = {} if hooks.built is None else hooks.built
+        # Launched, its numbers still on the devices, in the seats of then.
+        self.waiting: tuple[Report, Seats] | None = None
 
-        advance = evaluate = metrics = None
-        rhythm = _Pace(pace)
-        final = stage is program.stages[-1]
-        if final and members is not None and scope == "member":
-            state, inputs_of["member"], seats = _reseat(plan, state, own, seats, members)
-            own = inputs_of["member"]
-        for begin, count_of in stage.chunks:
-            end = begin + count_of
-            if end <= done:
-                continue
-            step = max(begin, done)
-            while step < end:
-                size = end - step if pace is None else agree(rhythm.size(end - step, every))
-                counters = {"step": jnp.int32(step), "n": jnp.int32(size)}
-                counters["fresh"] = jnp.array(step == begin)
-                counters["tiles"] = jnp.asarray(seats.tiles, jnp.int32)
-                args = (state, {"inputs": own}, {"inputs": shared, **counters})
-                # Both before the first launch, so that nothing runs while compiling.
-                if advance is None:
-                    advance = build(index, "advance", advance_fn(stage), args)
-                    if not isinstance(stage.evaluate, HostEvaluator | None):
-                        look = _look(state, step, own, shared, seats)
-                        evaluate = build(index, "evaluate", evaluate_fn(stage), look)
-                state, metrics = advance(*args)
-                rhythm.launched(size, metrics)
+    def place(self, shared: bool, tree: PyTree) -> PyTree:
+        """Arrays from the host, on the devices."""
+        if shared:
+            return self.plan.share(tree)
+        return self.plan.split(self.plan.pad(tree, self.count))
+
+    # --- the sequence of launches ---
+
+    def reports(self, resume: RunState | None) -> Iterator[Report]:
+        shared = {stage.name: stage.shared for stage in self.program.stages}
+        for name, result in (resume.results if resume else {}).items():
+            self.inputs[shared[name]][name] = self.place(shared[name], result)
+        for index in range(resume.stage if resume else 0, len(self.program.stages)):
+            yield from self.train(index, resume)
+        yield from self.flush()
+
+    def train(self, index: int, resume: RunState | None) -> Iterator[Report]:
+        """Stage `index`, from its start or from `resume`."""
+        stage = self.program.stages[index]
+        state, done = self.begin(index, resume)
+        chunks = [(start, size) for start, size in stage.chunks if start + size > done]
+        if chunks:  # before the first launch, so that nothing runs while compiling
+            self.compile(index, state)
+        pace = _Pace(self.hooks.pace)
+        for start, length in chunks:
+            step, end = max(start, done), start + length
+            while True:
+                left = end - step
+                size = left if pace.seconds is None else self.agreed(pace, left, stage)
+                state, metrics = self.advance(index, state, step, size, fresh=step == start)
+                pace.launched(size, metrics)
                 step += size
-                if waiting is not None:
-                    yield _fetch_report(*waiting, scopes)
-                    waiting = None
+                yield from self.flush()
                 if step == end:
                     break
-                yield Report(stage.name, step, snapshot=take(index, step, state, False))
-            evals = None
-            if isinstance(stage.evaluate, HostEvaluator):
-                evals = _on_host(stage.evaluate, scope, seats, state, end)
-            elif evaluate is not None:
-                evals = evaluate(*_look(state, end, own, shared, seats))[1]
-            report, then = Report(stage.name, end, metrics, evals), seats
-            if adapt is not None and end < stage.updates:
-                state = adapt(index, state, _fetch_report(report, seats, scopes))
-            if select is not None and final and end < stage.updates:
-                members = select(_fetch_report(report, seats, scopes))
-                if members.size < seats.members.size and scope == "member":
-                    state, inputs_of["member"], seats = _reseat(plan, state, own, seats, members)
-                    own = inputs_of["member"]
-            # Before the next chunk is launched, since that overwrites the state in place.
-            taken = take(index, end, state, final and end == stage.updates)
-            waiting = report._replace(snapshot=taken), then
-        inputs_of[scope][stage.name] = state.learner
-    if waiting is not None:
-        yield _fetch_report(*waiting, scopes)
+                yield Report(stage.name, step, snapshot=self.snapshot(index, step, state, False))
+            state = self.finish_chunk(index, state, end, metrics)
+        self.inputs[stage.shared][stage.name] = state.learner
 
+    def begin(self, index: int, resume: RunState | None) -> tuple[MemberState, int]:
+        """The state to train on, and the updates made; -1 where not even evaluated at 0."""
+        stage = self.program.stages[index]
+        if resume is not None and index == resume.stage:
+            state, done = self.place(stage.shared, resume.member), resume.step
+        else:
+            start = {
+                "key": stage_key(self.keys[stage.shared], index),
+                "hp": self.hps[stage.shared],
+                "inputs": self.own_inputs(stage),
+            }
+            args = ((), start, {"inputs": self.inputs[True]})
+            initialise = self.build(index, "initialise", initialise_fn(stage), args)
+            state, done = initialise(*args)[1], -1
+        if self.is_last(index) and self.hooks.members is not None and not stage.shared:
+            state = self.reseat(state, self.hooks.members)
+        return state, done
 
-def _reseat(
-    plan: Layout, state: PyTree, own: PyTree, seats: Seats, members: np.ndarray
-) -> tuple[PyTree, PyTree, Seats]:
-    """State and results of earlier stages [padded P], moved to the seats of `members`, by way of
-    the host, which has room for both."""
-    new = plan.seat(len(seats.rows), members)
-    rows = np.argsort(seats.order)[new.order]
-    move = lambda tree: plan.split(_fetch(tree, rows, "member"))
-    return move(state), move(own), new
+    def agreed(self, pace: _Pace, left: int, stage: Stage) -> int:
+        return self.hooks.agree(pace.size(left, stage.source.every))
+
+    def finish_chunk(self, index: int, state: MemberState, end: int, metrics: PyTree) -> PyTree:
+        """Evaluates, lets the hooks change the population, takes a snapshot."""
+        stage = self.program.stages[index]
+        report = Report(stage.name, end, metrics, self.evaluate(index, state, end))
+        then, over = self.seats, end == stage.updates
+        if not over:
+            state = self.changed(index, state, report)
+        # Before the next chunk is launched, since that overwrites the state in place.
+        taken = self.snapshot(index, end, state, self.is_last(index) and over)
+        self.waiting = report._replace(snapshot=taken), then
+        return state
+
+    def changed(self, index: int, state: MemberState, report: Report) -> MemberState:
+        """The population after `adapt` and `select`."""
+        stage, hooks = self.program.stages[index], self.hooks
+        if hooks.adapt is not None:
+            state = hooks.adapt(index, state, _fetch_report(report, self.seats, stage.shared))
+        if hooks.select is not None and self.is_last(index):
+            members = hooks.select(_fetch_report(report, self.seats, stage.shared))
+            if members.size < self.seats.members.size and not stage.shared:
+                state = self.reseat(state, members)
+        return state
+
+    def flush(self) -> Iterator[Report]:
+        """The report that waits, if there is one."""
+        if self.waiting is not None:
+            report, seats = self.waiting
+            self.waiting = None
+            shared = {stage.name: stage.shared for stage in self.program.stages}
+            yield _fetch_report(report, seats, shared[report.stage])
+
+    # --- single operations ---
+
+    def is_last(self, index: int) -> bool:
+        return index == len(self.program.stages) - 1
+
+    def own_inputs(self, stage: Stage) -> dict[str, PyTree]:
+        return {} if stage.shared else self.inputs[False]
+
+    def build(self, index: int, what: str, fn: StageFn, args: PyTree) -> Callable[..., PyTree]:
+        """The compiled `fn` of stage `index` for arguments such as `args`."""
+        if (index, what) in self.built:
+            return self.built[index, what]
+        self.hooks.compiling(what)
+        clock = time.perf_counter()
+        donate = 0 if what == "advance" else ()
+        lifted = lift(self.plan)(fn, self.program.stages[index])
+        executable = jax.jit(lifted, donate_argnums=donate).lower(*args).compile()
+        memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
+        self.hooks.compiled(Compiled(index, what, time.perf_counter() - clock, memory))
+        self.built[index, what] = executable
+        return executable
+
+    def compile(self, index: int, state: MemberState) -> None:
+        stage = self.program.stages[index]
+        self.build(index, "advance", advance_fn(stage), self.to_advance(index, state, 0, 0, True))
+        if not isinstance(stage.evaluate, HostEvaluator | None):
+            self.build(index, "evaluate", evaluate_fn(stage), self.to_evaluate(index, state, 0))
+
+    def to_advance(
+        self, index: int, state: MemberState, step: int, size: int, fresh: bool
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """The arguments of `advance_fn`."""
+        counters = {"step": jnp.int32(step), "n": jnp.int32(size), "fresh": jnp.array(fresh)}
+        counters["tiles"] = jnp.asarray(self.seats.tiles, jnp.int32)
+        own = self.own_inputs(self.program.stages[index])
+        return state, {"inputs": own}, {"inputs": self.inputs[True], **counters}
+
+    def to_evaluate(
+        self, index: int, state: MemberState, step: int
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """The arguments of `evaluate_fn`."""
+        at = {"step": jnp.int32(step), "tiles": jnp.asarray(self.seats.tiles, jnp.int32)}
+        own = self.own_inputs(self.program.stages[index])
+        return (), {"state": state, "inputs": own}, {"inputs": self.inputs[True], **at}
+
+    def advance(
+        self, index: int, state: MemberState, step: int, size: int, fresh: bool
+    ) -> tuple[MemberState, PyTree]:
+        """Launches `size` updates from `step` on; `state` is overwritten in place."""
+        return self.built[index, "advance"](*self.to_advance(index, state, step, size, fresh))
+
+    def evaluate(self, index: int, state: MemberState, step: int) -> PyTree:
+        """What the stage evaluates, [padded P, ...]; None where there is nothing."""
+        stage = self.program.stages[index]
+        if stage.evaluate is None:
+            return None
+        if isinstance(stage.evaluate, HostEvaluator):
+            return _on_host(stage.evaluate, stage.shared, self.seats, state, step)
+        return self.built[index, "evaluate"](*self.to_evaluate(index, state, step))[1]
+
+    def snapshot(self, index: int, step: int, state: PyTree, last: bool) -> RunState | None:
+        if not self.hooks.snapshot(index, step, last):
+            return None
+        rows, stages = self.seats.rows, self.program.stages
+        results = {
+            s.name: _fetch(self.inputs[s.shared][s.name], rows, s.shared) for s in stages[:index]
+        }
+        return RunState(_fetch(state, rows, stages[index].shared), results, index, step)
+
+    def reseat(self, state: MemberState, members: np.ndarray) -> MemberState:
+        """Moves state and results of earlier stages to the seats of `members`, by way of the host,
+        which has room for both."""
+        new = self.plan.seat(self.count, members)
+        rows = np.argsort(self.seats.order)[new.order]
+        move = lambda tree: self.plan.split(_fetch(tree, rows, False))
+        self.inputs[False], self.seats = move(self.inputs[False]), new
+        return move(state)
 
 
 class _Pace:
@@ -269,15 +364,9 @@ class _Pace:
         self.running, self.last = (size, metrics), size
 
 
-def _look(
-    state: PyTree, step: int, own: PyTree, shared: PyTree, seats: Seats
-) -> tuple[PyTree, PyTree, PyTree]:
-    """The arguments of evaluate_fn."""
-    at = {"step": jnp.int32(step), "tiles": jnp.asarray(seats.tiles, jnp.int32)}
-    return (), {"state": state, "inputs": own}, {"inputs": shared, **at}
-
-
-def _on_host(fn: HostEvaluator, scope: str, seats: Seats, state: MemberState, step: int) -> PyTree:
+def _on_host(
+    fn: HostEvaluator, shared: bool, seats: Seats, state: MemberState, step: int
+) -> PyTree:
     """`fn` of one trained member after another, in the rows of the compiled one."""
 
     def one(state: MemberState) -> PyTree:
@@ -285,8 +374,8 @@ def _on_host(fn: HostEvaluator, scope: str, seats: Seats, state: MemberState, st
 
     # Without any, the first row, which shows the shapes.
     rows = seats.rows[seats.members] if seats.members.size else np.zeros(1, int)
-    state = _fetch(state, rows, scope)
-    if scope == "run":
+    state = _fetch(state, rows, shared)
+    if shared:
         return one(state)
     found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(rows.size)]  # noqa: B023
 
@@ -298,11 +387,11 @@ def _on_host(fn: HostEvaluator, scope: str, seats: Seats, state: MemberState, st
     return jax.tree.map(placed, *found)
 
 
-def _fetch_report(report: Report, seats: Seats, scopes: dict[str, str]) -> Report:
+def _fetch_report(report: Report, seats: Seats, shared: bool) -> Report:
     """The report with its numbers on the host, one row per member."""
-    count, scope = len(seats.rows), scopes[report.stage]
-    metrics, evals = _fetch((report.metrics, report.evals), seats.rows, scope)
-    if scope == "run":
+    count = len(seats.rows)
+    metrics, evals = _fetch((report.metrics, report.evals), seats.rows, shared)
+    if shared:
         metrics, evals = jax.tree.map(
             lambda x: np.broadcast_to(x, (count, *x.shape)), (metrics, evals)
         )
@@ -316,15 +405,15 @@ def _mean(mean: Mean) -> np.ndarray:
         return np.where(mean.weight > 0, mean.total / mean.weight, np.nan).astype(np.float32)
 
 
-def _fetch(tree: PyTree, rows: np.ndarray, scope: str) -> PyTree:
-    """A copy of some rows on the host; keys stay typed."""
+def _fetch(tree: PyTree, rows: np.ndarray, shared: bool) -> PyTree:
+    """A copy on the host, of some rows unless members share it; keys stay typed."""
 
     def one(x: Array) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
             )
-        return np.array(x) if scope == "run" else np.asarray(x)[rows]
+        return np.array(x) if shared else np.asarray(x)[rows]
 
     return jax.tree.map(one, tree)
 
@@ -340,10 +429,10 @@ def assemble(
 
     Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
     """
-    scopes = {s.name: s.scope for s in program.stages}
+    is_shared = {s.name: s.shared for s in program.stages}
 
-    def joined(scope: str, trees: Sequence[PyTree]) -> PyTree:
-        if scope == "run":
+    def joined(shared: bool, trees: Sequence[PyTree]) -> PyTree:
+        if shared:
             return trees[0]
         rows = [slice(max(members[0] - a, 0), max(members[1] - a, 0)) for (a, _), _ in parts]
         some = [jax.tree.map(lambda x: x[r], t) for t, r in zip(trees, rows, strict=True)]  # noqa: B023
@@ -351,10 +440,10 @@ def assemble(
 
     states = [state for _, state in parts]
     results = {
-        name: joined(scopes[name], [state.results[name] for state in states])
+        name: joined(is_shared[name], [state.results[name] for state in states])
         for name in states[0].results
     }
-    member = joined(program.stages[stage].scope, [state.member for state in states])
+    member = joined(program.stages[stage].shared, [state.member for state in states])
     return RunState(member, results, stage, step)
 
 
@@ -364,10 +453,9 @@ def _concatenate(*parts: Any) -> Any:
     return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
-def abstract_state(
-    program: Program, hp: dict[str, PyTree], inputs: dict[str, PyTree], stage: int
-) -> RunState:
+def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
     """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
+    hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     key = jax.eval_shape(lambda: jax.random.key(0))
     shared, members = dict(inputs), {}
@@ -378,14 +466,14 @@ def abstract_state(
         def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
             return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
 
-        if program.stages[index].scope == "run":
+        if program.stages[index].shared:
             return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
         return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
 
     for index in range(stage):
         done = program.stages[index]
-        (shared if done.scope == "run" else members)[done.name] = start(index).learner
+        (shared if done.shared else members)[done.name] = start(index).learner
     results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
     return RunState(start(stage), results, stage, 0)
 
@@ -402,18 +490,18 @@ def evaluate(
     """What the stage of `state` evaluates, [P, ...]; every member has its own stream of `key`."""
     stage = program.stages[state.stage]
     count = len(jax.tree.leaves(state.member.hp)[0])
-    scopes = {s.name: s.scope for s in program.stages}
-    shared = dict(inputs) | {k: v for k, v in state.results.items() if scopes[k] == "run"}
-    own = {k: v for k, v in state.results.items() if scopes[k] == "member"}
+    is_shared = {s.name: s.shared for s in program.stages}
+    shared = dict(inputs) | {k: v for k, v in state.results.items() if is_shared[k]}
+    own = {k: v for k, v in state.results.items() if not is_shared[k]}
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
     seats = plan.seat(count)
     if isinstance(stage.evaluate, HostEvaluator):
-        found = _on_host(stage.evaluate, stage.scope, seats, members["state"], state.step)
+        found = _on_host(stage.evaluate, stage.shared, seats, members["state"], state.step)
     else:
         run = jax.jit(lift(plan)(evaluate_fn(stage), stage))
         args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
         found = run((), members, args)[1]
-    return _fetch(found, seats.rows, stage.scope)
+    return _fetch(found, seats.rows, stage.shared)

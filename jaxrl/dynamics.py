@@ -29,7 +29,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
 from jaxrl.normalise import Moments, standardise
 from jaxrl.sources import below
-from jaxrl.types import Array, Batch, EnvSpec, Learner, PyTree, Transition
+from jaxrl.types import Array, EnvSpec, HyperParams, Learner, PyTree, Transition
 
 CLIP = 10.0  # of standardised inputs
 DECAYS, HEAD_DECAY = (2.5e-5, 5e-5, 7.5e-5), 1e-4  # by layer, the last for all further ones
@@ -99,7 +99,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
 
     shapes = sizes(cfg, spec)
 
-    def init(key: Array, hp: Any, inputs: PyTree) -> State:
+    def init(key, hp, inputs):
         key_nets, key_order, key_boot = jax.random.split(key, 3)
         data: Transition = inputs["data"]
         nets = begin(shapes, cfg.members, key_nets)
@@ -120,9 +120,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
             seed=jax.random.bits(key_boot),
         )
 
-    def update(
-        state: State, hp: Any, batch: Batch, key: Array, step: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def update(state, hp, batch, key, step):
         learning = state.waiting < cfg.patience
         epoch = lambda state: judge(learn(state, hp, batch.transitions, key), batch.transitions)
         state = jax.lax.cond(learning, epoch, lambda state: state, state)
@@ -180,7 +178,7 @@ def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
     shapes = sizes(cfg, spec)
 
     def step(
-        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+        inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
     ) -> tuple[PyTree, Outcome]:
         key_elite, key_noise = jax.random.split(key)
         state: State = inputs[name]

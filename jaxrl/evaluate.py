@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.rollout import RolloutState, scored
-from jaxrl.types import Array, Env, Episodes, Policy, PyTree
+from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 
 def evaluator(
@@ -23,10 +23,9 @@ def evaluator(
     policy: Policy,
     episodes: int,
     *,
-    part: str | None = "agent",
     max_steps: int | None = None,
     explore: bool = False,
-) -> Callable[[PyTree, PyTree, PyTree, Array], Episodes]:
+) -> Callable[[PyTree, HyperParams, PyTree, Array], Episodes]:
     """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
 
     Each of `episodes` environments plays its first episode and stops, so short episodes do not
@@ -38,11 +37,10 @@ def evaluator(
     """
     limit = max_steps or env.spec.max_steps or 10_000
     if env.host is not None:
-        return HostEvaluator(env.host, policy, episodes, part, limit, explore)
+        return HostEvaluator(env.host, policy, episodes, limit, explore)
 
-    def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
-        params = hp.get("env", env.params)
-        own = hp if part is None else hp[part]
+    def evaluate(state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+        params = hp.env_params(env)
         key_reset, key_steps = jax.random.split(key)
         env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
             jax.random.split(key_reset, episodes), params
@@ -60,7 +58,7 @@ def evaluator(
             t, env_state, obs, memory, start, so_far = carry
             key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
             noise = policy.noise(key_noise, episodes)
-            action, memory, _ = policy.act(state, own, obs, start, memory, noise, explore)
+            action, memory, _ = policy.act(state, hp.agent, obs, start, memory, noise, explore)
             keys = jax.random.split(key_step, episodes)
             env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
                 keys, env_state, action, params
@@ -110,17 +108,16 @@ class HostEvaluator:
     make: Callable[[], Any]
     policy: Policy
     episodes: int
-    part: str | None
     max_steps: int
     explore: bool
 
-    def __call__(self, state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Episodes:
+    def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         """`Episodes` as numpy arrays."""
         key_reset, key_steps = jax.random.split(key)
         seeds = jax.random.randint(key_reset, (self.episodes,), 0, np.iinfo(np.int32).max).tolist()
         games = [self.make() for _ in seeds]
         try:
-            return self._play(games, seeds, state, hp, key_steps)
+            return self._play(games, seeds, state, hp.agent, key_steps)
         finally:
             for game in games:
                 game.close()
@@ -128,14 +125,14 @@ class HostEvaluator:
     def _play(
         self, games: Sequence[Any], seeds: Sequence[int], state: PyTree, hp: PyTree, key: Array
     ) -> Episodes:
-        count, own = self.episodes, hp if self.part is None else hp[self.part]
+        count = self.episodes
         seen = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds, strict=True)]
         obs = np.array(seen, np.float32)
         returns, lengths = np.zeros(count), np.zeros(count, np.int32)
         finished, memory = np.zeros(count, bool), self.policy.memory(count)
         for t in range(self.max_steps):
             start = np.full(count, t == 0)
-            action, memory = self._act(state, own, obs, start, memory, key, t)
+            action, memory = self._act(state, hp, obs, start, memory, key, t)
             for i in np.flatnonzero(~finished).tolist():
                 obs[i], reward, terminated, truncated, _ = games[i].step(action[i])
                 returns[i] += reward
@@ -146,20 +143,24 @@ class HostEvaluator:
         return Episodes(returns.astype(np.float32), lengths, finished)
 
     def _act(self, *args: Any) -> tuple[np.ndarray, PyTree]:
-        action, memory = _act_of(self)(*args)
+        action, memory = self._compiled(*args)
         return np.asarray(action), memory
 
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., tuple[Array, PyTree]]:
+        """The policy: (state, hp, obs, start, memory, key, t) -> (action, memory)."""
 
-@functools.lru_cache(maxsize=8)
-def _act_of(evaluator: HostEvaluator) -> Callable[..., tuple[Array, PyTree]]:
-    """The compiled policy of `evaluator`: (state, hp, obs, start, memory, key, t) -> ..."""
-    policy = evaluator.policy
+        @jax.jit
+        def act(
+            state: PyTree,
+            hp: PyTree,
+            obs: Array,
+            start: Array,
+            memory: PyTree,
+            key: Array,
+            t: Array,
+        ) -> tuple[Array, PyTree]:
+            noise = self.policy.noise(jax.random.fold_in(key, t), self.episodes)
+            return self.policy.act(state, hp, obs, start, memory, noise, self.explore)[:2]
 
-    @jax.jit
-    def act(
-        state: PyTree, hp: PyTree, obs: Array, start: Array, memory: PyTree, key: Array, t: Array
-    ) -> tuple[Array, PyTree]:
-        noise = policy.noise(jax.random.fold_in(key, t), evaluator.episodes)
-        return policy.act(state, hp, obs, start, memory, noise, evaluator.explore)[:2]
-
-    return act
+        return act

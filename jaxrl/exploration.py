@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.types import Array, Box, Discrete, Policy, PyTree
+from jaxrl.types import Array, Box, Discrete, Policy
 
 
 def epsilon_noise(num_actions: int) -> Callable[[Array, int], tuple[Array, Array]]:
@@ -45,15 +45,7 @@ def random_policy(space: Discrete | Box) -> Policy:
         low, high = (np.array(x, np.float32).reshape(space.shape) for x in (space.low, space.high))
         return jax.random.uniform(key, (n, *space.shape), minval=low, maxval=high)
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return noise, memory, {}
 
     if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():

@@ -17,7 +17,18 @@ import jax.numpy as jnp
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.sources import below, take, write
-from jaxrl.types import Array, Batch, Env, Mean, Policy, PyTree, Source, Transition, mean_where
+from jaxrl.types import (
+    Array,
+    Batch,
+    Env,
+    HyperParams,
+    Mean,
+    Policy,
+    PyTree,
+    Source,
+    Transition,
+    mean_where,
+)
 
 
 class Outcome(NamedTuple):
@@ -64,24 +75,24 @@ def true_model(env: Env) -> Model:
         return jax.tree.unflatten(tree, typed)
 
     def step(
-        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+        inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
     ) -> tuple[PyTree, Outcome]:
         keys = jax.random.split(key, obs.shape[0])
-        params = hp.get("env", env.params)
+        params = hp.env_params(env)
         world, ts = jax.vmap(env.step, (0, 0, 0, None))(keys, world, action, params)
         return world, Outcome(*ts[:4], uncertainty=jnp.zeros(obs.shape[0]))
 
     return Model(start=start, step=step)
 
 
-def penalised(model: Model, part: str = "agent") -> Model:
-    """`model` with rewards r - λ u, λ = hp[part].penalty and u its uncertainty, as in MOPO."""
+def penalised(model: Model) -> Model:
+    """`model` with rewards r - λ u, λ = hp.agent.penalty and u its uncertainty, as in MOPO."""
 
     def step(
-        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+        inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
     ) -> tuple[PyTree, Outcome]:
         world, out = model.step(inputs, hp, world, obs, action, key)
-        return world, out._replace(reward=out.reward - hp[part].penalty * out.uncertainty)
+        return world, out._replace(reward=out.reward - hp.agent.penalty * out.uncertainty)
 
     return dataclasses.replace(model, step=step)
 
@@ -103,7 +114,6 @@ def imagined(
     every: int,
     retain: int,
     batch_size: int,
-    part: str | None = "agent",
     name: str = "data",
 ) -> Source:
     """Batches [B], with replacement, of steps that the policy took in a model.
@@ -120,25 +130,23 @@ def imagined(
     Args:
       every: updates between refreshes.
       retain: refreshes whose rows are kept.
-      part: the entry of hp that the policy acts with; None hands it the whole record.
     """
     at_least(1, starts=starts, steps=steps, every=every, retain=retain, batch_size=batch_size)
 
     def play(
-        learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array
+        learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
     ) -> tuple[Transition, Array, Array]:
         """Steps, uncertainty of each, and whether it was made before its rollout's end [K, n]."""
         key_rows, key_steps = jax.random.split(key)
         data: Transition = inputs[name]
         begin = take(data, below(key_rows, starts, jnp.int32(data.reward.shape[0])))
-        own = hp if part is None else hp[part]
 
         def act(carry: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
             world, obs, start, memory, alive = carry
             key, edge = xs
             key_noise, key_step = jax.random.split(key)
             action, memory, _ = policy.act(
-                learner_state, own, obs, start, memory, policy.noise(key_noise, starts), True
+                learner_state, hp.agent, obs, start, memory, policy.noise(key_noise, starts), True
             )
             world, out = model.step(inputs, hp, world, obs, action, key_step)
             extras = {"edge": jnp.broadcast_to(edge, (starts,))}
@@ -168,20 +176,13 @@ def imagined(
             "uncertainty_last": mean_where(uncertainty[-1], alive[-1]),
         }
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Imagination:
+    def init(key, learner_state, hp, inputs):
         made, *told = jax.eval_shape(play, learner_state, hp, inputs, key)
         empty = lambda x: jnp.zeros((retain, steps * starts, *x.shape[2:]), x.dtype)
         seen = jax.tree.map(jnp.zeros_like, jax.eval_shape(summary, *told))
         return Imagination(jax.tree.map(empty, made), jnp.zeros(retain, jnp.int32), seen)
 
-    def refresh(
-        src: Imagination,
-        learner_state: PyTree,
-        hp: PyTree,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> Imagination:
+    def refresh(src, learner_state, hp, inputs, key, step):
         made, uncertainty, alive = play(learner_state, hp, inputs, key)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
         kept = jnp.flatnonzero(alive, size=steps * starts, fill_value=0)
@@ -191,14 +192,7 @@ def imagined(
             write(src.ring, take(rows, kept), slot), filled, summary(uncertainty, alive)
         )
 
-    def next(
-        src: Imagination,
-        learner_state: PyTree,
-        hp: PyTree,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> tuple[Imagination, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         ends = jnp.cumsum(src.filled)
         number = below(key, batch_size, ends[-1])
         slot = jnp.sum(number[:, None] >= ends[None], -1)

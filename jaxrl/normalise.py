@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Agent, Array, Batch, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
 class Moments(NamedTuple):
@@ -82,24 +82,14 @@ def normalised(
         return agent
     see = (lambda m, x: standardise(m, x, clip)) if obs else (lambda m, x: x)
 
-    def init(key: Array, hp: Any, inputs: PyTree) -> Normalised:
+    def init(key, hp, inputs):
         inner = agent.init(key, hp, inputs)
         return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(num_envs))
 
-    def act(
-        state: Normalised,
-        hp: Any,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         return agent.act(state.inner, hp, see(state.obs, obs), start, memory, noise, explore)
 
-    def update(
-        state: Normalised, hp: Any, batch: Batch, key: Array, step: Array
-    ) -> tuple[Normalised, dict[str, Any]]:
+    def update(state, hp, batch, key, step):
         window = batch.transitions
         seen = window._replace(
             obs=see(state.obs, window.obs), next_obs=see(state.obs, window.next_obs)

@@ -173,15 +173,7 @@ class Switch(NamedTuple):
 def one_of(policies: Sequence[Policy]) -> Policy:
     """The policy that its state, `Chosen`, says, out of several that may differ in everything."""
 
-    def act(
-        state: Switch,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: tuple[PyTree, ...],
-        noise: tuple[PyTree, ...],
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:
             own = state.each[i]
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from jaxrl.program import Lift, Program, Result, Stage, StageFn, compose
-from jaxrl.types import Array, PyTree
+from jaxrl.types import Array, PyTree, as_hyperparams
 
 AXIS = "pop"
 
@@ -130,7 +130,7 @@ def layout(members: int, devices: Sequence[Any] | None = None, width: int | None
 
 
 def lift(plan: Layout) -> Lift:
-    """Spreads a stage function over the population; one of scope "run" is computed everywhere.
+    """Spreads a stage function over the population; a shared one is computed everywhere.
 
     Every leaf of carry, members and outputs has a leading member axis, shared between the devices;
     the leaves of `shared` have none. With `tiles` [devices] in `shared`, only so many are computed
@@ -138,10 +138,9 @@ def lift(plan: Layout) -> Lift:
     """
 
     def lifted(fn: StageFn, stage: Stage) -> StageFn:
-        alone = stage.scope == "run"
-        spec = Spec() if alone else Spec(AXIS)
+        spec = Spec() if stage.shared else Spec(AXIS)
         return jax.shard_map(
-            fn if alone else _tiled(fn, plan.width),
+            fn if stage.shared else _tiled(fn, plan.width),
             mesh=plan.mesh,
             in_specs=(spec, spec, Spec()),
             out_specs=(spec, spec),
@@ -221,12 +220,14 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
     """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
 
+    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P.
     P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
-    axis of chunks where there is one; those of stages of scope "run" do not.
+    axis of chunks where there is one; those of shared stages do not.
     """
     run = compose(program, lift(plan))
 
     def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
+        hp = as_hyperparams(hp)
         return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
 
     return whole

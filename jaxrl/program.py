@@ -25,11 +25,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
-from jaxrl.types import Array, Learner, Mean, PyTree, Source, as_mean
+from jaxrl.types import (
+    Array,
+    HyperParams,
+    Learner,
+    Mean,
+    PyTree,
+    Source,
+    as_hyperparams,
+    as_mean,
+)
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
+
+RESERVED = ("data", "base", "reused", "source")  # inputs that are no stage's result
+
+
+def _nothing(key, learner_state, hp, inputs):
+    return ()
+
+
+def _no_batch(src, learner_state, hp, inputs, key, step):
+    raise ValueError("a stage without a source makes no updates")
+
+
+NO_SOURCE = Source(init=_nothing, next=_no_batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +61,15 @@ class Stage:
 
     Attributes:
       name: names the result, under which later stages find it in `inputs`.
-      part: the learner's own entry of the hyperparameters `{"agent": ..., "env": ...}`; None hands
-        it the whole record.
+      updates: 0 evaluates once what the learner begins with.
+      source: needed for updates only.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
-        in as often. Between them lie whole multiples of `source.every` updates.
-      scope: "member" trains one per member; "run" trains one, shared by all members.
+        in as often. Between them lie whole multiples of `source.every` updates, so a stage that is
+        not evaluated may have fewer.
+      shared: whether one learner is trained for all members instead of one for each.
+      reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
+        equal in all members; see `check_shared`.
+      unshared: of a shared stage, what to do for several values of these: the end of the message.
       start: None, or the name of the earlier stage whose state is trained on.
       evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk,
         where inputs["source"] is the state of the source; a `HostEvaluator` is called by the host.
@@ -50,30 +77,55 @@ class Stage:
 
     name: str
     learner: Learner
-    source: Source
+    source: Source = NO_SOURCE
     updates: int
-    part: str | None = "agent"
     evals: int = 1
-    scope: str = "member"
+    shared: bool = False
+    reads: tuple[str, ...] = ()
+    unshared: str = "run it once for each value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise ValueError(f"stage {self.name!r} needs at least one update, got {self.updates}")
+        if self.updates < 0:
+            raise ValueError(f"stage {self.name!r} cannot make {self.updates} updates")
+        if self.updates and self.source is NO_SOURCE:
+            raise ValueError(f"stage {self.name!r} needs a source for its updates")
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
-        if self.scope not in ("member", "run"):
-            raise ValueError(f"stage {self.name!r}: scope is 'member' or 'run', not {self.scope!r}")
+        if self.evaluate is not None and len(self.chunks) < self.evals:
+            raise UserError(
+                f"evals={self.evals}: stage {self.name!r} of {self.updates} updates has room for "
+                f"{len(self.chunks)} evaluations at most"
+            )
+        if self.name in RESERVED:
+            raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """(first update, number of updates) of each stretch between evaluations."""
+        if not self.updates:
+            return [(0, 0)]
         every = self.source.every
         blocks = self.updates / every
         ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
         marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
         return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+
+    @functools.cached_property  # so that `initialise` and `advance` share one trace
+    def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
+        """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
+
+        @jax.jit
+        def update(
+            learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
+        ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
+            key_source, key_learner, *_ = _streams(key, step)
+            src, batch, seen = self.source.next(src, learner, hp, inputs, key_source, step)
+            learner, learnt = self.learner.update(learner, hp.agent, batch, key_learner, step)
+            return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
+
+        return update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +135,30 @@ class Program:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
+        seen: dict[str, bool] = {}
         for stage in self.stages:
             if stage.name in seen:
                 raise ValueError(f"two stages are called {stage.name!r}")
             if stage.start is not None and stage.start not in seen:
                 raise ValueError(f"stage {stage.name!r} starts from unknown {stage.start!r}")
-            if stage.scope == "run" and seen.get(stage.start or "") == "member":
+            if stage.shared and not seen.get(stage.start or "", True):
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
-            seen[stage.name] = stage.scope
+            seen[stage.name] = stage.shared
+
+
+def check_shared(program: Program, hp: PyTree) -> None:
+    """Raises UserError where members of a population differ in what a shared stage reads.
+
+    Args:
+      hp: the agent's hyperparameters, leaves [P, ...] on the host or on devices.
+    """
+    for stage in program.stages:
+        for name in stage.reads if stage.shared else ():
+            if len(np.unique(np.asarray(getattr(hp, name)))) > 1:
+                raise UserError(
+                    f"{name} differs between members, but they share their {stage.name}: "
+                    f"{stage.unshared}"
+                )
 
 
 class MemberState(NamedTuple):
@@ -99,7 +166,7 @@ class MemberState(NamedTuple):
 
     learner: PyTree
     source: PyTree
-    hp: dict[str, PyTree]  # part of the state, since population-based training changes it
+    hp: HyperParams  # in the state, since population-based training changes it
     key: Array  # the stage's own key; update s uses fold_in(key, s)
     metrics: dict[str, Mean]  # summed since the last evaluation
 
@@ -137,11 +204,13 @@ def initialise_fn(stage: Stage) -> StageFn:
         if stage.start is not None:
             learner = inputs[stage.start]
         else:
-            learner = stage.learner.init(key_learner, _own(hp, stage), inputs)
+            learner = stage.learner.init(key_learner, hp.agent, inputs)
         source = stage.source.init(key_source, learner, hp, inputs)
-        step = jnp.int32(0)
-        shapes = jax.eval_shape(updater(stage), learner, source, hp, inputs, key, step)[1]
-        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        metrics = {}
+        if stage.updates:
+            step = jnp.int32(0)
+            shapes = jax.eval_shape(stage.update, learner, source, hp, inputs, key, step)[1]
+            metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return carry, MemberState(learner, source, hp, key, metrics)
 
     return init
@@ -162,7 +231,7 @@ def advance_fn(stage: Stage) -> StageFn:
 
         def body(step: Array, loop: PyTree) -> PyTree:
             carry, totals = loop
-            carry, metrics = updater(stage)(*carry, hp, inputs, state.key, step)
+            carry, metrics = stage.update(*carry, hp, inputs, state.key, step)
             return carry, jax.tree.map(jnp.add, totals, metrics)
 
         def block(index: Array, loop: PyTree) -> PyTree:
@@ -176,7 +245,9 @@ def advance_fn(stage: Stage) -> StageFn:
 
         totals = jax.tree.map(lambda x: jnp.where(shared["fresh"], 0, x), state.metrics)
         loop = ((state.learner, state.source), totals)
-        if source.refresh is None:
+        if not stage.updates:
+            pass
+        elif source.refresh is None:
             loop = jax.lax.fori_loop(first, end, body, loop)
         else:
             blocks = (end + source.every - 1) // source.every
@@ -187,23 +258,6 @@ def advance_fn(stage: Stage) -> StageFn:
         return state, metrics | {"finite": finite}
 
     return run
-
-
-@functools.lru_cache(maxsize=8)  # so that `initialise` and `advance` share one trace
-def updater(stage: Stage) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
-    """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
-
-    @jax.jit
-    def update(
-        learner: PyTree, src: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
-        key_source, key_learner, *_ = _streams(key, step)
-        src, batch, seen = stage.source.next(src, learner, hp, inputs, key_source, step)
-        own = _own(hp, stage)
-        learner, learnt = stage.learner.update(learner, own, batch, key_learner, step)
-        return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
-
-    return update
 
 
 def evaluate_fn(stage: Stage) -> StageFn:
@@ -225,10 +279,6 @@ def evaluate_fn(stage: Stage) -> StageFn:
     return run
 
 
-def _own(hp: dict[str, PyTree], stage: Stage) -> PyTree:
-    return hp if stage.part is None else hp[stage.part]
-
-
 def _finite(tree: PyTree) -> Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
@@ -237,38 +287,43 @@ def _finite(tree: PyTree) -> Array:
 # --- one pure function ---------------------------------------------------------------------------
 
 
-def train(program: Program) -> Callable[[Array, dict[str, PyTree], dict[str, PyTree]], Result]:
+def train(program: Program) -> Callable[..., Result]:
     """The whole run of one member, evaluation included, as a pure function (key, hp, inputs).
 
-    jit it, vmap it over keys and hp, export it, or embed it in a program of your own.
+    `hp` is the agent's `Hypers`, or `HyperParams` where the environment's differ from its defaults.
+    jit the function, vmap it over keys and hp, export it, or embed it in a program of your own.
     """
     run = compose(program, lambda fn, stage: fn)
-    return lambda key, hp, inputs={}: run(key, key, hp, hp, inputs)
+
+    def whole(key: Array, hp: PyTree, inputs: dict[str, PyTree] | None = None) -> Result:
+        hp = as_hyperparams(hp)
+        return run(key, key, hp, hp, inputs or {})
+
+    return whole
 
 
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:
     """The whole run as a pure function (run_key, keys, run_hp, hp, inputs).
 
-    `lift` decides whether keys and hp are one member's or a population's. Stages of scope "run"
-    take `run_key` and `run_hp`.
+    `lift` decides whether keys and hp are one member's or a population's. Shared stages take
+    `run_key` and `run_hp`.
     """
 
     def run(run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree) -> Result:
         shared, members = dict(inputs), {}
         metrics, evals = {}, {}
         for index, stage in enumerate(program.stages):
-            alone = stage.scope == "run"
-            own = {} if alone else members
+            own = {} if stage.shared else members
             start = {
-                "key": stage_key(run_key if alone else keys, index),
-                "hp": run_hp if alone else hp,
+                "key": stage_key(run_key if stage.shared else keys, index),
+                "hp": run_hp if stage.shared else hp,
                 "inputs": own,
             }
             _, state = lift(initialise_fn(stage), stage)((), start, {"inputs": shared})
             state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
                 stage, lift, state, own, dict(shared)
             )
-            (shared if alone else members)[stage.name] = state.learner
+            (shared if stage.shared else members)[stage.name] = state.learner
         states = {stage.name: (shared | members)[stage.name] for stage in program.stages}
         return Result(states, metrics, evals)
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import random_policy
@@ -67,18 +65,6 @@ def check_offline(cfg: Any) -> None:
     """Raises UserError for the first size of an offline agent's `Config` below one."""
     smallest = min((*cfg.hidden, 1))
     at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
-
-
-def one_value(hp: Any, instead: str, *names: str) -> None:
-    """Raises UserError where members that share a model differ in what it is learnt with.
-
-    Args:
-      hp: hyperparameters [P] of all members.
-      instead: what to do about it, the end of the message.
-    """
-    for name in names:
-        if len(np.unique(np.asarray(getattr(hp, name)))) > 1:
-            raise UserError(f"{name} differs between members: {instead}")
 
 
 def check_replay(cfg: Any) -> None:

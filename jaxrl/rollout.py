@@ -11,6 +11,7 @@ from jaxrl.types import (
     Array,
     Batch,
     Env,
+    HyperParams,
     Policy,
     PyTree,
     Source,
@@ -38,7 +39,6 @@ def rollout(
     num_envs: int,
     num_steps: int,
     *,
-    part: str | None = "agent",
     resets: int | None = None,
     keep: int = 0,
 ) -> Source:
@@ -48,7 +48,6 @@ def rollout(
     `episode_length` over the episodes that ended in the window.
 
     Args:
-      part: the entry of hp that the policy acts with; None hands it the whole record.
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
         draws one for every step, so that each episode starts from its own. A smaller number saves
         time where `env.reset` is dear; then episodes of one environment that end within
@@ -64,9 +63,9 @@ def rollout(
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> RolloutState:
+    def init(key, learner_state, hp, inputs):
         key_reset, key_past = jax.random.split(key)
-        params = hp.get("env", env.params)
+        params = hp.env_params(env)
         env_state, obs = reset_all(jax.random.split(key_reset, num_envs), params)
         zeros = jnp.zeros(num_envs)
         start = jnp.ones(num_envs, bool)
@@ -76,14 +75,7 @@ def rollout(
             src = src._replace(past=last((window, memories)))
         return src
 
-    def next(
-        src: RolloutState,
-        learner_state: PyTree,
-        hp: PyTree,
-        inputs: PyTree,
-        key: Array,
-        step: Array,
-    ) -> tuple[RolloutState, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         memory = src.memory
         src, (window, memories), metrics = unroll(src, learner_state, hp, key)
         if keep:
@@ -94,11 +86,10 @@ def rollout(
         return src, Batch(window, memory), metrics
 
     def unroll(
-        src: RolloutState, learner_state: PyTree, hp: PyTree, key: Array
+        src: RolloutState, learner_state: PyTree, hp: HyperParams, key: Array
     ) -> tuple[RolloutState, tuple[Transition, PyTree], dict[str, Any]]:
         """T steps on: the state, (transitions, memory before each, if kept) [T, N], metrics."""
-        params = hp.get("env", env.params)
-        own = hp if part is None else hp[part]
+        params = hp.env_params(env)
         # All random numbers and initial states of the window at once: cheaper than step by step.
         key_noise, key_step, key_reset = jax.random.split(key, 3)
         noise = jax.vmap(lambda k: policy.noise(k, num_envs))(
@@ -111,7 +102,7 @@ def rollout(
         def act(src: RolloutState, xs: PyTree) -> tuple[RolloutState, PyTree]:
             t, noise, keys = xs
             action, memory, extras = policy.act(
-                learner_state, own, src.obs, src.start, src.memory, noise, True
+                learner_state, hp.agent, src.obs, src.start, src.memory, noise, True
             )
             env_state, ts = step_all(keys, src.env, action, params)
             done = ts.terminated | ts.truncated

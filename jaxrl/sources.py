@@ -18,14 +18,12 @@ from jaxrl.types import Array, Batch, PyTree, Source, Transition
 def uniform(batch_size: int, name: str = "data") -> Source:
     """Batches [B] drawn with replacement from the `Transition` of rows [D] in inputs[name]."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         return ()
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs[name]
-        rows = jax.random.randint(key, (batch_size,), 0, data.reward.shape[0])
+        rows = below(key, batch_size, jnp.int32(data.reward.shape[0]))
         return src, Batch(take(data, rows)), {}
 
     return Source(init=init, next=next)
@@ -34,12 +32,10 @@ def uniform(batch_size: int, name: str = "data") -> Source:
 def whole(name: str = "data") -> Source:
     """All rows [D] of the `Transition` in inputs[name], in every batch: updates are epochs."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         return ()
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         return src, Batch(inputs[name]), {}
 
     return Source(init=init, next=next)
@@ -48,9 +44,7 @@ def whole(name: str = "data") -> Source:
 def labelled(source: Source, **extras: Any) -> Source:
     """`source` with numbers that are the same in all rows [B] as further extras."""
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
         t = batch.transitions
         given = {name: jnp.full(t.reward.shape, value) for name, value in extras.items()}
@@ -74,7 +68,6 @@ def replay(
     warmup: int = 1,
     first: Source | None = None,
     n_step: int = 1,
-    part: str | None = "agent",
 ) -> Source:
     """Batches [B] drawn with replacement from the last `capacity` transitions of `inner`.
 
@@ -89,11 +82,15 @@ def replay(
         `random_policy` in the same environments, where the policy of `inner` has no memory and
         records no extras. By default `inner` itself.
       n_step: at most so many steps of one environment are folded into one row, see `fold`; then
-        hp.gamma discounts, and `extras["discount"]` says what the successor's value counts.
-      part: the entry of hp that has gamma; None takes it from the whole record.
-    """
+        hp.agent.gamma discounts, and `extras["discount"]` says what the successor's value counts.
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> ReplayState:
+    Raises:
+      ValueError: a source that is refreshed, which a ring of its windows has no use for.
+    """
+    if inner.refresh is not None or (first is not None and first.refresh is not None):
+        raise ValueError("replay takes sources without `refresh`, such as rollouts")
+
+    def init(key, learner_state, hp, inputs):
         key_inner, key_fill = jax.random.split(key)
         beginning = first or inner
         src = beginning.init(key_inner, learner_state, hp, inputs)
@@ -112,9 +109,7 @@ def replay(
         src, ring = jax.lax.fori_loop(0, warmup, fill, (src, ring))
         return ReplayState(src, ring)
 
-    def next(
-        src: ReplayState, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[ReplayState, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         key_inner, key_rows = jax.random.split(key)
         state, batch, metrics = inner.next(src.inner, learner_state, hp, inputs, key_inner, step)
         slots, *window = src.ring.reward.shape
@@ -125,8 +120,7 @@ def replay(
         if n_step == 1:
             drawn = take(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), ring), rows)
         else:
-            gamma = (hp if part is None else hp[part]).gamma
-            drawn = fold(ring, rows, written % slots, n_step, gamma)
+            drawn = fold(ring, rows, written % slots, n_step, hp.agent.gamma)
         return ReplayState(state, ring), Batch(drawn), metrics
 
     return Source(init=init, next=next, env_steps=inner.env_steps)
@@ -176,19 +170,23 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
     """Batches [B] of which round(share * B) rows come from `first` and the others from `second`.
 
     Both give flat batches of at least their part; the rows beyond it are left out, and so are
-    extras that only one of them has. `second` may be refreshed.
+    extras that only one of them has. Either may be refreshed, or both as often as each other.
+
+    Raises:
+      ValueError: sources that are refreshed at different intervals.
     """
     part = round(share * batch_size)
+    intervals = {source.every for source in (first, second) if source.refresh is not None}
+    if len(intervals) > 1:
+        raise ValueError(f"mixed sources are refreshed at different intervals: {intervals}")
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key, learner_state, hp, inputs):
         keys = jax.random.split(key)
         return tuple(
             s.init(k, learner_state, hp, inputs) for s, k in zip((first, second), keys, strict=True)
         )
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         keys = jax.random.split(key)
         one, a, seen = first.next(src[0], learner_state, hp, inputs, keys[0], step)
         two, b, seen_too = second.next(src[1], learner_state, hp, inputs, keys[1], step)
@@ -201,17 +199,22 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         )
         return (one, two), Batch(rows), seen | seen_too
 
-    def refresh(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> PyTree:
-        assert second.refresh is not None
-        return src[0], second.refresh(src[1], learner_state, hp, inputs, key, step)
+    def refresh(src, learner_state, hp, inputs, key, step):
+        one, two = src
+        args = (learner_state, hp, inputs)
+        if first.refresh is None:
+            assert second.refresh is not None
+            return one, second.refresh(two, *args, key, step)
+        if second.refresh is None:
+            return first.refresh(one, *args, key, step), two
+        keys = jax.random.split(key)
+        return first.refresh(one, *args, keys[0], step), second.refresh(two, *args, keys[1], step)
 
     return Source(
         init=init,
         next=next,
-        refresh=refresh if second.refresh is not None else None,
-        every=second.every,
+        refresh=refresh if intervals else None,
+        every=max(intervals, default=1),
         env_steps=first.env_steps + second.env_steps,
     )
 
@@ -250,9 +253,7 @@ def held_out(batch_size: int) -> Source:
     """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
     inner = uniform(batch_size)
 
-    def next(
-        src: PyTree, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[PyTree, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs["data"]
         held = jnp.arange(data.reward.shape[0]) % HELD == 0
         marked = data._replace(extras=data.extras | {"held": held})

@@ -13,7 +13,7 @@ from jaxrl import diffusion, nets, unet
 from jaxrl.normalise import Moments
 from jaxrl.optim import adam_step, warm_cosine
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Array, Batch, EnvSpec, Learner, PyTree, Transition, mean_where
+from jaxrl.types import Array, EnvSpec, Learner, Transition, mean_where
 
 BOUND = 0.999  # of unit actions, before arctanh
 
@@ -102,16 +102,14 @@ def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
     code = codec(spec)
     net = network(cfg, code)
 
-    def init(key: Array, hp: Any, inputs: PyTree) -> DiffusionState:
+    def init(key, hp, inputs):
         params = net.init(key)
         rows = code.encode(inputs["data"])
         var = jnp.var(rows, 0)
         steps = Moments(jnp.mean(rows, 0), jnp.where(var < 1e-12, 1.0, var), jnp.float32(len(rows)))
         return DiffusionState(params, params, optax.adam(hp.model_lr).init(params), steps)
 
-    def update(
-        state: DiffusionState, hp: Any, batch: Batch, key: Array, step: Array
-    ) -> tuple[DiffusionState, dict[str, Any]]:
+    def update(state, hp, batch, key, step):
         key_noise, key_level = jax.random.split(key)
         t = batch.transitions
         x = standard(state.steps, code.encode(t))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +134,7 @@ class Episodes(NamedTuple):
     returns: Array | np.ndarray  # [K] float32, undiscounted
     lengths: Array | np.ndarray  # [K] int32
     finished: Array | np.ndarray  # [K] bool: False where the evaluation's step limit came first
+    measured: dict[str, Array] = {}  # [] each: what else the evaluation found, by name
 
 
 class Batch(NamedTuple):
@@ -146,12 +147,98 @@ class Batch(NamedTuple):
 # --- learners and policies -----------------------------------------------------------------------
 
 
+class InitFn(Protocol):
+    """The first state of a learner.
+
+    Args:
+      key: used by this call only.
+      hp: the agent's hyperparameters.
+      inputs: what the run shares, such as inputs["data"], and results of earlier stages by name.
+    """
+
+    def __call__(self, key: Array, hp: Any, inputs: PyTree) -> PyTree: ...
+
+
+class UpdateFn(Protocol):
+    """One update of a learner: its new state, of the same shapes and dtypes, and metrics.
+
+    Args:
+      hp: the agent's hyperparameters.
+      step: updates made so far, [] int32. It has no member axis: a decision that hangs on it stays
+        a real branch under vmap.
+
+    Returns:
+      (state, metrics): metrics are scalars or `Mean`s by name.
+    """
+
+    def __call__(
+        self, state: Any, hp: Any, batch: Batch, key: Array, step: Array
+    ) -> tuple[PyTree, dict[str, Any]]: ...
+
+
+class ActFn(Protocol):
+    """Actions in n environments at once.
+
+    Args:
+      state: the state of a learner.
+      hp: the agent's hyperparameters.
+      obs: [n, *obs]
+      start: [n] bool, where obs is the first of its episode, at which memory is reset.
+      memory: of the n environments, as `Policy.memory` makes it.
+      noise: random numbers of one call, as `Policy.noise` draws them.
+      explore: static; False asks for the policy's best action.
+
+    Returns:
+      (action [n, ...], memory, extras [n, ...] by name, which rollouts record).
+    """
+
+    def __call__(
+        self,
+        state: Any,
+        hp: Any,
+        obs: Any,
+        start: Array,
+        memory: Any,
+        noise: Any,
+        explore: bool,
+    ) -> tuple[Array, PyTree, dict[str, Array]]: ...
+
+
+class SourceInitFn(Protocol):
+    """The first state of a source, warm-ups included; `hp` is the run's `HyperParams`."""
+
+    def __call__(self, key: Array, learner_state: Any, hp: HyperParams, inputs: Any) -> PyTree: ...
+
+
+class NextFn(Protocol):
+    """The batch of update `step`: (state of the source, batch, metrics by name).
+
+    `hp` is the run's `HyperParams`, `learner_state` the learner's before the update.
+    """
+
+    def __call__(
+        self, src: Any, learner_state: Any, hp: HyperParams, inputs: Any, key: Array, step: Array
+    ) -> tuple[PyTree, Batch, dict[str, Any]]: ...
+
+
+class RefreshFn(Protocol):
+    """The state of a source made anew, before update `step`; arguments as in `NextFn`."""
+
+    def __call__(
+        self, src: Any, learner_state: Any, hp: HyperParams, inputs: Any, key: Array, step: Array
+    ) -> PyTree: ...
+
+
 def _no_memory(n: int) -> PyTree:
     return ()
 
 
 def _key_only(key: Array, n: int) -> PyTree:
     return key
+
+
+def _no_update(state, hp, batch, key, step):
+    raise ValueError("a learner without `update` is for stages of no updates")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,12 +248,11 @@ class Learner:
     init(key, hp, inputs) -> state
     update(state, hp, batch, key, step) -> (state, metrics)
 
-    `step` counts updates and has no member axis: a decision that hangs on it stays a real branch
-    under vmap. `metrics` maps names to scalars or to `Mean`.
+    Without `update` it serves stages of no updates, whose result is the state that `init` gives.
     """
 
-    init: Callable[..., PyTree]
-    update: Callable[..., tuple[PyTree, dict[str, Any]]]
+    init: InitFn
+    update: UpdateFn = _no_update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,13 +261,12 @@ class Policy:
 
     act(state, hp, obs [n, *obs], start [n], memory, noise, explore) -> (action, memory, extras)
 
-    `explore` is a static bool. `start` marks first observations, at which memory is reset.
     `memory(n)` is the initial memory of n environments. `noise(key, n)` draws the random numbers of
     one call of `act`: a rollout draws those of all its steps at once, which is faster than
     splitting keys step by step. By default `noise` is the key itself.
     """
 
-    act: Callable[..., tuple[Array, PyTree, dict[str, Array]]]
+    act: ActFn
     memory: Callable[[int], PyTree] = _no_memory
     noise: Callable[[Array, int], PyTree] = _key_only
 
@@ -200,15 +285,38 @@ class Source:
     refresh(src, learner_state, hp, inputs, key, step) -> src
         called before update `step` whenever step is a multiple of `every`, step 0 included.
 
-    `hp` is the whole record of hyperparameters of the run, `{"agent": ..., "env": ...}`.
     `env_steps` is what one batch costs in environment steps.
     """
 
-    init: Callable[..., PyTree]
-    next: Callable[..., tuple[PyTree, Batch, dict[str, Any]]]
-    refresh: Callable[..., PyTree] | None = None
+    init: SourceInitFn
+    next: NextFn
+    refresh: RefreshFn | None = None
     every: int = 1
     env_steps: int = 0
+
+
+# --- hyperparameters -----------------------------------------------------------------------------
+
+
+class HyperParams(NamedTuple):
+    """The traced hyperparameters of a run.
+
+    Attributes:
+      agent: the record that the learner's and the policy's functions get as `hp`.
+      env: the physical parameters of the environment; None for its defaults.
+    """
+
+    agent: PyTree
+    env: PyTree = None
+
+    def env_params(self, env: Env) -> PyTree:
+        """The physical parameters that `env` runs with."""
+        return env.params if self.env is None else self.env
+
+
+def as_hyperparams(hp: PyTree) -> HyperParams:
+    """`hp` itself, or a bare record of an agent's hyperparameters with the default environment."""
+    return hp if isinstance(hp, HyperParams) else HyperParams(hp)
 
 
 # --- metrics -------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import at_least
 from jaxrl.sources import below, take
-from jaxrl.types import Array, Batch, PyTree, Source, Transition
+from jaxrl.types import Array, Batch, Source, Transition
 
 HELD = 20  # of so many episodes the last is held out
 
@@ -53,12 +53,10 @@ def windows(
     """
     at_least(1, windows=batch_size - held, length=length, stride=stride)
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Windows:
+    def init(key, learner_state, hp, inputs):
         return find(inputs[name], length, stride)
 
-    def next(
-        src: Windows, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> tuple[Windows, Batch, dict[str, Any]]:
+    def next(src, learner_state, hp, inputs, key, step):
         key_learned, key_held = jax.random.split(key)
         draw = lambda key, count, end: below(key, count, jnp.maximum(end, 1))
         learned = draw(key_learned, batch_size - held, src.learned)

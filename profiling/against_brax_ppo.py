@@ -30,7 +30,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
-from jaxrl.types import Env, Policy, PyTree
+from jaxrl.types import Env, HyperParams, Policy, PyTree
 
 HP = ppo.Hypers(lr=3e-4, lr_end=1.0, max_grad_norm=0.5)
 SIZES: dict[str, Any] = {
@@ -47,7 +47,7 @@ def jaxrl(cfg: ppo.Config, env: Env, seed: int) -> dict[str, float]:
     agent = ppo.make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
-    hp = {"agent": jax.tree.map(jnp.float32, HP), "env": env.params}
+    hp = HyperParams(jax.tree.map(jnp.float32, HP), env.params)
     args = (jax.random.key(seed), hp, {})
     start = clocks()
     run = jax.jit(train(Program((stage,)))).lower(*args).compile()
@@ -102,14 +102,12 @@ def brax(cfg: ppo.Config, env: Env, seed: int, task: str) -> dict[str, float]:
     )
     mode = make_policy(params, deterministic=True)
 
-    def act(
-        state: PyTree, hp: Any, obs: Any, start: Any, memory: Any, noise: Any, explore: bool
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         return jnp.clip(mode(obs, jax.random.PRNGKey(0))[0], -1.0, 1.0), memory, {}
 
     (_, begin), (first, compiled), *_, (last, end) = looks
     rate = (end - compiled) / (last - first)
-    outcome = play(env, Policy(act=act), (), {"agent": None})
+    outcome = play(env, Policy(act=act), (), HyperParams(None))
     return outcome | speeds(1, rate, compiled - begin - rate * first)
 
 

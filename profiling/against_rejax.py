@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from jaxrl.types import HyperParams
+
 WINDOW = 32 * 64
 PINS = ["rejax==0.1.3", "gymnax==0.0.9", "six", "jax==0.10.2"]
 
@@ -62,9 +64,7 @@ def jaxrl(members: int, steps: int, repeats: int) -> list[float]:
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
-    hp = plan.split(
-        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
-    )
+    hp = plan.split(plan.pad(hyper_table(HyperParams(pqn.Hypers(), env.params), members), members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
     train = jax.jit(population.train(Program((stage,)), plan))
     return _time(lambda: jax.block_until_ready(train(jax.random.key(0), ids, hp, {})), repeats)

@@ -23,6 +23,7 @@ from against_rejax import _time as timed
 from against_rejax import make_peer
 
 from jaxrl.recipes import replayed
+from jaxrl.types import HyperParams
 
 ENVS, GRADIENT_STEPS, BATCH, WARMUP, TAU = 10, 5, 100, 1_000, 0.02
 
@@ -79,7 +80,7 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
     source = replayed(cfg, env, agent)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members)
-    hp = hyper_table({"agent": dqn.Hypers(tau=TAU), "env": env.params}, members)
+    hp = hyper_table(HyperParams(dqn.Hypers(tau=TAU), env.params), members)
     hp = plan.split(plan.pad(hp, members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
     train = jax.jit(population.train(Program((stage,)), plan))

@@ -29,7 +29,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
-from jaxrl.types import Array, Box, EnvSpec, PyTree, Transition
+from jaxrl.types import Array, Box, EnvSpec, HyperParams, PyTree, Transition
 
 OBS, ACT, ROWS = 11, 3, 100_000
 SPEC = EnvSpec("hopper", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
@@ -103,7 +103,7 @@ def whole(cfg: edac.Config) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
     """`cfg.updates` updates of one member, and their arguments: its first state, made already."""
     agent = edac.make(cfg, SPEC)
     stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
-    hp = {"agent": jax.tree.map(jnp.float32, edac.Hypers())}
+    hp = HyperParams(jax.tree.map(jnp.float32, edac.Hypers()))
     start = {"key": jax.random.key(0), "hp": hp, "inputs": {}}
     shared: dict[str, PyTree] = {"inputs": {"data": dataset()}}
     state = jax.jit(initialise_fn(stage))((), start, shared)[1]

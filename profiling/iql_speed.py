@@ -33,7 +33,7 @@ from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
-from jaxrl.types import Array, Box, EnvSpec, PyTree, Transition
+from jaxrl.types import Array, Box, EnvSpec, HyperParams, PyTree, Transition
 
 OBS, ACT, ROWS = 11, 3, 100_000
 SPEC = EnvSpec("hopper", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
@@ -98,7 +98,7 @@ def whole(
     agent = iql.make(cfg, SPEC)
     stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     spread = lambda tree: plan.split(plan.pad(tree, members))
-    hp = spread(hyper_table({"agent": iql.Hypers()}, members))
+    hp = spread(hyper_table(HyperParams(iql.Hypers()), members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
     shared = {"inputs": {"data": plan.share(dataset())}}
     start = {"key": keys, "hp": hp, "inputs": {}}

@@ -32,7 +32,7 @@ from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.runs import records
 from jaxrl.sources import uniform
 from jaxrl.spaces import box_scale
-from jaxrl.types import Box, EnvSpec, PyTree, Transition
+from jaxrl.types import Box, EnvSpec, HyperParams, PyTree, Transition
 
 OBS, ACT, ROWS = 17, 6, 100_000
 SPEC = EnvSpec("cheetah", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
@@ -58,7 +58,7 @@ def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
     source = uniform(cfg.batch_size)
     stage = Stage(name="agent", learner=agent, source=source, updates=updates)
     shared = {"inputs": {"data": data}}
-    start = {"key": jax.random.key(0), "hp": {"agent": hp}, "inputs": {}}
+    start = {"key": jax.random.key(0), "hp": HyperParams(hp), "inputs": {}}
     state = jax.jit(initialise_fn(stage))((), start, shared)[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(updates), "fresh": jnp.array(True)}
     obs = data.obs[: STATES * CANDIDATES]

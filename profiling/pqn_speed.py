@@ -30,7 +30,7 @@ from jaxrl.losses import q_loss
 from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
-from jaxrl.types import Array, Batch, Env, Learner, Policy, PyTree
+from jaxrl.types import Array, Batch, Env, HyperParams, Learner, Policy, PyTree
 
 
 def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Program:
@@ -41,18 +41,10 @@ def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Prog
 def idle(num_actions: int) -> tuple[Learner, Policy]:
     """Acts at random from numbers drawn at once, and learns nothing."""
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         return noise, memory, {}
 
-    def update(state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array) -> Any:
+    def update(state, hp, batch, key, step):
         return state + jnp.sum(batch.transitions.reward), {}
 
     learner = Learner(init=lambda key, hp, inputs: jnp.float32(0), update=update)
@@ -94,9 +86,7 @@ def passes(cfg: pqn.Config, env: Env) -> Program:
 def measure(run: Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
     """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of training `members` to the end."""
     plan = population.layout(members)
-    hp = plan.split(
-        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
-    )
+    hp = plan.split(plan.pad(hyper_table(HyperParams(pqn.Hypers(), env.params), members), members))
     ids = plan.split(plan.pad(jnp.arange(members), members))
     args = (jax.random.key(0), ids, hp, {})
     clock = time.perf_counter()

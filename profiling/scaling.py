@@ -23,6 +23,7 @@ from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
+from jaxrl.types import HyperParams
 
 
 def measure(members: int, devices: list[Any], width: int | None, steps: int) -> dict[str, Any]:
@@ -33,9 +34,7 @@ def measure(members: int, devices: list[Any], width: int | None, steps: int) -> 
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     stage = Stage(name="agent", learner=agent, source=source, updates=cfg.updates)
     plan = population.layout(members, devices, width)
-    hp = plan.split(
-        plan.pad(hyper_table({"agent": pqn.Hypers(), "env": env.params}, members), members)
-    )
+    hp = plan.split(plan.pad(hyper_table(HyperParams(pqn.Hypers(), env.params), members), members))
     args = (jax.random.key(0), plan.split(plan.pad(jnp.arange(members), members)), hp, {})
     run = jax.jit(population.train(Program((stage,)), plan)).lower(*args).compile()
     walls = []

@@ -29,9 +29,9 @@ TINY = [
 # Launches of some milliseconds, each followed by a rest in which something can happen.
 SLOW = """
 import time
-from jaxrl.experiments import running
-running.PACE_S, metrics_of = 0.01, running.metrics_of
-running.metrics_of = lambda report: (time.sleep(0.1), metrics_of(report))[1]
+from jaxrl.experiments import train_loop
+train_loop.PACE_S, metrics_of = 0.01, train_loop.metrics_of
+train_loop.metrics_of = lambda report: (time.sleep(0.1), metrics_of(report))[1]
 """
 
 

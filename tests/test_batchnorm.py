@@ -20,7 +20,7 @@ from jaxrl.agents import pqn, pqn_rnn
 from jaxrl.batchnorm import NORM, RENORM, Rule, Statistics, by_batch, by_running
 from jaxrl.envs import probes
 from jaxrl.program import train
-from jaxrl.types import Array, Batch, PyTree
+from jaxrl.types import Array, Batch, HyperParams, PyTree
 
 SHAPES = [(16, 5), (4, 3, 2, 5)]
 
@@ -297,15 +297,15 @@ def test_recurrent_statistics_are_those_of_whole_windows() -> None:
     )
     agent = pqn_rnn.make(cfg, env.spec)
     stage = pqn_rnn.program(cfg, env, evals=1, episodes=1).stages[0]
-    hp: Any = {"agent": jax.tree.map(jnp.float32, pqn_rnn.Hypers()), "env": env.params}
+    hp = HyperParams(jax.tree.map(jnp.float32, pqn_rnn.Hypers()), env.params)
 
     @jax.jit
     def play(key: Array) -> Any:
         keys = jax.random.split(key, 3)
-        state = agent.init(keys[0], hp["agent"], {})
+        state = agent.init(keys[0], hp.agent, {})
         src = stage.source.init(keys[1], state, hp, {})
         _, batch, _ = stage.source.next(src, state, hp, {}, keys[2], jnp.int32(0))
-        return batch, agent.update(state, hp["agent"], batch, keys[2], jnp.int32(0))[0]
+        return batch, agent.update(state, hp.agent, batch, keys[2], jnp.int32(0))[0]
 
     batch, state = play(jax.random.key(0))
     seen = batch.transitions.obs
@@ -327,10 +327,10 @@ def test_probe() -> None:
         norm="batch",
         norm_input="batch_renorm",
     )
-    hp: Any = {
-        "agent": hypers(lr=0.02, gamma=0.8, eps_end=0.3, reward_scale=1.0),
-        "env": env.params,
-    }
+    hp: Any = HyperParams(
+        hypers(lr=0.02, gamma=0.8, eps_end=0.3, reward_scale=1.0),
+        env.params,
+    )
     program = pqn.program(cfg, env, evals=1, episodes=4)
     state = jax.jit(train(program))(jax.random.key(0), hp).states["agent"]
     assert all(x > 1000 for x in jax.tree.leaves(state.statistics) if x.ndim == 0)

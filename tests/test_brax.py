@@ -14,7 +14,7 @@ from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import brax as adapter
 from jaxrl.envs.wrappers import sticky_actions, strong, time_limit
 from jaxrl.rollout import rollout
-from jaxrl.types import Box, Env, EnvSpec, Policy, TimeStep
+from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OTHERS = [f"{name}:{backend}" for name in names.BRAX for backend in names.BACKENDS[1:]]
@@ -79,9 +79,9 @@ def test_steps_like_brax():
     source = rollout(env, acting(actions), len(actions), steps, resets=2)
 
     def program(key):
-        src = source.init(key, (), {"agent": ()}, ())
+        src = source.init(key, (), HyperParams(()), ())
         (physics, _), _ = src.env
-        _, batch, metrics = source.next(src, (), {"agent": ()}, (), key, jnp.int32(0))
+        _, batch, metrics = source.next(src, (), HyperParams(()), (), key, jnp.int32(0))
 
         def one(physics, action):
             def step(state, _):
@@ -145,8 +145,8 @@ def test_own_brax_environment():
     assert env.spec == EnvSpec("toy", (2,), Box((-1.0,) * 2, (1.0,) * 2, (2,)), 5)
     actions = jnp.array([[9.0, 1.0], [0.0, 0.0]])
     source = rollout(env, acting(actions), 2, 10)
-    src = source.init(jax.random.key(0), (), {"agent": ()}, ())
-    src, batch, _ = jax.jit(source.next)(src, (), {"agent": ()}, (), jax.random.key(1), 0)
+    src = source.init(jax.random.key(0), (), HyperParams(()), ())
+    src, batch, _ = jax.jit(source.next)(src, (), HyperParams(()), (), jax.random.key(1), 0)
     seen = batch.transitions
     assert np.isfinite(seen.next_obs).all() and (seen.reward == 1).all()
     assert seen.terminated[:, 0].sum() >= 3 and not seen.terminated[:, 1].any()
@@ -289,8 +289,8 @@ def test_sticky_starts_anew_in_every_episode():
         return jax.random.uniform(noise, (2, 2)), memory, {}
 
     source = rollout(env, Policy(act=act), 2, 9)
-    src = source.init(jax.random.key(0), (), {"agent": ()}, ())
-    _, batch, _ = source.next(src, (), {"agent": ()}, (), jax.random.key(1), jnp.int32(0))
+    src = source.init(jax.random.key(0), (), HyperParams(()), ())
+    _, batch, _ = source.next(src, (), HyperParams(()), (), jax.random.key(1), jnp.int32(0))
     seen = batch.transitions
     firsts = np.asarray(seen.action)[[0, 3, 6]]
     np.testing.assert_array_equal(seen.next_obs, np.repeat(firsts, 3, axis=0))

@@ -23,12 +23,13 @@ from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.studies import circle
+from jaxrl.exploration import random_policy
 from jaxrl.policies import Trained
-from jaxrl.program import Program, Stage, train
+from jaxrl.program import Program, Stage, check_shared, train
 from jaxrl.runs import records, stats
 from jaxrl.sources import HELD, held_out
 from jaxrl.spaces import box_scale
-from jaxrl.types import Array, Batch, Box, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Array, Batch, Box, EnvSpec, HyperParams, Policy, PyTree, Transition
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,7 +72,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
         source=held_out(cfg.batch_size),
         updates=cfg.updates,
     )
-    hp = {"agent": numbers(cdsa.Hypers(lr=3e-3, tau=0.01))}
+    hp = HyperParams(numbers(cdsa.Hypers(lr=3e-3, tau=0.01)))
     jax.config.update("jax_disable_most_optimizations", False)  # thousands of updates
     run = jax.jit(train(Program((stage,))))
     state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]
@@ -384,10 +385,11 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
 
 def test_shared_networks_are_learned_in_one_way() -> None:
     swept = lambda name: cdsa.Hypers().replace(**{name: np.float32([1e-3, 2e-3])})
-    cdsa.check_request(cdsa.Config(), swept("alpha"), {})
+    program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), bases=[random_policy(AIM.action)])
+    check_shared(program, swept("alpha"))
     for name in ("lr", "tau"):
-        with pytest.raises(UserError, match=f"{name} differs between members: they share"):
-            cdsa.check_request(cdsa.Config(), swept(name), {})
+        with pytest.raises(UserError, match=f"{name} differs .* but they share their model: run"):
+            check_shared(program, swept(name))
 
 
 def test_refused_in_one_line(folder: Path, capsys: Any) -> None:

@@ -43,7 +43,8 @@ from jaxrl.agents import (
 from jaxrl.drive import drive
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Result, Stage, train
-from jaxrl.types import Agent, Discrete, Env, EnvSpec, PyTree
+from jaxrl.sources import uniform
+from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, PyTree
 
 WIDTH = 2
 
@@ -58,7 +59,7 @@ class Case:
     program: Program
     agent: Agent
     spec: EnvSpec
-    hp: dict[str, PyTree]
+    hp: HyperParams
     plain: PyTree  # the agent's Hypers as Python numbers
     inputs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
@@ -75,7 +76,7 @@ def _case(module: Any, cfg: Any, env: Env, **hypers: float) -> Case:
         program=module.program(cfg, env, evals=2, episodes=3),
         agent=module.make(cfg, env.spec),
         spec=env.spec,
-        hp={"agent": jax.tree.map(jnp.float32, plain), "env": env.params},
+        hp=HyperParams(jax.tree.map(jnp.float32, plain), env.params),
         plain=plain,
         inputs={"data": jax.tree.map(jnp.asarray, logged_rows(env.spec, 12))} if offline else {},
     )
@@ -213,7 +214,7 @@ def _ravl() -> Case:
     )
     case = _case(ravl, cfg, tiny.glide(), lr=0.01, tau=0.2, penalty=0.1)
     learner = case.program.stages[0].learner
-    dynamics = jax.jit(learner.init)(jax.random.key(0), case.hp["agent"], case.inputs)
+    dynamics = jax.jit(learner.init)(jax.random.key(0), case.hp.agent, case.inputs)
     return dataclasses.replace(case, inputs=case.inputs | {"dynamics": dynamics})
 
 
@@ -256,16 +257,18 @@ def _cdsa() -> Case:
     modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, bases=bases).stages
     hp = jax.tree.map(jnp.float32, plain)
     begin = modelling.learner.init(keys[0], hp, {"data": data})
+    # Corrected policies learn nothing; here they are given updates that change nothing.
+    agent = dataclasses.replace(
+        cdsa.make(cfg, env.spec, bases), update=lambda state, hp, batch, key, step: (state, {})
+    )
+    playing = dataclasses.replace(
+        playing, learner=agent, source=uniform(cfg.batch_size), updates=2, evals=2
+    )
     return Case(
-        program=Program(
-            (
-                dataclasses.replace(modelling, scope="member"),
-                dataclasses.replace(playing, updates=2, evals=2),
-            )
-        ),
-        agent=cdsa.make(cfg, env.spec, bases),
+        program=Program((dataclasses.replace(modelling, shared=False), playing)),
+        agent=agent,
         spec=env.spec,
-        hp={"agent": hp, "env": env.params},
+        hp=HyperParams(hp, env.params),
         plain=plain,
         inputs={"data": data, "base": tuple(trained), "model": begin},
     )
@@ -336,10 +339,10 @@ def types(tree: PyTree) -> list[tuple[str, Type]]:
 def one_update(case: Case, hp: dict[str, PyTree], inputs: dict[str, PyTree]) -> PyTree:
     """(state, src) before and after one update, its batch and its metrics."""
     step, key = jnp.int32(0), jax.random.key(0)
-    state = case.agent.init(key, hp["agent"], inputs)
+    state = case.agent.init(key, hp.agent, inputs)
     src = case.stage.source.init(key, state, hp, inputs)
     new_src, batch, _ = case.stage.source.next(src, state, hp, inputs, key, step)
-    new_state, metrics = case.agent.update(state, hp["agent"], batch, key, step)
+    new_state, metrics = case.agent.update(state, hp.agent, batch, key, step)
     return (state, src), (new_state, new_src), batch, metrics
 
 
@@ -348,7 +351,7 @@ def one_update(case: Case, hp: dict[str, PyTree], inputs: dict[str, PyTree]) -> 
 def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
     """Structure, shape, dtype and weak type, so that a loop carries the state as it is."""
     case = AGENTS[name]()
-    hp = case.hp if kind == "arrays" else case.hp | {"agent": case.plain}
+    hp = case.hp if kind == "arrays" else case.hp._replace(agent=case.plain)
     if kind == "constants":  # not traced at all
         shapes = jax.eval_shape(lambda inputs: one_update(case, hp, inputs), case.inputs)
     else:
@@ -366,15 +369,13 @@ def test_act(name: str) -> None:
     """Shapes and dtypes of actions and memory; without exploration the noise changes nothing."""
     case, n = AGENTS[name](), 32
     agent, space = case.agent, case.spec.action
-    state = jax.jit(agent.init)(jax.random.key(0), case.hp["agent"], case.inputs)
+    state = jax.jit(agent.init)(jax.random.key(0), case.hp.agent, case.inputs)
     obs = jax.random.normal(jax.random.key(1), (n, *case.spec.obs_shape))
     act = jax.jit(agent.act, static_argnames="explore")
 
     def run(seed: int, explore: bool) -> PyTree:
         noise, start = agent.noise(jax.random.key(seed), n), jnp.ones(n, bool)
-        return act(
-            state, case.hp["agent"], obs, start, agent.memory(n), noise=noise, explore=explore
-        )
+        return act(state, case.hp.agent, obs, start, agent.memory(n), noise=noise, explore=explore)
 
     for explore in (False, True):
         action, memory, extras = run(0, explore)

@@ -17,7 +17,7 @@ from jaxrl.agents import dqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
 from jaxrl.losses import huber, td_target
-from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, HyperParams, Transition
 
 OBS, ACTIONS, BATCH, STEPS = 3, 4, 6, 2
 SPEC = EnvSpec("made", (OBS,), Discrete(ACTIONS), 10)
@@ -214,10 +214,10 @@ def test_probes() -> None:
     )
     count = SEEDS * len(KINDS)
     full = lambda x: jnp.full(count, x, jnp.float32)
-    hp = {
-        "agent": jax.tree.map(full, dqn.Hypers(lr=0.01, gamma=GAMMA, eps_end=0.3)),
-        "env": {"kind": jnp.arange(count) % len(KINDS)},
-    }
+    hp = HyperParams(
+        jax.tree.map(full, dqn.Hypers(lr=0.01, gamma=GAMMA, eps_end=0.3)),
+        {"kind": jnp.arange(count) % len(KINDS)},
+    )
     plan = population.layout(count, jax.devices()[:1], count)
     program = dqn.program(cfg, medley(KINDS), evals=1, episodes=4)
     train = jax.jit(population.train(program, plan))

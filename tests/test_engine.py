@@ -6,6 +6,7 @@ snapshot of each stage, on 1, 2 and 8 devices.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -17,8 +18,10 @@ import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
-from jaxrl.drive import Report, RunState, abstract_state, drive
-from jaxrl.program import Result, train
+from jaxrl.drive import Hooks, Report, RunState, abstract_state, drive
+from jaxrl.errors import UserError
+from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
+from jaxrl.types import Learner
 
 MEMBERS, WIDTH = 16, 2
 
@@ -50,8 +53,7 @@ def run(
         hp or toys.hypers(MEMBERS),
         toys.inputs(),
         resume=resume,
-        pace=pace,
-        snapshot=lambda stage, step, last: True,
+        hooks=Hooks(pace=pace, snapshot=lambda stage, step, last: True),
     )
     return list(reports)
 
@@ -146,7 +148,7 @@ def test_launches_of_any_length_give_the_same_bits(row: str) -> None:
 
 def test_a_member_of_nan_leaves_the_others_untouched() -> None:
     hp = toys.hypers(MEMBERS)
-    broken = hp | {"agent": hp["agent"]._replace(lr=hp["agent"].lr.at[5].set(jnp.inf))}
+    broken = hp._replace(agent=hp.agent._replace(lr=hp.agent.lr.at[5].set(jnp.inf)))
     one, other = (run("rollout", 2, hp=x)[-1] for x in (hp, broken))
     assert one.metrics is not None and other.metrics is not None
     np.testing.assert_array_equal(one.metrics["finite"], 1)
@@ -154,6 +156,54 @@ def test_a_member_of_nan_leaves_the_others_untouched() -> None:
     learners = [report.snapshot.member.learner for report in (one, other)]  # type: ignore[union-attr]
     rest = [jax.tree.map(lambda x: np.delete(x, 5, 0), learner) for learner in learners]
     assert bits(rest[0]) == bits(rest[1])
+
+
+def test_members_learn_a_shared_model_alike() -> None:
+    """What it reads is equal in all of them; what it does not read may differ."""
+    program = toys.ROWS["shared model"]()
+    check_shared(program, toys.hypers(MEMBERS).agent)
+    agent = toys.hypers(MEMBERS).agent
+    with pytest.raises(UserError, match="model_lr differs between members, but they share their"):
+        check_shared(program, agent._replace(model_lr=agent.model_lr.at[3].set(0.5)))
+    apart = [dataclasses.replace(stage, shared=False) for stage in program.stages]
+    check_shared(Program(tuple(apart)), agent._replace(model_lr=agent.lr))
+
+
+def test_more_evaluations_than_a_stage_has_room_for() -> None:
+    """Refused where there is something to evaluate; one more look at the metrics harms nobody."""
+    _, stage = toys.ROWS["refreshed source"]().stages  # refreshed every 2 of 11 updates
+    with pytest.raises(UserError, match="evals=7: stage 'agent' of 11 updates has room for 6"):
+        dataclasses.replace(stage, evals=7)
+    assert len(dataclasses.replace(stage, evals=7, evaluate=None).chunks) == 6
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_no_stage_has_the_name_of_another_input(name: str) -> None:
+    (stage,) = toys.ROWS["uniform data"]().stages
+    with pytest.raises(ValueError, match=f"no stage can be called '{name}'"):
+        dataclasses.replace(stage, name=name)
+
+
+def test_a_stage_of_no_updates_is_evaluated_once() -> None:
+    """In both drivers; a run that is resumed from its end has nothing left to do."""
+    (trained,) = toys.ROWS["uniform data"]().stages
+    doubled = Learner(init=lambda key, hp, inputs: jax.tree.map(lambda x: 2 * x, inputs["agent"]))
+    still = Stage(name="still", learner=doubled, updates=0, evaluate=trained.evaluate)
+    program = Program((dataclasses.replace(trained, evaluate=None), still))
+    args = (jax.random.key(3), toys.hypers(MEMBERS), toys.inputs())
+    every = Hooks(snapshot=lambda stage, step, last: True)
+    *_, before, last = drive(program, plan(2), *args, hooks=every)
+    assert before.snapshot is not None and last.snapshot is not None and last.metrics is not None
+    assert (last.stage, last.step, [*last.metrics]) == ("still", 0, ["finite"])
+    pure = jax.jit(population.train(program, plan(1)))
+    whole = pure(args[0], jnp.arange(MEMBERS), *args[1:])
+    assert bits(whole.evals["still"]) == bits(jax.tree.map(lambda x: x[None], last.evals))
+    twice = jax.tree.map(lambda x: 2 * x, before.snapshot.member.learner)
+    assert bits(last.snapshot.member.learner) == bits(twice) == bits(whole.states["still"])
+    assert bits([*drive(program, plan(2), *args, resume=before.snapshot)][-1].evals) == bits(
+        last.evals
+    )
+    assert not [*drive(program, plan(2), *args, resume=last.snapshot)]
 
 
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)")

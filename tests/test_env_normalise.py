@@ -22,10 +22,10 @@ from jaxrl.exploration import random_policy
 from jaxrl.program import MemberState, Stage, eval_key, evaluate_fn
 from jaxrl.rollout import rollout
 from jaxrl.sources import replay
-from jaxrl.types import Box, Env, EnvSpec, Learner, Policy, TimeStep, Transition
+from jaxrl.types import Box, Env, EnvSpec, HyperParams, Learner, Policy, TimeStep, Transition
 
 ENVS, STEPS, WINDOWS, MEMBERS, GAMMA = 3, 7, 4, 2, 0.9
-HP: Any = {"agent": ()}
+HP: Any = HyperParams(())
 
 
 @pytest.fixture(autouse=True, scope="module")

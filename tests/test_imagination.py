@@ -18,7 +18,7 @@ from jaxrl.errors import UserError
 from jaxrl.exploration import random_policy
 from jaxrl.imagination import Model, Outcome, imagined, penalised, true_model
 from jaxrl.sources import labelled, mix, uniform
-from jaxrl.types import Box, Policy, PyTree, Transition
+from jaxrl.types import Box, HyperParams, Policy, PyTree, Transition
 
 FILE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 STARTS, STEPS, EVERY, RETAIN, BATCH = 7, 3, 2, 2, 64
@@ -63,7 +63,7 @@ def table(rows: int = 5) -> Transition:
 
 # Acts with the number that is the learner's state.
 STILL = Policy(act=lambda state, hp, obs, *_: (jnp.full((obs.shape[0], 1), state), (), {}))
-HP, INPUTS = {"agent": Hp()}, {"data": jax.tree.map(jnp.asarray, table())}
+HP, INPUTS = HyperParams(Hp()), {"data": jax.tree.map(jnp.asarray, table())}
 
 
 def dreams(model: Model, policy: Policy = STILL) -> Any:
@@ -169,7 +169,7 @@ def test_true_model_makes_the_steps_of_dmsd_data() -> None:
     model = true_model(env)
     key = jax.random.key(0)
     world, out = jax.jit(
-        lambda t: model.step({}, {"env": env.params}, model.start(t), t.obs, t.action, key)
+        lambda t: model.step({}, HyperParams((), env.params), model.start(t), t.obs, t.action, key)
     )(data)
     same = (data.next_obs[:, 4:] == data.obs[:, 4:]).all(1)
     assert (~same).sum() <= 10
@@ -218,7 +218,9 @@ def test_true_model_makes_the_steps_of_a_maze() -> None:
     step = jax.jit(model.step)
     for i in range(steps):
         np.testing.assert_array_equal(seen, obs[:, i])
-        world, out = step({}, {}, world, seen, jnp.asarray(action[:, i]), jax.random.key(9))
+        world, out = step(
+            {}, HyperParams(()), world, seen, jnp.asarray(action[:, i]), jax.random.key(9)
+        )
         np.testing.assert_array_equal(out.next_obs, ts.next_obs[:, i])
         np.testing.assert_array_equal(out.reward, ts.reward[:, i])
         np.testing.assert_array_equal(out.terminated, ts.terminated[:, i])
@@ -236,7 +238,7 @@ def test_mopo_is_mbpo_in_the_true_dynamics() -> None:
     """They are certain, so there is nothing to lower rewards by: the same bits."""
     env = envs.make("reach")
     state, obs = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 8), env.params)
-    keys, hp = jax.random.key(1), HP | {"env": env.params}
+    keys, hp = jax.random.key(1), HP._replace(env=env.params)
     action = jax.random.uniform(keys, (8, 2), minval=-1, maxval=1)
     plain, less = (
         model.step({}, hp, state, obs, action, keys)[1]

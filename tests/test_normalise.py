@@ -9,7 +9,7 @@ import tiny
 
 from jaxrl.normalise import discounted_sums, include, moments, normalised, standardise
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, Batch
+from jaxrl.types import Agent, HyperParams
 
 ENVS, STEPS = 4, 6
 
@@ -46,7 +46,7 @@ def spy() -> Agent:
         shape = (STEPS, ENVS)
         return {"obs": jnp.zeros((*shape, 2)), "reward": jnp.zeros(shape)}
 
-    def update(state, hp, batch: Batch, key, step):
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         return {"obs": t.obs, "reward": t.reward}, {}
 
@@ -63,10 +63,10 @@ def test_an_agent_sees_alike_in_acting_and_learning() -> None:
     hp = type("Hypers", (), {"gamma": 0.9})
 
     state = agent.init(jax.random.key(0), hp, {})
-    src = source.init(jax.random.key(1), state, {"agent": hp}, {})
+    src = source.init(jax.random.key(1), state, HyperParams(hp), {})
     rewards, observed = [], []
     for step in range(3):
-        src, batch, _ = source.next(src, state, {"agent": hp}, {}, jax.random.key(step + 2), step)
+        src, batch, _ = source.next(src, state, HyperParams(hp), {}, jax.random.key(step + 2), step)
         before = state
         state, _ = agent.update(state, hp, batch, jax.random.key(9), step)
         t = batch.transitions

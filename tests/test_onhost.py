@@ -18,7 +18,7 @@ from jaxrl.envs import datasets
 from jaxrl.evaluate import evaluator
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.program import Program, train
-from jaxrl.types import Box, Env, EnvSpec, Policy, TimeStep
+from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
 
 LIMIT = 4
 SPEC = EnvSpec("drift", (1,), Box((-1.0,), (1.0,), (1,)), LIMIT)
@@ -76,9 +76,9 @@ POLICY = Policy(
 
 def test_plays_what_the_device_plays() -> None:
     """Each environment its first episode, ended ones left alone, everything closed."""
-    args = (jnp.float32(1.0), {}, {}, jax.random.key(0))
-    want = evaluator(drift(), POLICY, 5, part=None)(*args)
-    found = evaluator(on_host(), POLICY, 5, part=None)(*args)
+    args = (jnp.float32(1.0), HyperParams(()), {}, jax.random.key(0))
+    want = evaluator(drift(), POLICY, 5)(*args)
+    found = evaluator(on_host(), POLICY, 5)(*args)
     jax.tree.map(np.testing.assert_array_equal, found, want)
     np.testing.assert_array_equal(found.lengths, [4, 4, 3, 2, 2])
     assert found.returns[0] == 0.25 + 0.5 + 0.75 + 1.0 and Drift.open == 0
@@ -90,7 +90,7 @@ def small(env: Env) -> Program:
 
 def reports(env: Env, **more: Any) -> list[drive.Report]:
     data = jax.tree.map(jnp.asarray, logged.rows(SPEC, 12, 0))
-    hp = {"agent": bc.Hypers(lr=jnp.full(3, 0.1)), "env": {}}
+    hp = bc.Hypers(lr=jnp.full(3, 0.1))
     layout = population.layout(3, jax.devices()[:2], 2)
     found = drive.drive(small(env), layout, jax.random.key(0), hp, {"data": data}, **more)
     return [report for report in found if report.evals is not None]
@@ -111,7 +111,7 @@ def test_a_run_is_evaluated_at_the_end_of_chunks() -> None:
 def test_no_compiled_program_has_it() -> None:
     with pytest.raises(ValueError, match="on the host"):
         data = jax.tree.map(jnp.asarray, logged.rows(SPEC, 12, 0))
-        train(small(on_host()))(jax.random.key(0), {"agent": bc.Hypers()}, {"data": data})
+        train(small(on_host()))(jax.random.key(0), bc.Hypers(), {"data": data})
 
 
 def test_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -23,10 +23,10 @@ from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.restore import load, prepare, read_state, settings_of
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
-from jaxrl.program import train
+from jaxrl.program import check_shared, train
 from jaxrl.runs.records import RunDir
 from jaxrl.trajectories import Codec, codec, diffuser, raw, standard
-from jaxrl.types import Batch
+from jaxrl.types import Batch, HyperParams
 from jaxrl.unet import Convolution, UNet, check
 
 SMALL: dict[str, Any] = {
@@ -273,12 +273,12 @@ def test_samples_follow_the_policy() -> None:
     """Of one model and one key, two policies get different trajectories, each likelier under its
     own; but the first set, which nothing guides, is the same for both."""
     cfg = pgd_iql.Config(**SMALL | {"trajectories": 64, "sample_batch": 64, "sampler_steps": 8})
-    hp = {"agent": numbers(pgd_iql.Hypers(guidance=0.3))}
+    hp = HyperParams(numbers(pgd_iql.Hypers(guidance=0.3)))
     source = pgd.generated(cfg, BOX, pgd.likelihood(pgd_iql, cfg, BOX))
     data = {"data": rows(BOX, 12)}
-    model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp["agent"], data)
+    model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp.agent, data)
     init = jax.jit(iql.make(cfg, BOX).init)
-    policies = [init(jax.random.key(seed), hp["agent"], {}) for seed in (0, 1)]
+    policies = [init(jax.random.key(seed), hp.agent, {}) for seed in (0, 1)]
 
     @jax.jit
     def pool(policy: Any, step: jax.Array) -> pgd.Pool:
@@ -295,11 +295,11 @@ def test_samples_follow_the_policy() -> None:
     for who, policy in enumerate(policies):
         seen = later[who].seen["synthetic_log_prob"]
         t, n = later[who].rows, int(later[who].filled)
-        likely = log_prob(policy, hp["agent"], t.obs[:n], t.action[:n])
+        likely = log_prob(policy, hp.agent, t.obs[:n], t.action[:n])
         np.testing.assert_allclose(seen, jnp.mean(likely), rtol=1e-4)
         other = later[1 - who].rows
         n = int(later[1 - who].filled)
-        assert seen > jnp.mean(log_prob(policy, hp["agent"], other.obs[:n], other.action[:n]))
+        assert seen > jnp.mean(log_prob(policy, hp.agent, other.obs[:n], other.action[:n]))
         assert seen > first[who].seen["synthetic_log_prob"]
 
 
@@ -318,14 +318,14 @@ def test_kinds_of_experience(module: Any) -> None:
     """Every agent learns from each, unchanged: whole runs trace, and the stages are these."""
     env = tiny.glide()
     inputs = {"data": jax.tree.map(jnp.asarray, rows(env.spec, 12))}
-    hp = {"agent": numbers(module.Hypers()), "env": env.params}
+    hp = HyperParams(numbers(module.Hypers()), env.params)
     expected = {"guided": "diffusion", "unguided": "diffusion", "autoregressive": "dynamics"}
     for kind in (*expected, "none"):
         cfg = module.Config(**SMALL, ensemble_hidden=(4,), ensemble_epochs=2, synthetic=kind)
         program = module.program(cfg, env, evals=2, episodes=3)
         names = [stage.name for stage in program.stages]
         assert names == ([expected[kind]] if kind in expected else []) + ["agent"]
-        assert [stage.scope for stage in program.stages[:-1]] == ["run"] * (len(names) - 1)
+        assert all(stage.shared for stage in program.stages[:-1])
         result = jax.eval_shape(train(program), jax.random.key(0), hp, inputs)
         assert ("synthetic_log_prob" in result.metrics["agent"]) == (names[0] == "diffusion")
 
@@ -340,9 +340,12 @@ def test_nothing_is_silently_unguided() -> None:
         pgd_iql.check_request(cfg, many(0.5, 0.0), inputs)
     pgd_iql.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
     rates = many(0.5, 0.5).replace(model_lr=np.float32([1e-3, 2e-3]))
-    with pytest.raises(UserError, match="model_lr differs between members: say .*no-share-model"):
-        pgd_iql.check_request(cfg, rates, inputs)
-    pgd_iql.check_request(dataclasses.replace(cfg, share_model=False), rates, inputs)
+    check = lambda cfg: check_shared(pgd_iql.program(cfg, tiny.glide()), rates)
+    with pytest.raises(
+        UserError, match="model_lr differs between members, .* say .*no-share-model"
+    ):
+        check(cfg)
+    check(dataclasses.replace(cfg, share_model=False))
     with pytest.raises(UserError, match="no episode with a window of horizon=4"):
         pgd_iql.check_request(dataclasses.replace(cfg, horizon=4), many(1.0), inputs)
     for change, says in {"sample_batch": "does not divide", "real_share": "between"}.items():

@@ -20,7 +20,7 @@ from jaxrl.agents import ppo
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
 from jaxrl.minibatch import scan_epochs
-from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, PyTree, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, HyperParams, PyTree, Transition
 
 CFG = ppo.Config(
     total_steps=10 * STEPS * ENVS,
@@ -317,10 +317,10 @@ def learn_probes(module: Any, cfg: Any, hp: Any, kinds: dict[str, Any]) -> tuple
     """Distributions [kinds, seeds, SHOWN] and values [kinds, seeds, SHOWN] of a trained agent."""
     env = medley([env for env, _ in kinds.values()])
     count = SEEDS * len(kinds)
-    hp = {
-        "agent": jax.tree.map(lambda x: jnp.full(count, x, jnp.float32), hp),
-        "env": {"kind": jnp.arange(count, dtype=jnp.int32) // SEEDS},
-    }
+    hp = HyperParams(
+        jax.tree.map(lambda x: jnp.full(count, x, jnp.float32), hp),
+        {"kind": jnp.arange(count, dtype=jnp.int32) // SEEDS},
+    )
     plan = population.layout(count, jax.devices()[:1], count)
     program = module.program(cfg, env, evals=1, episodes=4)
     result = jax.jit(population.train(program, plan))(jax.random.key(0), jnp.arange(count), hp, {})

@@ -22,7 +22,7 @@ from jaxrl.errors import UserError
 from jaxrl.losses import q_loss
 from jaxrl.minibatch import minibatches, permutation
 from jaxrl.optim import clipped_radam, linear
-from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, PyTree, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, EnvSpec, HyperParams, PyTree, Transition
 
 STEPS, ENVS, OBS, ACTIONS = 6, 4, 3, 4
 CFG = pqn.Config(
@@ -510,14 +510,15 @@ def learnt() -> Any:
     """Q values [seeds, kinds, λ, observations -1 0 1, actions]."""
     members = list(itertools.product(range(SEEDS), range(len(KINDS)), LAMBDAS))
     count = len(members)
-    hp = {
-        "agent": jax.tree.map(
+    hp = HyperParams(
+        jax.tree.map(
             lambda x: jnp.full(count, x, jnp.float32),
             pqn.Hypers(lr=0.02, gamma=GAMMA, eps_end=0.3, reward_scale=1.0),
         ),
-        "env": {"kind": jnp.int32([kind for _, kind, _ in members])},
-    }
-    hp["agent"] = hp["agent"].replace(lam=jnp.float32([lam for _, _, lam in members]))
+        {"kind": jnp.int32([kind for _, kind, _ in members])},
+    )
+    lam = jnp.float32([lam for _, _, lam in members])
+    hp = hp._replace(agent=hp.agent.replace(lam=lam))
     plan = population.layout(count, jax.devices()[:1], count)
     program = pqn.program(PROBE_CFG, medley(list(KINDS.values())), evals=1, episodes=4)
     train = jax.jit(population.train(program, plan))

@@ -13,6 +13,7 @@ from medley import medley
 from jaxrl import nets, population
 from jaxrl.agents import pqn_continuous
 from jaxrl.envs import probes
+from jaxrl.types import HyperParams
 
 KINDS = {
     "constant": probes.constant(continuous=True),
@@ -56,10 +57,10 @@ def learnt() -> tuple[np.ndarray, np.ndarray]:
     hypers = pqn_continuous.Hypers(
         lr=0.01, gamma=GAMMA, lam=0.5, penalty=1.0, noise_start=0.5, noise_end=0.3
     )
-    hp: dict[str, Any] = {
-        "agent": jax.tree.map(lambda x: jnp.full(count, x, jnp.float32), hypers),
-        "env": {"kind": jnp.arange(count, dtype=jnp.int32) // SEEDS},
-    }
+    hp = HyperParams(
+        jax.tree.map(lambda x: jnp.full(count, x, jnp.float32), hypers),
+        {"kind": jnp.arange(count, dtype=jnp.int32) // SEEDS},
+    )
     plan = population.layout(count, jax.devices()[:1], count)
     env = medley(list(KINDS.values()))
     program = pqn_continuous.program(CFG, env, evals=1, episodes=4)

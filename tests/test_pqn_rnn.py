@@ -14,6 +14,7 @@ import tiny
 from jaxrl.agents import pqn_rnn
 from jaxrl.errors import UserError
 from jaxrl.rollout import rollout
+from jaxrl.types import HyperParams
 
 KEEP, STEPS, ENVS = 2, 3, 16  # a window of five steps, as many as an episode has at most
 CELLS = ["gru", "lstm"]
@@ -41,9 +42,9 @@ def windows(cell: str) -> tuple[Any, ...]:
     def play() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(1), 4)
         state = agent.init(keys[0], hp, {})
-        src = source.init(keys[1], state, {"agent": hp}, {})
-        src, first, _ = source.next(src, state, {"agent": hp}, {}, keys[2], jnp.int32(0))
-        src, second, _ = source.next(src, state, {"agent": hp}, {}, keys[3], jnp.int32(1))
+        src = source.init(keys[1], state, HyperParams(hp), {})
+        src, first, _ = source.next(src, state, HyperParams(hp), {}, keys[2], jnp.int32(0))
+        src, second, _ = source.next(src, state, HyperParams(hp), {}, keys[3], jnp.int32(1))
         return state, first, second
 
     return cfg, env.spec, *play()

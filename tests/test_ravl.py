@@ -14,8 +14,8 @@ from logged import BOX, mode, numbers
 from jaxrl import envs
 from jaxrl.agents import edac, ravl
 from jaxrl.errors import UserError
-from jaxrl.program import Result, train
-from jaxrl.types import PyTree, Transition
+from jaxrl.program import Result, check_shared, train
+from jaxrl.types import HyperParams, Transition
 
 AIM = envs.make("probe:aim")
 SIZES: dict[str, Any] = {
@@ -66,7 +66,7 @@ def trained(dynamics: str, data: Transition) -> tuple[Result, np.ndarray]:
     """The result of a run, and the actions at -1 and 1; the best ones are half of these."""
     cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
     run = jax.jit(train(ravl.program(cfg, AIM, evals=2, episodes=8)))
-    hp: PyTree = {"agent": numbers(HP), "env": AIM.params}
+    hp = HyperParams(numbers(HP), AIM.params)
     result = run(jax.random.key(1), hp, {"data": data})
     agent = ravl.make(cfg, AIM.spec)
     return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]
@@ -96,15 +96,15 @@ def test_learns_in_a_model_that_it_has_learned() -> None:
 def test_stages() -> None:
     """A shared ensemble by default, one per member if asked for, none with the true dynamics."""
     told = [
-        [(stage.name, stage.scope) for stage in ravl.program(cfg, AIM).stages]
+        [(stage.name, stage.shared) for stage in ravl.program(cfg, AIM).stages]
         for cfg in (
             ravl.Config(),
             ravl.Config(share_dynamics=False),
             ravl.Config(dynamics="true"),
         )
     ]
-    agent = ("agent", "member")
-    assert told == [[("dynamics", "run"), agent], [("dynamics", "member"), agent], [agent]]
+    agent = ("agent", False)
+    assert told == [[("dynamics", True), agent], [("dynamics", False), agent], [agent]]
 
 
 def test_outcomes_that_are_given() -> None:
@@ -127,11 +127,14 @@ def test_outcomes_that_are_given() -> None:
 def test_one_ensemble_has_one_learning_rate() -> None:
     """Members that share it would all get the first one's; the true dynamics have none."""
     swept = numbers(HP).replace(model_lr=jnp.float32([1e-3, 1e-2]))
-    with pytest.raises(UserError, match="model_lr differs between members"):
-        ravl.check_request(ravl.Config(), swept, {})
-    ravl.check_request(ravl.Config(), swept.replace(model_lr=jnp.float32([1e-3] * 2)), {})
-    ravl.check_request(ravl.Config(share_dynamics=False), swept, {})
-    ravl.check_request(ravl.Config(dynamics="true"), swept, {})
+    check = lambda cfg, hp: check_shared(ravl.program(cfg, AIM), hp)
+    with pytest.raises(
+        UserError, match="model_lr differs between members, .* share their dynamics"
+    ):
+        check(ravl.Config(), swept)
+    check(ravl.Config(), swept.replace(model_lr=jnp.float32([1e-3] * 2)))
+    check(ravl.Config(share_dynamics=False), swept)
+    check(ravl.Config(dynamics="true"), swept)
 
 
 def test_options_are_those_of_edac_and_more() -> None:

@@ -317,7 +317,7 @@ def test_loaded_member_plays_the_last_evaluation_again(
     saved = restore.read_state(ready, opened)
     assert (saved.stage, saved.step) == (0, UPDATES)
     own = jax.tree.map(lambda x: x[member], saved.member)._replace(learner=state)
-    own.hp["agent"] = hp
+    own.hp.agent = hp
     # The same episodes, since evaluations draw from the member's own key and update.
     stage = dataclasses.replace(
         ready.program.stages[0], evaluate=evaluator(ready.env, policy, episodes=4)

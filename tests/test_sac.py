@@ -17,7 +17,7 @@ from jaxrl.distributions import Categorical, Normal
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
 from jaxrl.policies import ActionSamples, StochasticHead
-from jaxrl.types import Array, Batch, Box, Discrete, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Array, Batch, Box, Discrete, Env, EnvSpec, HyperParams, PyTree, Transition
 
 OBS, BATCH = 3, 8
 BOX = EnvSpec("arm", (OBS,), Box((-1.0, 0.0), (1.0, 4.0), (2,)), 10)
@@ -232,10 +232,10 @@ def learn(module: Any, cfg: Any, kinds: list[Env], hp: Any) -> PyTree:
     Hyperparameters are numbers, or one for each environment.
     """
     count = SEEDS * len(kinds)
-    table = {
-        "agent": jax.tree.map(lambda x: jnp.asarray(np.resize(np.float32(x), count)), hp),
-        "env": {"kind": jnp.arange(count) % len(kinds)},
-    }
+    table = HyperParams(
+        jax.tree.map(lambda x: jnp.asarray(np.resize(np.float32(x), count)), hp),
+        {"kind": jnp.arange(count) % len(kinds)},
+    )
     plan = population.layout(count, jax.devices()[:1], count)
     train = jax.jit(population.train(module.program(cfg, medley(kinds), evals=1, episodes=4), plan))
     return train(jax.random.key(0), jnp.arange(count), table, {}).states["agent"]

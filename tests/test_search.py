@@ -472,10 +472,8 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
     starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
     assert found["importance"] == {} and (ends != starts).any()
     state = restore.read_state(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
-    np.testing.assert_allclose(state.member.hp["agent"].lr[::2], ends[:, 0], rtol=1e-5)
-    np.testing.assert_array_equal(
-        state.member.hp["agent"].lr[::2], state.member.hp["agent"].lr[1::2]
-    )
+    np.testing.assert_allclose(state.member.hp.agent.lr[::2], ends[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(state.member.hp.agent.lr[::2], state.member.hp.agent.lr[1::2])
 
     spread, calls = truncation, []
 

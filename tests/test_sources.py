@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jaxrl.errors import UserError
 from jaxrl.exploration import random_policy
 from jaxrl.sources import below, fold, mix, replay, split_batch, uniform
-from jaxrl.types import Array, Batch, Box, Discrete, PyTree, Source, Transition
+from jaxrl.types import Batch, Box, Discrete, HyperParams, Source, Transition
 
 SLOTS, LENGTH, ENVS = 3, 4, 2
 GAMMA = 0.9
@@ -107,12 +108,10 @@ def test_folding_equals_a_walk(seed: int, written: int, n_step: int, ends: float
 def counting(sign: int) -> Source:
     """Window w holds the numbers sign * (1000 w + 10 t + env), and its state counts the windows."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Array:
+    def init(key, learner_state, hp, inputs):
         return jnp.int32(0)
 
-    def next(
-        src: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> Any:
+    def next(src, learner_state, hp, inputs, key, step):
         t, env = jnp.meshgrid(jnp.arange(LENGTH), jnp.arange(ENVS), indexing="ij")
         number = (sign * (1000 * src + 10 * t + env)).astype(jnp.float32)
         no = jnp.zeros((LENGTH, ENVS), bool)
@@ -163,12 +162,41 @@ def test_draws_every_row_as_often(step: int) -> None:
 
 @functools.cache
 def _next(source: Source) -> Any:
-    return jax.jit(lambda src, key, step: source.next(src, (), {}, {}, key, step))
+    return jax.jit(lambda src, key, step: source.next(src, (), HyperParams(()), {}, key, step))
+
+
+def refreshed(every: int) -> Source:
+    """One row that counts its refreshes."""
+    row = Transition(*(jnp.zeros(1) for _ in Transition._fields[:-1]))
+    return Source(
+        init=lambda *args: jnp.float32(0),
+        next=lambda src, *args: (src, Batch(row._replace(reward=src[None])), {}),
+        refresh=lambda src, *args: src + 1,
+        every=every,
+    )
+
+
+@pytest.mark.parametrize("kinds", [(2, None), (None, 2), (2, 2)])
+def test_both_parts_of_a_mixture_are_refreshed(kinds: tuple[int | None, ...]) -> None:
+    still = dataclasses.replace(refreshed(1), refresh=None)
+    source = mix(*(still if every is None else refreshed(every) for every in kinds), 0.5, 2)
+    args = ((), HyperParams(()), {}, jax.random.key(0))
+    assert source.every == 2 and source.refresh is not None
+    src = source.refresh(source.init(args[-1], *args[:-1]), *args, jnp.int32(0))
+    rewards = source.next(src, *args, jnp.int32(0))[1].transitions.reward
+    np.testing.assert_array_equal(rewards, [float(every is not None) for every in kinds])
+
+
+def test_sources_that_are_refreshed_and_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="different intervals"):
+        mix(refreshed(2), refreshed(3), 0.5, 2)
+    with pytest.raises(ValueError, match="without `refresh`"):
+        replay(refreshed(2), 8, 2)
 
 
 def test_folding_source_hands_out_the_discount() -> None:
     """γ^k of the rows, where the newest step of an environment folds with nothing."""
-    hp = {"agent": type("Hypers", (), {"gamma": jnp.float32(GAMMA)})}
+    hp = HyperParams(type("Hypers", (), {"gamma": jnp.float32(GAMMA)}))
     source = replay(counting(1), SLOTS * LENGTH * ENVS, 200, n_step=2)
     src = source.init(jax.random.key(0), (), hp, {})
     run = jax.jit(lambda src, key: source.next(src, (), hp, {}, key, jnp.int32(0)))

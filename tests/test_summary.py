@@ -11,12 +11,13 @@ import pytest
 
 from jaxrl.agents import iql
 from jaxrl.experiments import summary
+from jaxrl.types import HyperParams
 
 
 def plan(**hypers: Any) -> Any:
     """Just what `diverged` looks at: rewards from -1 to 3."""
     data = logged.rows(logged.BOX, 4)._replace(reward=np.array([-1, 0, 3, 1], np.float32))
-    return SimpleNamespace(inputs={"data": data}, hp={"agent": iql.Hypers(**hypers)})
+    return SimpleNamespace(inputs={"data": data}, hp=HyperParams(iql.Hypers(**hypers)))
 
 
 def test_q_beyond_what_can_be_earned_has_diverged() -> None:

@@ -168,9 +168,9 @@ def test_traced_values_are_members_and_static_ones_programs(folder: Path) -> Non
         assert plan.members == 2 * 3 * 3
         np.testing.assert_array_equal(plan.seeds, np.tile([7, 8, 9], 6))  # point by point
         lr, noise = np.float32([1e-3, 1e-2]), np.float32([0, 1, 2])
-        np.testing.assert_array_equal(plan.hp["agent"].lr, np.repeat(lr, 9))
-        np.testing.assert_array_equal(plan.hp["env"]["noise"], np.tile(np.repeat(noise, 3), 2))
-        assert (plan.hp["agent"].gamma == np.float32(plan.settings.hp.gamma)).all()
+        np.testing.assert_array_equal(plan.hp.agent.lr, np.repeat(lr, 9))
+        np.testing.assert_array_equal(plan.hp.env["noise"], np.tile(np.repeat(noise, 3), 2))
+        assert (plan.hp.agent.gamma == np.float32(plan.settings.hp.gamma)).all()
     # Whoever does not sweep is who it was: names of runs stay.
     settings = dataclasses.replace(found[0].plan.settings, points=({},))
     assert "points" not in identity(settings, {})
@@ -207,7 +207,7 @@ def test_an_environment_that_is_not_made_without_what_is_swept(folder: Path) -> 
     own = ["--env", "mine:make", *SMALL[2:], "--agent.num-steps", "4"]
     found = parts("pqn", *own, "--sweep", "env.limit=1,2", "env.noise=0,1")
     assert [program.static for program in found] == [{"env.limit": 1}, {"env.limit": 2}]
-    np.testing.assert_array_equal(found[1].plan.hp["env"]["noise"], np.float32([0, 1]))
+    np.testing.assert_array_equal(found[1].plan.hp.env["noise"], np.float32([0, 1]))
 
 
 def test_environments_are_programs_with_presets_of_their_own(folder: Path) -> None:

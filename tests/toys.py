@@ -23,6 +23,7 @@ from jaxrl.types import (
     Box,
     Env,
     EnvSpec,
+    HyperParams,
     Learner,
     Policy,
     PyTree,
@@ -77,6 +78,8 @@ def dataset(key: Array, rows: int = 64) -> Transition:
 class Hypers(NamedTuple):
     lr: Array
     gamma: Array
+    model_lr: Array
+    weight: Array
 
 
 def loss(w: Array, hp: Hypers, t: Transition, noise: Array) -> Array:
@@ -88,10 +91,10 @@ def loss(w: Array, hp: Hypers, t: Transition, noise: Array) -> Array:
 
 
 def agent() -> Agent:
-    def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key, hp, inputs):
         return {"w": 0.3 * jax.random.normal(key, (3, 1)), "count": jnp.int32(0)}
 
-    def update(state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array) -> Any:
+    def update(state, hp, batch, key, step):
         noise = jax.random.normal(key, (3, 1))
         value, grad = jax.value_and_grad(loss)(state["w"], hp, batch.transitions, noise)
         # A decision on the unbatched counter, as target copies and delayed updates are.
@@ -99,15 +102,7 @@ def agent() -> Agent:
         state = {"w": state["w"] - rate * jnp.tanh(grad), "count": state["count"] + 1}
         return state, {"loss": value}
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         action = jnp.tanh(obs @ state["w"][:2])
         return action + (0.5 * noise if explore else 0.0), memory, {"mean": action[:, 0]}
 
@@ -121,7 +116,7 @@ def recurrent_agent() -> Agent:
     def cell(w: Array, memory: Array, obs: Array, start: Array) -> Array:
         return jnp.tanh(0.9 * jnp.where(start[:, None], 0.0, memory) + obs @ w[:2])
 
-    def update(state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array) -> Any:
+    def update(state, hp, batch, key, step):
         t = batch.transitions
 
         def unrolled(w: Array) -> Array:
@@ -135,15 +130,7 @@ def recurrent_agent() -> Agent:
         value, grad = jax.value_and_grad(unrolled)(state["w"])
         return {**state, "w": state["w"] - hp.lr * grad}, {"loss": value}
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> Any:
+    def act(state, hp, obs, start, memory, noise, explore):
         memory = cell(state["w"], memory, obs, start)
         return memory + (0.5 * noise if explore else 0.0), memory, {}
 
@@ -154,14 +141,14 @@ def recurrent_agent() -> Agent:
 def model() -> Learner:
     """Next observations as a linear function of observation and action."""
 
-    def init(key: Array, hp: PyTree, inputs: PyTree) -> PyTree:
+    def init(key, hp, inputs):
         return 0.1 * jax.random.normal(key, (3, 2))
 
-    def update(state: PyTree, hp: PyTree, batch: Batch, key: Array, step: Array) -> Any:
+    def update(state, hp, batch, key, step):
         t = batch.transitions
         error = lambda m: jnp.mean((jnp.concatenate([t.obs, t.action], -1) @ m - t.next_obs) ** 2)
         value, grad = jax.value_and_grad(error)(state)
-        return state - hp["lr"] * grad, {"model_loss": value}
+        return state - hp.model_lr * grad, {"model_loss": value}
 
     return Learner(init=init, update=update)
 
@@ -174,25 +161,21 @@ class Imagined(NamedTuple):
 def imagined(policy: Policy, every: int) -> Source:
     """One model step from data rows with the current policy, made anew every `every` updates."""
 
-    def init(key: Array, learner_state: PyTree, hp: PyTree, inputs: PyTree) -> Imagined:
+    def init(key, learner_state, hp, inputs):
         rows = jax.tree.map(lambda x: jnp.zeros_like(x[:16]), inputs["data"])
         return Imagined(rows, jnp.int32(0))
 
-    def refresh(
-        src: Imagined, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> Imagined:
+    def refresh(src, learner_state, hp, inputs, key, step):
         key_rows, key_noise = jax.random.split(key)
         rows = take(inputs["data"], jax.random.randint(key_rows, (16,), 0, 64))
         noise = policy.noise(key_noise, 16)
         action, _, _ = policy.act(
-            learner_state, hp["agent"], rows.obs, rows.start, policy.memory(16), noise, True
+            learner_state, hp.agent, rows.obs, rows.start, policy.memory(16), noise, True
         )
         next_obs = jnp.concatenate([rows.obs, action], -1) @ inputs["model"]
         return Imagined(rows._replace(action=action, next_obs=next_obs), src.refreshes + 1)
 
-    def next(
-        src: Imagined, learner_state: PyTree, hp: PyTree, inputs: PyTree, key: Array, step: Array
-    ) -> Any:
+    def next(src, learner_state, hp, inputs, key, step):
         rows = jax.random.randint(key, (8,), 0, 16)
         metrics = {"refreshes": src.refreshes.astype(jnp.float32)}
         return src, Batch(take(src.buffer, rows)), metrics
@@ -203,20 +186,10 @@ def imagined(policy: Policy, every: int) -> Source:
 def adjust(base: Policy) -> Policy:
     """A policy around a policy, with state {"base", "model"} and the hyperparameters of both."""
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: PyTree,
-        explore: bool,
-    ) -> Any:
-        action, memory, extras = base.act(
-            state["base"], hp["agent"], obs, start, memory, noise, explore
-        )
+    def act(state, hp, obs, start, memory, noise, explore):
+        action, memory, extras = base.act(state["base"], hp, obs, start, memory, noise, explore)
         towards = jnp.concatenate([obs, action], -1) @ state["model"]
-        return action - hp["model"]["weight"] * towards[:, :1], memory, extras
+        return action - hp.weight * towards[:, :1], memory, extras
 
     return Policy(act=act, memory=base.memory, noise=base.noise)
 
@@ -230,15 +203,15 @@ def _agent_stage(source: Source, a: Agent, name: str = "agent", **kw: Any) -> St
     return Stage(name=name, learner=a, source=source, **kw)
 
 
-def _model_stage(scope: str) -> Stage:
+def _model_stage(shared: bool) -> Stage:
     return Stage(
         name="model",
         learner=model(),
         source=uniform(8),
         updates=9,
         evals=3,
-        part="model",
-        scope=scope,
+        shared=shared,
+        reads=("model_lr",),
     )
 
 
@@ -277,12 +250,12 @@ def row_offline_online() -> Program:
 def row_refreshed() -> Program:
     a = agent()
     source = mix(uniform(8), imagined(a, 2), 0.25, 8)
-    return Program((_model_stage("member"), _agent_stage(source, a)))
+    return Program((_model_stage(False), _agent_stage(source, a)))
 
 
 def row_wrapped() -> Program:
     a = agent()
-    judge = evaluator(drift(), adjust(a), 3, part=None)
+    judge = evaluator(drift(), adjust(a), 3)
 
     def evaluate(state: PyTree, hp: PyTree, inputs: PyTree, key: Array) -> Any:
         return judge({"base": inputs["agent"], "model": state}, hp, inputs, key)
@@ -293,7 +266,6 @@ def row_wrapped() -> Program:
         source=uniform(8),
         updates=9,
         evals=3,
-        part="model",
         evaluate=evaluate,
     )
     return Program((_agent_stage(uniform(8), a, evaluate=None), score))
@@ -301,7 +273,7 @@ def row_wrapped() -> Program:
 
 def row_shared_model() -> Program:
     a = agent()
-    return Program((_model_stage("run"), _agent_stage(imagined(a, 2), a)))
+    return Program((_model_stage(True), _agent_stage(imagined(a, 2), a)))
 
 
 def _with_mean(source: Source) -> Source:
@@ -321,19 +293,16 @@ ROWS: dict[str, Callable[[], Program]] = {
     "offline then online": row_offline_online,
     "refreshed source": row_refreshed,
     "policy wrapped by a policy": row_wrapped,
-    "scope run": row_shared_model,
+    "shared model": row_shared_model,
 }
 
 
-def hypers(members: int) -> dict[str, PyTree]:
+def hypers(members: int) -> HyperParams:
     """Different hyperparameters and physics for each of [P] members, one model setting for all."""
     spread = jnp.linspace(0.0, 1.0, members)
     same = jnp.ones(members)
-    return {
-        "agent": Hypers(0.01 + 0.02 * spread, 0.9 + 0.05 * spread),
-        "model": {"lr": 0.05 * same, "weight": 0.1 * same},
-        "env": {"noise": 0.2 + 0.2 * spread},
-    }
+    agent = Hypers(0.01 + 0.02 * spread, 0.9 + 0.05 * spread, 0.05 * same, 0.1 * same)
+    return HyperParams(agent, {"noise": 0.2 + 0.2 * spread})
 
 
 def inputs() -> dict[str, PyTree]:

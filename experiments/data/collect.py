@@ -35,7 +35,17 @@ from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
 from jaxrl.runs import records
-from jaxrl.types import Array, Discrete, Env, Policy, PyTree, Source, TimeStep, Transition
+from jaxrl.types import (
+    Array,
+    Discrete,
+    Env,
+    HyperParams,
+    Policy,
+    PyTree,
+    Source,
+    TimeStep,
+    Transition,
+)
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MAZE_LEVELS = ("random", *maze_walks.LEVELS)
@@ -57,7 +67,7 @@ class Actor:
 
     @functools.cached_property
     def source(self) -> Source:
-        return rollout(self.env, self.policy, ENVS, WINDOW, part="policy")
+        return rollout(self.env, self.policy, ENVS, WINDOW)
 
     @functools.cached_property
     def begin(self) -> Callable[..., PyTree]:
@@ -82,7 +92,7 @@ class Actor:
     @functools.cached_property
     def episodes(self) -> Callable[..., Any]:
         """(policy state, hp, {}, key) -> `Episodes` [EPISODES], without exploration."""
-        return jax.jit(evaluator(self.env, self.policy, EPISODES, part="policy"))
+        return jax.jit(evaluator(self.env, self.policy, EPISODES))
 
 
 class Behaviour(NamedTuple):
@@ -164,8 +174,8 @@ def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
     layout = name.removeprefix("maze:")
     policy = maze_walks.controller(layout)
 
-    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
-        return policy.act(state, hp, obs[1], *rest)
+    def act(state, hp, obs, start, memory, noise, explore):
+        return policy.act(state, hp, obs[1], start, memory, noise, explore)
 
     guided = dataclasses.replace(policy, act=act)
     found = {
@@ -186,11 +196,11 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     settings = ready.settings
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data are made by one member of an agent that trains in one stage")
-    hp = jax.tree.map(lambda x: x[0], ready.hp["agent"])
+    hp = jax.tree.map(lambda x: x[0], ready.hp.agent)
     env, agent = ready.env, ready.module.make(settings.cfg, ready.env.spec)
 
-    def act(state: PyTree, hp: PyTree, obs: PyTree, *rest: Any) -> tuple[Array, PyTree, dict]:
-        return agent.act(state, hp, obs[0], *rest)
+    def act(state, hp, obs, start, memory, noise, explore):
+        return agent.act(state, hp, obs[0], start, memory, noise, explore)
 
     actor = Actor(showing(env), Policy(act=act, memory=agent.memory, noise=agent.noise))
     random = at_random(env)
@@ -202,7 +212,7 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
         ready.hp,
         {},
         ids=ready.seeds,
-        snapshot=lambda stage, step, last: True,
+        hooks=drive.Hooks(snapshot=lambda stage, step, last: True),
     )
     for report in reports:
         assert report.snapshot is not None
@@ -248,7 +258,7 @@ def showing(env: Env) -> Env:
 def mean_return(behaviour: Behaviour, key: Array) -> float:
     """Mean undiscounted return of `EPISODES` episodes, without exploration."""
     actor, state, hp = behaviour
-    return float(np.mean(actor.episodes(state, {"policy": hp}, {}, key).returns))
+    return float(np.mean(actor.episodes(state, HyperParams(hp), {}, key).returns))
 
 
 def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
@@ -261,11 +271,11 @@ def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
     share = -(-steps // ENVS)
     windows = -(-(share + (actor.env.spec.max_steps or PATIENCE)) // WINDOW)
     key_begin, key_steps = jax.random.split(key)
-    src = actor.begin(key_begin, state, {"policy": hp}, {})
+    src = actor.begin(key_begin, state, HyperParams(hp), {})
     parts = []
     for i in range(windows):
         key = jax.random.fold_in(key_steps, i)
-        src, window = actor.go_on(src, state, {"policy": hp}, key, jnp.int32(i))
+        src, window = actor.go_on(src, state, HyperParams(hp), key, jnp.int32(i))
         parts.append(jax.device_get(window))
     played = jax.tree.map(lambda *x: np.concatenate(x), *parts)  # [T, N, ...]
     rows = []

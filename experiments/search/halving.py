@@ -32,13 +32,13 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
     """One slot, filled up to `size` trials; one in `eta` goes on at each rung."""
     trials, seeds = len(settings.points), settings.options.seeds
     settings = slots.filled(settings, size)
-    objective, hosts = engine.objective, engine.hosts
+    objective, processes = engine.objective, engine.processes
 
     def within(ready: Plan) -> train_loop.Within:
         stage = ready.program.stages[-1]
         steps = rungs(stage.chunks, size, eta)
         nexts = {end: count for (end, _), (_, count) in zip(steps, steps[1:], strict=False)}
-        first, last = ready.ranges[hosts.index]
+        first, last = ready.ranges[processes.index]
 
         def going_on(step: int, columns: dict[str, np.ndarray]) -> np.ndarray:
             """Trials after the rung at `step`, by metrics [P] there."""
@@ -49,7 +49,9 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
 
         def mine(chosen: np.ndarray | None) -> np.ndarray:
             """The leader's choice of trials, as members of this process."""
-            told = json.loads(hosts.say(json.dumps([] if chosen is None else chosen.tolist())))
+            told = json.loads(
+                processes.broadcast(json.dumps([] if chosen is None else chosen.tolist()))
+            )
             members = members_of(np.array(told, int), seeds)
             return members[(first <= members) & (members < last)] - first
 
@@ -59,7 +61,7 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             found = train_loop.metrics_of(report) or {}
             names = ["finite", objective.metric]
             own = np.stack([found[name] for name in names], 1)
-            columns = dict(zip(names, slots.everywhere(ready, hosts, own).T, strict=True))
+            columns = dict(zip(names, slots.everywhere(ready, processes, own).T, strict=True))
             kept.append(mine(going_on(report.step, columns)))
             return kept[-1]
 
@@ -67,7 +69,7 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             """Those that a run goes on with which has come to `step` of stage `index`."""
             passed = [end for end in nexts if end <= step and index == train_loop.end(ready)[0]]
             chosen = np.arange(trials)
-            if passed and hosts.leads:
+            if passed and processes.leads:
                 # Of later chunks, some processes may have written their rows and others not.
                 history = records.read_metrics(path, stage.name)
                 rows = history["update"] == passed[-1]

@@ -38,7 +38,7 @@ from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.values import take
 from jaxrl.runs import records
-from jaxrl.runs.processes import Hosts, join
+from jaxrl.runs.processes import Processes, join
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -68,8 +68,8 @@ def run(request: Request) -> dict[str, Any]:
     goal = objective(own)
     request = request._replace(options=rest)
     its = settle(request.agent, rest).options
-    hosts = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
-    space = read_space(request, hosts)
+    processes = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
+    space = read_space(request, processes)
     samplers.check(own.sampler, space)
     if own.sampler == "grid":
         size = int(np.prod([len(each.choices) for each in space.ranges.values()]))
@@ -79,10 +79,10 @@ def run(request: Request) -> dict[str, Any]:
         f"search-{request.agent}", its.env, config
     )
     sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
-    width = slots.check(Engine(goal, hosts, {}, its.width), space.programs[0], sizes[0])
-    width = _open(hosts, path, config, its.overwrite, width)
-    engine = Engine(goal, hosts, {}, width)
-    with records.RunDir(path).lock() if hosts.leads else contextlib.nullcontext():
+    width = slots.check(Engine(goal, processes, {}, its.width), space.programs[0], sizes[0])
+    width = _open(processes, path, config, its.overwrite, width)
+    engine = Engine(goal, processes, {}, width)
+    with records.RunDir(path).lock() if processes.leads else contextlib.nullcontext():
         _train(own, space, engine, path, sizes)
         summary = _finish(own, space, engine, path)
     return summary
@@ -93,9 +93,9 @@ def run(request: Request) -> dict[str, Any]:
 
 def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]) -> None:
     """All trials that are still to be done, batch after batch."""
-    hosts, book = engine.hosts, None
+    processes, book = engine.processes, None
     seed = space.programs[0].options.seed
-    if hosts.leads:
+    if processes.leads:
         book = study.open_study(path, own.minimise)
         print(
             f"{path}: {plural(own.trials, 'trial')} x "
@@ -107,12 +107,12 @@ def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[
     while True:
         batch = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
         queue = []
-        batch = [Slot(*each) for each in json.loads(hosts.say(json.dumps(batch)))]
+        batch = [Slot(*each) for each in json.loads(processes.broadcast(json.dumps(batch)))]
         if not batch:
             return
         for slot in batch:
             clock, compiles = time.perf_counter(), engine.compiles
-            if hosts.leads:
+            if processes.leads:
                 told = label(slot.static)
                 print(f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}")
             outcome = _slot(own, space, engine, path, slot, sizes[0])
@@ -164,10 +164,10 @@ def _spend(book: Study, spent: Mapping[str, float]) -> None:
 
 def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str, Any]:
     """Confirms, chooses, reports and writes summary.json."""
-    hosts = engine.hosts
-    book = study.open_study(path, own.minimise) if hosts.leads else None
+    processes = engine.processes
+    book = study.open_study(path, own.minimise) if processes.leads else None
     chosen = study.best(book, own.confirm) if book is not None else []
-    points = json.loads(hosts.say(json.dumps([trial.params for trial in chosen])))
+    points = json.loads(processes.broadcast(json.dumps([trial.params for trial in chosen])))
     confirmed = confirm.confirm(own, space, path, points)
     summary: dict[str, Any] = {}
     if book is not None:
@@ -183,7 +183,7 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
         summary = records.plain(summary)
         records.write_json(path / "summary.json", summary)
         report.report(path)
-    hosts.all(True)
+    processes.all_true(True)
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -198,13 +198,15 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
 
-def _open(hosts: Hosts, path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
+def _open(
+    processes: Processes, path: Path, config: dict[str, Any], overwrite: bool, width: int
+) -> int:
     """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
     width that it has."""
     if overwrite:
         raise UserError("a search is not overwritten; remove its folder, or choose another --out")
     context, file = {"width": width}, path / "search.json"
     known = open_together(
-        hosts, path, "search", lambda: open_record(file, "search", config, context)
+        processes, path, "search", lambda: open_record(file, "search", config, context)
     )
-    return hosts.agree(known["context"]["width"] if known else width)
+    return processes.broadcast_int(known["context"]["width"] if known else width)

@@ -31,8 +31,8 @@ from jaxrl.experiments.search.space import Range
 from jaxrl.experiments.settings import Settings
 from jaxrl.program import MemberState
 from jaxrl.runs import records
-from jaxrl.runs.processes import Hosts
-from jaxrl.types import Array, PyTree
+from jaxrl.runs.processes import Processes
+from jaxrl.types import Array, HyperParams, PyTree
 
 FOLDER = "exchange"
 
@@ -43,7 +43,7 @@ def evolve(
     """One slot, in which `share` of the trials takes over from as many best after every evaluation
     but the last."""
     seeds, count = settings.options.seeds, len(settings.points)
-    objective, hosts = engine.objective, engine.hosts
+    objective, processes = engine.objective, engine.processes
 
     def within(ready: Plan) -> train_loop.Within:
         def adapt(stage: int, state: MemberState, report: drive.Report) -> MemberState:
@@ -52,15 +52,15 @@ def evolve(
                 return state
             own = [columns["finite"], columns[objective.metric], *_units(state.hp, ranges).T]
             rows = np.stack([x[: len(columns["finite"])] for x in own], 1)
-            finite, values, *units = slots.everywhere(ready, hosts, rows).T
+            finite, values, *units = slots.everywhere(ready, processes, rows).T
             members = objective.members({"finite": finite[None], objective.metric: values[None]})
             rng = np.random.default_rng([settings.options.seed, stage, report.step])
             parents = truncation(rng, objective.ranking(members.reshape(-1, seeds)), share)
             moved = perturb(rng, np.stack(units, 1)[::seeds], parents)
             told = json.dumps([parents.tolist(), moved.tolist()])
-            parents, moved = map(np.array, json.loads(hosts.say(told)))
+            parents, moved = map(np.array, json.loads(processes.broadcast(told)))
             hp = hyper_table(
-                {"agent": settings.hp, "env": ready.env.params},
+                HyperParams(settings.hp, ready.env.params),
                 ready.members,
                 {
                     name: np.repeat(each.values(moved[:, i]), seeds)
@@ -68,13 +68,13 @@ def evolve(
                 },
             )
             rows = members_of(parents, seeds)
-            new = _take_over(ready, hosts, path / FOLDER, state, rows, hp)
+            new = _take_over(ready, processes, path / FOLDER, state, rows, hp)
             return jax.device_put(new, jax.tree.map(lambda x: x.sharding, state))
 
         return train_loop.Within({}, adapt=adapt)
 
     found = slots.run(engine, settings, path, count, within)
-    if not hosts.leads:
+    if not processes.leads:
         return found
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     folder = records.RunDir(path)
@@ -85,12 +85,12 @@ def evolve(
     return found._replace(final=final)
 
 
-def _units(hp: Mapping[str, PyTree], ranges: Mapping[str, Range]) -> np.ndarray:
+def _units(hp: HyperParams, ranges: Mapping[str, Range]) -> np.ndarray:
     """Settings [P, V] of members as they stand in a state, in the unit cube."""
     columns = []
     for name, each in ranges.items():
         part, _, field = name.partition(".")
-        record = hp[part]
+        record = getattr(hp, part)
         values = record[field] if isinstance(record, Mapping) else getattr(record, field)
         columns.append(each.units(np.asarray(values).tolist()))
     return np.stack(columns, axis=1)
@@ -101,7 +101,7 @@ def _units(hp: Mapping[str, PyTree], ranges: Mapping[str, Range]) -> np.ndarray:
 
 def _take_over(
     ready: Plan,
-    hosts: Hosts,
+    processes: Processes,
     folder: Path,
     state: MemberState,
     parents: np.ndarray,
@@ -109,7 +109,7 @@ def _take_over(
 ) -> MemberState:
     """This process's members after an exchange in which member i has the parent `parents[i]` [P],
     and the settings of row i of `hp` [P, ...]."""
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     own, home = np.arange(first, last), np.empty(ready.members, int)
     for process, (begin, end) in enumerate(ready.ranges):
         home[begin:end] = process
@@ -119,10 +119,10 @@ def _take_over(
         folder.mkdir(exist_ok=True)
         records.atomic_write(folder / f"{parent}", _bytes(learner(parent)))
     if away.size:
-        hosts.all(True)  # until all files are there
+        processes.all_true(True)  # until all files are there
     new = state
     if own.size:
-        here = np.where(home[parents[own]] == hosts.index, parents[own], own) - first
+        here = np.where(home[parents[own]] == processes.index, parents[own], own) - first
         padding = np.arange(own.size, len(state.key))  # takes from itself
         rows = jnp.asarray(np.append(here, padding).astype(np.int32))
         padded = np.minimum(np.arange(len(rows)) + first, last - 1)
@@ -132,7 +132,7 @@ def _take_over(
         its = jax.tree.map(lambda x: x[member], hp)  # noqa: B023
         new = _put(new, jnp.int32(member - first), row, its)
     if away.size:
-        hosts.all(True)  # until all have read, since the next exchange writes these files anew
+        processes.all_true(True)  # all have read: the next exchange overwrites the files
     return new
 
 

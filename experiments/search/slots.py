@@ -24,7 +24,7 @@ from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.runs import device_memory, records, stats
-from jaxrl.runs.processes import Hosts
+from jaxrl.runs.processes import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Engine(NamedTuple):
     """
 
     objective: Objective
-    hosts: Hosts
+    processes: Processes
     built: dict[tuple[str, int], drive.Built]
     width: int | None  # members per tile; None leaves it to the rule
 
@@ -126,11 +126,11 @@ def run(
     width = engine.width and min(engine.width, count)
     its = dataclasses.replace(settings.options, out=path, width=width)
     settings = dataclasses.replace(settings, options=its)
-    hosts = engine.hosts
-    ready = prepare(settings, hosts)
-    if hosts.leads:
+    processes = engine.processes
+    ready = prepare(settings, processes)
+    if processes.leads:
         records.open_run(path, ready.identity, context(ready))
-    hosts.all(True)
+    processes.all_true(True)
     folder = records.RunDir(path.resolve()).as_found()
     if not folder.finished:
         static = repr((settings.cfg, its.env_options))
@@ -138,14 +138,14 @@ def run(
         changes = within(ready) if within is not None else train_loop.Within({})
         changes = changes._replace(built=built)
         total = changes.env_steps(ready, *train_loop.end(ready))
-        display = Display(total, silent=not hosts.leads, unit=ready.unit)
-        with folder.lock() if hosts.leads else contextlib.nullcontext():
-            times = train_loop.run(ready, folder, hosts, display, changes)
-        if hosts.leads:
+        display = Display(total, silent=not processes.leads, unit=ready.unit)
+        with folder.lock() if processes.leads else contextlib.nullcontext():
+            times = train_loop.run(ready, folder, processes, display, changes)
+        if processes.leads:
             folder.write_summary(summarise(ready, folder, **times))
-        hosts.all(True)
+        processes.all_true(True)
     told = ""
-    if hosts.leads:
+    if processes.leads:
         history = records.read_metrics(folder, ready.program.stages[-1].name)
         history = {k: x.reshape(-1, count) for k, x in history.items() if k != "stage"}
         members = engine.objective.members(history).reshape(-1, its.seeds)[:trials]
@@ -153,17 +153,17 @@ def run(
         stopped = np.where(row < len(history["finite"]) - 1, history["update"][row, 0], 0)
         env_steps = (folder.summary() or {})["env_steps"]
         told = json.dumps([members.tolist(), stopped.tolist(), env_steps])
-    members, stopped, env_steps = json.loads(hosts.say(told))
+    members, stopped, env_steps = json.loads(processes.broadcast(told))
     members = np.array(members, np.float64).reshape(trials, -1)
     values = engine.objective.trials(members)
     return Outcome(members, values, np.array(stopped, int), env_steps)
 
 
-def everywhere(ready: Plan, hosts: Hosts, rows: np.ndarray) -> np.ndarray:
+def everywhere(ready: Plan, processes: Processes, rows: np.ndarray) -> np.ndarray:
     """Rows [P, V] of all members, in every process, from those [p, V] of each of them."""
-    first, last = ready.ranges[hosts.index]
+    first, last = ready.ranges[processes.index]
     own = np.asarray(rows, np.float64)[: last - first]
-    parts = [json.loads(text) for text in hosts.gather(json.dumps(own.tolist()))]
+    parts = [json.loads(text) for text in processes.gather(json.dumps(own.tolist()))]
     return np.concatenate([np.array(x, np.float64).reshape(-1, rows.shape[1]) for x in parts])
 
 
@@ -175,7 +175,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
-    ready = prepare(padded, engine.hosts)
+    ready = prepare(padded, engine.processes)
     last = len(ready.program.stages) - 1
     state = drive.abstract_state(ready.program, ready.hp, ready.inputs, last).member
     known = ["return", "length", *state.metrics]
@@ -184,7 +184,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
             f"--objective metric:{engine.objective.metric}: there is none"
             f"{nearest(engine.objective.metric, known)}; there are {', '.join(sorted(known))}"
         )
-    first, end = ready.ranges[engine.hosts.index]
+    first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(state_bytes(ready), end - first, ready.layout, free)
     return ready.layout.width

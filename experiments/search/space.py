@@ -22,7 +22,7 @@ from jaxrl.experiments.requests import Request
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import read_value
-from jaxrl.runs.processes import ALONE, Hosts
+from jaxrl.runs.processes import ALONE, Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Space(NamedTuple):
         return dataclasses.replace(settings, points=tuple(points))
 
 
-def read_space(request: Request, hosts: Hosts = ALONE) -> Space:
+def read_space(request: Request, processes: Processes = ALONE) -> Space:
     """The space of a request; every combination of static values is planned, nothing is compiled.
 
     Raises:
@@ -124,14 +124,14 @@ def read_space(request: Request, hosts: Hosts = ALONE) -> Space:
         else:
             tried[name] = [str(found[name].low)]
     # A sweep over one value of each traced setting, which refuses whatever cannot be.
-    planned = programs(plan._replace(sweep=tried), hosts)
+    planned = programs(plan._replace(sweep=tried), processes)
     traced = {name: found[name] for name in planned[0].plan.settings.swept}
     static = {name: each for name, each in found.items() if name not in traced}
     for name in static:
         if len(found[name].choices) > len(tried[name]):  # an option of the environment
             tried[name] = request.sweep[name]
     if sum(map(len, tried.values())) > len(tried):
-        planned = programs(plan._replace(sweep=tried), hosts)
+        planned = programs(plan._replace(sweep=tried), processes)
     for name, each in traced.items():
         if each.choices:
             traced[name] = Range(choices=tuple(_number(name, x) for x in each.choices))

@@ -32,7 +32,7 @@ from jaxrl.rollout import rollout
 from jaxrl.runs import records
 from jaxrl.sources import held_out
 from jaxrl.spaces import box_scale
-from jaxrl.types import Array, Box, Env, EnvSpec, Policy, PyTree, TimeStep, Transition
+from jaxrl.types import Array, Box, Env, EnvSpec, HyperParams, Policy, PyTree, TimeStep, Transition
 
 STEPS, EPISODES, SETTLED = 150, 256, 50
 SPEED, OUTWARDS = 0.8, 0.25
@@ -89,15 +89,7 @@ def make() -> Env:
 def steer(inwards: float, outwards: float, spread: float) -> Policy:
     """Along the circle, back to it in proportion to the distance, and always outwards."""
 
-    def act(
-        state: PyTree,
-        hp: PyTree,
-        obs: Array,
-        start: Array,
-        memory: PyTree,
-        noise: Array,
-        explore: bool,
-    ) -> tuple[Array, PyTree, dict[str, Array]]:
+    def act(state, hp, obs, start, memory, noise, explore):
         radius = jnp.linalg.norm(obs, axis=-1, keepdims=True)
         normal = obs / radius
         tangent = jnp.stack([-normal[:, 1], normal[:, 0]], -1)
@@ -115,8 +107,8 @@ def play(policy: Policy, state: PyTree, hp: PyTree, key: Array, episodes: int) -
     """Whole episodes [150, episodes]."""
     source = rollout(make(), policy, episodes, STEPS, resets=1)
     key_begin, key_steps = jax.random.split(key)
-    begin = source.init(key_begin, state, {"agent": hp}, {})
-    return source.next(begin, state, {"agent": hp}, {}, key_steps, jnp.int32(0))[1].transitions
+    begin = source.init(key_begin, state, HyperParams(hp), {})
+    return source.next(begin, state, HyperParams(hp), {}, key_steps, jnp.int32(0))[1].transitions
 
 
 def data(key: Array) -> Transition:
@@ -134,7 +126,7 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
         source=held_out(cfg.batch_size),
         updates=cfg.updates,
     )
-    hp = {"agent": jax.tree.map(jnp.float32, cdsa.Hypers())}
+    hp = HyperParams(jax.tree.map(jnp.float32, cdsa.Hypers()))
     state = jax.jit(train(Program((stage,))))(key, hp, {"data": rows}).states["model"]
     return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 

@@ -53,7 +53,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.imagination import Model, Outcome, true_model
 from jaxrl.program import Program, Result, dataclasses, train
 from jaxrl.runs import records
-from jaxrl.types import Array, Env, PyTree, Transition, mean_where
+from jaxrl.types import Array, Env, HyperParams, PyTree, Transition, mean_where
 
 STEPS, STARTS, EPISODES, EVALS = 10, 4096, 100, 5
 COMMON: dict[str, Any] = {
@@ -99,11 +99,11 @@ def patched(model: Model) -> Model:
     """`model` with true values at the edge: γ V* is paid with the step there, which terminates."""
 
     def step(
-        inputs: PyTree, hp: PyTree, world: PyTree, obs: Array, action: Array, key: Array
+        inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
     ) -> tuple[PyTree, Outcome]:
         world, out = model.step(inputs, hp, world, obs, action, key)
-        edge, gamma = reach.edge_of_reach(out.next_obs, STEPS), hp["agent"].gamma
-        value = reach.optimal_value(out.next_obs, hp["env"]["goal"], gamma)
+        edge, gamma = reach.edge_of_reach(out.next_obs, STEPS), hp.agent.gamma
+        value = reach.optimal_value(out.next_obs, hp.env["goal"], gamma)
         reward = out.reward + jnp.where(edge, gamma * value, 0.0)
         return world, out._replace(reward=reward, terminated=out.terminated | edge)
 
@@ -120,7 +120,7 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
     )
     run = jax.vmap(train(Program((stage,))), (0, None, None))
     own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
-    hp = jax.tree.map(jnp.float32, {"agent": own, "env": env.params})
+    hp = jax.tree.map(jnp.float32, HyperParams(own, env.params))
     return jax.block_until_ready(jax.jit(run)(keys, hp, {"data": data}))
 
 
@@ -134,11 +134,11 @@ def judged(cfg: ravl.Config, env: Env, agent: Any) -> Callable[..., Judged]:
     """An evaluation that knows the true values."""
     play, head = evaluator(env, agent, EPISODES), edac.head_of(cfg, env.spec)
 
-    def evaluate(state: edac.State, hp: PyTree, inputs: PyTree, key: Array) -> Judged:
+    def evaluate(state: edac.State, hp: HyperParams, inputs: PyTree, key: Array) -> Judged:
         def go(position: Array, _: None) -> tuple[Array, Array]:
             mode = jnp.tanh(head.policy(state.actor, position).mode)
             ahead = position + mode
-            true = reach.optimal_value(position, hp["env"]["goal"], hp["agent"].gamma)
+            true = reach.optimal_value(position, hp.env["goal"], hp.agent.gamma)
             return ahead, jnp.mean(least(head, state, position) - true)
 
         begin = inputs["data"].obs[:EPISODES]
@@ -160,7 +160,7 @@ def least(head: Any, state: edac.State, position: Array) -> Array:
 def counting(learner: Any) -> Any:
     """`learner` with the share of steps that lead into the edge as a further metric."""
 
-    def update(state: PyTree, hp: Any, batch: Any, key: Array, step: Array) -> tuple[PyTree, dict]:
+    def update(state, hp, batch, key, step):
         state, metrics = learner.update(state, hp, batch, key, step)
         edge = reach.edge_of_reach(batch.transitions.next_obs, STEPS).astype(jnp.float32)
         return state, metrics | {"edge": mean_where(edge, jnp.ones(edge.shape, bool))}

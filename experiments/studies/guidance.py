@@ -40,7 +40,7 @@ from jaxrl.runs import records
 from jaxrl.runs.plots import COLOURS
 from jaxrl.sources import below, take
 from jaxrl.trajectories import codec
-from jaxrl.types import Array, Env, PyTree, Transition
+from jaxrl.types import Array, Env, HyperParams, PyTree, Transition
 from jaxrl.windows import find
 
 COEFFICIENTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -89,7 +89,7 @@ def learn(cfg: pgd_iql.Config, env: Env, data: Transition, key: Array) -> dict[s
         dataclasses.replace(cfg, synthetic=kind) for kind in ("unguided", "autoregressive", "none")
     ]
     stages = [pgd_iql.program(each, env, evals=1, episodes=1).stages[0] for each in models]
-    hp = {"agent": jax.tree.map(jnp.float32, pgd_iql.Hypers(model_lr=2e-3)), "env": env.params}
+    hp = HyperParams(jax.tree.map(jnp.float32, pgd_iql.Hypers(model_lr=2e-3)))
     return jax.jit(train(Program(tuple(stages))))(key, hp, {"data": data}).states
 
 

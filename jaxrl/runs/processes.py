@@ -19,7 +19,7 @@ from jaxrl.errors import UserError
 FOR_EVER = 2**31 - 1  # milliseconds; the death of a process ends the wait long before
 
 
-class Hosts:
+class Processes:
     """This process among `count`; number 0 leads. Every process makes the same calls in order.
 
     All calls return at once where the process is alone.
@@ -32,25 +32,25 @@ class Hosts:
     def leads(self) -> bool:
         return self.index == 0
 
-    def say(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """The leader's text, in every process; what the others hand in is not looked at."""
         if self.count == 1:
             return text
-        key = self._key("say")
+        key = self._key("broadcast")
         if self.leads:
             self._client.key_value_set(key, text)
             return text
         return self._client.blocking_key_value_get(key, FOR_EVER)
 
-    def agree(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """The leader's number, in every process."""
-        return int(self.say(str(number)))
+        return int(self.broadcast(str(number)))
 
-    def all(self, true: bool) -> bool:
+    def all_true(self, true: bool) -> bool:
         """Whether it is true in every process. Returns when every process has called."""
         if self.count == 1:
             return true
-        key = self._key("all")
+        key = self._key("all_true")
         self._client.key_value_set(f"{key}/{self.index}", str(int(true)))
         if self.leads:
             votes = [
@@ -58,7 +58,7 @@ class Hosts:
                 for i in range(self.count)
             ]
             true = "0" not in votes
-        return self.agree(int(true)) == 1
+        return self.broadcast_int(int(true)) == 1
 
     def gather(self, text: str) -> list[str]:
         """The texts of all processes, in their order, in every process."""
@@ -70,17 +70,17 @@ class Hosts:
             self._client.blocking_key_value_get(f"{key}/{i}", FOR_EVER) for i in range(self.count)
         ]
 
-    def ask(self, number: int) -> None:
-        """Leaves a request for the leader, from any process at any time; see `asked`."""
+    def request_stop(self, number: int) -> None:
+        """Leaves a request for the leader, from any process at any time; see `stop_requested`."""
         if self.count > 1:
-            self._client.key_value_set("jaxrl/ask", str(number), allow_overwrite=True)
+            self._client.key_value_set("jaxrl/stop", str(number), allow_overwrite=True)
 
-    def asked(self) -> int:
+    def stop_requested(self) -> int:
         """The last request, 0 without one."""
         if self.count == 1:
             return 0
         try:
-            return int(self._client.key_value_try_get("jaxrl/ask"))
+            return int(self._client.key_value_try_get("jaxrl/stop"))
         except jax.errors.JaxRuntimeError:  # there is none
             return 0
 
@@ -89,7 +89,7 @@ class Hosts:
         return f"jaxrl/{what}/{self._calls}"
 
 
-ALONE = Hosts()
+ALONE = Processes()
 
 
 def join(
@@ -97,7 +97,7 @@ def join(
     processes: int | None = None,
     process_id: int | None = None,
     heartbeat: int = 100,
-) -> Hosts:
+) -> Processes:
     """Joins the other processes of a cluster, or of `coordinator` "host:port"; alone otherwise.
 
     Has to come before the first computation. A second call gives what the first one gave.
@@ -121,7 +121,7 @@ def join(
 
 
 @functools.cache
-def _joined(*args: Any) -> Hosts:
+def _joined(*args: Any) -> Processes:
     from jax._src import distributed  # its client is in no public module
 
     *who, heartbeat = args
@@ -133,7 +133,7 @@ def _joined(*args: Any) -> Hosts:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes do not find each other: {error}") from error
     state = distributed.global_state
-    return Hosts(state.process_id or 0, state.num_processes or 1, state.client)
+    return Processes(state.process_id or 0, state.num_processes or 1, state.client)
 
 
 def in_cluster(env: Any = os.environ) -> bool:

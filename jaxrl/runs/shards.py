@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl.runs.checkpoint import Checkpoints
-from jaxrl.runs.processes import ALONE
-from jaxrl.runs.processes import Hosts
+from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import PyTree
 
 Range = tuple[int, int]
@@ -45,13 +44,13 @@ class Shards:
         path: Path,
         ranges: Sequence[Range],
         keep: int = 2,
-        hosts: Hosts = ALONE,
+        processes: Processes = ALONE,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.path, self.ranges, self.hosts, self.say = path, list(ranges), hosts, say
-        self.own = self.ranges[hosts.index]
+        self.path, self.ranges, self.processes, self.say = path, list(ranges), processes, say
+        self.own = self.ranges[processes.index]
         # One more while processes are apart by one save: none may drop what others still need.
-        self._keep = keep + (hosts.count > 1)
+        self._keep = keep + (processes.count > 1)
         self._mine: Checkpoints | None = None
         self._saved = False
 
@@ -73,10 +72,10 @@ class Shards:
         count = self.ranges[-1][1]
         candidates = [i for i in sorted(known, reverse=True) if cover(known[i], (0, count))]
         # The leader's view of the folder is the one that counts.
-        listed = self.hosts.say(" ".join(map(str, candidates)))
+        listed = self.processes.broadcast(" ".join(map(str, candidates)))
         for index in map(int, listed.split()):
             found = read(self.path, index, members, target, self.say, read_only=False)
-            if self.hosts.all(found is not None):
+            if self.processes.all_true(found is not None):
                 self._drop_after(index)
                 return found
         self._drop_after(-1)
@@ -96,7 +95,7 @@ class Shards:
         """Returns when the last save of every process is on disk."""
         if self._mine is not None:
             self._mine.wait()
-        if self.hosts.all(True) and self._saved and self.hosts.leads:
+        if self.processes.all_true(True) and self._saved and self.processes.leads:
             self._remove_others()
             self._saved = False
 

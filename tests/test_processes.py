@@ -143,8 +143,8 @@ def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_pat
 
 
 def test_a_run_without_progress_is_ended(tmp_path: Path) -> None:
-    hang = "from jaxrl.experiments import running, guard\nimport time\n"
-    hang += "running.metrics_of = lambda report: time.sleep(1000)"
+    hang = "from jaxrl.experiments import train_loop\nimport time\n"
+    hang += "train_loop.metrics_of = lambda report: time.sleep(1000)"
     running = cluster.start(tmp_path / "run", inject=[hang], more=["--watchdog", "2"])
     (ended,) = cluster.finish(running, 60)
     assert ended.code == 75
@@ -260,6 +260,11 @@ def test_flags_and_clusters() -> None:
 
 def test_alone_everything_is_agreed() -> None:
     alone = ALONE
-    assert (alone.agree(7), alone.say("x"), alone.all(False), alone.asked()) == (7, "x", False, 0)
+    assert (
+        alone.broadcast_int(7),
+        alone.broadcast("x"),
+        alone.all_true(False),
+        alone.stop_requested(),
+    ) == (7, "x", False, 0)
     np.testing.assert_equal(alone.leads, True)
     assert alone.gather("x") == ["x"]

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxrl import population
 from jaxrl.errors import UserError
 from jaxrl.runs import device_memory
-
-
-def test_bytes_of_arrays_and_of_shapes() -> None:
-    make = lambda: {"a": jnp.zeros((3, 5)), "b": (jnp.zeros(7, bool), jax.random.key(0))}
-    assert (
-        device_memory.tree_bytes(jax.eval_shape(make))
-        == device_memory.tree_bytes(make())
-        == 60 + 7 + 8
-    )
 
 
 def test_members_the_tile_at_work_and_a_checkpoint() -> None:
