@@ -86,12 +86,25 @@ class Plan(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What `env_steps` counts: "steps" of the environment, or "updates" where none are made."""
-        return "steps" if any(s.source.env_steps for s in self.program.stages) else "updates"
+        """What `progress` counts: environment "steps" if every stage makes some, else "updates"."""
+        stages = zip(self.program.stages, self.steps, strict=True)
+        return "steps" if all(steps for stage, steps in stages if stage.updates) else "updates"
+
+    def progress(self, stage: int, step: int) -> int:
+        """How far one member is after `step` updates of `stage`, in `unit`."""
+        if self.unit == "steps":
+            return self.env_steps(stage, step)
+        return sum(each.updates for each in self.program.stages[:stage]) + step
 
     @property
-    def total_steps(self) -> int:
-        return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
+    def end(self) -> tuple[int, int]:
+        """(last stage, its updates)."""
+        return len(self.program.stages) - 1, self.program.stages[-1].updates
+
+    @property
+    def total(self) -> int:
+        """`progress` of one member at the end."""
+        return self.progress(*self.end)
 
 
 def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier = NOTHING) -> Plan:
@@ -146,7 +159,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         # are compared on the same ones.
         jax.random.key(0),
         seeds,
-        [n or 1 for n in steps],
+        steps,
         inputs,
         meta,
         earlier.digests,

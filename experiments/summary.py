@@ -48,6 +48,8 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     )
     known = ~np.isnan(by_chunk["finite"])
     env_steps = int(np.where(known, by_chunk["env_steps"], 0).max(0).sum())
+    before = sum(stage.updates for stage in stages[:-1])
+    updates = int(np.where(known, before + by_chunk["update"], 0).max(0).sum())
     learns_q = bool(ready.inputs) and "q" in by_chunk
     return {
         "finished": True,
@@ -59,6 +61,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         "wall_s": wall_s,
         "compile_s": compile_s,
         "steps_per_s": env_steps / (wall_s - compile_s),
+        "updates_per_s": updates / (wall_s - compile_s),
         "return": outcome(final) | {"episodes": settings.options.eval_episodes},
         "risk": {
             name: {key: outcome(last[name])[key] for key in ("iqm", "ci95")}
@@ -139,7 +142,7 @@ def listed(members: list[int]) -> str:
 
 def speed(summary: dict[str, Any], unit: str) -> str:
     wall, compiling = clock(summary["wall_s"]), clock(summary["compile_s"])
-    return f"{rate(summary['steps_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
+    return f"{rate(summary[f'{unit}_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
 
 
 def context(ready: Plan) -> dict[str, Any]:

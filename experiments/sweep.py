@@ -126,22 +126,24 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
         return
     plans = [program.plan for program in found]
     members = sum(plan.members for plan in plans)
-    steps = compact(sum(plan.total_steps * plan.members for plan in plans))
+    unit = plans[0].unit
+    steps = compact(sum(plan.total * plan.members for plan in plans))
+    counted = "environment steps" if unit == "steps" else "updates"
     tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
     print(
         f"{plans[0].settings.agent} on {tasks}: {plural(members, 'member')} in "
-        f"{plural(len(found), 'program')} = {steps} environment steps; {short_path(path)}"
+        f"{plural(len(found), 'program')} = {steps} {counted}; {short_path(path)}"
     )
     every = [point for plan in plans for point in plan.settings.points]
     for name in dict.fromkeys(name for point in every for name in point):
         values = dict.fromkeys(point[name] for point in every if name in point)
         print(f"members of one program: {name} = {', '.join(map(shown, values))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
-    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices", "steps")
+    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices")
     static = dict.fromkeys(name for program in found for name in program.static)
     for name in ("program", *static):
         table.add_column(name)
-    for name in numbers:
+    for name in (*numbers, *(["steps"] if unit == "steps" else [])):
         table.add_column(name, justify="right")
     for program in found:
         plan, each = program.plan, state_bytes(program.plan)
@@ -154,7 +156,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
             size(each * plan.members),
             str(plan.layout.width),
             f"{plan.layout.devices} {device_kind()}",
-            compact(plan.total_steps * plan.members),
+            *([compact(plan.total * plan.members)] if unit == "steps" else []),
         )
     print_line(table)
 

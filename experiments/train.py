@@ -72,9 +72,7 @@ def train(settings: Settings) -> dict[str, Any]:
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, processes)
     ready = ready._replace(layout=layout, ranges=ranges)
-    display = Display(
-        ready.total_steps * ready.members, silent=not processes.leads, unit=ready.unit
-    )
+    display = Display(ready.total * ready.members, silent=not processes.leads, unit=ready.unit)
     for line in describe(ready, member_bytes, path):
         display.say(line)
     with run.lock() if processes.leads else contextlib.nullcontext():
@@ -99,8 +97,8 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
     """What is about to run."""
     settings, layout = ready.settings, ready.layout
     updates = sum(stage.updates for stage in ready.program.stages)
-    steps = compact(ready.total_steps * ready.members)
-    told = f" = {steps} environment steps" if ready.unit == "steps" else ""
+    steps = ready.env_steps(*ready.end) * ready.members
+    told = f" = {compact(steps)} environment steps" if steps else ""
     of_each = f"{plural(len(settings.points), 'point')} x {plural(settings.options.seeds, 'seed')}"
     return [
         f"{settings.agent} on {settings.options.env}: {plural(ready.members, 'member')}"

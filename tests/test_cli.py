@@ -17,7 +17,7 @@ import yaml
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, report, settings, summary, train_loop
+from jaxrl.experiments import agents, cli, jax_setup, report, settings, summary, train, train_loop
 from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
@@ -182,6 +182,12 @@ BAD = {
     "report no run": (["report", "files"], "files", "config.json"),
     "report half a config": (["report", "half"], "half", "config.json"),
     "report option": (["report", "files", "--uot", "x.png"], "--uot", "'--out'"),
+    "report csv without value": (["report", "files", "--csv", "--out", "x.png"], "--csv needs a"),
+    "eval of jaxrl 0.1": (["eval", "old"], "old was made by jaxrl 0.1", "this version"),
+    "out of jaxrl 0.1": ([*TRAIN, "--out", "old"], "made by jaxrl 0.1"),
+    "agent's file": (["train", "nowhere.py", "--env", "probe:obs"], "no file nowhere.py"),
+    "env's file": ([*NAMED, "nowhere.py:env"], "no file 'nowhere.py'"),
+    "env-options, name=": ([*NAMED, "CartPole-v1", "--env-options", "name=x"], "'name'"),
     "list nothing": (["list"], "list what"),
     "list": (["list", "agent"], "agents", "envs"),
     "list two": (["list", "envs", "agents"], "list what"),
@@ -209,6 +215,7 @@ def furnished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("files", "notes.txt", "kept"),
         ("half", "config.json", '{"config": '),
         ("another", "config.json", "[]"),
+        ("old", "config.json", '{"config": {"agent": "pqn"}, "context": {"width": 1}}'),
     ):
         (folder / name).mkdir()
         (folder / name / file).write_text(text)
@@ -419,6 +426,81 @@ def test_presets_that_come_with_jaxrl(agent: str) -> None:
 def test_a_setting_has_one_spelling_of_its_name(presets: Path) -> None:
     dashes = parse("--env=probe:obs", "--agent.num-envs=3", "--eval-episodes", "4")
     assert parse("--env", "probe:obs", "--agent.num_envs", "3", "--eval_episodes=4") == dashes
+
+
+def test_spellings_with_ize(presets: Path) -> None:
+    own = ["--env", "probe:obs", "--env-options", "normalize_obs=true"]
+    assert parse(*own).options.env_options == {"normalise_obs": True}
+    found = resolve("pqn_continuous", {"env": "probe:aim", "agent": {"normalize_obs": True}})
+    assert found.cfg.normalise_obs
+    line = tokenise(["--env=probe:aim", "--no-normalize-obs"])[1]
+    assert not resolve("pqn_continuous", line).cfg.normalise_obs
+
+
+def test_a_call_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same settings and the same errors, with a name or a module for the agent."""
+    monkeypatch.setattr(train, "train", lambda settings: settings)
+    line = parse("--env", "probe:match", "--seeds", "3", "--lr", "0.5", "--hidden", "8", "8")
+    given = {"env": "probe:match", "seeds": 3, "agent": {"lr": np.float32(0.5), "hidden": [8, 8]}}
+    assert train.run("pqn", **given) == line
+    assert train.run(agents.load("pqn"), **given) == line
+    with pytest.raises(UserError, match="--agent.lrr, did you mean '--agent.lr'"):
+        train.run("pqn", env="probe:match", agent={"lrr": 1})
+    with pytest.raises(UserError, match="--seeds takes INT, not 'three'"):
+        train.run("pqn", env="probe:match", seeds="three")
+
+
+def test_a_call_leaves_jax_as_it_is(tmp_path: Path) -> None:
+    """Also where devices are in use already; the command would have changed their number."""
+    code = """
+import jax
+devices, before = jax.devices(), dict(jax.config.values)
+import jaxrl
+try:
+    jaxrl.run("pqn", env="probe:match", seeds=2, width=3)
+except ValueError as error:
+    print(error)
+assert jax.devices() == devices and dict(jax.config.values) == before
+"""
+    outcome = process(code=code, cwd=tmp_path, JAX_PLATFORMS="cpu")
+    assert outcome.out == "--width must be between 1 and 2, the members there are\n", outcome.err
+
+
+def test_the_command_leaves_what_is_set(tmp_path: Path) -> None:
+    code = """
+import jax
+from jaxrl.experiments import jax_setup
+jax_setup.start()
+print(jax.config.jax_default_matmul_precision, jax.config.jax_num_cpu_devices)
+"""
+    own = {"JAX_DEFAULT_MATMUL_PRECISION": "high", "JAX_NUM_CPU_DEVICES": "3"}
+    assert process(code=code, cwd=tmp_path, **own).out == "high 3\n"
+
+
+def test_own_agents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the current directory, a file anywhere, and an attribute of either."""
+    (folder / "below").mkdir()
+    for file in ("own_agent.py", "below/other_agent.py"):
+        (folder / file).write_text("from jaxrl.agents import pqn\nfrom jaxrl.agents.pqn import *\n")
+    own = agents.load("pqn").Config
+    for name in ("own_agent", "own_agent.py", "own_agent:pqn", "below/other_agent.py:pqn"):
+        agents.check_name(name)
+        assert agents.load(name).Config is own
+    for name in ("own_agent", "other_agent"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its config.json, of which options take the place."""
+    seen: list[Settings] = []
+    monkeypatch.setattr(train, "train", seen.append)
+    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "inf", "--env-options", "max_steps=3"]
+    made = parse(*asked)
+    records.open_run("made", identity(made, {}), {"width": 1})
+    assert cli.main(["train", "made/config.json"]) == 0
+    assert cli.main(["train", "made/config.json", "--seeds", "5", "--lr=1"]) == 0
+    assert seen[0] == made
+    assert (seen[1].options.seeds, seen[1].hp.lr, seen[1].cfg) == (5, 1.0, made.cfg)
 
 
 def test_env_options_are_values_not_text() -> None:

@@ -48,7 +48,7 @@ def evolve(
     def within(ready: Plan) -> train_loop.Within:
         def adapt(stage: int, state: MemberState, report: drive.Report) -> MemberState:
             columns = train_loop.metrics_of(report)
-            if columns is None or stage < train_loop.end(ready)[0]:
+            if columns is None or stage < ready.end[0]:
                 return state
             own = [columns["finite"], columns[objective.metric], *_units(state.hp, ranges).T]
             rows = np.stack([x[: len(columns["finite"])] for x in own], 1)

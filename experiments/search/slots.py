@@ -137,7 +137,7 @@ def run(
         built = engine.built.setdefault((static, ready.members), {})
         changes = within(ready) if within is not None else train_loop.Within({})
         changes = changes._replace(built=built)
-        total = changes.env_steps(ready, *train_loop.end(ready))
+        total = changes.progress(ready, *ready.end)
         display = Display(total, silent=not processes.leads, unit=ready.unit)
         with folder.lock() if processes.leads else contextlib.nullcontext():
             times = train_loop.run(ready, folder, processes, display, changes)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl.runs.records import atomic_write
-from jaxrl.runs.stats import bootstrap_ci
-from jaxrl.runs.stats import iqm
+from jaxrl.runs.stats import bootstrap_ci, iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -207,7 +207,7 @@ def check_format(path: Path, known: Mapping[str, Any]) -> None:
     What is not the JSON of a run at all is left to later checks.
     """
     made = known.get("format")
-    if made == FORMAT or not {"config", "sweep", "search"} & set(known) or known == {"config": None}:
+    if made == FORMAT or not {"config", "sweep", "search"} & set(known):
         return
     by = "jaxrl 0.1" if made is None else "another version of jaxrl"
     raise UserError(f"{path} was made by {by} and cannot be read by this version")
