@@ -12,7 +12,8 @@ class Options:
     """What every training run can be told, beside its agent's own settings."""
 
     env: str
-    """environment: a name of `jaxrl list envs`, or module:attribute for your own"""
+    """environment: a name of `jaxrl list envs`, or module:attribute or file.py:attribute for your
+    own"""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """settings of the environment, as in gravity=1.6; every one takes max_steps=200, hide=[1,3]
     (elements of observations), sticky=0.25, normalise_obs=true, normalise_reward=0.99"""

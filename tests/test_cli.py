@@ -17,7 +17,17 @@ import yaml
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, report, settings, summary, train, train_loop
+from jaxrl.experiments import (
+    agents,
+    cli,
+    jax_setup,
+    report,
+    settings,
+    summary,
+    train,
+    train_loop,
+    values,
+)
 from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
@@ -341,8 +351,30 @@ def test_help_names_every_command(jaxrl: Callable[..., Outcome]) -> None:
 def test_help_of_an_agent(jaxrl: Callable[..., Outcome]) -> None:
     outcome = jaxrl("train", "pqn", "--help")
     assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith("usage: jaxrl train pqn --env ENV [options]\n")
     for word in ("--env", "(required)", "--seeds", "--agent.lr", "--agent.hidden", "(default: 1)"):
         assert word in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "own"), [("sweep", "--dry-run, --no-dry-run"), ("search", "--trials INT")]
+)
+def test_help_has_the_options_of_the_command(
+    command: str, own: str, jaxrl: Callable[..., Outcome]
+) -> None:
+    """Every option with its help; with --env, defaults are those of the preset."""
+    outcome = jaxrl(command, "pqn", "--env", "CartPole-v1", "--help")
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith(f"usage: jaxrl {command} pqn --env ENV")
+    assert own in outcome.out
+    known = settings.known_fields(agents.load("pqn"))
+    chosen = settings.preset_values("pqn", agents.load("pqn"), "CartPole-v1", "auto")
+    assert chosen
+    words = outcome.out.split()
+    for name in known:
+        assert values.spelled(name) in {word.strip(",") for word in words}
+    text = " ".join(words)
+    assert f"(default: {chosen['agent.total_steps']})" in text
 
 
 def test_lists(jaxrl: Callable[..., Outcome]) -> None:
@@ -551,6 +583,7 @@ def test_a_failed_member_has_no_return() -> None:
     class Evals(NamedTuple):
         returns: np.ndarray = np.array([[1.0, 3.0], [9.0, 9.0]])
         lengths: np.ndarray = np.array([[1, 3], [9, 9]])
+        measured: dict[str, np.ndarray] = {}
 
     metrics = {"finite": np.array([1.0, 0.0]), "loss": np.array([0.1, np.nan])}
     columns = train_loop.metrics_of(Report("agent", 1, metrics, Evals(), None))
