@@ -1,27 +1,30 @@
-"""CDSA: a trained policy whose actions are moved to where the data are dense.
+"""CDSA: a trained policy whose actions are corrected towards regions of high data density.
 
 CDSA: Conservative Denoising Score-based Algorithm for Offline Reinforcement Learning. Zeyuan Liu,
 Kai Yang, Xiu Li. arXiv:2406.07541.
 
-The paper's: nothing is changed about the policy. Gradients of the log-density of the data (scores),
-learned by denoising score matching, and an inverse dynamics model, which turns a change of state
-into an action, correct what it does when it acts; one score model serves several policies.
+From the paper: the policy itself stays unchanged. Its actions are corrected with scores (gradients
+of the data's log-density), learned by denoising score matching, and with an inverse dynamics model
+that turns a change of state into an action. One score model serves several policies.
 
-Ours, since the paper's could not be had: networks, noise levels, and the formulas. With the base's
-action a, observations s in units of the data's deviations, σ² ∇ log p_σ written as the step g_σ:
+With the base's action a, observations s standardised with the data's statistics, and the score step
+g_σ = σ² ∇ log p_σ, the corrections are
 
   "action"   (i)   a <- clip(a + α g_σ(a | s)), `ladder_steps` times for each σ of the `ladder`
   "next"     (ii)  a <- (1 - β) a + β I(s, F(s, a) + w g_σ(s + F(s, a)))
   "current"  (iii) a <- clip(a + w (I(s, g_σ(s)) - I(s, 0)))
   "both"     (ii), then (i)
 
-I(s, s' - s) is the inverse dynamics, F(s, a) = s' - s the forward model. The score of actions is
-conditional: noise is on a alone. A strength of zero (α; w or β) leaves out its correction, and
-without any the base's action comes out bit for bit.
+with inverse dynamics I(s, s' - s) and forward model F(s, a) = s' - s. The score of actions is
+conditional: only a is noisy. A strength of zero (α; w or β) turns its correction off; with all
+corrections off, the base's action is unchanged bit for bit.
 
-The networks are trained once and shared by all members. A member is one of the base runs (`run`)
-and one of its members (`member`): base runs are points of the run, their members its seeds. A base
-without correction is a point of strengths zero, which plays from the same initial states.
+The networks are trained once and shared by all members. `run` and `member` of a member select its
+base: base runs are points of the run, their members its seeds. A base without correction is a point
+of zero strengths, evaluated from the same initial states.
+
+Deviations from the paper:
+- Networks, noise levels and formulas are original, since the paper's are not published.
 """
 
 from __future__ import annotations
@@ -82,20 +85,19 @@ class Config:
     updates: int = 200_000
     """gradient steps of the networks"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     correction: Literal["action", "next", "current", "both"] = "both"
-    """what is corrected: the action itself, the state it leads to, the state it is taken in, or
-    the first two"""
+    """action (score of actions), next or current (score of states), or both (next, then action)"""
     ladder: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05)
-    """noise levels at which the action is moved, in half action ranges"""
+    """noise levels of the action correction, in half action ranges, in order"""
     ladder_steps: int = 3
-    """steps at each of them"""
+    """correction steps per noise level of the ladder"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of all networks"""
+    """widths of the hidden layers"""
     embedding: int = 16
-    """numbers that a noise level is made into"""
+    """dimension of the noise-level embedding"""
 
 
 @struct.dataclass
@@ -103,21 +105,21 @@ class Hypers:
     """Traced: members of one population may differ in each, apart from lr and tau."""
 
     lr: Any = 3e-4
-    """learning rate of Adam, which falls to zero along a cosine"""
+    """initial learning rate of Adam; a cosine schedule lowers it to 0"""
     tau: Any = 1e-3
-    """share of the way that the slow networks, which are acted with, move at each update"""
+    """Polyak step size of the EMA networks, which compute the corrections"""
     alpha: Any = 0.5
-    """strength of the correction of actions; 0 leaves it out"""
+    """strength α of the action correction; 0 turns it off"""
     w: Any = 1.0
-    """strength of the correction through states; 0 leaves it out"""
+    """strength w of the correction through states; 0 turns it off"""
     beta: Any = 1.0
-    """share of the action that leads to the corrected next state; 0 leaves it out"""
+    """weight β of the action that leads to the corrected next state; 0 turns it off"""
     sigma: Any = 0.3
-    """noise level of the score of states, in deviations of the data"""
+    """noise level σ of the state score, in standard deviations of the dataset"""
     run: Any = 0.0
-    """which of the base runs, from 0 on"""
+    """index of the base run"""
     member: Any = 0.0
-    """which of its members, from 0 on"""
+    """index of the base run's member"""
 
 
 def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
@@ -413,7 +415,7 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         raise UserError(f"ladder={cfg.ladder} must lie between {low} and {high}, as in training")
     space = box_scale("cdsa", spec)
     if not bases:
-        raise UserError("cdsa corrects trained policies; which? As in: --base runs/NAME")
+        raise UserError("cdsa needs a trained policy: pass --base runs/NAME")
     net, base = networks(cfg, spec, space), one_of(bases)
     adjusted = adjust(base, cfg, spec)
 
@@ -423,7 +425,8 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
         chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
         return Adjusted(Trained(chosen, ()), trained(net, inputs["model"]))
 
-    return Agent(init=init, act=adjusted.act, memory=adjusted.memory, noise=adjusted.noise)
+    act, memory, noise = adjusted.act, adjusted.memory, adjusted.noise
+    return Agent(init=init, act=act, memory=memory, noise=noise, hypers=Hypers())
 
 
 def measured(

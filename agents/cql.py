@@ -1,15 +1,21 @@
-"""CQL: SAC whose critics are pushed down on actions that are not in the data.
+"""CQL: conservative Q-learning, SAC with critics pushed down on actions outside the dataset.
 
 Conservative Q-Learning for Offline Reinforcement Learning. Aviral Kumar, Aurick Zhou, George
-Tucker, Sergey Levine. NeurIPS 2020, arXiv:2006.04779; the form is CQL(H), eq. 4.
+Tucker, Sergey Levine. NeurIPS 2020, arXiv:2006.04779. The variant is CQL(H), eq. 4.
 
-To the squared error of twin critics comes weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)]. The
-integral is estimated from uniform actions and from the policy's at s and at s', each divided by its
-density. Policies and temperature are SAC's, targets leave out the entropy, as in the authors' code.
+The critic loss is the squared TD error of twin critics plus the regulariser
 
-Deviations: an update goes critics, actor, temperature, each with what came before (the authors'
-actor climbs the critics of the update before); the actor is not trained by cloning at first; the
-estimate is a mean over samples, so that it is that of the integral: another constant in the loss.
+  weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)].
+
+The integral is estimated by importance sampling from uniform actions and from the policy's actions
+at s and at s'. Policy and temperature are SAC's. Targets leave out the entropy, as in the authors'
+code.
+
+Deviations from the authors' code:
+- An update goes critics, actor, temperature, each with the results of the previous one; there the
+  actor is trained on the critics before their update.
+- The actor is not pretrained by behaviour cloning.
+- The integral is estimated by a mean over samples, which changes the loss by a constant.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from flax import struct
 from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
-from jaxrl.optim import adam_step, polyak
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
@@ -37,62 +43,62 @@ OFFLINE = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     samples: int = 10
-    """actions per row of each kind: uniform, of the policy at s, and of the policy at s'"""
+    """actions per row from each of: the uniform distribution, the policy at s, the policy at s'"""
     learn_temperature: bool = True
-    """adapt the temperature to an entropy of -A nats; else it stays as it is"""
+    """learn the temperature for a target entropy of -A nats; otherwise it stays constant"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics"""
+    """learning rate of the critics' Adam"""
     actor_lr: Any = 3e-5
-    """learning rate of actor and temperature"""
+    """learning rate of Adam for policy and temperature"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     temperature: Any = 1.0
-    """weight α of the entropy, at the start where it is learned"""
+    """weight α of the entropy; the initial value if learned"""
     weight: Any = 10.0
-    """weight of the regulariser beside the critics' squared error"""
+    """weight of the conservative regulariser, relative to the squared TD error"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [2, size] of the twins
-    target: Array  # [2, size]
-    log_temperature: Array  # [], 0 where it is not learned
-    opt: tuple[optax.OptState, ...]  # of actor, critic and log_temperature
+    actor: Array  # [size] flat parameters
+    critic: Array  # [2, size] flat parameters of the twin critics
+    target: Array  # [2, size] target critics
+    log_temperature: Array  # [] log α; 0 if not learned
+    opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
 
 
 class Proposals(NamedTuple):
-    """K actions per row at which the critics are pushed down, and their log-densities."""
+    """K actions per row for the importance-sampled integral, and their log-densities."""
 
-    action: Array  # [K, B, A] of the environment
-    log_density: Array  # [K, B] of unit actions, under what they were drawn from
+    action: Array  # [K, B, A] in the environment's units
+    log_density: Array  # [K, B] log-density of the unit actions under their proposal distribution
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is below one.
+      UserError: the action space is not a bounded box of one axis, or a size is below 1.
     """
     check_offline(cfg)
     at_least(1, samples=cfg.samples)
@@ -106,7 +112,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
         critic = jax.lax.map(head.critic, jax.random.split(key_critic))
         learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
         log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
@@ -122,19 +128,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
         key_ahead, key_now, key_push = jax.random.split(key, 3)
 
-        ahead = head.consider(
-            head.policy(state.actor, t.next_obs), head.noise(key_ahead, cfg.batch_size)
-        )
-        q = jnp.min(
-            jax.vmap(head.values, (0, None, None))(state.target, t.next_obs, ahead.action), 0
-        )
+        noise = head.noise(key_ahead, cfg.batch_size)
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise)
+        q = least(state.target, t.next_obs, ahead.action)
         y = td_target(t, hp.gamma, expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
             count, rows = pushed.log_density.shape
             obs = jnp.broadcast_to(t.obs[None], (count, *t.obs.shape))
-            # The data's actions and the proposals in one pass.
+            # One pass for the dataset's actions and the proposals.
             every = jnp.concatenate([t.obs[None], obs]).reshape(-1, *t.obs.shape[1:])
             action = jnp.concatenate([t.action[None], pushed.action]).reshape(-1, space.size)
             out = twins(critic, every, action).reshape(2, 1 + count, rows)
@@ -142,21 +145,21 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             error, push = critic_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
             return error + hp.weight * push, (error, push, q)
 
-        grads, (error, push, q) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), _, (error, push, q) = minimise(of_critic, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
             dist = head.policy(actor, t.obs)
-            now = head.consider(dist, head.noise(key_now, cfg.batch_size))
+            now = head.samples(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)
             entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
             return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
 
-        (loss_pi, (entropy, mode)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.actor_lr)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, (entropy, mode) = minimise(of_actor, at, hp.actor_lr)
 
         log_temperature = state.log_temperature
-        if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
+        if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
             log_temperature, opt_temperature = adam_step(
                 log_temperature, grads, opt_temperature, hp.actor_lr
@@ -176,13 +179,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = (opt_actor, opt_critic, opt_temperature)
         return State(actor, critic, target, log_temperature, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def propose(
     head: StochasticHead, space: BoxScale, actor: Array, t: Transition, key: Array, samples: int
 ) -> Proposals:
-    """3 `samples` actions for each row of `t`: uniform ones, of the policy at s, and at s'."""
+    """3 `samples` actions per row of `t`: uniform, from the policy at s, from the policy at s'."""
     key_uniform, key_here, key_ahead = jax.random.split(key, 3)
     rows = t.reward.shape[0]
     unit = jax.random.uniform(key_uniform, (samples, rows, space.size), minval=-1.0)
@@ -191,7 +194,7 @@ def propose(
     def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
         dist = head.policy(actor, obs)
         noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
-        log_prob = lambda n: sum_log_probs(head.consider(dist, n).log_prob)[:, 0]
+        log_prob = lambda n: sum_log_probs(head.samples(dist, n).log_prob)[:, 0]
         return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
 
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)
@@ -202,7 +205,10 @@ def propose(
 def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
     """Σ_i mean [log 1/K Σ_k exp(Q_i(s, a_k)) / p(a_k) - Q_i(s, a_data)] [] (eq. 4).
 
-    q [2, B] of the data's actions, elsewhere [2, K, B] of actions drawn with log_density [K, B].
+    Args:
+      q: [2, B] of the dataset's actions.
+      elsewhere: [2, K, B] of the proposals.
+      log_density: [K, B] of the proposals.
     """
     count = elsewhere.shape[1]
     integral = jax.nn.logsumexp(elsewhere - log_density[None], 1) - jnp.log(1.0 * count)
@@ -210,5 +216,5 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -1,22 +1,25 @@
-"""DQL: Q-learning from data with a policy that is a diffusion of a few steps (Diffusion-QL).
+"""DQL: Diffusion-QL, offline Q-learning with a diffusion policy of a few denoising steps.
 
 Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning. Zhendong Wang,
 Jonathan J Hunt, Mingyuan Zhou. ICLR 2023, arXiv:2208.06193.
 
-The policy turns noise into an action by T steps of a variance-preserving chain. Its loss is that of
-predicting the noise on the data's actions, minus η Q of its own actions over mean |Q|, where one of
-the twin critics is climbed and the other gives the mean, by lot at each update. The critics follow
-r + γ min_i Q'_i(s', a') of actions a' of a slowly moving policy; `backup_actions` above one takes
-for each critic its best of so many (the max-Q backup, for AntMaze).
+The policy denoises an action in T steps of a variance-preserving chain. Its loss is the noise
+prediction error on the dataset's actions minus η mean Q_i(s, π(s)) / mean |Q_j(s, π(s))|, where
+(i, j) is a random order of the twin critics, drawn anew in every update. The critics' target is
+r + γ min_i Q'_i(s', a') with a' from an EMA of the policy. With `backup_actions` J > 1 each critic
+takes its maximum over J actions (the max-Q backup, used for AntMaze).
 
-An action is one of `candidates`, all drawn by the slowly moving policy and scored by the smaller
-of the target critics, with probability softmax(selection Q); evaluations are played so. Without
-exploration the candidates' noise is always the same and the best of them is taken, so that an
-action follows from its state.
+Acting draws `candidates` actions from the EMA policy and takes one with probability
+softmax(selection · min_i Q'_i); evaluations do the same. Without exploration the candidates' noise
+is fixed and the best candidate is taken, so that the action is a function of the state.
 
-Deviations from the authors' code: observations are standardised and the slowly moving policy acts,
-both as in CleanDiffuser (arXiv:2406.09509); time limits bootstrap; each layer of the critics has
-LayerNorm where `critic_norm` asks for it. What OFQL shares is in this file too.
+Deviations from the authors' code:
+- Observations are standardised, as in CleanDiffuser (arXiv:2406.09509).
+- The EMA policy acts, as in CleanDiffuser.
+- Time limits bootstrap.
+- The critics have LayerNorm if `critic_norm` is set.
+
+The parts shared with OFQL are in this file.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from jaxrl import diffusion, nets
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import adam_step, clip_norm, cosine, polyak
+from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.program import Program
 from jaxrl.recipes import candidate_program, check_offline
 from jaxrl.spaces import BoxScale, box_scale
@@ -46,76 +49,78 @@ OFFLINE = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     steps: int = 5
     """steps T of the diffusion"""
     backup_actions: int = 1
-    """actions per successor, the best of which counts for each critic; 10 is the max-Q backup"""
+    """sampled actions per next state, maximised over in the targets; 10 is the paper's max-Q
+    backup"""
     ema_every: int = 5
-    """updates between moves of the slow policy"""
+    """gradient steps between updates of the EMA policy"""
     ema_start: int = 1000
-    """updates before the first of them"""
+    """gradient steps before the first update of the EMA policy"""
     candidates: int = 50
-    """actions among which one is chosen when acting"""
+    """candidate actions per environment step; one is chosen by its Q-value"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of policy and critics"""
+    """widths of the hidden layers"""
     embedding: int = 16
-    """numbers that a time is made into"""
+    """dimension of the time embedding"""
     critic_norm: bool = False
-    """LayerNorm in the critics"""
+    """LayerNorm in every hidden layer of the critics"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics' Adam"""
+    """initial learning rate of the critics' Adam"""
     actor_lr: Any = 3e-4
-    """learning rate of the policy's Adam"""
+    """initial learning rate of the policy's Adam"""
     lr_end: Any = 1.0
-    """share of both learning rates that is left at the end of their cosine; 1 keeps them"""
+    """final learning rates (cosine), as a fraction of lr and actor_lr; 1 keeps them constant"""
     max_grad_norm: Any = float("inf")
-    """norm to which the gradients of critics and of policy are clipped"""
+    """global norm to which gradients are clipped, critics and policy separately; inf turns it
+    off"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move at each update"""
+    """Polyak step size of the target critics"""
     policy_tau: Any = 0.005
-    """share of the way that the slow policy moves each time"""
+    """Polyak step size of the EMA policy"""
     eta: Any = 1.0
-    """weight of the normalised Q in the policy's loss, where cloning has 1"""
+    """weight of the normalised Q-value in the policy loss, relative to the cloning loss"""
     selection: Any = 1.0
-    """weight of Q in the softmax over candidates; inf takes the best"""
+    """inverse temperature of the softmax over the candidates' Q-values; inf takes the best"""
     temperature: Any = 1.0
-    """factor on the noise that candidates begin from"""
+    """factor on the candidates' initial noise"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is below one.
+      UserError: the action space is not a bounded box of one axis, or a size is below 1.
     """
     check(cfg)
     at_least(1, steps=cfg.steps)
     space = box_scale("dql", spec)
-    return learner(cfg, spec, space, generator(cfg, spec, space))
+    return learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
 
 
 def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
-    """Actions by `cfg.steps` steps of a chain backwards."""
+    """The diffusion policy: `cfg.steps` denoising steps per action."""
     chain, net = diffusion.vp_chain(cfg.steps), timed_net(cfg, spec, space, 1)
     shape = (cfg.steps, space.size)
 
@@ -142,7 +147,7 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
@@ -151,13 +156,13 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A policy that makes unit actions of noise; parameters are one vector, obs [B, C] flat.
+    """A policy that maps noise to unit actions; flat parameters, flat obs [B, C].
 
     init(key) -> params
-    noise(key, rows) -> [*rows, K, A], of which [..., 0, :] is where samples begin
-    sample(params, noise [B, ..., K, A], obs) -> actions [B, ..., A], as learnt from
-    act(params, noise [B, ..., K, A], obs) -> the same, as acted with
-    cloning(params, hp, action [B, A], obs, key) -> loss [] that holds the policy to the data
+    noise(key, rows) -> [*rows, K, A]; [..., 0, :] is the initial noise of the sampler
+    sample(params, noise [B, ..., K, A], obs) -> actions [B, ..., A] in training
+    act(params, noise [B, ..., K, A], obs) -> actions [B, ..., A] in acting
+    cloning(params, hp, action [B, A], obs, key) -> cloning loss []
     """
 
     init: Callable[[Array], Array]
@@ -168,16 +173,16 @@ class Generator:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [2, size] of the twins
-    actor_target: Array  # [size], the slow policy
-    critic_target: Array  # [2, size]
-    opt: tuple[optax.OptState, optax.OptState]  # of actor and critic
-    obs: Moments  # [*obs] of the data's observations
+    actor: Array  # [size] flat parameters
+    critic: Array  # [2, size] flat parameters of the twin critics
+    actor_target: Array  # [size] EMA policy
+    critic_target: Array  # [2, size] target critics
+    opt: tuple[optax.OptState, optax.OptState]  # Adam of actor and critics
+    obs: Moments  # [*obs] mean and variance of the dataset's observations
 
 
-def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agent:
-    """Q-learning from data with a policy that samples; see this file's head."""
+def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers: Any) -> Agent:
+    """Offline Q-learning with a generative policy; see the module docstring."""
     critic_net = value_net(cfg, spec, space)
     twins = jax.vmap(critic_net.apply, (0, None, None))  # [2, B, ...]
 
@@ -186,28 +191,29 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets apart, with other last bits.
+        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
     def noise(key: Array, n: int) -> tuple[Array, Array]:
-        """Noise of the candidates, and Gumbel numbers [n, candidates] to choose by."""
+        """Noise of the candidates, and Gumbel noise [n, candidates] of their choice."""
         key_noise, key_choice = jax.random.split(key)
         rows = (n, cfg.candidates)
         return policy.noise(key_noise, rows), jax.random.gumbel(key_choice, rows)
 
     def act(state, hp, obs, start, memory, noise, explore):
         seen = see_flat(state, obs)
-        begin, luck = noise
+        init_noise, gumbel = noise
         if not explore:
             fixed = policy.noise(jax.random.key(0), (1, cfg.candidates))
-            begin, luck = jnp.broadcast_to(fixed, begin.shape), jnp.zeros_like(luck)
-        begin = begin.at[..., 0, :].multiply(hp.temperature)
-        offered = policy.act(state.actor_target, begin, seen)  # [n, candidates, A]
-        q = jnp.min(twins(state.critic_target, seen, offered), 0)
-        return space.scaled(select(offered, q, luck, hp.selection)), memory, {}
+            init_noise = jnp.broadcast_to(fixed, init_noise.shape)
+            gumbel = jnp.zeros_like(gumbel)
+        init_noise = init_noise.at[..., 0, :].multiply(hp.temperature)
+        candidates = policy.act(state.actor_target, init_noise, seen)  # [n, candidates, A]
+        q = jnp.min(twins(state.critic_target, seen, candidates), 0)
+        return space.scaled(select(candidates, q, gumbel, hp.selection)), memory, {}
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -224,23 +230,22 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
             q = twins(critic, obs, action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        grads = clip_norm(grads, hp.max_grad_norm)
-        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], rate * hp.lr)
+        at = Trainable(state.critic, state.opt[1])
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, rate * hp.lr, hp.max_grad_norm)
 
         swap = jax.random.bernoulli(key_swap)
-        climbed, judge = (jnp.where(swap, critic[i], critic[1 - i]) for i in (1, 0))
-        begin = policy.noise(key_now, (rows,))
+        maximised, other = (jnp.where(swap, critic[i], critic[1 - i]) for i in (1, 0))
+        init_noise = policy.noise(key_now, (rows,))
 
         def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
-            chosen = policy.sample(actor, begin, obs)
-            values = [critic_net.apply(params, obs, chosen) for params in (climbed, judge)]
+            chosen = policy.sample(actor, init_noise, obs)
+            q_actor, q_norm = (critic_net.apply(x, obs, chosen) for x in (maximised, other))
             held = policy.cloning(actor, hp, action, obs, key_clone)
-            return held - hp.eta * normalised(*values), (held, chosen)
+            return held - hp.eta * normalised(q_actor, q_norm), (held, chosen)
 
-        (loss_pi, (held, chosen)), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        grads = clip_norm(grads, hp.max_grad_norm)
-        actor, opt_actor = adam_step(state.actor, grads, state.opt[0], rate * hp.actor_lr)
+        at = Trainable(state.actor, state.opt[0])
+        found = minimise(of_actor, at, rate * hp.actor_lr, hp.max_grad_norm)
+        (actor, opt_actor), loss_pi, (held, chosen) = found
 
         moves = (step >= cfg.ema_start) & (step % cfg.ema_every == 0)
         slower = polyak(state.actor_target, actor, hp.policy_tau)
@@ -257,18 +262,18 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator) -> Agen
         }
         return State(actor, critic, actor_target, critic_target, opt, state.obs), metrics
 
-    return Agent(init=init, update=update, act=act, noise=noise)
+    return Agent(init=init, update=update, act=act, noise=noise, hypers=hypers)
 
 
 def timed_net(cfg: Any, spec: EnvSpec, space: BoxScale, times: int) -> nets.Net:
-    """A policy's network (actions [B, ..., A], obs [B, C], *times [B]) -> [B, ..., A]."""
+    """Network of a policy: (actions [B, ..., A], obs [B, C], *times [B]) -> [B, ..., A]."""
     net = nets.ConditionalMLP(cfg.hidden, space.size, cfg.embedding)
     shapes = ((space.size,), (flat_size(spec),), *[()] * times)
     return nets.flat(nets.from_linen(net, *shapes))
 
 
 def value_net(cfg: Any, spec: EnvSpec, space: BoxScale) -> nets.Net:
-    """A critic's network (obs [B, C], actions [B, ..., A]) -> [B, ...]."""
+    """Network of a critic: (obs [B, C], actions [B, ..., A]) -> [B, ...]."""
     net = nets.ConditionalMLP(cfg.hidden, 1, norm=cfg.critic_norm)
     net = nets.flat(nets.from_linen(net, (space.size,), (flat_size(spec),)))
     return nets.Net(net.init, lambda params, obs, action: net.apply(params, action, obs)[..., 0])
@@ -280,27 +285,27 @@ def flat_size(spec: EnvSpec) -> int:
 
 
 def backup(q: Array) -> Array:
-    """V(s') [B] from q [2, B, J] of J actions: each critic's best, of these the smaller."""
+    """V(s') [B] = min_i max_j q_ij of q [2, B, J], J actions."""
     return jnp.min(jnp.max(q, -1), 0)
 
 
-def normalised(climbed: Array, judge: Array) -> Array:
-    """mean Q_i / mean |Q_j| [] of the policy's actions, the denominator held constant. [B] each."""
-    return jnp.mean(climbed) / jax.lax.stop_gradient(jnp.mean(jnp.abs(judge)))
+def normalised(q_actor: Array, q_norm: Array) -> Array:
+    """mean Q_i / mean |Q_j| [] of the policy's actions [B]; no gradient in the denominator."""
+    return jnp.mean(q_actor) / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_norm)))
 
 
-def select(offered: Array, q: Array, luck: Array, weight: Array | float) -> Array:
-    """One of the actions offered [n, J, A], with probability softmax(weight q) over q [n, J].
+def select(candidates: Array, q: Array, gumbel: Array, weight: Array | float) -> Array:
+    """One of J candidates [n, J, A], with probability softmax(weight q) of q [n, J].
 
-    By the Gumbel-max trick, `luck` [n, J] being Gumbel numbers; divided by the weight, so that an
-    infinite one leaves q alone.
+    Gumbel-max trick with Gumbel noise `gumbel` [n, J], divided by the weight, so that an infinite
+    weight gives the argmax of q.
     """
-    best = jnp.argmax(q + luck / weight, -1)
-    return jnp.take_along_axis(offered, best[:, None, None], 1)[:, 0]
+    best = jnp.argmax(q + gumbel / weight, -1)
+    return jnp.take_along_axis(candidates, best[:, None, None], 1)[:, 0]
 
 
 def check(cfg: Any) -> None:
-    """Raises UserError for the first size of a `Config` that is too small."""
+    """Raises UserError for the first size of `cfg` that is too small."""
     check_offline(cfg)
     at_least(1, backup_actions=cfg.backup_actions, candidates=cfg.candidates)
     at_least(1, ema_every=cfg.ema_every)

@@ -1,12 +1,17 @@
-"""DQN: Q-learning with replay and a target network, double and n-step.
+"""DQN: Q-learning with replay and a target network, with double Q-learning and n-step targets.
 
 Human-level control through deep reinforcement learning. Volodymyr Mnih, Koray Kavukcuoglu, David
 Silver et al. Nature 518, 2015.
 Deep Reinforcement Learning with Double Q-learning. Hado van Hasselt, Arthur Guez, David Silver.
 AAAI 2016, arXiv:1509.06461.
 
-Deviations: Adam instead of RMSProp; an update is a window of N environments by T steps followed by
-`gradient_steps` gradient steps; ε falls by share of the run.
+An update is a rollout of T steps in N environments, followed by `gradient_steps` gradient steps on
+batches of the replay buffer. The target is r + γ Q'(s', argmax_a Q(s', a)) with double Q-learning,
+else r + γ max_a Q'(s', a).
+
+Deviations:
+- Adam replaces RMSProp.
+- The decay of ε is given as a fraction of training.
 """
 
 from __future__ import annotations
@@ -33,30 +38,30 @@ from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 500_000
-    """environment steps of a run, all environments together, after the warm-up"""
+    """environment steps of a run after the warm-up, summed over its parallel environments"""
     num_envs: int = 1
     """parallel environments N"""
     num_steps: int = 10
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     gradient_steps: int = 1
-    """gradient steps of an update"""
+    """gradient steps per rollout"""
     batch_size: int = 128
-    """transitions of a gradient step"""
+    """transitions per gradient step"""
     capacity: int = 10_000
     """transitions in the replay buffer"""
     warmup: int = 10_000
     """environment steps with random actions before the first update"""
     n_step: int = 1
-    """rewards summed before the bootstrap"""
+    """number n of rewards in the n-step targets"""
     double: bool = True
-    """let the online network choose the action that the target network values"""
+    """double Q-learning: the online network selects actions, the target network evaluates them"""
     target_every: int = 50
-    """updates between moves of the target network"""
+    """rollouts between updates of the target network"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions in front, for images"""
+    """channels of 3x3 convolutions before the dense layers, for image observations"""
     hidden: tuple[int, ...] = (120, 84)
     """widths of the hidden layers"""
 
@@ -71,41 +76,41 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 2.5e-4
     """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 1.0
-    """share of the way that the target network moves; 1 copies the online network"""
+    """Polyak step size of the target network; 1 copies the online network"""
     eps_start: Any = 1.0
-    """share of random actions at the start"""
+    """epsilon at the start of training"""
     eps_end: Any = 0.05
-    """share of random actions after the decay"""
+    """epsilon after the decay"""
     eps_decay: Any = 0.5
-    """share of the run over which the share of random actions decays"""
+    """fraction of training over which epsilon decays"""
     huber: Any = 1e6
-    """TD errors count squared up to here and linearly beyond; 1 with rewards clipped to ±1"""
+    """threshold of the Huber loss on TD errors, quadratic below and linear above"""
     max_grad_norm: Any = 10.0
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
 
 
 class State(NamedTuple):
-    params: Array  # [size] the network's, as one vector
-    target: Array  # [size]
+    params: Array  # [size] flat parameters of the online network
+    target: Array  # [size] target network
     opt: optax.OptState
-    eps: Array  # [] share of random actions in the next window
+    eps: Array  # [] epsilon of the next rollout
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete, or the sizes do not fit.
+      UserError: the action space is not discrete, or sizes do not fit together.
     """
     if not isinstance(spec.action, Discrete):
-        raise UserError(f"dqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+        raise UserError(f"dqn needs discrete actions; {spec.name} has {spec.action}")
     check_replay(cfg)
     at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
     nets.check_images(spec, cfg.conv)
@@ -113,7 +118,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 
     def init(key, hp, inputs):
-        # Two rows of a loop: XLA would compute two results apart, with other last bits.
+        # Two rows of a loop: XLA would compute two results separately, rounded differently.
         params, target = jax.lax.map(net.init, jnp.stack([key, key]))
         eps = jnp.asarray(hp.eps_start, jnp.float32)
         return State(params, target, optimiser(hp).init(params), eps)
@@ -150,16 +155,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
         return State(params, target, opt, eps), metrics
 
-    return Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
+    return Agent(
+        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
+    )
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:
-    """Clipping to a global norm, then Adam."""
+    """Gradient clipping by global norm, then Adam."""
     return optax.chain(optax.clip_by_global_norm(hp.max_grad_norm), optax.adam(hp.lr))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
     agent = make(cfg, env.spec)
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals

@@ -1,23 +1,26 @@
-"""EDAC: SAC on data, with many critics whose slopes at the data's actions are held apart.
+"""EDAC: offline SAC with an ensemble of critics whose action gradients are diversified.
 
 Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble. Gaon An, Seungyong
 Moon, Jang-Hyun Kim, Hyun Oh Song. NeurIPS 2021, arXiv:2110.01548.
 
-Targets and actor take the least of N critics, which is low where the critics disagree: outside of
-the data. That takes many critics, fewer if their gradients by the action point apart, which is what
-the diversity term asks for. Without it (`diversity` False) this is SAC-N of the same paper.
+Targets and policy use the minimum of N critics, which is low where the critics disagree: outside
+the dataset. Diverse action gradients make fewer critics sufficient. Without the diversity term
+(`diversity` False) the agent is SAC-N of the same paper.
 
-The target is y = r + γ (min_i Q'_i(s', a') - α log π(a'|s')), the critics' loss
+The target is y = r + γ (min_i Q'_i(s', a') - α log π(a'|s')). The critics' loss is
 
   Σ_i mean (Q_i(s, a) - y)² + η mean 1/(N - 1) Σ_{i≠j} <g_i, g_j>,  g_i = ∇_a Q_i / ‖∇_a Q_i‖.
 
-The first sum grows with the square of rewards and the second does not, so η is relative to them.
-With one action dimension g_i is a sign, the second has no gradient, and this is SAC-N whatever η.
+The first sum grows with the square of the rewards and the second does not, so η is relative to the
+rewards' scale. With one action dimension g_i is a sign: the second sum has no gradient and the
+agent is SAC-N for every η.
 
-An update goes temperature, actor, critics, targets, each with what came before, and weights begin
-as in the authors' code. Deviation: time limits bootstrap.
+An update goes temperature, actor, critics, targets, each with the results of the previous one.
+Weights are initialised as in the authors' code. `jaxrl.agents.ravl` trains this agent on imagined
+transitions.
 
-`jaxrl.agents.ravl` trains this agent on rows that a model imagines.
+Deviations from the authors' code:
+- Time limits bootstrap.
 """
 
 from __future__ import annotations
@@ -35,68 +38,68 @@ from flax import struct
 from jaxrl.agents.sac import actor_loss
 from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
-from jaxrl.optim import adam_step, polyak
-from jaxrl.policies import ActionSamples, StochasticHead, expectation, squashed_head, sum_log_probs
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
+from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
 OFFLINE = True
-DIVERGED = 2.0  # times the largest return that rewards of the data's size could come to
+DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 3_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows in a gradient step"""
+    """transitions per gradient step"""
     critics: int = 10
-    """critics N, of which the least counts"""
+    """critics N; targets and policy use their minimum"""
     diversity: bool = True
-    """hold the critics' slopes apart, with weight eta; without this it is SAC-N"""
+    """add the diversity term with weight eta; without it the agent is SAC-N"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     temperature: Any = 1.0
-    """weight α of the entropy at the start; it follows an entropy of -A nats"""
+    """initial weight α of the entropy, learned for a target entropy of -A nats"""
     eta: Any = 1.0
     """weight η of the diversity term"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [N, size]
-    target: Array  # [N, size]
-    log_temperature: Array  # []
-    opt: tuple[optax.OptState, ...]  # of actor, critic and log_temperature
-    largest: Array  # [] of |Q| so far
-    reward: Array  # [] the largest of the data's, in size
+    actor: Array  # [size] flat parameters
+    critic: Array  # [N, size] flat parameters of the N critics
+    target: Array  # [N, size] target critics
+    log_temperature: Array  # [] log α
+    opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
+    largest: Array  # [] largest |Q| so far
+    reward: Array  # [] largest |reward| of the dataset
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is too small.
+      UserError: the action space is not a bounded box of one axis, or a size is too small.
     """
     check_offline(cfg)
     at_least(2 if cfg.diversity else 1, critics=cfg.critics)
@@ -107,7 +110,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
         critic = jax.lax.map(head.critic, jax.random.split(key_critic, cfg.critics))
         log_temperature = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, critic, log_temperature))
@@ -124,22 +127,23 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_now, key_ahead = jax.random.split(key)
         noise_now, noise_ahead = (head.noise(k, cfg.batch_size) for k in (key_now, key_ahead))
 
-        def of_actor(actor: Array, temperature: Array) -> tuple[Array, ActionSamples]:
-            now = head.consider(head.policy(actor, t.obs), noise_now)
-            q = jnp.min(values(state.critic, t.obs, now.action), 0)
-            return actor_loss(now, q, temperature), now
-
-        now = head.consider(head.policy(state.actor, t.obs), noise_now)
+        now = head.samples(head.policy(state.actor, t.obs), noise_now)
         entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
-        # d/dlog α of log α (entropy - target)
+        # gradient of log α (entropy - target) with respect to log α
         log_temperature, opt_temperature = adam_step(
             state.log_temperature, entropy - head.target_entropy, opt_temperature, hp.lr
         )
         temperature = jnp.exp(log_temperature)
-        (loss_pi, _), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor, temperature)
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, hp.lr)
 
-        ahead = head.consider(head.policy(actor, t.next_obs), noise_ahead)
+        def of_actor(actor: Array) -> tuple[Array, None]:
+            now = head.samples(head.policy(actor, t.obs), noise_now)
+            q = jnp.min(values(state.critic, t.obs, now.action), 0)
+            return actor_loss(now, q, temperature), None
+
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, _ = minimise(of_actor, at, hp.lr)
+
+        ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
         value = expectation(
             ahead, jnp.min(q_ahead, 0) - temperature * sum_log_probs(ahead.log_prob)
@@ -156,8 +160,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             loss = critic_loss(q, y)
             return loss + hp.eta * alike, (q, loss, alike)
 
-        grads, (q, loss_q, alike) = jax.grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), _, (q, loss_q, alike) = minimise(of_critic, at, hp.lr)
         target = polyak(state.target, critic, hp.tau)
 
         largest = jnp.maximum(state.largest, jnp.max(jnp.abs(q)))
@@ -178,11 +182,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         state = State(actor, critic, target, log_temperature, opt, largest, state.reward)
         return state, metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
@@ -190,7 +194,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
 
 
 class Layers(nn.Module):
-    """ReLU layers that begin as the authors', and an output whose numbers begin within ±`end`."""
+    """ReLU layers initialised as in the authors' code; output weights and biases within ±`end`."""
 
     hidden: tuple[int, ...]
     out: int
@@ -211,13 +215,13 @@ class Layers(nn.Module):
 
 
 def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
-    """SAC's policy of log-std in [-5, 2]; critics as in the authors' code."""
+    """SAC's policy with log-std in [-5, 2]; critics as in the authors' code."""
     ending = lambda end: functools.partial(Layers, end=end)
     return squashed_head(cfg.hidden, spec, -5.0, actor=ending(1e-3), critic=ending(3e-3))
 
 
 def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:
-    """Q_i(s, a) [N, B] and its gradients by the action [N, B, A]."""
+    """Q_i(s, a) [N, B] and its action gradients [N, B, A]."""
 
     def one(params: Array) -> tuple[Array, Array]:
         def total(action: Array) -> tuple[Array, Array]:
@@ -231,10 +235,10 @@ def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tu
 
 
 def similarity(slope: Array) -> Array:
-    """mean over rows of 1/(N - 1) Σ_{i≠j} <g_i, g_j> [], g_i being slopes [N, B, A] of length 1.
+    """mean over rows of 1/(N - 1) Σ_{i≠j} <g_i, g_j> [] with g_i = slope_i / ‖slope_i‖.
 
-    From -N/(N - 1) to N. As ‖Σ_i g_i‖² - Σ_i ‖g_i‖², which needs no pairs. A slope of 0, as of dead
-    units, stays 0, and so does its gradient.
+    Slopes are [N, B, A]; values lie between -N/(N - 1) and N. The sum over pairs is computed as
+    ‖Σ_i g_i‖² - Σ_i ‖g_i‖². A zero slope, as from dead units, and its gradient stay 0.
     """
     square = jnp.sum(slope * slope, -1, keepdims=True)
     unit = jnp.where(square > 0, slope * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
@@ -243,11 +247,11 @@ def similarity(slope: Array) -> Array:
 
 
 def disagreement(spread: Array, t: Transition) -> dict[str, Any]:
-    """The mean deviation of critics [B] at successors; apart for those that rollouts end in.
+    """Mean std over the critics at next states, separately for the ends of rollouts.
 
-    extras["edge"] [B] marks the steps that lead there, see `jaxrl.imagination.imagined`.
+    spread is [B]. extras["rollout_end"] [B] marks last steps, see `jaxrl.imagination.imagined`.
     """
-    if "edge" not in t.extras:
+    if "rollout_end" not in t.extras:
         return {"q_std": jnp.mean(spread)}
-    edge = t.extras["edge"]
+    edge = t.extras["rollout_end"]
     return {"q_std": mean_where(spread, ~edge), "q_std_edge": mean_where(spread, edge)}

@@ -1,18 +1,21 @@
-"""IQL: implicit Q-learning, from data alone or with fine-tuning in the environment.
+"""IQL: implicit Q-learning, offline or with online fine-tuning.
 
 Offline Reinforcement Learning with Implicit Q-Learning. Ilya Kostrikov, Ashvin Nair, Sergey Levine.
 ICLR 2022, arXiv:2110.06169.
 
-V follows an upper expectile τ of Q over the data's actions, Q follows r + γ V(s'), and the policy
-clones the data's actions with weights exp(β (Q - V)): no value is ever asked of an action that is
-not in the data. As in the authors' code an update goes V, policy, Q, targets; policy and Q see the
-new V, and everything but Q's own loss sees the slowly moving Q.
+V is the expectile τ of Q over the dataset's actions, Q has the target r + γ V(s'), and the policy
+clones the dataset's actions with weights exp(β (Q - V)). No Q-value of an action outside the
+dataset is used. As in the authors' code an update goes V, policy, Q, targets. Policy and Q use the
+new V; the losses of V and policy use the target critics.
 
-In a box the policy is a normal distribution with mean tanh(...) and one log-std per dimension,
-whatever the state, over actions in units of half the box; over discrete actions it is categorical.
+In a box the policy is a normal distribution over actions scaled to [-1, 1], with mean tanh(...) and
+one state-independent log-std per dimension. For discrete actions the policy is categorical.
 
-Fine-tuning draws batches from the data and from a replay of the agent's own steps, half and half by
-default, at the constant learning rate; the authors' code puts all into one buffer.
+Fine-tuning mixes batches from the dataset and from a replay buffer of the agent's transitions, half
+and half by default, with a constant learning rate.
+
+Deviations from the authors' code:
+- Fine-tuning draws from dataset and replay buffer separately; there one buffer holds both.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
-from jaxrl.optim import adam_step, cosine, polyak
+from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
@@ -46,61 +49,62 @@ OFFLINE = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
-    """gradient steps on the data"""
+    """gradient steps on the dataset"""
     batch_size: int = 256
-    """rows of a gradient step"""
+    """transitions per gradient step"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of V, Q and policy"""
+    """widths of the hidden layers"""
     finetune_steps: int = 0
-    """environment steps of online fine-tuning afterwards; 0 leaves it out"""
+    """environment steps of online fine-tuning after offline training; 0 turns it off"""
     num_envs: int = 1
-    """parallel environments N of fine-tuning; one gradient step per step of them all"""
+    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
     capacity: int = 1_000_000
     """transitions in the replay buffer of fine-tuning"""
     data_share: float = 0.5
-    """share of fine-tuning batches that comes from the data"""
+    """fraction of each fine-tuning batch drawn from the dataset"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     lr_end: Any = 0.0
-    """the policy's at the end of its cosine schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the policy's cosine schedule, as a fraction of lr; 1 keeps it
+    constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in an update"""
+    """Polyak step size of the target critics"""
     expectile: Any = 0.7
-    """τ of the paper: 0.5 is the mean over the data's actions, towards 1 the best of them"""
+    """expectile τ of the value loss: 0.5 is the mean over dataset actions, towards 1 the maximum"""
     beta: Any = 3.0
-    """inverse temperature of the policy's weights"""
+    """inverse temperature β of the advantage weights exp(β A)"""
     max_weight: Any = 100.0
-    """their limit"""
+    """upper limit of the advantage weights"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    value: Array  # [size]
-    critic: Array  # [2, size] of the twins
-    target: Array  # [2, size]
-    opt: tuple[optax.OptState, ...]  # of actor, value and critic
+    actor: Array  # [size] flat parameters
+    value: Array  # [size] value network
+    critic: Array  # [2, size] flat parameters of the twin critics
+    target: Array  # [2, size] target critics
+    opt: tuple[optax.OptState, ...]  # Adam of actor, value network and critics
 
 
 # --- networks ------------------------------------------------------------------------------------
 
 
 class Layers(nn.Module):
-    """[Dense -> ReLU] per width, then Dense to `out`; weights orthogonal, of gain √2 throughout."""
+    """[Dense -> ReLU] per width, then Dense to `out`; orthogonal weights of gain √2."""
 
     hidden: tuple[int, ...]
     out: int
@@ -129,12 +133,12 @@ class Gaussian(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
-    """What depends on the kind of action space. Actions are those of the environment.
+    """The parts that depend on the action space. Actions are in the environment's units.
 
     policy(actor, obs [B, *obs]) -> dist
     log_prob(dist, action) -> [B]
-    distance(dist, action) -> [] between the policy's mode and the data's actions
-    critic_in(obs, action) -> what both critics take, [B, ...]
+    distance(dist, action) -> [] between the policy's mode and the dataset's actions
+    critic_in(obs, action) -> input of both critics, [B, ...]
     q_of(outputs [B, ...] of a critic, action) -> [B]
     noise(key, n) -> noise of n actions
     act(dist, noise, explore) -> [n, ...]
@@ -153,7 +157,7 @@ class Head:
     def twins(self, critic: Array, obs: Array, action: Array) -> Array:
         """Q_i(s, a) [2, B] of parameters [2, size]."""
         x = self.critic_in(obs, action)
-        # Two copies of the input make batched products; of one, XLA transposes activations.
+        # Two input copies give batched products; with a single one XLA transposes activations.
         out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
         return jax.vmap(self.q_of, (0, None))(out, action)
 
@@ -189,7 +193,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
 
 
 def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
-    """A categorical distribution; critics give one value per action."""
+    """A categorical distribution; critics have one output per action."""
     space = spec.action
     assert isinstance(space, Discrete)
     net = nets.flat(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
@@ -210,7 +214,7 @@ def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
 
 
 def expectile_loss(error: Array, expectile: Array | float) -> Array:
-    """mean of |τ - 1[u < 0]| u² [] of errors u = Q(s, a) - V(s) [B] (eq. 4 and 5)."""
+    """Mean of |τ - 1[u < 0]| u² [] over errors u = Q(s, a) - V(s) [B] (eq. 4 and 5)."""
     return jnp.mean(jnp.where(error < 0, 1 - expectile, expectile) * error**2)
 
 
@@ -231,10 +235,10 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     """The agent for environments of `spec`.
 
     Args:
-      decay: whether the policy's learning rate follows its schedule, over cfg.updates.
+      decay: whether the policy's learning rate follows the cosine schedule over cfg.updates.
 
     Raises:
-      UserError: the agent cannot act in that space, or the sizes do not fit.
+      UserError: the action space is not supported, or sizes do not fit together.
     """
     check(cfg)
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
@@ -244,7 +248,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_value, key_critic = jax.random.split(key, 3)
         actor, value = head.actor.init(key_actor), value_net.init(key_value)
-        # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
         critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
@@ -257,25 +261,24 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt_actor, opt_value, opt_critic = state.opt
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
 
-        def of_value(value: Array) -> Array:
-            return expectile_loss(q_target - value_of(value, t.obs), hp.expectile)
+        def of_value(value: Array) -> tuple[Array, None]:
+            return expectile_loss(q_target - value_of(value, t.obs), hp.expectile), None
 
-        loss_v, grads = jax.value_and_grad(of_value)(state.value)
-        value, opt_value = adam_step(state.value, grads, opt_value, hp.lr)
-        # The new V here and at the successors, in one pass.
+        at = Trainable(state.value, opt_value)
+        (value, opt_value), loss_v, _ = minimise(of_value, at, hp.lr)
+        # The new V at s and s' in one pass.
         v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
 
         weight = advantage_weights(q_target - v, hp.beta, hp.max_weight)
 
         def of_actor(actor: Array) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
-            return cloning_loss(head.log_prob(dist, t.action), weight), head.distance(
-                dist, t.action
-            )
+            loss = cloning_loss(head.log_prob(dist, t.action), weight)
+            return loss, head.distance(dist, t.action)
 
-        (loss_pi, far), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
-        actor, opt_actor = adam_step(state.actor, grads, opt_actor, rate)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, far = minimise(of_actor, at, rate)
 
         y = td_target(t, hp.gamma, ahead)
 
@@ -283,8 +286,8 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
             q = head.twins(critic, t.obs, t.action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, opt_critic, hp.lr)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, hp.lr)
 
         target = polyak(state.target, critic, hp.tau)
         metrics = {
@@ -300,18 +303,18 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = (opt_actor, opt_value, opt_critic)
         return State(actor, value, critic, target, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
-    """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B], in units of half the
-    box where there is one."""
+    """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B]; densities in a box
+    are of actions scaled to [-1, 1]."""
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
     return lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
 
 
 def check(cfg: Config) -> None:
-    """Raises UserError where sizes are too small or do not fit together."""
+    """Raises UserError if sizes are too small or do not fit together."""
     check_offline(cfg)
     at_least(0, finetune_steps=cfg.finetune_steps)
     at_least(1, num_envs=cfg.num_envs)
@@ -328,7 +331,7 @@ def check(cfg: Config) -> None:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """Learning from data; with `finetune_steps` a second stage goes on from there online."""
+    """Offline training; with `finetune_steps` a second stage fine-tunes online."""
     agent = make(cfg, env.spec)
     if not cfg.finetune_steps:
         return offline_program(cfg, env, agent, evals, episodes)

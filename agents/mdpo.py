@@ -3,16 +3,18 @@
 Mirror Descent Policy Optimization. Manan Tomar, Lior Shani, Yonathan Efroni, Mohammad Ghavamzadeh.
 ICLR 2022, arXiv:2005.09814.
 
-Mirror descent in the space of policies, with the negative entropy as mirror map: each window's
-policy is to maximise E[A of π_k] - KL(π || π_k) / t_k, whose exact solution is π_k exp(t_k A) up to
-a constant. The step is taken by m gradient steps that start at π_k, where the KL has no gradient
-yet: one step alone is the plain policy gradient. Networks, values, advantages and acting are those
-of `jaxrl.agents.ppo`; no ratio is clipped, and policy and value are trained apart.
+Mirror descent in the space of policies with the negative entropy as mirror map: update k maximises
+E[A of π_k] - KL(π || π_k) / t_k, with the exact solution π ∝ π_k exp(t_k A). The objective is
+optimised by m gradient steps that start at π_k, where the gradient of the KL divergence is zero: a
+single step is the plain policy gradient. Networks, values, advantages and acting are those of
+`jaxrl.agents.ppo`. The ratio is not clipped, and policy and value network are trained separately.
 
-Deviations from the authors' code: step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K
-to 2 / K); the learning rate may be annealed, as in the paper; time limits, statistics and rewards
-are those of `jaxrl.agents.ppo`. Tsallis entropies are left out: the code's estimate of their
-divergence lacks the importance ratio and, where it is the KL divergence, has the wrong sign.
+Deviations from the authors' code:
+- Step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K to 2 / K).
+- The learning rate may be annealed, as in the paper.
+- Time limits, running statistics and reward scaling are those of `jaxrl.agents.ppo`.
+- Tsallis entropies are left out: the authors' estimate of their divergence lacks the importance
+  ratio and has the wrong sign where it is the KL divergence.
 """
 
 from __future__ import annotations
@@ -41,51 +43,53 @@ __all__ = ["Config", "Hypers", "State", "make", "program"]
 
 @dataclasses.dataclass(frozen=True)
 class Config(ppo.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     epochs: int = 5
-    """passes of the value network over each window"""
+    """passes of the value network over each rollout"""
     minibatches: int = 16
-    """minibatches of each such pass; divides N * T"""
+    """minibatches per epoch of the value network; divides N * T"""
     advantages: Literal["minibatch", "batch", "raw"] = "batch"
-    """where advantages are standardised: in each minibatch, in the whole window, or nowhere"""
+    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
     policy_epochs: int = 10
-    """passes of the policy over each window: m gradient steps, if they are of the whole window"""
+    """passes of the policy over each rollout; m gradient steps with policy_minibatches=1"""
     policy_minibatches: int = 1
-    """minibatches of each such pass; divides N * T"""
+    """minibatches per epoch of the policy; divides N * T"""
     step_sizes: Literal["linear", "constant"] = "linear"
-    """of mirror descent: t_k = step_size * (1 - k / updates), or the same in every update"""
+    """schedule of the mirror-descent step size: t_k = step_size * (1 - k / updates), or constant"""
     kl: Literal["new_old", "old_new"] = "new_old"
-    """KL(new || old), which makes it mirror descent, or KL(old || new), as in TRPO"""
+    """direction of the KL divergence: KL(new || old), mirror descent, or KL(old || new), as in
+    TRPO"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the policy's Adam at the start"""
+    """initial learning rate of the policy's Adam"""
     value_lr: Any = 3e-4
-    """learning rate of the value network's Adam at the start"""
+    """initial learning rate of the value network's Adam"""
     lr_end: Any = 0.0
-    """learning rates at the end of the linear schedule, as a fraction; 1 keeps them constant"""
+    """final learning rates (linear), as a fraction of lr and value_lr; 1 keeps them constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the advantages"""
+    """λ of generalised advantage estimation (GAE)"""
     step_size: Any = 1.0
-    """of mirror descent at the start: the KL divergence weighs 1 / t_k"""
+    """initial step size t_k of mirror descent; the KL divergence has weight 1 / t_k"""
     value_clip: Any = 0.2
-    """how far values may move in an update, with clip_value"""
+    """clipping range of value predictions in the value loss; used with clip_value"""
     max_grad_norm: Any = 0.5
-    """gradients are clipped to this global norm, policy and value apart"""
+    """global norm to which gradients are clipped, policy and value network separately"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete or a box of one axis, or sizes do not divide.
+      UserError: the action space is neither discrete nor a box of one axis, or sizes do not
+        fit together.
     """
     check(cfg, spec)
     model = ppo.networks(cfg, spec)
@@ -146,7 +150,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = {"actor": opt_actor, "critic": opt_critic}
         return State(params, opt), of_policy | of_value | metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise)
+    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
     return ppo.with_statistics(cfg, spec, agent)
 
 
@@ -161,12 +165,12 @@ def mirror_descent_loss(
     t_k: Array | float,
     kl: Literal["new_old", "old_new"] = "new_old",
 ) -> Array:
-    """Mean of KL(new || old) / t_k - new(sample) / old(sample) · advantage (on-policy objective).
+    """Mean of KL(new || old) / t_k - new(sample) / old(sample) · advantage, the on-policy loss.
 
     Args:
       new, old: distributions [B].
-      sample: [B, ...], drawn from `old`.
-      advantage: [B], of `old`.
+      sample: [B, ...] from `old`.
+      advantage: [B] under `old`.
     """
     ratio = jnp.exp(new.log_prob(sample) - old.log_prob(sample))
     divergence = new.kl(old) if kl == "new_old" else old.kl(new)
@@ -180,7 +184,7 @@ def step_size(cfg: Config, hp: Hypers, step: Array) -> Array:
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:
-    """Raises UserError where the agent does not fit the environment or itself."""
+    """Raises UserError if the environment is not supported or sizes do not fit together."""
     ppo.check(cfg, spec)
     at_least(1, policy_epochs=cfg.policy_epochs, policy_minibatches=cfg.policy_minibatches)
     if cfg.num_envs * cfg.num_steps % cfg.policy_minibatches:
@@ -191,5 +195,5 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -1,4 +1,4 @@
-"""MDPO, off-policy: SAC whose actor is held near an older policy of its own.
+"""MDPO, off-policy: SAC with a KL or Tsallis penalty towards an older policy.
 
 Mirror Descent Policy Optimization. Manan Tomar, Lior Shani, Yonathan Efroni, Mohammad Ghavamzadeh.
 ICLR 2022, arXiv:2005.09814.
@@ -7,16 +7,18 @@ The actor minimises c KL(π || π_k) - E[Q - λ log π], that is
 
   E[c log π(a|s) + (λ - c) log π_k(a|s) - Q(s, a)],
 
-whose minimum is π ∝ π_k^{1-λ/c} exp(Q/c). π_k is a copy of the actor, made every `refresh`
-environment steps. c = λ, or a uniform π_k, is SAC. The Tsallis form has `log_q` in place of log, in
-this loss, with a factor q before the second term, and in the critics' targets; at λ = 0 the loss
-then is c times the Bregman divergence of the Tsallis entropy, up to what does not depend on π.
+with the minimum π ∝ π_k^{1-λ/c} exp(Q/c). π_k is a copy of the actor, made every `refresh`
+environment steps. c = λ, or a uniform π_k, gives SAC. The Tsallis form replaces log by `log_q` in
+this loss, with a factor q before the second term, and in the critics' targets. At λ = 0 the Tsallis
+loss is c times the Bregman divergence of the Tsallis entropy minus Q, up to terms independent of π.
+All other parts are SAC's.
 
-Everything else is SAC's, so that the two differ by this loss alone. Deviations from the authors'
-code: there the actor climbs the first critic, targets come from a value network, small means and
-log-stds are rewarded, and training acts without noise. Here, as in SAC, the actor climbs the lesser
-of both critics, targets come from target critics, nothing is added, and actions are drawn from the
-policy. Their log_q floors densities at 1e-6; from log-densities it needs a bound above, no floor.
+Deviations from the authors' code:
+- The actor maximises the minimum of both critics (there the first critic).
+- Targets come from target critics (there from a value network).
+- Means and log-stds of the policy are not regularised.
+- Training acts with samples of the policy (there without noise).
+- `log_q` bounds densities from above (there a floor of 1e-6).
 """
 
 from __future__ import annotations
@@ -39,37 +41,37 @@ from jaxrl.types import Agent, Array, Env, EnvSpec
 
 @dataclasses.dataclass(frozen=True)
 class Config(sac.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     learn_temperature: bool = False
-    """adapt the temperature to the target entropy; else it stays as it is"""
+    """learn the temperature for the target entropy; otherwise it stays constant"""
     refresh: int = 1_000
     """environment steps between copies of the actor to π_k; a multiple of num_envs * num_steps"""
 
 
 @struct.dataclass
 class Hypers(sac.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     divergence: Any = 1.0
-    """weight c of the divergence from π_k, one over the step size t_k"""
+    """weight c = 1 / t_k of the divergence from the old policy π_k"""
     entropic_index: Any = 1.0
-    """q of the Tsallis entropy, from 1, where the divergence is KL, to 2"""
+    """entropic index q of the Tsallis entropy, from 1 (KL divergence) to 2"""
 
 
-LARGEST = 1e6  # of densities in Tsallis terms; the authors' 1e-6 inside tanh's correction
+LARGEST = 1e6  # bound of densities in Tsallis terms, as from the authors' 1e-6 in tanh's correction
 
 
 class State(NamedTuple):
     sac: sac.State
-    old: Array  # [size] the actor of π_k; set in the first update
+    old: Array  # [size] flat parameters of π_k; set in the first update
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the agent cannot act in that space, or the sizes do not fit.
+      UserError: the action space is not supported, or sizes do not fit together.
     """
     head = sac.head_of(cfg, spec)
     if cfg.refresh < 1 or cfg.refresh % cfg.window:
@@ -97,18 +99,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         new, metrics = sac.learn(cfg, head, state.sac, hp, batch, key, objective, log_pi)
         return State(new, old), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def log_q(log_prob: Array, index: Array) -> Array:
     """log_q x = (x^{q-1} - 1) / (q - 1) of x given as log x; log x at q = 1.
 
-    Of the factors of a policy each by itself, whose sum then is no function of the joint density
-    unless q = 1. That is the authors' form, and a sum of Bregman divergences of the factors; the
-    joint density of many dimensions would grow like std^-A.
+    Applied to each factor of a policy separately, as in the authors' code. The sum is a function of
+    the joint density only at q = 1; it gives a sum of Bregman divergences of the factors. The joint
+    density of A dimensions would grow like std^-A.
 
-    For q > 1 densities bend towards `LARGEST`: x becomes x / (1 + x / LARGEST). That of a squashed
-    normal of large std has no bound at the ends of the box, where its powers soon are infinite.
+    For q > 1 densities saturate at `LARGEST`: x becomes x / (1 + x / LARGEST). The density of a
+    squashed normal of large std is unbounded at the ends of the box, and its powers overflow.
     """
     power = jnp.asarray(index, jnp.float32) - 1
     plain = power == 0
@@ -119,16 +121,16 @@ def log_q(log_prob: Array, index: Array) -> Array:
 def actor_loss(
     now: ActionSamples, before: Array, q: Array, lam: Array, c: Array, index: Array
 ) -> Array:
-    """mean over states of E[c log_q π + q (λ - c) log_q π_k - Q].
+    """Mean over states of E[c log_q π + q (λ - c) log_q π_k - Q].
 
-    before [B, K, F] are the log-probabilities of the considered actions under π_k; q [B, K].
+    before [B, K, F]: log-probabilities of the sampled actions under π_k; q [B, K].
     """
     new, old = (sum_log_probs(log_q(x, index)) for x in (now.log_prob, before))
     return jnp.mean(expectation(now, c * new + index * (lam - c) * old - q))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     agent = make(cfg, env.spec)
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals

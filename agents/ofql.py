@@ -1,22 +1,25 @@
-"""OFQL: Q-learning from data with a policy that makes an action in one call of its network.
+"""OFQL: one-step flow Q-learning, offline Q-learning with a mean-flow policy.
 
 One-Step Flow Q-Learning: Addressing the Diffusion Policy Bottleneck in Offline Reinforcement
 Learning. Thanh Nguyen, Chang D. Yoo. ICLR 2026, arXiv:2508.13904. Mean flows: arXiv:2505.13447.
 
-Diffusion-QL (`dql`) with another policy: a network u(z, r, t, s) is the velocity, averaged over
-times [r, t], of a flow from data (t = 0) to noise (t = 1). An action is e - u(e, 0, 1, s), in
-learning and in acting. What holds it to the data is the mean-flow loss: u has to be
-(e - a) - (t - r) du/dt at random times, in a share `flow_ratio` of which r = t. Critics, the
-normalised Q in the policy's loss, slow copies and the choice among candidates are those of `dql`.
+Diffusion-QL (`dql`) with another policy: a network u(z, r, t, s) predicts the velocity, averaged
+over times [r, t], of a flow from data (t = 0) to noise (t = 1). An action is e - u(e, 0, 1, s), in
+training and in acting. The cloning loss is the mean-flow loss: u regresses (e - a) - (t - r) du/dt
+at random times, with r = t in a fraction `flow_ratio` of the rows. Critics, the normalised Q-value
+in the policy loss, the EMA policy and the choice among candidates are those of `dql`.
 
-The Q-term acts at (r, t) = (0, 1) alone, where the times of the mean-flow loss hardly ever lie;
-`corner` puts a share of them there. 0, the default, is the paper.
+The Q-value term depends on u at (r, t) = (0, 1) only, which random times of the mean-flow loss
+rarely reach. `corner` places a fraction of the rows there; 0, the default, is the paper.
 
-Where the text is silent, what stands here is ours: raw times go into embeddings of their own for r
-and t; the mean-flow loss is a mean over dimensions, as in `dql` (`sum_dims` sums them); actions are
-clipped to the box before critics see them; the slow policy moves as in the code of `dql`; learning
-rates fall to 0 along a cosine, observations are standardised and evaluations are played as in
-CleanDiffuser (arXiv:2406.09509); the paper gives no η per dataset, 0.3 is one of its grid.
+Choices where the paper is silent:
+- r and t have separate embeddings of unscaled times.
+- The mean-flow loss is a mean over action dimensions, as in `dql` (`sum_dims` sums them).
+- Actions are clipped to the box before the critics see them.
+- The EMA policy is updated as in the code of `dql`.
+- Learning rates fall to 0 by a cosine schedule, as in CleanDiffuser (arXiv:2406.09509).
+- Observations are standardised and evaluations choose among candidates, as in CleanDiffuser.
+- The paper gives no η per dataset; 0.3 is one value of its grid.
 """
 
 from __future__ import annotations
@@ -39,91 +42,94 @@ from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
 
 OFFLINE = True
-MANY = 20  # steps of the flow that one-step actions are compared with
+MANY = 20  # Euler steps of the reference samples in `diagnose`
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of a run"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     flow_ratio: float = 0.5
-    """share of the rows at which r = t, where the mean-flow loss is that of flow matching"""
+    """fraction of rows with r = t, where the mean-flow loss is the flow-matching loss"""
     uniform_times: bool = False
-    """uniform times in place of logit-normal ones"""
+    """draw times uniformly instead of from a logit-normal distribution"""
     sum_dims: bool = False
-    """sum the mean-flow loss over action dimensions, where the default is their mean"""
+    """sum the mean-flow loss over action dimensions instead of averaging it"""
     eval_steps: int = 1
-    """calls of the policy's network per action when acting"""
+    """flow steps per action when acting, one network call each"""
     backup_actions: int = 1
-    """actions per successor, the best of which counts for each critic; 10 is the max-Q backup"""
+    """sampled actions per next state, maximised over in the targets; 10 is the paper's max-Q
+    backup"""
     ema_every: int = 5
-    """updates between moves of the slow policy"""
+    """gradient steps between updates of the EMA policy"""
     ema_start: int = 1000
-    """updates before the first of them"""
+    """gradient steps before the first update of the EMA policy"""
     candidates: int = 50
-    """actions among which one is chosen when acting"""
+    """candidate actions per environment step; one is chosen by its Q-value"""
     diagnose_every: int = 500
-    """updates between looks at the policy's flow"""
+    """gradient steps between diagnostics of the policy's flow"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
-    """widths of the hidden layers of policy and critics"""
+    """widths of the hidden layers"""
     embedding: int = 64
-    """numbers that a time is made into"""
+    """dimension of the time embedding"""
     critic_norm: bool = False
-    """LayerNorm in the critics"""
+    """LayerNorm in every hidden layer of the critics"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of the critics' Adam"""
+    """initial learning rate of the critics' Adam"""
     actor_lr: Any = 3e-4
-    """learning rate of the policy's Adam"""
+    """initial learning rate of the policy's Adam"""
     lr_end: Any = 0.0
-    """share of both learning rates that is left at the end of their cosine; 1 keeps them"""
+    """final learning rates (cosine), as a fraction of lr and actor_lr; 1 keeps them constant"""
     max_grad_norm: Any = float("inf")
-    """norm to which the gradients of critics and of policy are clipped"""
+    """global norm to which gradients are clipped, critics and policy separately; inf turns it
+    off"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move at each update"""
+    """Polyak step size of the target critics"""
     policy_tau: Any = 0.005
-    """share of the way that the slow policy moves each time"""
+    """Polyak step size of the EMA policy"""
     eta: Any = 0.3
-    """weight of the normalised Q in the policy's loss, where cloning has 1"""
+    """weight of the normalised Q-value in the policy loss, relative to the cloning loss"""
     corner: Any = 0.0
-    """share of the rows whose times are put at (r, t) = (0, 1)"""
+    """fraction of rows with times (r, t) = (0, 1), which one-step sampling uses; 0 in the paper"""
     power: Any = 0.0
-    """of the mean-flow loss's adaptive weight 1 / (error² + c)^power"""
+    """exponent p of the mean-flow loss's adaptive weight 1 / (error² + c)^p; 0 turns it off"""
     selection: Any = 50.0
-    """weight of Q in the softmax over candidates; inf takes the best"""
+    """inverse temperature of the softmax over the candidates' Q-values; inf takes the best"""
     temperature: Any = 1.0
-    """factor on the noise that candidates begin from"""
+    """factor on the candidates' initial noise"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is out of range.
+      UserError: the action space is not a bounded box of one axis, or a size is out of range.
     """
     check(cfg)
     at_least(1, eval_steps=cfg.eval_steps, diagnose_every=cfg.diagnose_every)
     if not 0 <= cfg.flow_ratio <= 1:
         raise UserError(f"flow_ratio={cfg.flow_ratio} must be between 0 and 1")
     space = box_scale("ofql", spec)
-    agent, field = learner(cfg, spec, space, generator(cfg, spec, space)), fields(cfg, spec, space)
+    agent = learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
+    field = fields(cfg, spec, space)
 
     def update(state, hp, batch, key, step):
         key_update, key_look = jax.random.split(key)
@@ -136,7 +142,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             found = diagnose(field(new.actor), space.unit(t.action), noise, obs)
             return {name: as_mean(x) for name, x in found.items()}
 
-        # A branch of its own: everything here costs as much as several updates.
+        # A conditional branch: the diagnostics cost as much as several updates.
         nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(look))
         seen = jax.lax.cond(step % cfg.diagnose_every == 0, look, nothing)
         return new, metrics | seen
@@ -145,13 +151,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 
 def fields(cfg: Config, spec: EnvSpec, space: BoxScale) -> Callable[[Array], flow.Field]:
-    """From parameters to u(z [B, ..., A], r [B], t [B], obs [B, C]) of the policy's network."""
+    """Function from parameters to the velocity u(z [B, ..., A], r [B], t [B], obs [B, C])."""
     net = timed_net(cfg, spec, space, 2)
     return lambda params: lambda z, r, t, obs: net.apply(params, z, obs, r, t)
 
 
 def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
-    """Actions by average velocities: one call in learning, `cfg.eval_steps` in acting."""
+    """The mean-flow policy: one network call in training, `cfg.eval_steps` in acting."""
     field = fields(cfg, spec, space)
 
     def sample(params: Array, noise: Array, obs: Array) -> Array:
@@ -181,10 +187,10 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
 
 
 def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str, Array]:
-    """How well the flow fits where one-step samples are made; unit actions [B, A].
+    """Fit of the flow for one-step sampling; unit actions [B, A].
 
-    step_gap: mean distance of one-step samples from those of many small steps from the same noise.
-    corner_loss: the mean-flow loss at (r, t) = (0, 1).
+    step_gap: mean distance between one-step and many-step samples of the same noise.
+    corner_loss: mean-flow loss at (r, t) = (0, 1).
     """
     zeros = jnp.zeros(action.shape[0])
     gap = flow.one_step(u, noise, obs) - flow.euler(u, noise, MANY, obs)
@@ -195,5 +201,5 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)

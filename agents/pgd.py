@@ -1,37 +1,37 @@
-"""PGD: policy-guided diffusion, synthetic experience on the policy that learns from it.
+"""PGD: policy-guided diffusion, synthetic experience that follows the learning policy.
 
 Policy-Guided Diffusion. Matthew Thomas Jackson, Michael Tryfan Matthews, Cong Lu, Benjamin Ellis,
 Shimon Whiteson, Jakob Foerster. RLC 2024, arXiv:2404.06356.
 
-A diffusion model learns windows of the data: whole pieces of episodes at once, not step by step.
-While it samples, actions are pushed up the gradient of the current policy's log-probability, and
-states follow through the denoiser. So trajectories lie between those of the data and those of the
-policy, about as p(τ) Π_t π(a_t|s_t)^λ, and errors do not add up as in rollouts of a model.
-An offline agent learns from batches of which `real_share` are rows of the data and the others
-synthetic, made anew every `generate_every` updates. `pgd_iql`, `pgd_td3bc` and `pgd_ofql` join an
-agent with this, in a few lines each.
+A diffusion model learns windows of the dataset: whole pieces of episodes at once. Sampling adds the
+gradient of the current policy's log-probability to the actions; states follow through the denoiser.
+Trajectories come from about p(τ) Π_t π(a_t|s_t)^λ, between dataset and policy, without the
+compounding errors of model rollouts. An offline agent learns from batches with a fraction
+`real_share` of dataset rows and otherwise synthetic transitions, generated anew every
+`generate_every` updates. `pgd_iql`, `pgd_td3bc` and `pgd_ofql` each combine an agent with PGD.
 
-`synthetic` chooses what the agent learns from beside the data:
+`synthetic` selects the synthetic experience:
 
-  guided          the above; the first set is unguided, since a policy that has learned nothing
-                  leads nowhere
-  unguided        the same model without the policy
-  autoregressive  rollouts of the policy, as long, in an ensemble of networks that predict one step
+  guided          as above; the first set is unguided, since the policy is untrained
+  unguided        the same model without guidance
+  autoregressive  policy rollouts of the same length in an ensemble of one-step models
                   (`jaxrl.dynamics`)
   none            nothing
 
-The guiding log-probability is the agent's own, `log_prob(cfg, spec)` of its module, of actions in
-its box. An agent without one counts as deterministic: N(π(s), 1) over actions in units of half the
-box, as published, whatever its own actions are before they are bounded.
+Guidance uses the agent module's `log_prob(cfg, spec)` of actions in its box. An agent without this
+function counts as deterministic: N(π(s), 1) over actions scaled to [-1, 1], as published.
 
-Deviations from the authors' code: a last step that terminates is kept, which needs no successor
-(there, no synthetic transition ever terminates except where a model trained on shorter windows is
-sampled longer); nothing follows a step that terminates; channels are standardised by the moments of
-the rows of the data, not of windows; windows begin at every `stride`-th row of an episode; a
-trajectory is as long as the windows that were learned; narrow networks have fewer groups of
-channels (`jaxrl.unet`); 1e-8 guards the norm of the gradient and is not added to it. Neither paper
-nor code names the coefficient that was used: that of `Rates` is ours, from
-`jaxrl.experiments.studies.guidance`.
+Deviations from the authors' code:
+- A terminating last step is kept, since it needs no successor (there synthetic transitions only
+  terminate when a model trained on shorter windows is sampled longer).
+- Nothing follows a terminating step.
+- Channels are standardised with the moments of the dataset's rows, not of its windows.
+- Windows begin at every `stride`-th row of an episode.
+- Trajectories have the length of the training windows.
+- Narrow networks have fewer channel groups (`jaxrl.unet`).
+- The guard 1e-8 bounds the gradient's norm from below and is not added to the norm.
+- The paper and its code name no guidance coefficient; the default in `Rates` comes from
+  `jaxrl.experiments.studies.guidance`.
 """
 
 from __future__ import annotations
@@ -74,44 +74,45 @@ class Settings:
     named after the paper's tasks have its sizes."""
 
     synthetic: Literal["guided", "unguided", "autoregressive", "none"] = "guided"
-    """what the agent learns from beside the data"""
+    """synthetic experience: guided or unguided diffusion, autoregressive model rollouts, or none"""
     real_share: float = 0.0625
-    """share of the rows of a batch that come from the data"""
+    """fraction of each batch drawn from the dataset"""
     generate_every: int = 5_000
-    """updates between sets of synthetic trajectories"""
+    """gradient steps between new sets of synthetic trajectories"""
     trajectories: int = 1024
-    """trajectories of a set"""
+    """synthetic trajectories per set"""
     sample_batch: int = 256
-    """of them, those that are made at the same time; divides trajectories"""
+    """trajectories sampled at the same time; divides trajectories"""
     horizon: int = 32
-    """steps of a window of the data, and of a trajectory"""
+    """steps per window of the dataset and per synthetic trajectory"""
     stride: int = 8
-    """rows from the beginning of one window to that of the next"""
+    """rows between the starts of consecutive windows of the dataset"""
     share_model: bool = True
-    """one model for all members; else each has its own"""
+    """train one model for all members; otherwise one per member"""
     model_updates: int = 30_000
     """gradient steps of the diffusion model"""
     model_batch: int = 32
-    """windows of a gradient step of the diffusion model"""
+    """windows per gradient step of the diffusion model"""
     model_features: int = 32
-    """channels of its network, doubled in each block; a power of two from 8 on"""
+    """channels of the diffusion model's first block, doubled per block; a power of two >= 8"""
     model_blocks: int = 3
-    """its blocks; each but the last halves time"""
+    """blocks of the diffusion model; each but the last halves the time axis"""
     model_ema_every: int = 10
-    """updates between moves of the slow average of its weights, which is what is sampled from"""
+    """gradient steps between updates of the EMA of the diffusion model's weights, used for
+    sampling"""
     sampler_steps: int = 32
-    """steps N of Heun's rule, two calls of the network each"""
+    """steps N of the Heun sampler, two network calls each"""
     stochastic: bool = True
-    """add noise in the sampler's steps; else they follow the probability flow"""
+    """add noise in the sampler; otherwise it follows the probability-flow ODE"""
     normalise_guidance: bool = False
-    """divide the policy's gradient by its norm over the whole trajectory; narrow policies, whose
-    gradients are huge, need it"""
+    """divide the policy's gradient by its norm over the whole trajectory; needed for narrow
+    policies, whose gradients are huge"""
     guide_denoised: bool = False
-    """take it at the denoised trajectory instead of the noisy one"""
+    """take the policy's gradient at the denoised trajectory instead of the noisy one"""
     ensemble_hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """widths of the hidden layers of the autoregressive model"""
+    """widths of the autoregressive model's hidden layers"""
     ensemble_epochs: int = 200
-    """passes of the data that it learns from at most"""
+    """maximum passes over the dataset in training the autoregressive model"""
 
 
 @struct.dataclass
@@ -119,14 +120,14 @@ class Rates:
     """Traced, beside those of the agent that learns."""
 
     guidance: Any = 0.1
-    """coefficient of the policy's gradient, about 1 where it is normalised, else about 0.03 to 0.3
-    for wide policies only; to sample without it say synthetic=unguided"""
+    """coefficient of the policy's gradient: about 1 if normalised, otherwise 0.03 to 0.3, for wide
+    policies only; for sampling without guidance set synthetic=unguided"""
     guidance_wave: Any = 0.3
-    """how much more of it there is half-way"""
+    """height of the sine in the guidance schedule, relative to guidance; largest half-way"""
     model_lr: Any = 2e-3
-    """learning rate of the model, for diffusion its highest; a shared one has the first member's"""
+    """learning rate of the model (diffusion: its peak), equal for members that share one"""
     model_ema: Any = 0.995
-    """share of the slow average that stays at each of its moves"""
+    """decay of the EMA of the diffusion model's weights; equal for members that share a model"""
 
 
 # --- trajectories as numbers ---------------------------------------------------------------------
@@ -325,21 +326,24 @@ def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
         evals=evals,
         shared=cfg.share_model,
         reads=reads,
-        unshared="say --agent.no-share-model",
+        unshared="pass --agent.no-share-model",
     )
     return (stage,)
 
 
-def program(module: Any, cfg: Any, env: Env, evals: int, episodes: int) -> Program:
+def program(module: Any, cfg: Any, env: Env, hypers: Any, evals: int, episodes: int) -> Program:
     """The model, then the program of the agent in `module` on mixed batches.
 
     Args:
       module: of an offline agent: `make`, `program`, and `log_prob` where it has one.
       cfg: the agent's Config, with `Settings`.
+      hypers: the agent's default Hypers, with `Rates`.
     """
     check(cfg)
     learning, *others = module.program(cfg, env, evals=evals, episodes=episodes).stages
-    learning = dataclasses.replace(learning, source=experience(module, cfg, env.spec))
+    agent = dataclasses.replace(learning.learner, hypers=hypers)
+    source = experience(module, cfg, env.spec)
+    learning = dataclasses.replace(learning, learner=agent, source=source)
     return Program((*modelling(cfg, env.spec, evals), learning, *others))
 
 
@@ -366,7 +370,7 @@ def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
       inputs: with the data, on the host.
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
-        raise UserError("guidance=0 guides nothing: say --agent.synthetic unguided")
+        raise UserError("guidance=0 turns guidance off: pass --agent.synthetic unguided")
     if cfg.synthetic in ("guided", "unguided"):
         if not int(find(inputs["data"], cfg.horizon, cfg.stride).learned):
-            raise UserError(f"the data have no episode with a window of horizon={cfg.horizon} rows")
+            raise UserError(f"no episode has a window of horizon={cfg.horizon} rows: lower horizon")

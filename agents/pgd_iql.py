@@ -1,7 +1,7 @@
 """PGD with IQL: implicit Q-learning on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.iql` for the papers and for deviations. Guidance follows
-IQL's own normal distribution over unit actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.iql` for papers and deviations. Guidance uses the
+log-probability of IQL's normal distribution over actions scaled to [-1, 1].
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class Hypers(pgd.Rates, iql.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(iql, cfg, env, evals, episodes)
+    return pgd.program(iql, cfg, env, Hypers(), evals, episodes)

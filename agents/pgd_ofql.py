@@ -1,7 +1,7 @@
 """PGD with OFQL: one-step flow Q-learning on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.ofql` for the papers and for deviations. Guidance
-follows a normal distribution of deviation 1 around the best of its candidate actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.ofql` for papers and deviations. Guidance uses a normal
+distribution with std 1 around the best candidate action.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class Hypers(pgd.Rates, ofql.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(ofql, cfg, env, evals, episodes)
+    return pgd.program(ofql, cfg, env, Hypers(), evals, episodes)

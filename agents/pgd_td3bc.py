@@ -1,7 +1,7 @@
-"""PGD with TD3+BC: on policy-guided synthetic experience.
+"""PGD with TD3+BC: TD3+BC on policy-guided synthetic experience.
 
-See `jaxrl.agents.pgd` and `jaxrl.agents.td3bc` for the papers and for deviations. The policy is
-deterministic, so guidance follows a normal distribution of deviation 1 around its unit actions.
+See `jaxrl.agents.pgd` and `jaxrl.agents.td3bc` for papers and deviations. Guidance uses a normal
+distribution with std 1 around the deterministic action, scaled to [-1, 1].
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class Hypers(pgd.Rates, td3bc.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(td3bc, cfg, env, evals, episodes)
+    return pgd.program(td3bc, cfg, env, Hypers(), evals, episodes)

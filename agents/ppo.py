@@ -2,17 +2,18 @@
 
 Proximal Policy Optimization Algorithms. John Schulman, Filip Wolski, Prafulla Dhariwal, Alec
 Radford, Oleg Klimov. 2017, arXiv:1707.06347. Details as in Engstrom et al., Implementation Matters
-in Deep Policy Gradients, ICLR 2020, arXiv:2005.12729: each can be turned off.
+in Deep Policy Gradients, ICLR 2020, arXiv:2005.12729. Each detail can be turned off.
 
-A window of the policy's own experience is gone through several times, with a gradient that vanishes
-where the ratio of new to old probability has left [1 - clip, 1 + clip] for the better. Policy and
-value have networks of their own; continuous actions are normal with a standard deviation that is a
-parameter, not a function of the observation, and are clipped to their bounds by whoever steps the
-environment: probabilities are those of the unclipped sample.
+Each rollout is used for several epochs of the clipped objective min(r A, clip(r, 1 ± ε) A) of the
+probability ratio r (eq. 7), with GAE advantages. Policy and value network share no layers.
+Continuous actions are normal with a state-independent std. Samples are clipped to the action bounds
+before the environment steps; probabilities are of the unclipped sample.
 
-Deviations: time limits bootstrap from the true successor; running statistics of observations take
-effect with the next window, so that a window is learnt as it was acted; scaled rewards are not
-clipped.
+Deviations:
+- Time limits bootstrap from the true successor.
+- Running statistics of observations take effect in the next rollout, so that a rollout is learned
+  with the statistics it was collected with.
+- Scaled rewards are not clipped.
 """
 
 from __future__ import annotations
@@ -43,38 +44,38 @@ from jaxrl.types import Agent, Array, Box, Discrete, Env, EnvSpec, Policy, PyTre
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 1_000_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 16
     """parallel environments N"""
     num_steps: int = 128
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 32
     """minibatches per epoch; divides N * T"""
     epochs: int = 10
-    """passes over each window"""
+    """passes over each rollout"""
     conv: tuple[int, ...] = ()
-    """channels of 3x3 convolutions in front of both networks, for images"""
+    """channels of 3x3 convolutions before the dense layers, for image observations"""
     actor: tuple[int, ...] = (64, 64)
     """widths of the policy's hidden layers"""
     critic: tuple[int, ...] = (64, 64)
     """widths of the value network's hidden layers"""
     activation: Literal["tanh", "relu"] = "tanh"
-    """behind every hidden layer"""
+    """activation function of the hidden layers"""
     orthogonal: bool = True
-    """orthogonal weights to begin with, gain 0.01 before actions; otherwise LeCun normal"""
+    """orthogonal initialisation, gain 0.01 in the policy's output layer; otherwise LeCun normal"""
     advantages: Literal["minibatch", "batch", "raw"] = "minibatch"
-    """where advantages are standardised: in each minibatch, in the whole window, or nowhere"""
+    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
     clip_value: bool = False
-    """hold the value near the one that acted, as far as value_clip"""
+    """clip value predictions to value_clip around the rollout's in the value loss"""
     normalise_obs: bool = False
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     normalise_reward: bool = False
-    """divide rewards by the running standard deviation of returns"""
+    """divide rewards by the running standard deviation of discounted returns"""
     resets: int = 0
-    """initial states drawn per environment and window, a divisor of num_steps; 0: one per step"""
+    """initial states drawn per environment and rollout; divides num_steps; 0 draws one per step"""
 
     @property
     def updates(self) -> int:
@@ -83,42 +84,42 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of Adam at the start"""
+    """initial learning rate of Adam"""
     lr_end: Any = 0.0
-    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the advantages"""
+    """λ of generalised advantage estimation (GAE)"""
     clip: Any = 0.2
-    """ratios of probabilities beyond 1 ± clip earn nothing more"""
+    """clipping range of the probability ratio"""
     value_clip: Any = 0.2
-    """how far values may move in an update, with clip_value"""
+    """clipping range of value predictions in the value loss; used with clip_value"""
     value_weight: Any = 0.5
-    """weight of the value's loss"""
+    """weight of the value loss"""
     entropy_weight: Any = 0.0
     """weight of the entropy bonus"""
     max_grad_norm: Any = 0.5
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
 
 
 class State(NamedTuple):
-    params: dict[str, PyTree]  # "actor" and "critic"
-    opt: Any  # Adam's state, on one vector of all parameters
+    params: dict[str, PyTree]  # parameters of "actor" and "critic"
+    opt: Any  # Adam's state on the flat parameters
 
 
 class Experience(NamedTuple):
-    """A window as rows [B]."""
+    """A rollout as rows [B]."""
 
     obs: Array  # [B, *obs]
-    sample: Array  # [B, ...] the action before it was clipped to its bounds
-    log_prob: Array  # [B] of the sample, under the policy that acted
-    value: Array  # [B] of obs, under the parameters that acted
+    sample: Array  # [B, ...] action before clipping to the bounds
+    log_prob: Array  # [B] of the sample under the rollout's policy
+    value: Array  # [B] of obs under the rollout's parameters
     advantage: Array  # [B]
-    target: Array  # [B] what the value is to become: λ-returns
+    target: Array  # [B] λ-returns, the value network's targets
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class Experience(NamedTuple):
 
 class Network(nn.Module):
     """[Conv3x3 -> activation] per channel count of `cfg.conv`, [Dense -> activation] per entry of
-    `hidden`, and Dense to `out`, whose orthogonal weights have the gain `gain`."""
+    `hidden`, then Dense to `out` with gain `gain` if weights are orthogonal."""
 
     cfg: Config
     hidden: tuple[int, ...]
@@ -191,7 +192,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete or a box of one axis, or sizes do not divide.
+      UserError: the action space is neither discrete nor a box of one axis, or sizes do not
+        fit together.
     """
     check(cfg, spec)
     model = networks(cfg, spec)
@@ -219,7 +221,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 "policy_loss": -gain,
                 "value_loss": error,
                 "entropy": entropy,
-                # E[r - 1 - log r] is KL(old || new), estimated with little variance.
+                # E[r - 1 - log r] is a low-variance estimate of KL(old || new).
                 "kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
                 "clipped": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hp.clip),
             }
@@ -229,12 +231,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         return State(params, opt), metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise)
+    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
     return with_statistics(cfg, spec, agent)
 
 
 def acting(model: Networks, spec: EnvSpec) -> Policy:
-    """Samples while exploring, else takes the mode; records what `experience` reads."""
+    """Samples when exploring, else takes the mode; records the extras for `experience`."""
     space = spec.action
 
     def noise(key: Array, n: int) -> Array:
@@ -258,7 +260,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
-    """The agent on normalised observations and rewards, where `cfg` asks for either."""
+    """The agent with normalised observations and rewards, as set in `cfg`."""
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 
@@ -273,8 +275,8 @@ def experience(
     hp: Any,
     window: Transition,
 ) -> Experience:
-    """The rows [T * N] of a window [T, N] that was acted with `params`, with their advantages."""
-    # A window no longer than an episode holds at most one time limit per environment.
+    """The rows [T * N], with advantages, of a rollout [T, N] collected with `params`."""
+    # A rollout no longer than an episode has at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     value = window.extras["value"]
     advantage = gae(
@@ -298,18 +300,18 @@ def experience(
 
 
 def standardised(x: Array) -> Array:
-    """x with mean 0 and standard deviation 1 over all its elements."""
+    """x shifted and scaled to mean 0 and standard deviation 1 over all elements."""
     return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
 
 
 def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
-    """min(r A, clip(r, 1 - ε, 1 + ε) A) [B], to be maximised: eq. 7 of the paper."""
+    """min(r A, clip(r, 1 - ε, 1 + ε) A) [B], the objective to maximise (eq. 7)."""
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
 
 def value_loss(cfg: Config, hp: Any, value: Array, part: Experience) -> Array:
-    """Mean of ½ (V - target)² over values [B]; with clipping, of the larger of it and of the same
-    with V no further than `value_clip` from the value that acted."""
+    """Mean of ½ (V - target)² over values [B]. With `clip_value`, the maximum of this error and of
+    the error with V clipped to ±`value_clip` around the rollout's value."""
     error = (value - part.target) ** 2
     if cfg.clip_value:
         near = part.value + jnp.clip(value - part.value, -hp.value_clip, hp.value_clip)
@@ -318,7 +320,7 @@ def value_loss(cfg: Config, hp: Any, value: Array, part: Experience) -> Array:
 
 
 def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
-    """Clipping to a global norm, then Adam."""
+    """Gradient clipping by global norm, then Adam."""
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
 
 
@@ -326,9 +328,9 @@ def optimiser(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:
-    """Raises UserError where the agent does not fit the environment or itself."""
+    """Raises UserError if the environment is not supported or sizes do not fit together."""
     if isinstance(spec.action, Box) and len(spec.action.shape) != 1:
-        raise UserError(f"actions in a box need one axis; {spec.name} has {spec.action.shape}")
+        raise UserError(f"box actions must have one axis; {spec.name} has {spec.action.shape}")
     at_least(
         1,
         num_envs=cfg.num_envs,
@@ -347,10 +349,10 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
     if cfg.updates < 1:
         raise UserError(
-            f"total_steps={cfg.total_steps} is less than a window of num_envs * num_steps = {rows}"
+            f"total_steps={cfg.total_steps} is less than a rollout of num_envs * num_steps = {rows}"
         )
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` episodes of the mode, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)

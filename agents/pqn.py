@@ -3,14 +3,14 @@
 Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
 Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
 
-Q-learning without replay buffer and without target network: many environments, λ-returns, and
-LayerNorm between every linear layer and its ReLU.
+Q-learning without replay buffer and target network: parallel environments, λ-returns, and LayerNorm
+between every linear layer and its ReLU.
 
-Deviations: time limits bootstrap from the true successor (the authors' code treats them as
-terminations), and the λ-recursion is the paper's at every step (four of the authors' scripts start
-it one step late). With batch norms targets are valued by running statistics, as acting is; the
-authors' script for Craftax without memory puts a batch and its successors through the network
-together.
+Deviations from the authors' code:
+- Time limits bootstrap from the true successor (there they count as terminations).
+- The λ-recursion is the paper's at every step (four of the authors' scripts start one step late).
+- With BatchNorm, targets use running statistics, as acting does (the authors' script for Craftax
+  without memory passes a batch and its successors through the network together).
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 500_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 32
     """parallel environments N"""
     num_steps: int = 64
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 16
     """minibatches per epoch; divides N * T"""
     epochs: int = 4
-    """passes over each window"""
+    """passes over each rollout"""
     conv: tuple[int, ...] = ()
-    """channels of convolutions in front, for images"""
+    """channels of convolutions before the dense layers, for image observations"""
     kernels: tuple[int, ...] = ()
-    """their sides, 3 each if empty"""
+    """kernel sizes of the convolutions; 3 each if empty"""
     strides: tuple[int, ...] = ()
-    """their strides, 1 each if empty"""
+    """strides of the convolutions; 1 each if empty"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     normalise_obs: bool = False
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     norm_input: Literal["none", "batch", "batch_renorm"] = "none"
-    """layer in front of the network: BatchNorm or BatchRenorm"""
+    """normalisation of the input: BatchNorm, BatchRenorm or none"""
     norm: Literal["layer", "batch", "none"] = "layer"
-    """layer between every linear layer and its ReLU: LayerNorm, BatchNorm or none"""
+    """normalisation between each linear layer and its ReLU: LayerNorm, BatchNorm or none"""
 
     @property
     def updates(self) -> int:
@@ -80,39 +80,39 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 1e-4
-    """learning rate of RAdam at the start"""
+    """initial learning rate of RAdam"""
     lr_end: Any = 0.0
-    """learning rate at the end of the linear schedule, as a fraction of lr; 1 keeps it constant"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     lam: Any = 0.95
-    """trace decay of the returns"""
+    """λ of the λ-returns"""
     eps_start: Any = 1.0
-    """share of random actions at the start"""
+    """epsilon at the start of training"""
     eps_end: Any = 0.2
-    """share of random actions after the decay"""
+    """epsilon after the decay"""
     eps_decay: Any = 0.2
-    """share of the run over which the share of random actions decays"""
+    """fraction of training over which epsilon decays"""
     max_grad_norm: Any = 10.0
-    """gradients are clipped to this global norm"""
+    """global norm to which gradients are clipped"""
     reward_scale: Any = 0.1
-    """factor on rewards in targets"""
+    """factor on rewards in the targets"""
 
 
 class State(NamedTuple):
     params: PyTree
     opt: optax.OptState
-    eps: Array  # [] share of random actions in the next window
-    statistics: PyTree = {}  # running ones of batch norms
+    eps: Array  # [] epsilon of the next rollout
+    statistics: PyTree = {}  # running statistics of BatchNorm layers
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:
-    """Raises UserError where the agent does not fit the environment or itself."""
+    """Raises UserError if the environment is not supported or sizes do not fit together."""
     if not isinstance(spec.action, Discrete):
-        raise UserError(f"pqn acts in discrete action spaces only; {spec.name} has {spec.action}")
+        raise UserError(f"pqn needs discrete actions; {spec.name} has {spec.action}")
     at_least(
         1,
         num_envs=cfg.num_envs,
@@ -129,7 +129,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         )
     if cfg.updates < 1:
         raise UserError(
-            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
+            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
             f"{cfg.num_envs * cfg.num_steps}"
         )
 
@@ -138,13 +138,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not discrete, or the sizes do not divide.
+      UserError: the action space is not discrete, or sizes are not divisible as required.
     """
     check(cfg, spec)
     num_actions = spec.action.n  # type: ignore[union-attr]
     mlp = lambda train: nets.MLP(cfg.hidden, num_actions, **layers(cfg, train))
     net = batchnorm.from_linen(mlp, spec.obs_shape)
-    # A window no longer than an episode holds at most one time limit per environment.
+    # A rollout no longer than an episode has at most one time limit per environment.
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
     def init(key, hp, inputs):
@@ -176,12 +176,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, hp, state, loss, data, key, step)
 
-    agent = Agent(init=init, update=update, act=act, noise=epsilon_noise(num_actions))
+    agent = Agent(
+        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
+    )
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
 def layers(cfg: Config, train: bool) -> dict[str, Any]:
-    """What `cfg` says of the layers of a `nets.Torso` below its Q-values."""
+    """Keyword arguments of a `nets.Torso` from `cfg`."""
     rules = {"batch": batchnorm.NORM, "batch_renorm": batchnorm.RENORM}
     batch = {name: partial(batchnorm.BatchNorm, train, rule) for name, rule in rules.items()}
     return {
@@ -202,12 +204,12 @@ def begin(params: PyTree, statistics: PyTree, hp: Hypers) -> State:
 def learn(
     cfg: Config, hp: Hypers, state: State, loss: Any, data: PyTree, key: Array, step: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Epochs of shuffled minibatches of `data` [D, ...] through `loss`, and the next window's ε.
+    """Epochs of minibatch gradient steps on `data` [D, ...], and ε of the next rollout.
 
-    `loss(params, statistics, part)` gives (loss, (mean Q, statistics after)) of a part
+    `loss(params, statistics, part)` returns (loss, (mean Q, new statistics)) of a minibatch
     [D / minibatches, ...].
     """
-    # One vector of parameters: ten small leaves cost more in overhead than in work.
+    # Flat parameters: the overhead of many small leaves exceeds their computation.
     flat, unravel = ravel_pytree(state.params)
 
     def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, tuple[Array, Array]]:
@@ -228,7 +230,7 @@ def learn(
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

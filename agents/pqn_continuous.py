@@ -1,14 +1,16 @@
 """PQN for continuous actions: a deterministic actor and a critic, without replay or target network.
 
 Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
-Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811;
-the form is that of the authors' code for MuJoCo Playground, which is not in the paper.
+Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
+The algorithm follows the authors' code for MuJoCo Playground; the paper does not describe it.
 
-Many environments act with Gaussian noise; the critic learns λ-returns of the noisy policy (so it is
-SARSA-like), the actor climbs the critic and is held near the actions it took in the window.
+Parallel environments act with Gaussian exploration noise. The critic learns λ-returns of the noisy
+policy, as SARSA(λ) does. The actor maximises Q(s, π(s)) with a penalty on changes of its actions
+since the rollout.
 
-Deviations: time limits bootstrap from the true successor, at which an action with fresh noise is
-valued; the recursion is the exact one at every step (see `jaxrl.agents.pqn`).
+Deviations from the authors' code:
+- Time limits bootstrap from the true successor, valued at an action with fresh noise.
+- The λ-recursion is exact at every step (see `jaxrl.agents.pqn`).
 """
 
 from __future__ import annotations
@@ -38,30 +40,30 @@ from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 5_000_000
-    """environment steps of a run, all environments together"""
+    """environment steps of a run, summed over its parallel environments"""
     num_envs: int = 1024
     """parallel environments N"""
     num_steps: int = 32
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     minibatches: int = 32
     """minibatches per epoch; divides N * T"""
     epochs: int = 4
-    """passes over each window"""
+    """passes over each rollout"""
     actor: tuple[int, ...] = (256, 128)
-    """widths of the actor's hidden layers"""
+    """widths of the policy's hidden layers"""
     critic: tuple[int, ...] = (512, 256)
     """widths of each critic's hidden layers"""
     critics: int = 1
-    """critics, whose mean is used everywhere"""
+    """critics in the ensemble; targets and actor use their mean"""
     normalise_obs: bool = True
-    """standardise observations by running statistics"""
+    """standardise observations with running statistics"""
     normalise_reward: bool = False
-    """divide rewards by the running standard deviation of returns"""
+    """divide rewards by the running standard deviation of discounted returns"""
     resets: int = 1
-    """initial states drawn per environment and window; divides num_steps"""
+    """initial states drawn per environment and rollout; divides num_steps"""
 
     @property
     def updates(self) -> int:
@@ -70,35 +72,35 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 5e-4
-    """learning rate of both RAdam optimisers at the start"""
+    """initial learning rate of RAdam"""
     lr_end: Any = 0.01
-    """learning rate at the end of the linear schedule, as a fraction of lr"""
+    """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
     gamma: Any = 0.97
-    """discount"""
+    """discount factor"""
     lam: Any = 0.99
-    """trace decay of the returns"""
+    """λ of the λ-returns"""
     noise_start: Any = 1.0
-    """std of exploration at the start, in half action ranges"""
+    """std of the exploration noise at the start of training, in half action ranges"""
     noise_end: Any = 0.2
-    """std of exploration after the decay"""
+    """std of the exploration noise after the decay, in half action ranges"""
     noise_decay: Any = 0.9
-    """share of the run over which the noise decays"""
+    """fraction of training over which the std of the exploration noise decays"""
     penalty: Any = 50.0
-    """weight of the pull to the window's own actions"""
+    """weight of the penalty on changes of the actor's actions since the rollout"""
     threshold: Any = 0.15
-    """mean change of an action, in half action ranges, from which on the pull acts"""
+    """mean absolute change of an action, in half action ranges, above which the penalty applies"""
     max_grad_norm: Any = 1.0
-    """gradients are clipped to this global norm, actor and critic apart"""
+    """global norm to which gradients are clipped, actor and critics separately"""
 
 
 class State(NamedTuple):
     actor: PyTree
     critic: PyTree
-    opt: tuple[optax.OptState, optax.OptState]
-    std: Array  # [] of exploration in the next window
+    opt: tuple[optax.OptState, optax.OptState]  # RAdam of actor and critics
+    std: Array  # [] std of the exploration noise in the next rollout
 
 
 class Blocks(nn.Module):
@@ -118,11 +120,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not a bounded box of one axis, or the sizes do not divide.
+      UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
     low, high = box_bounds(spec)
     if len(spec.obs_shape) != 1:
-        raise UserError(f"pqn_continuous takes flat observations; {spec.name} has {spec.obs_shape}")
+        raise UserError(f"pqn_continuous needs flat observations; {spec.name} has {spec.obs_shape}")
     at_least(
         1,
         num_envs=cfg.num_envs,
@@ -232,7 +234,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, critic, opt, std), metrics
 
     one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
-    agent = Agent(init=init, update=update, act=act, noise=noise)
+    agent = Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 
@@ -242,14 +244,14 @@ def smooth_l1(x: Array) -> Array:
 
 
 def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array]:
-    """Mean smooth L1 [B] of a change of actions [B, A] where its mean size exceeds the threshold,
-    0 elsewhere; and whether it does [B]."""
+    """Mean smooth L1 [B] of action changes [B, A] with mean |change| above the threshold, else 0;
+    and whether the threshold is exceeded [B]."""
     far = jnp.mean(jnp.abs(change), -1) > threshold
     return jnp.where(far, jnp.mean(smooth_l1(change), -1), 0.0), far
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` noiseless episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` noise-free episodes."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

@@ -1,16 +1,18 @@
-"""Recurrent PQN: Q-values from a memory of the episode so far.
+"""Recurrent PQN: Q-values of a GRU or LSTM over the episode so far.
 
 Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, Benjamin Ellis,
 Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
 
-The PQN of `jaxrl.agents.pqn` with a GRU or LSTM between the dense layers and the Q-values; the cell
-also sees the last action. Learning unrolls whole windows, of which the oldest `memory_window` steps
-are kept from before, from the memory stored at their start. Minibatches are sets of environments.
-Targets come from the current parameters in every minibatch.
+The PQN of `jaxrl.agents.pqn` with a recurrent cell between the dense layers and the Q-values. The
+cell also takes the last action. Training unrolls whole windows from the memory stored at their
+start; a window is the rollout and the `memory_window` steps before it. Minibatches are sets of
+environments. Every minibatch computes targets with the current parameters.
 
-Deviations: the window's last step is trained too, since its true successor is known (the authors'
-code uses it to bootstrap only), and time limits bootstrap from the true successor. With batch norms
-the values of those successors are by running statistics, all others by the minibatch's.
+Deviations from the authors' code:
+- The window's last step is trained too, since its true successor is known (there the last step
+  only serves for bootstrapping).
+- Time limits bootstrap from the true successor.
+- With BatchNorm the values of these successors use running statistics, all others the minibatch's.
 """
 
 from __future__ import annotations
@@ -43,18 +45,18 @@ __all__ = ["Config", "Hypers", "State", "make", "program"]
 
 @dataclasses.dataclass(frozen=True)
 class Config(pqn.Config):
-    """Static: a new value is a new program. Minibatches divide the environments here."""
+    """Static configuration: a new value compiles a new program. `minibatches` divides N here."""
 
     cell: Literal["gru", "lstm"] = "gru"
-    """recurrent cell"""
+    """type of the recurrent cell"""
     memory: int = 256
-    """units of the cell"""
+    """units of the recurrent cell"""
     memory_window: int = 4
-    """steps of the past in front of each window"""
+    """steps of the previous rollout prepended to each rollout"""
 
 
 class Network(nn.Module):
-    """Torso of the observation, joined by the last action, through a cell to Q-values."""
+    """Torso features and the last action to a recurrent cell, then Dense to Q-values."""
 
     cfg: Config
     num_actions: int
@@ -71,8 +73,8 @@ class Network(nn.Module):
     ) -> tuple[PyTree, Array]:
         """Carries [T, B, memory] after each step, and Q-values [T, B, A].
 
-        obs [T, B, *obs], last_action [T, B, A] one-hot, start [T, B] bool: where both the carry and
-        the last action are forgotten.
+        obs [T, B, *obs], last_action [T, B, A] one-hot, start [T, B] bool: resets the carry and
+        the last action.
         """
         length, size = start.shape
         last_action = recurrent.forget(flat(last_action), flat(start))
@@ -97,7 +99,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`; its memory is (carry of the cell, last action).
 
     Raises:
-      UserError: the action space is not discrete, or the sizes do not divide.
+      UserError: the action space is not discrete, or sizes are not divisible as required.
     """
     pqn.check(cfg, spec)
     at_least(1, memory=cfg.memory)
@@ -107,8 +109,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
     if cfg.num_envs % cfg.minibatches:
         raise UserError(
-            f"minibatches={cfg.minibatches} does not divide num_envs={cfg.num_envs}, as it has to "
-            "with memory"
+            f"minibatches={cfg.minibatches} does not divide num_envs={cfg.num_envs}; recurrent "
+            "minibatches are sets of environments"
         )
     num_actions = spec.action.n  # type: ignore[union-attr]
     net, learning = Network(cfg, num_actions), Network(cfg, num_actions, train=True)
@@ -153,7 +155,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
 
     noise = epsilon_noise(num_actions)
-    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise)
+    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
@@ -164,15 +166,15 @@ def window_values(
     memory: PyTree,
     one_limit: bool,
 ) -> tuple[Array, Array, PyTree]:
-    """Q-values [T, B, A] in a window, values [T, B] of the true successors, and what `unroll` adds.
+    """Q-values [T, B, A] in a window, values [T, B] of the true successors, and new statistics.
 
     Args:
-      unroll: gives ((carries, Q-values), statistics) of `Network.unroll`.
-      step: gives (carry, Q-values) of one step.
+      unroll: returns ((carries, Q-values), statistics) of `Network.unroll`.
+      step: returns (carry, Q-values) of one step.
       window: transitions [T, B, ...].
       memory: (carry, last action [B, A]) before the window's first step.
-      one_limit: whether the window holds at most one time limit per environment, so that one step
-        of 2B rows gives the successors that acting did not go on to.
+      one_limit: whether the window has at most one time limit per environment; one step of 2B rows
+        then values all successors outside the window.
     """
     size = window.reward.shape[1]
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
@@ -184,11 +186,11 @@ def window_values(
         q = step(carry, obs, action, jnp.zeros(action.shape[0], bool))[1]
         return jnp.max(q, -1)
 
-    # Targets are constants to the loss: no gradient flows through what follows.
+    # Targets are constants: no gradient flows through the code below.
     every = jax.lax.stop_gradient((carries, window.next_obs, actions))
     if not one_limit:
         return q, ahead(jax.tree.map(flat, every)).reshape(window.reward.shape), statistics
-    cut = jnp.argmax(window.truncated, 0)  # [B] when a limit came, 0 if none did
+    cut = jnp.argmax(window.truncated, 0)  # [B] step of the time limit, 0 without one
     ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
     values = ahead(ends)
     later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
@@ -196,7 +198,7 @@ def window_values(
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole greedy episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

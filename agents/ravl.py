@@ -1,23 +1,25 @@
-"""RAVL: SAC in a model of the environment, careful where its rollouts end.
+"""RAVL: model-based offline RL with pessimistic critics at edge-of-reach states.
 
 The Edge-of-Reach Problem in Offline Model-Based Reinforcement Learning. Anya Sims, Cong Lu, Jakob
 Foerster, Yee Whye Teh. NeurIPS 2024, arXiv:2402.12527.
 
-Rollouts of k steps reach states at their ends that no step begins in. Values there are never
-learned, but bootstrapped from, and what is overestimated spreads, however good the model is: with
-the true dynamics in place of the model, methods that fear the model's errors have nothing to fear
-and diverge. RAVL fears these values: EDAC's critics (`jaxrl.agents.edac`) on imagined steps.
+Imagined rollouts of k steps end in states where no step begins (edge-of-reach states). Values of
+these states are bootstrapped from but never trained, so overestimation spreads, even with a perfect
+model: methods that penalise model error have nothing to penalise in the true dynamics, and diverge.
+RAVL makes their values pessimistic with EDAC's critics (`jaxrl.agents.edac`).
 
-An ensemble learns the dynamics from the data (`jaxrl.dynamics`), then the agent learns from batches
-of which `real_share` are rows of the data and the others imagined (`jaxrl.imagination`). Settings
-make it the two methods it is compared with:
+An ensemble learns the dynamics from the dataset (`jaxrl.dynamics`). The agent then learns from
+batches with a fraction `real_share` of dataset rows and otherwise imagined transitions
+(`jaxrl.imagination`). Two baselines are settings of this agent:
 
   MBPO  `critics` 2, `diversity` False: SAC in the model. arXiv:1906.08253
   MOPO  the same with `penalty` λ: rewards r - λ max_i ‖σ_i‖. arXiv:2005.13239
 
-Deviations from the authors' code: those of both parts; starts are drawn with replacement; the
-ensemble learns which steps terminate, which there is given; `outcomes` "given" does so here, with
-rewards too.
+Deviations from the authors' code:
+- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`.
+- Start states are drawn with replacement.
+- The ensemble learns terminations (there they are given); `outcomes` "given" takes terminations
+  and rewards from the environment.
 """
 
 from __future__ import annotations
@@ -43,63 +45,62 @@ EXTRAS = ("state", "next_known")  # of the data
 
 @dataclasses.dataclass(frozen=True)
 class Config(edac.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     dynamics: Literal["learned", "true"] = "learned"
-    """imagine with an ensemble, or with the environment, from simulator states in the data"""
+    """imagine with a learned ensemble, or in the true environment (data with simulator states)"""
     share_dynamics: bool = True
-    """one ensemble for all members; else each has its own"""
+    """train one ensemble for all members; otherwise one per member"""
     outcomes: Literal["learned", "given"] = "learned"
-    """whether the ensemble learns rewards and terminations, or the environment says how they
-    follow from observations (`Env.outcome`)"""
+    """source of rewards and terminations: the ensemble, or the environment (`Env.outcome`)"""
     models: int = 7
-    """networks of the ensemble"""
+    """networks in the ensemble"""
     elites: int = 5
-    """those of them that steps are drawn from"""
+    """networks with the lowest validation errors, used for imagined steps"""
     model_hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """widths of their hidden layers"""
+    """widths of the ensemble's hidden layers"""
     model_epochs: int = 2_000
-    """passes of the data that they learn from at most"""
+    """maximum passes over the dataset in training the ensemble"""
     model_patience: int = 5
-    """passes without improvement after which they are done"""
+    """passes without improvement before training of the ensemble stops"""
     rollout_steps: int = 5
     """steps k of an imagined rollout"""
     rollout_starts: int = 50_000
-    """rollouts of a refresh"""
+    """imagined rollouts per refresh of the imagined data"""
     rollout_every: int = 1_000
-    """updates between refreshes"""
+    """gradient steps between refreshes of the imagined data"""
     retain: int = 5
-    """refreshes whose steps are kept"""
+    """refreshes whose imagined transitions are kept"""
     real_share: float = 0.05
-    """share of the rows of a batch that come from the data"""
+    """fraction of each batch drawn from the dataset"""
 
 
 @struct.dataclass
 class Hypers(edac.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     penalty: Any = 0.0
-    """λ by which uncertainty of the model lowers rewards, in MOPO"""
+    """weight λ of the model uncertainty subtracted from rewards, as in MOPO; 0 turns it off"""
     model_lr: Any = 1e-3
-    """learning rate of the ensemble, the same for all members that share one"""
+    """learning rate of the ensemble, equal for all members that share one"""
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is too small.
+      UserError: the action space is not a bounded box of one axis, or a size is too small.
     """
     if not 0 <= cfg.real_share <= 1:
         raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
-    return edac.make(cfg, spec)
+    return dataclasses.replace(edac.make(cfg, spec), hypers=Hypers())
 
 
 def networks(cfg: Config, env: Env) -> Ensemble:
-    """The ensemble's networks and what they need not learn.
+    """The ensemble, with rewards and terminations of the environment if `outcomes` is "given".
 
     Raises:
-      UserError: outcomes are to be given by an environment that does not tell them.
+      UserError: `outcomes` is "given" and the environment has no `Env.outcome`.
     """
     found = Ensemble(
         members=cfg.models,
@@ -110,7 +111,7 @@ def networks(cfg: Config, env: Env) -> Ensemble:
     if cfg.outcomes == "learned":
         return found
     if (rule := env.outcome) is None:
-        raise UserError(f"{env.spec.name} does not tell its outcomes: say --agent.outcomes learned")
+        raise UserError(f"{env.spec.name} has no Env.outcome: pass --agent.outcomes learned")
     rows = jax.vmap(rule, (0, 0, 0, None))
     return dataclasses.replace(
         found,
@@ -120,9 +121,9 @@ def networks(cfg: Config, env: Env) -> Ensemble:
 
 
 def experience(cfg: Config, agent: Agent, world: Model) -> Source:
-    """Batches of real rows and of those imagined in `world`.
+    """Batches of dataset rows and of transitions imagined in `world`.
 
-    extras["edge"] marks steps that rollouts end with.
+    extras["rollout_end"] marks the last steps of imagined rollouts.
     """
     dreams = imagined(
         world,
@@ -133,19 +134,19 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
         retain=cfg.retain,
         batch_size=cfg.batch_size,
     )
-    real = labelled(uniform(cfg.batch_size), edge=False)
+    real = labelled(uniform(cfg.batch_size), rollout_end=False)
     return mix(real, dreams, cfg.real_share, cfg.batch_size)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """The dynamics, where they are learned, then the agent with `evals` evaluations.
+    """A stage for the ensemble, if the dynamics are learned, and one for the agent.
 
     Raises:
-      UserError: the true dynamics of an environment that does not run on the device.
+      UserError: `dynamics` is "true" and the environment does not run on the device.
     """
     if cfg.dynamics == "true":
         if env.host is not None:
-            raise UserError(f"{env.spec.name} runs on the host only: it cannot be imagined with")
+            raise UserError(f"{env.spec.name} runs on the host only: pass --agent.dynamics learned")
         return Program((learning(cfg, env, true_model(env), evals, episodes),))
     own = networks(cfg, env)
     modelling = Stage(
@@ -156,14 +157,14 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
         evals=evals,
         shared=cfg.share_dynamics,
         reads=("model_lr",),
-        unshared="say --agent.no-share-dynamics",
+        unshared="pass --agent.no-share-dynamics",
     )
     world = model(own, env.spec)
     return Program((modelling, learning(cfg, env, world, evals, episodes)))
 
 
 def learning(cfg: Config, env: Env, world: Model, evals: int, episodes: int) -> Stage:
-    """The stage of the agent, whatever it imagines in."""
+    """The stage of the agent, with imagination in `world`."""
     agent = make(cfg, env.spec)
     return Stage(
         name="agent",

@@ -1,17 +1,17 @@
-"""SAC: soft actor-critic, with twin critics and a fixed or learned temperature.
+"""SAC: soft actor-critic with twin critics and a fixed or learned temperature.
 
 Soft Actor-Critic Algorithms and Applications. Tuomas Haarnoja, Aurick Zhou, Kristian Hartikainen,
 George Tucker, Sehoon Ha, Jie Tan, Vikash Kumar, Henry Zhu, Abhishek Gupta, Pieter Abbeel, Sergey
 Levine. arXiv:1812.05905.
 Soft Actor-Critic for Discrete Action Settings. Petros Christodoulou. arXiv:1910.07207.
 
-The actor minimises E[α log π(a|s) - min_i Q_i(s, a)], the critics follow
-r + γ (min_i Q'_i(s', a') - α log π(a'|s')) with slowly moving copies Q'. In a box the policy is a
-normal distribution squashed by tanh, and one sample stands for the expectation over actions; over
-discrete actions it is the exact sum.
+The actor minimises E[α log π(a|s) - min_i Q_i(s, a)]. The critics' target is
+r + γ (min_i Q'_i(s', a') - α log π(a'|s')) with Polyak-averaged target critics Q'. In a box the
+policy is a tanh-squashed normal distribution, and one sample estimates the expectation over
+actions. For discrete actions the expectation is the exact sum.
 
-Densities are those of actions in [-1, 1], whatever the bounds of the box. An update is a window of
-N environments by T steps followed by `gradient_steps` gradient steps, one per step by default.
+An update is a rollout of T steps in N environments followed by `gradient_steps` gradient steps, one
+per environment step by default. Log-densities are of actions scaled to [-1, 1].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flax import struct
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import td_target
-from jaxrl.optim import polyak
+from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import (
     ActionSamples,
     StochasticHead,
@@ -40,35 +40,35 @@ from jaxrl.policies import (
 from jaxrl.program import Program
 from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import split_batch
-from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     total_steps: int = 1_000_000
-    """environment steps of a run, all environments together, after the warm-up"""
+    """environment steps of a run after the warm-up, summed over its parallel environments"""
     num_envs: int = 1
     """parallel environments N"""
     num_steps: int = 1
-    """steps T per environment between updates"""
+    """steps T per environment and rollout"""
     gradient_steps: int = 1
-    """gradient steps of an update"""
+    """gradient steps per rollout"""
     batch_size: int = 256
-    """transitions of a gradient step"""
+    """transitions per gradient step"""
     capacity: int = 1_000_000
     """transitions in the replay buffer"""
     warmup: int = 10_000
     """environment steps with random actions before the first update"""
     n_step: int = 1
-    """rewards summed before the bootstrap"""
+    """number n of rewards in the n-step targets"""
     learn_temperature: bool = True
-    """adapt the temperature to the target entropy; else it stays as it is"""
+    """learn the temperature for the target entropy; otherwise it stays constant"""
     target_entropy: float | None = None
-    """nats; by default -A for a box of A dimensions, 0.98 log A for A discrete actions"""
+    """target entropy in nats; default -A (box of A dimensions), 0.98 log A (A discrete actions)"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
     @property
     def window(self) -> int:
@@ -81,24 +81,24 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of all Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the target critics move in a gradient step"""
+    """Polyak step size of the target critics"""
     temperature: Any = 0.2
-    """weight α of the entropy, at the start where it is learned"""
+    """weight α of the entropy; the initial value if learned"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [2, size] of the twins
-    target: Array  # [2, size]
-    log_temperature: Array  # [], 0 where it is not learned
-    opt: tuple[optax.OptState, ...]  # of actor, critic and log_temperature
+    actor: Array  # [size] flat parameters
+    critic: Array  # [2, size] flat parameters of the twin critics
+    target: Array  # [2, size] target critics
+    log_temperature: Array  # [] log α; 0 if not learned
+    opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
 
 
 # --- the two kinds of action space ---------------------------------------------------------------
@@ -108,7 +108,8 @@ def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
     """The head for the action space of `spec`.
 
     Raises:
-      UserError: the space is a box without bounds or of more than one axis, or sizes do not fit.
+      UserError: the action space is a box without bounds or of several axes, or sizes do not
+        fit together.
     """
     check_replay(cfg)
     at_least(1, smallest_layer=min((*cfg.hidden, 1)))
@@ -125,7 +126,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the agent cannot act in that space, or the sizes do not fit.
+      UserError: the action space is not supported, or sizes do not fit together.
     """
     head = head_of(cfg, spec)
 
@@ -141,14 +142,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
-    return Agent(init=init, update=update, act=act, noise=head.noise)
+    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
 def begin(cfg: Config, head: StochasticHead, key: Array, hp: Any) -> State:
     """The state before the first update."""
     key_actor, key_critic = jax.random.split(key)
     actor = head.actor(key_actor)
-    # A loop, not a vmap: XLA would compute critics and targets apart, with other last bits.
+    # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
     critic = jax.lax.map(head.critic, jax.random.split(key_critic))
     learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
     log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
@@ -166,26 +167,20 @@ def learn(
     objective: Callable[[ActionSamples, Array, Array, Array], Array],
     log_pi: Callable[[Array], Array],
 ) -> tuple[State, dict[str, Array]]:
-    """Gradient steps of critics, actor and temperature on the rows of `batch`, in this order.
+    """Gradient steps of critics, actor and temperature, in this order, on the rows of `batch`.
 
     Args:
-      objective: the actor's loss [] of (considered actions, obs, min_i Q_i of them [B, K], α).
-      log_pi: [B, K] from log-probabilities by factor [B, K, F]: what the critics' targets take for
-        log π.
+      objective: the actor's loss [] of (sampled actions, obs, their min_i Q_i [B, K], α).
+      log_pi: maps log-probabilities by factor [B, K, F] to log π [B, K] in the critics' targets.
     """
     twins = lambda fn: jax.vmap(fn, (0, None, None))
-    optimiser = optax.adam(hp.lr)
-
-    def descend(params: Array, grads: Array, opt: PyTree) -> tuple[PyTree, PyTree]:
-        change, opt = optimiser.update(grads, opt)
-        return optax.apply_updates(params, change), opt
 
     def gradient_step(state: State, xs: tuple[Transition, Array]) -> tuple[State, Any]:
         t, noise = xs
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
 
-        ahead = head.consider(head.policy(state.actor, t.next_obs), noise[0])
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
         q = jnp.min(twins(head.values)(state.target, t.next_obs, ahead.action), 0)
         value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
@@ -194,22 +189,24 @@ def learn(
             q = twins(head.value)(critic, t.obs, t.action)  # [2, B]
             return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
-        (loss_q, q), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critic)
-        critic, opt_critic = descend(state.critic, grads, opt_critic)
+        at = Trainable(state.critic, opt_critic)
+        (critic, opt_critic), loss_q, q = minimise(critic_loss, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
-            now = head.consider(head.policy(actor, t.obs), noise[1])
+            now = head.samples(head.policy(actor, t.obs), noise[1])
             q = jnp.min(twins(head.values)(critic, t.obs, now.action), 0)
             return objective(now, t.obs, q, temperature), now
 
-        (loss_pi, now), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-        actor, opt_actor = descend(state.actor, grads, opt_actor)
+        at = Trainable(state.actor, opt_actor)
+        (actor, opt_actor), loss_pi, now = minimise(of_actor, at, hp.lr)
 
         entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
         log_temperature = state.log_temperature
-        if cfg.learn_temperature:  # d/dlog α of α (entropy - target)
+        if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
-            log_temperature, opt_temperature = descend(log_temperature, grads, opt_temperature)
+            log_temperature, opt_temperature = adam_step(
+                log_temperature, grads, opt_temperature, hp.lr
+            )
 
         target = polyak(state.target, critic, hp.tau)
         opt = (opt_actor, opt_critic, opt_temperature)
@@ -230,12 +227,12 @@ def learn(
 
 
 def actor_loss(now: ActionSamples, q: Array, temperature: Array) -> Array:
-    """mean over states of E[α log π - Q]. q [B, K]."""
+    """Mean over states of E[α log π - Q] []; q [B, K]."""
     return jnp.mean(expectation(now, temperature * sum_log_probs(now.log_prob) - q))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes of the policy's mode."""
+    """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     agent = make(cfg, env.spec)
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals

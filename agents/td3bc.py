@@ -1,15 +1,18 @@
-"""TD3+BC: TD3 whose actor is also held to the actions of the data.
+"""TD3+BC: TD3 with a behaviour-cloning term in the actor's loss.
 
 A Minimalist Approach to Offline Reinforcement Learning. Scott Fujimoto, Shixiang Shane Gu. NeurIPS
 2021, arXiv:2106.06860. TD3: Addressing Function Approximation Error in Actor-Critic Methods. Scott
 Fujimoto, Herke van Hoof, David Meger. ICML 2018, arXiv:1802.09477.
 
-Twin critics learn from smoothed actions of a slowly moving policy; every second update the policy
-climbs the first critic, normalised by its size, and is pulled to the data. Observations are
-standardised by the data's statistics.
+Twin critics have the target r + γ min_i Q'_i(s', a') with a' = π'(s') plus clipped noise. Every
+`policy_every` updates the actor minimises mean [-λ Q_1(s, π(s)) + (π(s) - a)²] with
+λ = α / mean |Q_1(s, π(s))| (eq. 3 and 5), and the targets are updated. Observations are
+standardised with the dataset's statistics.
 
-Deviations: weights begin as flax's (LeCun normal), not as torch's; time limits bootstrap; smoothing
-noise is in units of half the action range, whatever the box.
+Deviations from the authors' code:
+- Weights are initialised as in flax (LeCun normal), not as in torch.
+- Time limits bootstrap.
+- Target-policy noise is in units of half the action range, for every box.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from jaxrl import nets
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import adam_step, polyak
+from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
@@ -39,56 +42,56 @@ OFFLINE = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 1_000_000
     """gradient steps of the critics"""
     batch_size: int = 256
-    """rows of the data in a gradient step"""
+    """transitions per gradient step"""
     policy_every: int = 2
-    """critic steps per step of the actor and of the targets"""
+    """critic updates per update of the policy and the target networks"""
     normalise_obs: bool = True
-    """standardise observations by the mean and deviation of the data's"""
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256)
-    """widths of the hidden layers of actor and critics"""
+    """widths of the hidden layers"""
 
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
     lr: Any = 3e-4
-    """learning rate of both Adam optimisers"""
+    """learning rate of Adam"""
     gamma: Any = 0.99
-    """discount"""
+    """discount factor"""
     tau: Any = 0.005
-    """share of the way that the targets move at each step of the actor"""
+    """Polyak step size of the target networks"""
     alpha: Any = 2.5
-    """weight of the normalised Q in the actor's loss, where cloning has 1"""
+    """weight α of the normalised Q-value in the policy loss, relative to the cloning loss"""
     policy_noise: Any = 0.2
-    """std of the noise on actions in targets, in half action ranges"""
+    """std of the target-policy noise, in half action ranges"""
     noise_clip: Any = 0.5
-    """its largest size"""
+    """clipping range of the target-policy noise, in half action ranges"""
     reward_scale: Any = 1.0
     """factor on rewards"""
     reward_shift: Any = 0.0
-    """added to rewards, after the factor"""
+    """constant added to rewards after scaling"""
 
 
 class State(NamedTuple):
-    actor: Array  # [size] parameters, as one vector
-    critic: Array  # [2, size] of the twins
-    actor_target: Array  # [size]
-    critic_target: Array  # [2, size]
-    opt: tuple[optax.OptState, optax.OptState]  # of actor and critic
-    obs: Moments  # [*obs] of the data's observations
+    actor: Array  # [size] flat parameters
+    critic: Array  # [2, size] flat parameters of the twin critics
+    actor_target: Array  # [size] target policy
+    critic_target: Array  # [2, size] target critics
+    opt: tuple[optax.OptState, optax.OptState]  # Adam of actor and critics
+    obs: Moments  # [*obs] mean and variance of the dataset's observations
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: actions are not in a bounded box of one axis, or a size is below one.
+      UserError: the action space is not a bounded box of one axis, or a size is below 1.
     """
     check_offline(cfg)
     at_least(1, policy_every=cfg.policy_every)
@@ -98,7 +101,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     critic_net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
 
     def q_value(critic: Array, obs: Array, action: Array) -> Array:
-        """[B] of one critic; unit actions."""
+        """Q-values [B] of one critic at unit actions."""
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(critic, x)[:, 0]
 
@@ -106,25 +109,19 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets apart, with other last bits.
+        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
         actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
     def act(state, hp, obs, start, memory, noise, explore):
-        return (
-            space.scaled(policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))),
-            memory,
-            {},
-        )
+        chosen = policy.apply(state.actor, standardise_obs(cfg, state.obs, obs))
+        return space.scaled(chosen), memory, {}
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
-        obs, next_obs = (
-            standardise_obs(cfg, state.obs, t.obs),
-            standardise_obs(cfg, state.obs, t.next_obs),
-        )
+        obs, next_obs = (standardise_obs(cfg, state.obs, x) for x in (t.obs, t.next_obs))
         action = space.unit(t.action)
 
         ahead = smoothed(policy.apply(state.actor_target, next_obs), key, hp)
@@ -134,16 +131,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             q = twins(critic, obs, action)
             return critic_loss(q, y), q
 
-        (loss_q, q), grads = jax.value_and_grad(of_critic, has_aux=True)(state.critic)
-        critic, opt_critic = adam_step(state.critic, grads, state.opt[1], hp.lr)
+        at = Trainable(state.critic, state.opt[1])
+        (critic, opt_critic), loss_q, q = minimise(of_critic, at, hp.lr)
 
         def of_actor(actor: Array) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
             return actor_loss(q_value(critic[0], obs, chosen), chosen, action, hp.alpha), chosen
 
         def improve() -> tuple[PyTree, dict[str, Mean]]:
-            (loss, chosen), grads = jax.value_and_grad(of_actor, has_aux=True)(state.actor)
-            actor, opt = adam_step(state.actor, grads, state.opt[0], hp.lr)
+            at = Trainable(state.actor, state.opt[0])
+            (actor, opt), loss, chosen = minimise(of_actor, at, hp.lr)
             targets = (
                 polyak(state.actor_target, actor, hp.tau),
                 polyak(state.critic_target, critic, hp.tau),
@@ -165,17 +162,17 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         error = jnp.mean(jnp.abs(q - y[None]))
         return state, metrics | {"critic_loss": loss_q, "q": jnp.mean(q), "td_error": error}
 
-    return Agent(init=init, update=update, act=act)
+    return Agent(init=init, update=update, act=act, hypers=Hypers())
 
 
 def smoothed(action: Array, key: Array, hp: Hypers) -> Array:
-    """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²), of unit actions [B, A]."""
+    """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²); unit actions [B, A]."""
     noise = hp.policy_noise * jax.random.normal(key, action.shape)
     return jnp.clip(action + jnp.clip(noise, -hp.noise_clip, hp.noise_clip), -1.0, 1.0)
 
 
 def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> Array:
-    """mean [-λ Q(s, π(s)) + (π(s) - a)²], λ = α / mean |Q(s, π(s))| held constant (eq. 3 and 5).
+    """Mean of -λ Q(s, π(s)) + (π(s) - a)²; λ = α / mean |Q(s, π(s))| is a constant (eq. 3 and 5).
 
     q [B]; chosen, action [B, A].
     """
@@ -184,5 +181,5 @@ def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> 
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """A whole run: `evals` evaluations of `episodes` whole episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)

@@ -2,7 +2,7 @@
 
 They are those of gymnasium's wrappers NormalizeObservation and NormalizeReward, as part of an
 environment's state: every one of N environments has its own, in float32, and they outlive its
-episodes (`Env.carry`). The agents' own normalisation (`jaxrl.normalise`) shares one set among all
+episodes (`Env.persist`). The agents' own normalisation (`jaxrl.normalise`) shares one set among all
 environments, keeps it fixed while a window is learnt from, and is saved with the weights: prefer it
 where an agent has it. These are for agents that have none, and for comparisons.
 
@@ -50,11 +50,11 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         seen = include(seen, obs[None])
         return (inner, seen), standardise(seen, obs, clip)
 
-    def carry(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        inner, raw = carry_on(env, last[0], fresh[0], fresh[1].mean)
+    def persist(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
+        inner, raw = persisted(env, last[0], fresh[0], fresh[1].mean)
         return see(inner, last[1], raw)
 
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
+    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
 
 
 def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env:
@@ -88,16 +88,16 @@ def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env
         score = ts.reward if ts.score is None else ts.score
         return (inner, total, returns), ts._replace(reward=scaled, score=score)
 
-    def carry(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        inner, obs = carry_on(env, last[0], fresh[0], obs)
+    def persist(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
+        inner, obs = persisted(env, last[0], fresh[0], obs)
         return (inner, fresh[1], last[2]), obs
 
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
+    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
 
 
-def carry_on(env: Env, last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-    """`env.carry`, or the fresh state as it is."""
-    return (fresh, obs) if env.carry is None else env.carry(last, fresh, obs)
+def persisted(env: Env, last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
+    """`env.persist`, or the fresh state as it is."""
+    return (fresh, obs) if env.persist is None else env.persist(last, fresh, obs)
 
 
 def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:

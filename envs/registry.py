@@ -90,10 +90,10 @@ def check_env(env: Env) -> None:
     _expect(f"{name}: terminated", ts.terminated, (), bools)
     _expect(f"{name}: truncated", ts.truncated, (), bools)
     _same_state(name, state, after, "step")
-    if env.carry is not None:
-        after, obs = jax.eval_shape(env.carry, state, state, obs)
-        _expect(f"{name}: carry's observation", obs, shape, floats)
-        _same_state(name, state, after, "carry")
+    if env.persist is not None:
+        after, obs = jax.eval_shape(env.persist, state, state, obs)
+        _expect(f"{name}: persist's observation", obs, shape, floats)
+        _same_state(name, state, after, "persist")
 
 
 def _same_state(name: str, state: PyTree, after: PyTree, function: str) -> None:

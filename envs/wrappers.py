@@ -40,7 +40,7 @@ def time_limit(env: Env, steps: int) -> Env:
 
     bound = min(limit, env.spec.max_steps or limit)
     spec = dataclasses.replace(env.spec, max_steps=bound)
-    return dataclasses.replace(env, spec=spec, reset=reset, step=step, carry=carry_inner(env))
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step, persist=persist_inner(env))
 
 
 def sticky_actions(env: Env, probability: float = 0.25) -> Env:
@@ -72,8 +72,8 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    carry = carry_inner(env)
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry, outcome=None)
+    persist = persist_inner(env)
+    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
@@ -90,7 +90,7 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
     seen = np.setdiff1d(np.arange(size), np.asarray(indices, int))
     if not len(seen):
         raise EnvError(f"hide={list(indices)} leaves nothing of the observations of {name}")
-    if env.carry is not None:  # which needs whole observations
+    if env.persist is not None:  # which needs whole observations
         raise EnvError(f"hide elements of {name} before what outlives its episodes is added")
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
@@ -105,17 +105,17 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
     return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None)
 
 
-def carry_inner(env: Env) -> Carry | None:
-    """`carry` of an environment around `env` with state (state of `env`, what begins anew, ...)."""
-    inner = env.carry
+def persist_inner(env: Env) -> Carry | None:
+    """`persist` of a wrapper of `env` with state (state of `env`, what begins anew, ...)."""
+    inner = env.persist
     if inner is None:
         return None
 
-    def carry(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
+    def persist(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
         state, obs = inner(last[0], fresh[0], obs)
         return (state, *fresh[1:]), obs
 
-    return carry
+    return persist
 
 
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.runs import records
+from jaxrl.runs import files
 from jaxrl.runs.plots import compact
 
 
@@ -35,7 +35,7 @@ def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows({name: _csv(value) for name, value in row.items()} for row in rows)
     try:
-        records.atomic_write(file, text.getvalue().encode())
+        files.atomic_write(file, text.getvalue().encode())
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
 

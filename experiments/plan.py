@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import envs, population
-from jaxrl.drive import abstract_state
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
@@ -23,6 +22,7 @@ from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
+from jaxrl.snapshot import abstract_state
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 

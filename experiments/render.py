@@ -14,7 +14,7 @@ from jaxrl.envs import draw
 from jaxrl.errors import UserError
 from jaxrl.experiments.restore import Loaded, load, prepare, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
-from jaxrl.runs.records import atomic_write
+from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
 
@@ -48,7 +48,7 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     ready = prepare(settings_of(open_run_folder(path)))
     env = ready.env
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
-    if env.carry is not None:
+    if env.persist is not None:
         raise UserError(
             f"the observations of {env.spec.name} cannot be drawn where statistics outlive its "
             "episodes (normalise_obs, normalise_reward)"

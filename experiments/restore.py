@@ -32,7 +32,7 @@ from jaxrl.experiments.run_folders import (
 )
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.policies import Trained
-from jaxrl.runs import records, shards, stats
+from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.types import Agent, Policy, PyTree
@@ -111,7 +111,7 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
     """
     run = open_run_folder(path)
     config = run.config()["config"]
-    if (config["env"], config["env_options"]) != (options.env, records.plain(options.env_options)):
+    if (config["env"], config["env_options"]) != (options.env, files.plain(options.env_options)):
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")

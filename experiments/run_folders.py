@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrl.errors import UserError
-from jaxrl.runs import records, shards
+from jaxrl.runs import files, provenance, records, shards
 from jaxrl.runs.processes import Processes
 
 T = TypeVar("T")
@@ -90,19 +90,19 @@ def open_record(
         known = read_json(file)
         records.check_format(path, known)
         there = {name: known.get(name, "absent") for name in config}
-        records.check_same(path, what, there, records.plain(config))
+        records.check_same(path, what, there, files.plain(config))
         return known
     if not file.is_file() and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(
             f"{path} holds files but no {file.name}: this is not the folder of a {what}"
         )
     whole = {
-        "versions": records.versions(),
-        "git": records.git_hash(),
+        "versions": provenance.versions(),
+        "git": provenance.git_hash(),
         "command": sys.argv,
         **context,
     }
-    records.write_json(file, {"format": records.FORMAT, **config, "context": whole})
+    files.write_json(file, {"format": records.FORMAT, **config, "context": whole})
     return None
 
 

@@ -12,7 +12,7 @@ from jaxrl.envs.datasets import normalised_score
 from jaxrl.experiments import compare_bases
 from jaxrl.experiments.console import clock, device_kind, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
-from jaxrl.runs import records, stats
+from jaxrl.runs import provenance, records, stats
 from jaxrl.types import Transition
 
 
@@ -73,7 +73,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
         **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
-        "versions": records.versions(),
+        "versions": provenance.versions(),
         "device": device_kind(),
     }
 
@@ -149,9 +149,9 @@ def context(ready: Plan) -> dict[str, Any]:
     """What config.json says beside the settings: all that a run is not named after."""
     options = ready.settings.options
     return {
-        "versions": records.versions(),
+        "versions": provenance.versions(),
         "device": device_kind(),
-        "git": records.git_hash(),
+        "git": provenance.git_hash(),
         "command": sys.argv,
         "width": ready.layout.width,
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],

@@ -41,7 +41,7 @@ from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
@@ -100,11 +100,11 @@ def run(request: Request) -> dict[str, Any]:
         settings = program.plan.settings
         its = dataclasses.replace(settings.options, out=path / program.folder, overwrite=False)
         train.train(dataclasses.replace(settings, options=its))
-    summary = records.plain(_summary(found, path))
+    summary = files.plain(_summary(found, path))
     if processes.leads:
         print()
         report.report([path])
-        records.write_json(path / "summary.json", summary)
+        files.write_json(path / "summary.json", summary)
         print("\n".join(told_best(summary)))
     processes.all_true(True)  # until the leader has written
     return summary
@@ -173,7 +173,7 @@ def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
                 swept[name][json.dumps(value)] = value  # in order, each once
     runs = [{"folder": p.folder, "values": p.static, "config": p.plan.identity} for p in found]
     swept = {name: list(values.values()) for name, values in swept.items()}
-    return records.plain({"agent": request.agent, "sweep": swept, "programs": runs})
+    return files.plain({"agent": request.agent, "sweep": swept, "programs": runs})
 
 
 def _open(

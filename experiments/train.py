@@ -16,7 +16,7 @@ from jaxrl.experiments.restore import digests_of, prepare, settle
 from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
-from jaxrl.runs import device_memory, records
+from jaxrl.runs import device_memory, files, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import Processes, join
 
@@ -78,7 +78,7 @@ def train(settings: Settings) -> dict[str, Any]:
     with run.lock() if processes.leads else contextlib.nullcontext():
         times = train_loop.run(ready, run, processes, display)
         if processes.leads:
-            summary = records.plain(summarise(ready, run, **times))  # as it is read back
+            summary = files.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
             told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.evaluate import HostEvaluator
-from jaxrl.population import Layout, Seats, first, lift, member_keys, run_key
+from jaxrl.population import Layout, Placement, first, lift, member_keys, run_key
 from jaxrl.program import (
     MemberState,
     Program,
@@ -23,19 +23,11 @@ from jaxrl.program import (
     initialise_fn,
     stage_key,
 )
+from jaxrl.snapshot import RunState as RunState
+from jaxrl.snapshot import abstract_state as abstract_state
+from jaxrl.snapshot import assemble as assemble
+from jaxrl.snapshot import fetch
 from jaxrl.types import Array, Mean, PyTree, as_hyperparams
-
-
-class RunState(NamedTuple):
-    """All that a population needs to go on: on the host and unpadded, so it fits any layout.
-
-    Leaves of `member`, and of results of stages that are not shared, have the axis P.
-    """
-
-    member: MemberState
-    results: dict[str, PyTree]  # final learner states of finished stages
-    stage: int  # index of the stage that `member` is in
-    step: int  # updates made in that stage
 
 
 class Report(NamedTuple):
@@ -161,10 +153,10 @@ class _Run:
         self.hps: dict[bool, PyTree] = {}
         # Shared arrays, and results of earlier stages.
         self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
-        self.seats = plan.seat(count)
+        self.placement = plan.placement(count)
         self.built = {} if hooks.built is None else hooks.built
-        # Launched, its numbers still on the devices, in the seats of then.
-        self.waiting: tuple[Report, Seats] | None = None
+        # Launched, its numbers still on the devices, with the placement of then.
+        self.waiting: tuple[Report, Placement] | None = None
 
     def place(self, shared: bool, tree: PyTree) -> PyTree:
         """Arrays from the host, on the devices."""
@@ -220,7 +212,7 @@ class _Run:
             initialise = self.build(index, "initialise", initialise_fn(stage), args)
             state, done = initialise(*args)[1], -1
         if self.is_last(index) and self.hooks.members is not None and not stage.shared:
-            state = self.reseat(state, self.hooks.members)
+            state = self.rearrange(state, self.hooks.members)
         return state, done
 
     def agreed(self, pace: _Pace, left: int, stage: Stage) -> int:
@@ -230,7 +222,7 @@ class _Run:
         """Evaluates, lets the hooks change the population, takes a snapshot."""
         stage = self.program.stages[index]
         report = Report(stage.name, end, metrics, self.evaluate(index, state, end))
-        then, over = self.seats, end == stage.updates
+        then, over = self.placement, end == stage.updates
         if not over:
             state = self.changed(index, state, report)
         # Before the next chunk is launched, since that overwrites the state in place.
@@ -242,20 +234,20 @@ class _Run:
         """The population after `adapt` and `select`."""
         stage, hooks = self.program.stages[index], self.hooks
         if hooks.adapt is not None:
-            state = hooks.adapt(index, state, _fetch_report(report, self.seats, stage.shared))
+            state = hooks.adapt(index, state, _fetch_report(report, self.placement, stage.shared))
         if hooks.select is not None and self.is_last(index):
-            members = hooks.select(_fetch_report(report, self.seats, stage.shared))
-            if members.size < self.seats.members.size and not stage.shared:
-                state = self.reseat(state, members)
+            members = hooks.select(_fetch_report(report, self.placement, stage.shared))
+            if members.size < self.placement.members.size and not stage.shared:
+                state = self.rearrange(state, members)
         return state
 
     def flush(self) -> Iterator[Report]:
         """The report that waits, if there is one."""
         if self.waiting is not None:
-            report, seats = self.waiting
+            report, placement = self.waiting
             self.waiting = None
             shared = {stage.name: stage.shared for stage in self.program.stages}
-            yield _fetch_report(report, seats, shared[report.stage])
+            yield _fetch_report(report, placement, shared[report.stage])
 
     # --- single operations ---
 
@@ -290,7 +282,7 @@ class _Run:
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The arguments of `advance_fn`."""
         counters = {"step": jnp.int32(step), "n": jnp.int32(size), "fresh": jnp.array(fresh)}
-        counters["tiles"] = jnp.asarray(self.seats.tiles, jnp.int32)
+        counters["tiles"] = jnp.asarray(self.placement.tiles, jnp.int32)
         own = self.own_inputs(self.program.stages[index])
         return state, {"inputs": own}, {"inputs": self.inputs[True], **counters}
 
@@ -298,7 +290,7 @@ class _Run:
         self, index: int, state: MemberState, step: int
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The arguments of `evaluate_fn`."""
-        at = {"step": jnp.int32(step), "tiles": jnp.asarray(self.seats.tiles, jnp.int32)}
+        at = {"step": jnp.int32(step), "tiles": jnp.asarray(self.placement.tiles, jnp.int32)}
         own = self.own_inputs(self.program.stages[index])
         return (), {"state": state, "inputs": own}, {"inputs": self.inputs[True], **at}
 
@@ -314,25 +306,27 @@ class _Run:
         if stage.evaluate is None:
             return None
         if isinstance(stage.evaluate, HostEvaluator):
-            return _on_host(stage.evaluate, stage.shared, self.seats, state, step)
+            return _on_host(stage.evaluate, stage.shared, self.placement, state, step)
         return self.built[index, "evaluate"](*self.to_evaluate(index, state, step))[1]
 
     def snapshot(self, index: int, step: int, state: PyTree, last: bool) -> RunState | None:
         if not self.hooks.snapshot(index, step, last):
             return None
-        rows, stages = self.seats.rows, self.program.stages
+        rows, stages = self.placement.rows, self.program.stages
         results = {
-            s.name: _fetch(self.inputs[s.shared][s.name], rows, s.shared) for s in stages[:index]
+            s.name: fetch(self.inputs[s.shared][s.name], rows, s.shared) for s in stages[:index]
         }
-        return RunState(_fetch(state, rows, stages[index].shared), results, index, step)
+        return RunState(fetch(state, rows, stages[index].shared), results, index, step)
 
-    def reseat(self, state: MemberState, members: np.ndarray) -> MemberState:
-        """Moves state and results of earlier stages to the seats of `members`, by way of the host,
-        which has room for both."""
-        new = self.plan.seat(self.count, members)
-        rows = np.argsort(self.seats.order)[new.order]
-        move = lambda tree: self.plan.split(_fetch(tree, rows, False))
-        self.inputs[False], self.seats = move(self.inputs[False]), new
+    def rearrange(self, state: MemberState, members: np.ndarray) -> MemberState:
+        """Moves state and results of earlier stages to the places of `members`.
+
+        By way of the host, which has room for both copies.
+        """
+        new = self.plan.placement(self.count, members)
+        rows = np.argsort(self.placement.order)[new.order]
+        move = lambda tree: self.plan.split(fetch(tree, rows, False))
+        self.inputs[False], self.placement = move(self.inputs[False]), new
         return move(state)
 
 
@@ -365,7 +359,7 @@ class _Pace:
 
 
 def _on_host(
-    fn: HostEvaluator, shared: bool, seats: Seats, state: MemberState, step: int
+    fn: HostEvaluator, shared: bool, placement: Placement, state: MemberState, step: int
 ) -> PyTree:
     """`fn` of one trained member after another, in the rows of the compiled one."""
 
@@ -373,29 +367,29 @@ def _on_host(
         return fn(state.learner, state.hp, {}, eval_key(state.key, step))
 
     # Without any, the first row, which shows the shapes.
-    rows = seats.rows[seats.members] if seats.members.size else np.zeros(1, int)
-    state = _fetch(state, rows, shared)
+    rows = placement.rows[placement.members] if placement.members.size else np.zeros(1, int)
+    state = fetch(state, rows, shared)
     if shared:
         return one(state)
     found = [one(jax.tree.map(lambda x: x[i], state)) for i in range(rows.size)]  # noqa: B023
 
     def placed(*values: np.ndarray) -> np.ndarray:
-        everywhere = np.zeros((seats.order.size, *values[0].shape), values[0].dtype)
+        everywhere = np.zeros((placement.order.size, *values[0].shape), values[0].dtype)
         everywhere[rows] = values
         return everywhere
 
     return jax.tree.map(placed, *found)
 
 
-def _fetch_report(report: Report, seats: Seats, shared: bool) -> Report:
+def _fetch_report(report: Report, placement: Placement, shared: bool) -> Report:
     """The report with its numbers on the host, one row per member."""
-    count = len(seats.rows)
-    metrics, evals = _fetch((report.metrics, report.evals), seats.rows, shared)
+    count = len(placement.rows)
+    metrics, evals = fetch((report.metrics, report.evals), placement.rows, shared)
     if shared:
         metrics, evals = jax.tree.map(
             lambda x: np.broadcast_to(x, (count, *x.shape)), (metrics, evals)
         )
-    trained = np.isin(np.arange(count), seats.members)
+    trained = np.isin(np.arange(count), placement.members)
     columns = {k: np.where(trained, _mean(v), np.float32(np.nan)) for k, v in metrics.items()}
     return report._replace(metrics=columns, evals=evals)
 
@@ -403,79 +397,6 @@ def _fetch_report(report: Report, seats: Seats, shared: bool) -> Report:
 def _mean(mean: Mean) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(mean.weight > 0, mean.total / mean.weight, np.nan).astype(np.float32)
-
-
-def _fetch(tree: PyTree, rows: np.ndarray, shared: bool) -> PyTree:
-    """A copy on the host, of some rows unless members share it; keys stay typed."""
-
-    def one(x: Array) -> Any:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(
-                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-            )
-        return np.array(x) if shared else np.asarray(x)[rows]
-
-    return jax.tree.map(one, tree)
-
-
-def assemble(
-    program: Program,
-    stage: int,
-    step: int,
-    parts: Sequence[tuple[tuple[int, int], RunState]],
-    members: tuple[int, int],
-) -> RunState:
-    """The state of `members` (first, last + 1) out of parts, each with the members it holds.
-
-    Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
-    """
-    is_shared = {s.name: s.shared for s in program.stages}
-
-    def joined(shared: bool, trees: Sequence[PyTree]) -> PyTree:
-        if shared:
-            return trees[0]
-        rows = [slice(max(members[0] - a, 0), max(members[1] - a, 0)) for (a, _), _ in parts]
-        some = [jax.tree.map(lambda x: x[r], t) for t, r in zip(trees, rows, strict=True)]  # noqa: B023
-        return some[0] if len(some) == 1 else jax.tree.map(_concatenate, *some)
-
-    states = [state for _, state in parts]
-    results = {
-        name: joined(is_shared[name], [state.results[name] for state in states])
-        for name in states[0].results
-    }
-    member = joined(program.stages[stage].shared, [state.member for state in states])
-    return RunState(member, results, stage, step)
-
-
-def _concatenate(*parts: Any) -> Any:
-    """On the host, but for keys."""
-    keys = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
-    return jnp.concatenate(parts) if keys else np.concatenate(parts)
-
-
-def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
-    """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
-    hp = as_hyperparams(hp)
-    count = len(jax.tree.leaves(hp)[0])
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shared, members = dict(inputs), {}
-
-    def start(index: int) -> MemberState:
-        init = initialise_fn(program.stages[index])
-
-        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
-            return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
-
-        if program.stages[index].shared:
-            return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-        return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
-
-    for index in range(stage):
-        done = program.stages[index]
-        (shared if done.shared else members)[done.name] = start(index).learner
-    results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
-    return RunState(start(stage), results, stage, 0)
 
 
 def evaluate(
@@ -497,11 +418,11 @@ def evaluate(
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
-    seats = plan.seat(count)
+    placement = plan.placement(count)
     if isinstance(stage.evaluate, HostEvaluator):
-        found = _on_host(stage.evaluate, stage.shared, seats, members["state"], state.step)
+        found = _on_host(stage.evaluate, stage.shared, placement, members["state"], state.step)
     else:
         run = jax.jit(lift(plan)(evaluate_fn(stage), stage))
         args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
         found = run((), members, args)[1]
-    return _fetch(found, seats.rows, stage.shared)
+    return fetch(found, placement.rows, stage.shared)

@@ -150,7 +150,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
             return optax.apply_updates(nets, change), opt
 
         rows = jnp.moveaxis(rows.reshape(cfg.members, steps, cfg.batch_size), 1, 0)
-        nets, opt = jax.lax.fori_loop(0, unseen(steps), descend, (start, state.opt))
+        nets, opt = jax.lax.fori_loop(0, opaque(steps), descend, (start, state.opt))
         return state._replace(nets=unravel(nets), opt=opt)
 
     def judge(state: State, data: Transition) -> State:
@@ -229,7 +229,7 @@ def begin(shapes: Sizes, members: int, key: Array) -> Nets:
             parts += [jnp.zeros(b)]
         return jnp.concatenate(parts)
 
-    # A loop, not a vmap: XLA would compute the networks and their copies apart, see `unseen`.
+    # A loop, not a vmap: XLA would compute the networks and their copies apart, see `opaque`.
     params = jax.lax.map(one, jax.random.split(key, members))
     bounds = jnp.broadcast_to(jnp.array(BOUNDS)[:, None], (2, shapes[-1] // 2))
     return Nets(params, bounds)
@@ -329,11 +329,11 @@ def held_error(cfg: Ensemble, shapes: Sizes, state: State, data: Transition) -> 
         error = jnp.mean((apply(shapes, state.nets, x)[0] - y) ** 2, -1)  # [E, piece]
         return total + jnp.sum(jnp.where((place < state.held)[None], error, 0.0), -1)
 
-    pieces = unseen(-(-most // piece))
+    pieces = opaque(-(-most // piece))
     return jax.lax.fori_loop(0, pieces, add, jnp.zeros(cfg.members)) / state.held
 
 
-def unseen(count: int) -> Array:
+def opaque(count: int) -> Array:
     """[] a length that the compiler cannot see: a loop known to run once would be inlined, and the
     last bits would depend on what it is fused with.
     """

@@ -30,7 +30,7 @@ def evaluator(
 
     Each of `episodes` environments plays its first episode and stops, so short episodes do not
     dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
-    What outlives episodes (`env.carry`) comes from the environments that are trained in, by
+    What outlives episodes (`env.persist`) comes from the environments that are trained in, by
     `inputs["source"]`, the state of the stage's source.
 
     For an environment of the host it is a `HostEvaluator`, which does the same there.
@@ -45,10 +45,10 @@ def evaluator(
         env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
             jax.random.split(key_reset, episodes), params
         )
-        if env.carry is not None:
+        if env.persist is not None:
             last = running(inputs.get("source"), episodes)
             if last is not None:
-                env_state, obs = jax.vmap(env.carry)(last, env_state, obs)
+                env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
 
         def cond(carry: PyTree) -> Array:
             t, _, _, _, _, done = carry

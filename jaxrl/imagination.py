@@ -121,8 +121,8 @@ def imagined(
     At each refresh the policy as it is then, with exploration, takes `steps` steps from `starts`
     rows of inputs[name], drawn with replacement. Nothing follows a step that ends, by termination
     or by time limit, and each row that was made is as likely as another to be drawn, whatever the
-    number that rollouts came to. extras["edge"] marks last steps of rollouts: no row begins where
-    they lead to.
+    number that rollouts came to. extras["rollout_end"] marks last steps of rollouts: no row begins
+    where they lead to.
 
     Metrics of the latest refresh: `uncertainty_first` and `uncertainty_last`, the means of the
     model's uncertainty in first and last steps.
@@ -143,13 +143,13 @@ def imagined(
 
         def act(carry: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
             world, obs, start, memory, alive = carry
-            key, edge = xs
+            key, end = xs
             key_noise, key_step = jax.random.split(key)
             action, memory, _ = policy.act(
                 learner_state, hp.agent, obs, start, memory, policy.noise(key_noise, starts), True
             )
             world, out = model.step(inputs, hp, world, obs, action, key_step)
-            extras = {"edge": jnp.broadcast_to(edge, (starts,))}
+            extras = {"rollout_end": jnp.broadcast_to(end, (starts,))}
             made = Transition(
                 obs,
                 action,

@@ -6,6 +6,7 @@ acting, learning and evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -105,7 +106,7 @@ def normalised(
             observed = include(observed, window.obs.reshape(-1, *spec.obs_shape))
         return Normalised(inner, observed, returns, running), metrics
 
-    return Agent(init=init, update=update, act=act, memory=agent.memory, noise=agent.noise)
+    return dataclasses.replace(agent, init=init, update=update, act=act)
 
 
 def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -40,6 +44,34 @@ def adam_step(params: Array, grads: Array, opt: PyTree, lr: Array) -> tuple[PyTr
     """One step of Adam on one vector (or stack) of parameters: these, and the optimiser's state."""
     change, opt = optax.adam(lr).update(grads, opt)
     return optax.apply_updates(params, change), opt
+
+
+class Trainable(NamedTuple):
+    """Parameters, one vector or a stack of vectors, with the state of their Adam."""
+
+    params: Array
+    opt: PyTree
+
+
+def minimise(
+    loss: Callable[[Array], tuple[Array, Any]],
+    at: Trainable,
+    lr: Array,
+    max_grad_norm: Array | float | None = None,
+) -> tuple[Trainable, Array, Any]:
+    """One step of Adam on `loss`.
+
+    Args:
+      loss: from parameters to (loss [], auxiliary results).
+      max_grad_norm: the norm that the gradient is clipped to; None leaves it alone.
+
+    Returns:
+      (parameters and optimiser after the step, loss and auxiliary results before it).
+    """
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(at.params)
+    if max_grad_norm is not None:
+        grads = clip_norm(grads, max_grad_norm)
+    return Trainable(*adam_step(at.params, grads, at.opt, lr)), value, aux
 
 
 def clip_norm(grads: Array, largest: Array | float) -> Array:

@@ -47,9 +47,9 @@ class StochasticHead:
     policy(actor, obs [B, *obs]) -> dist
     noise(key, n) -> noise of n actions
     act(dist, noise, explore) -> actions [n, ...] for the environment
-    consider(dist, noise) -> Considered
-    log_prob(dist, action) -> [B, K, F] of considered actions, under any policy
-    values(critic, obs, action) -> [B, K] Q of considered actions
+    samples(dist, noise) -> ActionSamples
+    log_prob(dist, action) -> [B, K, F] of sampled actions, under any policy
+    values(critic, obs, action) -> [B, K] Q of sampled actions
     value(critic, obs, action) -> [B] Q of actions as the environment took them
     """
 
@@ -58,7 +58,7 @@ class StochasticHead:
     policy: Callable[[Array, Array], Any]
     noise: Callable[[Array, int], Array]
     act: Callable[[Any, Array, bool], Array]
-    consider: Callable[[Any, Array], ActionSamples]
+    samples: Callable[[Any, Array], ActionSamples]
     log_prob: Callable[[Any, PyTree], Array]
     values: Callable[[Array, Array, PyTree], Array]
     value: Callable[[Array, Array, Array], Array]
@@ -93,7 +93,7 @@ def squashed_head(
     def act(dist: Normal, noise: Array, explore: bool) -> Array:
         return jnp.tanh(dist.sample(noise) if explore else dist.mode) * scale + centre
 
-    def consider(dist: Normal, noise: Array) -> ActionSamples:
+    def samples(dist: Normal, noise: Array) -> ActionSamples:
         action = dist.sample(noise)
         return ActionSamples(action, log_prob(dist, action), jnp.ones((action.shape[0], 1)))
 
@@ -112,7 +112,7 @@ def squashed_head(
         policy=policy,
         noise=lambda key, n: Normal.noise(key, (n, size)),
         act=act,
-        consider=consider,
+        samples=samples,
         log_prob=log_prob,
         values=lambda params, obs, action: q(params, obs, jnp.tanh(action)),
         value=lambda params, obs, action: q(params, obs, (action - centre) / scale)[:, 0],
@@ -129,7 +129,7 @@ def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
     def log_prob(dist: Categorical, action: PyTree) -> Array:
         return dist.log_probs[..., None]
 
-    def consider(dist: Categorical, noise: Array) -> ActionSamples:
+    def samples(dist: Categorical, noise: Array) -> ActionSamples:
         return ActionSamples((), log_prob(dist, ()), jnp.exp(dist.log_probs))
 
     return StochasticHead(
@@ -138,7 +138,7 @@ def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
         policy=lambda actor, obs: Categorical(net.apply(actor, obs)),
         noise=lambda key, n: Categorical.noise(key, (n, space.n)),
         act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
-        consider=consider,
+        samples=samples,
         log_prob=log_prob,
         values=lambda params, obs, action: net.apply(params, obs),
         value=lambda params, obs, action: q_of_action(net.apply(params, obs), action),
@@ -151,9 +151,9 @@ def sum_log_probs(log_prob: Array) -> Array:
     return jnp.sum(log_prob, -1)
 
 
-def expectation(considered: ActionSamples, values: Array) -> Array:
+def expectation(samples: ActionSamples, values: Array) -> Array:
     """E over actions [B] of values [B, K]."""
-    return jnp.sum(considered.weight * values, -1)
+    return jnp.sum(samples.weight * values, -1)
 
 
 class Trained(NamedTuple):
@@ -171,7 +171,7 @@ class Switch(NamedTuple):
 
 
 def one_of(policies: Sequence[Policy]) -> Policy:
-    """The policy that its state, `Chosen`, says, out of several that may differ in everything."""
+    """The policy that its state, `Switch`, names, out of several that may differ in everything."""
 
     def act(state, hp, obs, start, memory, noise, explore):
         def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:

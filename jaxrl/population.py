@@ -26,7 +26,7 @@ from jaxrl.types import Array, PyTree, as_hyperparams
 AXIS = "pop"
 
 
-class Seats(NamedTuple):
+class Placement(NamedTuple):
     """Where members are while only some of them are trained.
 
     Attributes:
@@ -58,8 +58,8 @@ class Layout:
         step = self.devices * self.width
         return math.ceil(members / step) * step
 
-    def seat(self, count: int, members: np.ndarray | None = None) -> Seats:
-        """Seats of `count` members, of which only `members` [A] are trained, all by default.
+    def placement(self, count: int, members: np.ndarray | None = None) -> Placement:
+        """The placement of `count` members, of which `members` [A] are trained, all by default.
 
         They get the first rows of the devices, in whole tiles; where the last one is not full,
         others are computed along to no avail, padding first. One tile is always computed, so that
@@ -75,7 +75,7 @@ class Layout:
         stopped = np.setdiff1d(np.arange(count), members)
         order = np.empty(total, int)
         order[np.argsort(behind, kind="stable")] = [*members, *range(count, total), *stopped]
-        return Seats(members, np.argsort(order)[:count], order, tiles)
+        return Placement(members, np.argsort(order)[:count], order, tiles)
 
     def pad(self, tree: PyTree, members: int) -> PyTree:
         """Repeats the last of `members` rows up to the padded count: [P, ...] -> [padded, ...]."""

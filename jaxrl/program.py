@@ -34,8 +34,11 @@ from jaxrl.types import (
     Mean,
     PyTree,
     Source,
+    Transition,
+    as_float,
     as_hyperparams,
     as_mean,
+    opaque,
 )
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -82,7 +85,7 @@ class Stage:
     evals: int = 1
     shared: bool = False
     reads: tuple[str, ...] = ()
-    unshared: str = "run it once for each value"
+    unshared: str = "start one run per value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
 
@@ -171,12 +174,34 @@ class MemberState(NamedTuple):
     metrics: dict[str, Mean]  # summed since the last evaluation
 
 
-class Result(NamedTuple):
-    """Outcome of `train`: final learner states and, per stage, one row per chunk."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Outcome of a whole run, of one member or, with an axis P, of a population.
+
+    Attributes:
+      states: final state of the learner of each stage, by the stage's name.
+      metrics: sums of the training metrics of each stage, one row per chunk.
+      evals: what each stage's `evaluate` returned, one row per chunk.
+      hp: the hyperparameters of the run.
+      program: what was run.
+    """
 
     states: dict[str, PyTree]
     metrics: dict[str, dict[str, Mean]]
     evals: dict[str, PyTree]
+    hp: HyperParams
+    program: Program = dataclasses.field(metadata={"static": True})
+
+    @property
+    def state(self) -> PyTree:
+        """Final state of the last stage's learner."""
+        return self.states[self.program.stages[-1].name]
+
+    @property
+    def returns(self) -> Array:
+        """Returns [C, K] of the K episodes of each of the last stage's C evaluations."""
+        return self.evals[self.program.stages[-1].name].returns
 
 
 # --- the three functions of a stage --------------------------------------------------------------
@@ -288,18 +313,47 @@ def _finite(tree: PyTree) -> Array:
 
 
 def train(program: Program) -> Callable[..., Result]:
-    """The whole run of one member, evaluation included, as a pure function (key, hp, inputs).
+    """The whole run of one member, evaluation included, as a pure function.
 
-    `hp` is the agent's `Hypers`, or `HyperParams` where the environment's differ from its defaults.
-    jit the function, vmap it over keys and hp, export it, or embed it in a program of your own.
+    The function takes (key, hypers=None, data=None, inputs=None) and returns a `Result`. jit it,
+    vmap it over keys and hypers, export it, or embed it in a program of your own.
+
+      key: a typed random key. Member s of a run of the command line, which has `--seed s`, begins
+        from `jax.random.fold_in(jax.random.key(0), s)`.
+      hypers: the agent's `Hypers` (numbers, converted to float32), by default the agent's own;
+        `HyperParams` to change the physical parameters of the environment as well.
+      data: for offline agents, a `Transition` of rows [D, ...].
+      inputs: further arrays that the stages read, by name.
+
+    Raises:
+      UserError: `hypers` are those of another agent, or neither given nor defined by the last
+        stage's learner.
     """
     run = compose(program, lambda fn, stage: fn)
+    defaults = program.stages[-1].learner.hypers
 
-    def whole(key: Array, hp: PyTree, inputs: dict[str, PyTree] | None = None) -> Result:
-        hp = as_hyperparams(hp)
-        return run(key, key, hp, hp, inputs or {})
+    def whole(
+        key: Array,
+        hypers: PyTree = None,
+        data: Transition | None = None,
+        inputs: dict[str, PyTree] | None = None,
+    ) -> Result:
+        if hypers is None and defaults is None:
+            raise UserError("this program has no default hyperparameters: pass hypers")
+        hp = as_hyperparams(opaque(defaults) if hypers is None else hypers)
+        if defaults is not None and not isinstance(hp.agent, type(defaults)):
+            wrong, right = (type(x) for x in (hp.agent, defaults))
+            raise UserError(f"hypers are {named(wrong)}, this program takes {named(right)}")
+        hp = jax.tree.map(as_float, hp)
+        inputs = dict(inputs or {}) | ({} if data is None else {"data": data})
+        return run(key, key, hp, hp, inputs)
 
     return whole
+
+
+def named(kind: type) -> str:
+    """Such as pqn.Hypers."""
+    return f"{kind.__module__.split('.')[-1]}.{kind.__qualname__}"
 
 
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:
@@ -325,7 +379,7 @@ def compose(program: Program, lift: Lift) -> Callable[..., Result]:
             )
             (shared if stage.shared else members)[stage.name] = state.learner
         states = {stage.name: (shared | members)[stage.name] for stage in program.stages}
-        return Result(states, metrics, evals)
+        return Result(states, metrics, evals, hp, program)
 
     return run
 

@@ -120,8 +120,8 @@ def rollout(
                 src.start,
                 extras,
             )
-            if env.carry is not None:
-                initial = jax.vmap(env.carry)(env_state, *initial)
+            if env.persist is not None:
+                initial = jax.vmap(env.persist)(env_state, *initial)
             env_state, obs = select(done, initial, (env_state, ts.next_obs))
             after = src._replace(
                 env=env_state,

@@ -11,7 +11,7 @@ import optax
 
 from jaxrl import diffusion, nets, unet
 from jaxrl.normalise import Moments
-from jaxrl.optim import adam_step, warm_cosine
+from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Array, EnvSpec, Learner, Transition, mean_where
 
@@ -122,9 +122,8 @@ def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
             each = jax.vmap(of_one)(x, noise, sigma)
             return mean_where(each, t.extras["learn"][:, 0]).value, each
 
-        (value, each), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         rate = hp.model_lr * warm_cosine(step / cfg.model_updates)
-        params, opt = adam_step(state.params, grads, state.opt, rate)
+        (params, opt), value, each = minimise(loss, Trainable(state.params, state.opt), rate)
         move = lambda: hp.model_ema * state.slow + (1 - hp.model_ema) * params
         slow = jax.lax.cond((step + 1) % cfg.model_ema_every == 0, move, lambda: state.slow)
         metrics = {

@@ -86,7 +86,7 @@ class Env:
     Most episodes begin with nothing of the last. Where something outlives an episode, as running
     statistics do, sources that reset put it back by
 
-    carry(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
+    persist(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
 
     Where reward and termination follow from observations, those who model its dynamics need not
     learn them:
@@ -104,7 +104,7 @@ class Env:
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
     host: Callable[[], Any] | None = None
-    carry: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
+    persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
 
 
@@ -249,10 +249,12 @@ class Learner:
     update(state, hp, batch, key, step) -> (state, metrics)
 
     Without `update` it serves stages of no updates, whose result is the state that `init` gives.
+    `hypers` are the default hyperparameters, numbers; None without a default.
     """
 
     init: InitFn
     update: UpdateFn = _no_update
+    hypers: PyTree = dataclasses.field(default=None, hash=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -311,7 +313,23 @@ class HyperParams(NamedTuple):
 
     def env_params(self, env: Env) -> PyTree:
         """The physical parameters that `env` runs with."""
-        return env.params if self.env is None else self.env
+        if self.env is not None:
+            return self.env
+        return opaque(env.params)
+
+
+def as_float(x: Any) -> Array:
+    """Python numbers and floats as float32; other arrays as they are."""
+    weak = isinstance(x, int | float) or jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jnp.asarray(x, jnp.float32 if weak else None)
+
+
+def opaque(numbers: PyTree) -> PyTree:
+    """`as_float` of every leaf, hidden from the compiler.
+
+    The compiler folds constants, which rounds differently from the same numbers as arguments.
+    """
+    return jax.lax.optimization_barrier(jax.tree.map(as_float, numbers))
 
 
 def as_hyperparams(hp: PyTree) -> HyperParams:

@@ -38,15 +38,15 @@ class UNet(nn.Module):
         for i in range(self.blocks):
             width = self.features * 2**i
             x = nn.max_pool(x, (2,), (2,)) if i else x
-            x = settle(Convolution(width, 3)(x) + at_time(width, wave))
-            x = settle(Convolution(width, 3)(x))
+            x = groupnorm_relu(Convolution(width, 3)(x) + at_time(width, wave))
+            x = groupnorm_relu(Convolution(width, 3)(x))
             passed.append(x)
         for i in reversed(range(self.blocks - 1)):
             width = self.features * 2**i
             x = Convolution(width, 2)(jnp.repeat(x, 2, 1))
-            x = jnp.concatenate([passed[i], settle(x + at_time(width, wave))], -1)
+            x = jnp.concatenate([passed[i], groupnorm_relu(x + at_time(width, wave))], -1)
             for _ in range(2):
-                x = settle(Convolution(width, 3)(x))
+                x = groupnorm_relu(Convolution(width, 3)(x))
         return nn.Dense(self.channels)(x)
 
 
@@ -74,7 +74,7 @@ def at_time(width: int, wave: Array) -> Array:
     return nn.Dense(width)(jax.nn.silu(wave))[:, None]
 
 
-def settle(x: Array) -> Array:
+def groupnorm_relu(x: Array) -> Array:
     """Group normalisation over time and channels, in the authors' eight groups, then ReLU.
 
     Narrow networks get fewer groups: over two channels, say, little would be left of how large a

@@ -29,7 +29,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.types import Env, HyperParams, Policy, PyTree
 
 HP = ppo.Hypers(lr=3e-4, lr_end=1.0, max_grad_norm=0.5)
@@ -149,8 +149,8 @@ def main() -> None:
                 flush=True,
             )
     if args.json:
-        about = {"task": args.task, "steps": steps, "versions": records.versions()}
-        records.write_json(args.json, about | {"rows": rows})
+        about = {"task": args.task, "steps": steps, "versions": provenance.versions()}
+        files.write_json(args.json, about | {"rows": rows})
 
 
 if __name__ == "__main__":

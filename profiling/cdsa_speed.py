@@ -22,7 +22,7 @@ import numpy as np
 from jaxrl.agents import bc, cdsa
 from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Box, EnvSpec, Policy, PyTree, Transition
 
@@ -87,7 +87,7 @@ def main() -> None:
         rows.append({"policy": name} | taken)
         print(f"{name:<10}" + "".join(f"{t:>12.3g}" for t in taken.values()), flush=True)
     if args.json:
-        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+        files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
 
 
 if __name__ == "__main__":

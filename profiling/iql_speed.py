@@ -31,7 +31,7 @@ from jaxrl.agents import iql
 from jaxrl.experiments import jax_setup
 from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Stage, advance_fn, initialise_fn
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.sources import uniform
 from jaxrl.types import Array, Box, EnvSpec, HyperParams, PyTree, Transition
 
@@ -158,7 +158,7 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+        files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
 
 
 if __name__ == "__main__":

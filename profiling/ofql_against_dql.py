@@ -29,7 +29,7 @@ import numpy as np
 from jaxrl.agents import dql, ofql
 from jaxrl.experiments import jax_setup
 from jaxrl.program import Stage, advance_fn, initialise_fn
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.sources import uniform
 from jaxrl.spaces import box_scale
 from jaxrl.types import Box, EnvSpec, HyperParams, PyTree, Transition
@@ -120,7 +120,7 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+        files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
 
 
 if __name__ == "__main__":

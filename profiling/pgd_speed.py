@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.experiments import jax_setup
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.trajectories import DiffusionState, diffuser
 from jaxrl.types import Array, Batch, Box, EnvSpec, PyTree, Transition
 
@@ -116,7 +116,7 @@ def main() -> None:
         rows.append({"features": features} | found)
         print(f"{features:>8}" + "".join(f"{found[name]:>10.3g}" for name in columns), flush=True)
     if args.json:
-        records.write_json(args.json, {"versions": records.versions(), "rows": rows})
+        files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from jaxrl.experiments.plan import hyper_table
 from jaxrl.losses import q_loss
 from jaxrl.program import Program, Source, Stage
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.types import Array, Batch, Env, HyperParams, Learner, Policy, PyTree
 
 
@@ -142,7 +142,7 @@ def main() -> None:
         print(f"{members:>7} {width:>5} {columns} {share:>6.2f}", flush=True)
     if args.json:
         about = {"hidden": args.hidden, "devices": jax.device_count()}
-        records.write_json(args.json, about | {"versions": records.versions(), "rows": rows})
+        files.write_json(args.json, about | {"versions": provenance.versions(), "rows": rows})
 
 
 if __name__ == "__main__":

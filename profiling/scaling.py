@@ -22,7 +22,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.types import HyperParams
 
 
@@ -73,8 +73,8 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        about = {"device": jax.devices()[0].device_kind, "versions": records.versions()}
-        records.write_json(args.json, about | {"rows": rows})
+        about = {"device": jax.devices()[0].device_kind, "versions": provenance.versions()}
+        files.write_json(args.json, about | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 
 SHARED = [
     *("pqn", "--env", "CartPole-v1", "--preset", "none", "--seeds", "4", "--evals", "2"),
@@ -97,8 +97,12 @@ def main() -> None:
     for state in one:
         print(f"cache {state}: {each[state] / one[state]:.1f} times the CPU seconds as processes")
     if given.out:
-        here = {"cores": os.cpu_count(), "versions": records.versions(), "git": records.git_hash()}
-        records.write_json(given.out, {"trials": trials, "seeds": 4, **here, "rows": rows})
+        here = {
+            "cores": os.cpu_count(),
+            "versions": provenance.versions(),
+            "git": provenance.git_hash(),
+        }
+        files.write_json(given.out, {"trials": trials, "seeds": 4, **here, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     hp = HyperParams(numbers(cdsa.Hypers(lr=3e-3, tau=0.01)))
     jax.config.update("jax_disable_most_optimizations", False)  # thousands of updates
     run = jax.jit(train(Program((stage,))))
-    state = run(jax.random.key(0), hp, {"data": pushes()}).states["model"]
+    state = run(jax.random.key(0), hp, pushes()).states["model"]
     jax.config.update("jax_disable_most_optimizations", True)
     net = cdsa.networks(cfg, PUSH, box_scale("cdsa", PUSH))
     return cdsa.epsilon(net[name], cdsa.trained(net, state).nets[name], context)

@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.runs.checkpoint import CheckpointMismatch, Checkpoints
+from jaxrl.runs.checkpoint import SKIP, CheckpointMismatch, Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -190,6 +191,148 @@ def test_errors_of_the_target_are_not_damage(written: Path) -> None:
     with Checkpoints(written) as ckpt, pytest.raises(KeyError, match="other"):
         ckpt.restore(lambda meta: meta["other"])
     assert files(written) == before
+
+
+# --- parts of a tree -----------------------------------------------------------------------------
+
+
+def partial(meta: dict[str, Any]) -> Any:
+    """The target without the member's weights and without the subtree `half`."""
+    whole = like(make(1))
+    return whole | {"member": whole["member"]._replace(w=SKIP), "half": SKIP}
+
+
+def test_skipped_subtrees_are_neither_read_nor_verified(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxrl.runs import arrays
+
+    path, read, names = tmp_path / "copy", arrays.read, []
+    shutil.copytree(written, path)
+    monkeypatch.setattr(arrays, "read", lambda *x: (names.append(x[1]), read(*x))[1])
+    with Checkpoints(path) as ckpt:
+        found = ckpt.restore(partial)
+    assert found is not None and (found.index, found.notes) == (2, [])
+    want = make(2)
+    want |= {"half": None, "member": want["member"]._replace(w=None)}
+    assert found.tree["half"] is SKIP and found.tree["member"].w is SKIP
+    got = dict(found.tree, half=None, member=found.tree["member"]._replace(w=None))
+    assert_same(got, want)
+    paths, _ = jax.tree_util.tree_flatten_with_path(make(2))
+    names_of = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in paths]
+    skipped = {names_of.index(x) for x in ("half.0", "half.1", "member.w")}
+    assert {int(x) for x in names}.isdisjoint(skipped) and len(names) == len(names_of) - 4  # empty
+
+
+def test_damage_in_a_skipped_leaf_goes_unnoticed(tmp_path: Path) -> None:
+    small = np.arange(4.0)
+    big = np.random.default_rng(0).integers(0, 256, 500_000, dtype=np.uint8)
+    with Checkpoints(tmp_path) as ckpt:
+        ckpt.save(0, {"policy": small, "buffer": {"x": big}}, {})
+    sizes = {x: x.stat().st_size for x in tmp_path.rglob("*") if x.is_file()}
+    flip(max(sizes, key=lambda x: sizes[x]))
+    with Checkpoints(tmp_path) as ckpt:
+        found = ckpt.restore(lambda meta: {"policy": small, "buffer": SKIP})
+        assert found is not None and found.notes == []
+        assert_same(found.tree["policy"], small)
+        assert ckpt.restore(lambda meta: {"policy": small, "buffer": {"x": big}}) is None
+
+
+def test_a_partial_target_of_another_configuration_is_an_error(written: Path) -> None:
+    with Checkpoints(written, read_only=True) as ckpt:
+        with pytest.raises(CheckpointMismatch, match=r"leaf nan is float64\[3\], not absent"):
+            ckpt.restore(lambda meta: {k: v for k, v in partial(meta).items() if k != "nan"})
+        with pytest.raises(CheckpointMismatch, match="leaf more is absent"):
+            ckpt.restore(lambda meta: partial(meta) | {"more": np.zeros(1)})
+        found = ckpt.restore(lambda meta: SKIP)
+        assert found is not None and found.tree is SKIP and found.meta == {"stage": "b"}
+        # Nothing was saved in the place of a subtree that is skipped.
+        assert ckpt.restore(lambda meta: partial(meta) | {"nothing": SKIP}) is not None
+
+
+# --- the rest of the process ---------------------------------------------------------------------
+
+
+SETTINGS = """
+import logging
+import absl.logging
+from orbax.checkpoint._src.multihost import multihost
+
+def settings():
+    functions = {k: v for k, v in vars(multihost).items() if callable(v)}
+    loggers = [None, "absl", "asyncio", "orbax", "jax"]
+    levels = [(logging.getLogger(x).level, logging.getLogger(x).disabled) for x in loggers]
+    filters = [tuple(logging.getLogger(x).filters) for x in loggers]
+    return functions, absl.logging.get_verbosity(), levels, filters
+"""
+OTHERS = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+if len(sys.argv) > 2:
+    jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+import orbax.checkpoint as ocp
+from jaxrl.runs.checkpoint import Checkpoints
+{SETTINGS}
+path, me = Path(sys.argv[1]), jax.process_index()
+tree = {{"x": np.arange(4.0) + me, "y": {{"z": np.ones((2, 3))}}}}
+
+def others(name):
+    # What a user does with orbax, all processes together.
+    state = {{"x": np.arange(3)}}
+    with ocp.CheckpointManager(path / "manager") as manager:
+        assert manager.save(len(name), args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+        assert manager.latest_step() == len(name)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / name, state)
+    assert (path / name).is_dir()
+
+before = settings()
+others("one")
+with Checkpoints(path / f"own-{{me}}") as ckpt:
+    for i in range(3 + 2 * me):  # each process saves as often as it likes
+        ckpt.save(i, tree, {{"i": i}})
+    found = ckpt.restore(lambda meta: tree)
+assert found.index == 2 + 2 * me and found.notes == []
+for a, b in zip(jax.tree.leaves(found.tree), jax.tree.leaves(tree)):
+    np.testing.assert_array_equal(a, b)
+others("three")
+assert settings() == before
+print("same")
+"""
+
+
+def run_code(code: str, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_orbax_and_logging_stay_as_they_were(tmp_path: Path) -> None:
+    out, errors = run_code(OTHERS.format(SETTINGS=SETTINGS), str(tmp_path)).communicate(timeout=120)
+    assert out == "same\n", errors
+
+
+def test_two_processes_of_one_cluster_save_without_each_other(tmp_path: Path) -> None:
+    """Checkpoints of their own, in different numbers; a user's own orbax managers go on working."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    code = OTHERS.format(SETTINGS=SETTINGS)
+    started = [run_code(code, str(tmp_path), address, str(i)) for i in range(2)]
+    try:
+        ended = [each.communicate(timeout=120) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert [out.splitlines()[-1:] for out, _ in ended] == [["same"]] * 2, (
+        ended
+    )  # after Gloo's lines
+    for i in range(2):
+        folder = tmp_path / f"own-{i}"
+        assert sorted(x.name for x in folder.iterdir()) == [str(1 + 2 * i), str(2 + 2 * i)]
 
 
 # --- damage --------------------------------------------------------------------------------------

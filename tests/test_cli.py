@@ -31,7 +31,7 @@ from jaxrl.experiments import (
 from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -610,7 +610,7 @@ def test_summary_when_all_fail(folder: Path, jaxrl: Callable[..., Outcome]) -> N
     path = folder / "run"
     ready = make_run(path, [[np.nan] * 3], [[0] * 3])
     report.draw_run(records.RunDir(path))  # has nothing to draw
-    assert summary.result(records.plain(finish(path, ready))).startswith("no return")
+    assert summary.result(files.plain(finish(path, ready))).startswith("no return")
     outcome = jaxrl("report", "run")
     assert outcome.code == 0 and outcome.out.splitlines()[-1].split()[-1] == "finished"
     assert jaxrl(*TRAIN, "--seeds", "3", "--out", "run").out.startswith(

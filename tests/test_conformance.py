@@ -402,10 +402,10 @@ def test_a_whole_run_traces_update_once(name: str) -> None:
     key, ids = jax.random.key(0), jnp.arange(4)
     hp = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), case.hp)
 
-    alone = jax.eval_shape(train(program), key, case.hp, case.inputs)
+    alone = jax.eval_shape(train(program), key, case.hp, None, case.inputs)
     assert traces == 1
-    many = jax.vmap(train(program), (0, 0, None))
-    spread = jax.eval_shape(many, jax.random.split(key, 4), hp, case.inputs)
+    many = jax.vmap(train(program), (0, 0, None, None))
+    spread = jax.eval_shape(many, jax.random.split(key, 4), hp, None, case.inputs)
     assert traces == 1
     plan = population.layout(4, jax.devices()[:1], WIDTH)
     jax.eval_shape(population.train(program, plan), key, ids, hp, case.inputs)
@@ -420,7 +420,7 @@ def test_a_whole_run_exports(name: str) -> None:
     case = AGENTS[name]()
     run = jax.jit(train(case.program))
     exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(
-        jax.random.key(0), case.hp, case.inputs
+        jax.random.key(0), case.hp, None, case.inputs
     )
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert "callback" not in exported.mlir_module()
@@ -569,7 +569,7 @@ def check_alone(runs: Population, result: PyTree) -> None:
 
     keys = population.member_keys(jax.random.key(3), jnp.arange(runs.count))
     for member in (1, runs.count - 1):
-        got = alone(keys[member], row(runs.hp, member), runs.case.inputs)
+        got = alone(keys[member], row(runs.hp, member), None, runs.case.inputs)
         got = jax.tree.leaves((got.states, got.metrics, got.evals))
         for a, b in zip(got, jax.tree.leaves(row(result, member)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -75,7 +75,7 @@ def test_update_by_hand(learned: bool) -> None:
     @jax.jit
     def values() -> Any:
         noise = head.noise(jax.random.split(key, 3)[0], 8)
-        ahead = head.consider(head.policy(state.actor, t.next_obs), noise)
+        ahead = head.samples(head.policy(state.actor, t.next_obs), noise)
         q = jnp.stack([head.values(c, t.next_obs, ahead.action)[:, 0] for c in state.target])
         return jnp.min(q, 0), jnp.stack([head.value(c, t.obs, t.action) for c in state.critic])
 

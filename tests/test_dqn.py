@@ -169,7 +169,7 @@ def test_refuses_sizes_that_do_not_fit(sizes: dict[str, Any], message: str) -> N
 
 
 def test_refuses_boxes() -> None:
-    with pytest.raises(UserError, match="discrete action spaces only; arm has Box"):
+    with pytest.raises(UserError, match="dqn needs discrete actions; arm has Box"):
         dqn.make(dqn.Config(), EnvSpec("arm", (3,), Box((-1.0,), (1.0,), (1,))))
 
 

@@ -105,8 +105,8 @@ def test_update_by_hand(diversity: bool) -> None:
     @jax.jit
     def parts() -> Any:
         noise = [head.noise(k, 8) for k in jax.random.split(key)]
-        now = head.consider(head.policy(state.actor, t.obs), noise[0])
-        ahead = head.consider(head.policy(new.actor, t.next_obs), noise[1])
+        now = head.samples(head.policy(state.actor, t.obs), noise[0])
+        ahead = head.samples(head.policy(new.actor, t.next_obs), noise[1])
         q_now = [head.values(c, t.obs, now.action)[:, 0] for c in state.critic]
         q_ahead = [head.values(c, t.next_obs, ahead.action)[:, 0] for c in state.target]
         taken, slope = edac.slopes(head, state.critic, t.obs, t.action)

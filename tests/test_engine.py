@@ -18,9 +18,10 @@ import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
-from jaxrl.drive import Hooks, Report, RunState, abstract_state, drive
+from jaxrl.drive import Hooks, Report, drive
 from jaxrl.errors import UserError
 from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
+from jaxrl.snapshot import RunState, abstract_state
 from jaxrl.types import Learner
 
 MEMBERS, WIDTH = 16, 2
@@ -126,7 +127,7 @@ def test_a_member_is_the_same_alone(row: str) -> None:
     key = population.member_keys(jax.random.key(3), jnp.arange(MEMBERS))[member]
     own = jax.tree.map(lambda x: x[member], hp)
     program = toys.ROWS[row]()
-    alone = jax.jit(train(program))(key, own, toys.inputs()).states[program.stages[-1].name]
+    alone = jax.jit(train(program))(key, own, None, toys.inputs()).states[program.stages[-1].name]
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(a, b[member], rtol=2e-5, atol=2e-6)
 

@@ -243,9 +243,9 @@ def test_options() -> None:
     for name in ("CartPole-v1", "probe:cue"):
         env = envs.make(name, **(options if name == "CartPole-v1" else options | {"hide": []}))
         registry.check_env(env)
-        assert env.carry is not None
+        assert env.persist is not None
     off = envs.make("CartPole-v1", normalise_obs=False, normalise_reward=None)
-    assert off.carry is None
+    assert off.persist is None
 
 
 @pytest.mark.parametrize(

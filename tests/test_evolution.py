@@ -90,17 +90,17 @@ def test_survivors() -> None:
 def test_members_that_go_on_sit_in_front(devices: int, width: int) -> None:
     plan = population.layout(11, jax.devices()[:devices], width)
     total = plan.padded(11)
-    everyone = plan.seat(11)
+    everyone = plan.placement(11)
     np.testing.assert_array_equal(everyone.order, np.arange(total))
     np.testing.assert_array_equal(everyone.tiles, total // (devices * width))
     for chosen in ([], [10], [0, 3, 4, 9], [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]):
-        seats = plan.seat(11, np.array(chosen, int))
-        np.testing.assert_array_equal(np.sort(seats.order), np.arange(total))
-        np.testing.assert_array_equal(seats.order[seats.rows], np.arange(11))
-        assert seats.tiles.sum() == max(-(-len(chosen) // width), 1)
-        assert np.ptp(seats.tiles) <= 1
-        device, row = np.divmod(seats.rows[seats.members], total // devices)
-        assert (row < seats.tiles[device] * width).all()
+        placed = plan.placement(11, np.array(chosen, int))
+        np.testing.assert_array_equal(np.sort(placed.order), np.arange(total))
+        np.testing.assert_array_equal(placed.order[placed.rows], np.arange(11))
+        assert placed.tiles.sum() == max(-(-len(chosen) // width), 1)
+        assert np.ptp(placed.tiles) <= 1
+        device, row = np.divmod(placed.rows[placed.members], total // devices)
+        assert (row < placed.tiles[device] * width).all()
 
 
 def test_the_bandit_by_hand() -> None:

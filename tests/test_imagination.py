@@ -95,7 +95,7 @@ def test_only_rows_that_were_made_are_drawn(fatal: float) -> None:
         np.testing.assert_array_equal(t.next_obs, t.obs + [[0, 1]])
         np.testing.assert_array_equal(t.reward, t.obs[:, 1])
         np.testing.assert_array_equal(t.start, t.obs[:, 1] == 0)
-        np.testing.assert_array_equal(t.extras["edge"], t.obs[:, 1] == STEPS - 1)
+        np.testing.assert_array_equal(t.extras["rollout_end"], t.obs[:, 1] == STEPS - 1)
         # Actions are the numbers of the policies at the latest two refreshes.
         latest = step // EVERY * EVERY + 1
         assert set(t.action[:, 0]) <= {latest, latest - EVERY} - {1 - EVERY}
@@ -140,7 +140,7 @@ def test_rows_of_all_refreshes_are_as_likely() -> None:
 
 
 def test_share_of_real_rows() -> None:
-    real = labelled(uniform(8), edge=False)
+    real = labelled(uniform(8), rollout_end=False)
     source = mix(real, dreams(counting(0.0)), 0.25, 8)
     assert source.refresh is not None and source.every == EVERY
     src = jax.jit(source.init)(jax.random.key(0), 1.0, HP, INPUTS)
@@ -148,7 +148,7 @@ def test_share_of_real_rows() -> None:
     batch = jax.jit(source.next)(src, 2.0, HP, INPUTS, jax.random.key(2), jnp.int32(0))[1]
     t = batch.transitions
     assert t.action[:, 0].tolist() == [1.0] * 2 + [2.0] * 6  # of the data, and of the policy
-    assert not t.extras["edge"][:2].any()
+    assert not t.extras["rollout_end"][:2].any()
 
 
 def test_penalty() -> None:

@@ -49,7 +49,7 @@ def test_at_c_equal_to_lambda_it_is_sac(kind: str) -> None:
     noise, critic = head.noise(jax.random.key(3), 8), head.critic(jax.random.key(4))
 
     def both(actor: Array) -> tuple[Array, Array]:
-        now = head.consider(head.policy(actor, obs), noise)
+        now = head.samples(head.policy(actor, obs), noise)
         q = head.values(critic, obs, now.action)
         before = head.log_prob(head.policy(old, obs), now.action)
         lam = jnp.float32(0.3)

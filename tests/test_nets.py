@@ -69,7 +69,7 @@ def test_images_have_to_be_large_enough(
 
 
 def test_gradients_of_a_large_flat_network_are_put_together_without_sums() -> None:
-    """`nets.apart`: no fused loop of XLA sums rows while it concatenates; the numbers stay."""
+    """`nets.unfused`: no fused loop of XLA sums rows while it concatenates; the numbers stay."""
     net = nets.from_linen(nets.MLP((128, 128), 2), (6,))
     flat = nets.flat(net)
     x, params = jnp.ones((256, 6)), net.init(jax.random.key(0))

@@ -111,7 +111,7 @@ def test_a_run_is_evaluated_at_the_end_of_chunks() -> None:
 def test_no_compiled_program_has_it() -> None:
     with pytest.raises(ValueError, match="on the host"):
         data = jax.tree.map(jnp.asarray, logged.rows(SPEC, 12, 0))
-        train(small(on_host()))(jax.random.key(0), bc.Hypers(), {"data": data})
+        train(small(on_host()))(jax.random.key(0), bc.Hypers(), data)
 
 
 def test_gymnasium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

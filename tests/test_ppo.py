@@ -272,7 +272,7 @@ def test_networks_start_orthogonal_with_small_actions() -> None:
     ("change", "message"),
     [
         ({"minibatches": 5}, "minibatches=5 does not divide num_envs . num_steps = 24"),
-        ({"total_steps": 23}, "total_steps=23 is less than a window"),
+        ({"total_steps": 23}, "total_steps=23 is less than a rollout"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"resets": 4}, "resets=4 does not divide num_steps=6"),
         ({"conv": (4,)}, "conv=.4,. with kernels=.3,. needs larger images"),
@@ -285,7 +285,7 @@ def test_refuses_sizes_that_do_not_fit(change: dict[str, Any], message: str) -> 
 
 
 def test_refuses_boxes_of_several_axes() -> None:
-    with pytest.raises(UserError, match=r"need one axis; arm has \(1, 2\)"):
+    with pytest.raises(UserError, match=r"must have one axis; arm has \(1, 2\)"):
         ppo.make(CFG, EnvSpec("arm", (3,), Box((-1.0, -1.0), (1.0, 1.0), (1, 2))))
 
 

@@ -414,7 +414,7 @@ def test_networks_start_as_published() -> None:
 
 def test_refuses_boxes() -> None:
     box = EnvSpec("arm", (3,), Box((-1.0,), (1.0,), (1,)))
-    with pytest.raises(UserError, match="discrete action spaces only; arm has Box"):
+    with pytest.raises(UserError, match="pqn needs discrete actions; arm has Box"):
         pqn.make(pqn.Config(), box)
 
 
@@ -422,7 +422,7 @@ def test_refuses_boxes() -> None:
     ("sizes", "message"),
     [
         ({"minibatches": 5}, "minibatches=5 does not divide num_envs . num_steps = 2048"),
-        ({"total_steps": 2047}, "total_steps=2047 is less than one window"),
+        ({"total_steps": 2047}, "total_steps=2047 is less than one rollout"),
     ],
 )
 def test_refuses_sizes_that_do_not_fit(sizes: dict[str, Any], message: str) -> None:

@@ -67,7 +67,7 @@ def trained(dynamics: str, data: Transition) -> tuple[Result, np.ndarray]:
     cfg = ravl.Config(**SIZES, dynamics=dynamics)  # pyright: ignore[reportArgumentType]
     run = jax.jit(train(ravl.program(cfg, AIM, evals=2, episodes=8)))
     hp = HyperParams(numbers(HP), AIM.params)
-    result = run(jax.random.key(1), hp, {"data": data})
+    result = run(jax.random.key(1), hp, data)
     agent = ravl.make(cfg, AIM.spec)
     return result, mode(agent, result.states["agent"], HP, [[-1.0], [1.0]])[:, 0]
 
@@ -120,7 +120,7 @@ def test_outcomes_that_are_given() -> None:
     np.testing.assert_array_equal(world.terminated(obs, obs, obs), goal)
     np.testing.assert_array_equal(world.reward(obs, obs, obs), goal.astype(np.float32))
     assert ravl.networks(ravl.Config(), env).reward is None
-    with pytest.raises(UserError, match="probe:aim does not tell its outcomes: say"):
+    with pytest.raises(UserError, match="probe:aim has no Env.outcome: pass"):
         ravl.program(cfg, AIM)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from jaxrl.errors import UserError
-from jaxrl.runs import records
-from jaxrl.runs.records import ConfigMismatch, RunDir, default_name, open_run, plain, read_metrics
+from jaxrl.runs import files, provenance
+from jaxrl.runs.files import plain
+from jaxrl.runs.records import ConfigMismatch, RunDir, default_name, open_run, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Pair(NamedTuple):
 def test_plain_is_valid_json(value, expected, tmp_path: Path) -> None:
     got = plain(value)
     assert got == expected and type(got) is type(expected)
-    records.write_json(tmp_path / "x.json", {"v": value})
+    files.write_json(tmp_path / "x.json", {"v": value})
     strict = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert strict == {"v": expected}
 
@@ -108,14 +109,14 @@ def test_default_name_is_one_folder(task: str) -> None:
 def test_versions_do_not_import() -> None:
     code = """
 import sys
-from jaxrl.runs.records import versions
+from jaxrl.runs.provenance import versions
 found = versions()
 assert not {"flax", "optax", "orbax", "gymnax"} & set(sys.modules), sorted(sys.modules)
 assert "pyarrow" not in sys.modules and "matplotlib" not in sys.modules
 print(found["python"], found["jax"], found["orbax-checkpoint"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    found = records.versions()
+    found = provenance.versions()
     assert done.stdout.split() == [found["python"], jax.__version__, found["orbax-checkpoint"]], (
         done.stderr
     )
@@ -123,18 +124,18 @@ print(found["python"], found["jax"], found["orbax-checkpoint"])
 
 
 def test_git_hash(tmp_path: Path) -> None:
-    assert records.git_hash(tmp_path) is None
+    assert provenance.git_hash(tmp_path) is None
     git = ["git", "-c", "user.name=a", "-c", "user.email=b"]
     commit = [*git, "commit", "-q", "--allow-empty", "-m", "first"]
     subprocess.run([*git, "init", "-q", "."], cwd=tmp_path, check=True)
-    assert records.git_hash(tmp_path) is None
+    assert provenance.git_hash(tmp_path) is None
     (tmp_path / "file").write_text("1")
     subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
     subprocess.run(commit, cwd=tmp_path, check=True)
     head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
-    assert records.git_hash(tmp_path) == head
+    assert provenance.git_hash(tmp_path) == head
     (tmp_path / "file").write_text("2")
-    assert records.git_hash(tmp_path) == f"{head}-dirty"
+    assert provenance.git_hash(tmp_path) == f"{head}-dirty"
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_new_resumed_finished(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
     run = open_run(path, CONFIG, {"width": 4})
     assert (run.resumed, run.finished) == (False, False)
-    again = open_run(path, CONFIG, {"width": 8, "versions": records.versions()})
+    again = open_run(path, CONFIG, {"width": 8, "versions": provenance.versions()})
     assert (again.resumed, again.finished) == (True, False)
     assert again.config() == {"format": 2, "config": plain(CONFIG), "context": {"width": 4}}
     assert run.summary() is None
@@ -180,7 +181,7 @@ def test_overwrite_starts_again_and_spares_what_is_not_its_own(tmp_path: Path) -
     (tmp_path / "notes.txt").write_text("mine")
     run = open_run(tmp_path, {"seeds": 1}, overwrite=True)
     assert (run.resumed, run.finished) == (False, False)
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+    assert sorted(x.name for x in tmp_path.iterdir()) == [".lock", "config.json", "notes.txt"]
     assert run.config()["config"] == {"seeds": 1} and read_metrics(run) == {} == run.members()
 
 
@@ -212,16 +213,16 @@ def test_config_that_is_not_json_makes_no_folder(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "x"
-    records.atomic_write(file, b"old")
+    files.atomic_write(file, b"old")
 
     def fail(out) -> None:
         out.write(b"half of the new")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        records.atomic_write(file, fail)
+        files.atomic_write(file, fail)
     assert file.read_bytes() == b"old" and os.listdir(file.parent) == ["x"]
-    records.atomic_write(file, lambda out: out.write(b"new"))
+    files.atomic_write(file, lambda out: out.write(b"new"))
     assert file.read_bytes() == b"new"
 
 
@@ -331,8 +332,24 @@ def test_parts_keep_precision_and_refuse_ragged_columns(tmp_path: Path) -> None:
     seen = read_metrics(run)
     assert seen["env_steps"][0] == big and seen["count"][0] == big
     assert seen["d"][0] == 0.1 and seen["f"][0] == np.float32(0.1)
-    with pytest.raises(ValueError, match=r"part 2: column x is \[3\], not \[4\]"):
+    with pytest.raises(ValueError, match=r"part-2.parquet: column x is \[3\], not \[4\]"):
         run.write_part("2", part("a", range(4), 1, x=np.zeros(3)))
     with pytest.raises(ValueError, match="no column env_steps"):
         run.write_part("2", {"stage": "a", "member": 0, "update": 1})
     assert len(list((tmp_path / "metrics").iterdir())) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_in_progress_loses_no_file_to_a_second_process(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    run = open_run(tmp_path / "run", CONFIG)
+    with run.lock():
+        run.write_part("1", part("a", [0], 1, x=[1.0]))
+        (run.path / "metrics" / ".part-2.parquet.1.tmp").write_bytes(b"being written")
+        before = sorted(run.path.rglob("*"))
+        with pytest.raises(UserError, match="another process is writing"):
+            open_run(run.path, CONFIG, overwrite=overwrite)
+        assert sorted(run.path.rglob("*")) == before
+    assert open_run(run.path, CONFIG, overwrite=overwrite).resumed is not overwrite
+    assert not list(run.path.glob("*/.*.tmp"))

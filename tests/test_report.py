@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, report
 from jaxrl.experiments.console import label, shown
-from jaxrl.runs import records, stats
+from jaxrl.runs import files, records, stats
 
 SEEDS = 6
 LRS = (1e-3, 1e-2, 1e-1)
@@ -92,7 +92,7 @@ def write_sweep(path: Path, chunks: int = 3, env: str = "walk") -> dict[int, np.
         programs.append(program | {"config": known})
         write_run(path / f"{index:03d}", known, made[num_steps])
     swept = {"agent.num_steps": [8, 16], "agent.lr": list(LRS)}
-    records.write_json(
+    files.write_json(
         path / "sweep.json", {"format": 2, "agent": "pqn", "sweep": swept, "programs": programs}
     )
     return made

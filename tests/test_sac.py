@@ -94,16 +94,16 @@ def test_squashed_density_integrates_to_one() -> None:
 
 
 def test_actions_lie_in_the_box_and_critics_see_them_scaled() -> None:
-    """A considered action and the one the environment takes have the same value."""
+    """A sampled action and the one the environment takes have the same value."""
     head, _, state = made("box")
     obs = jax.random.normal(jax.random.key(2), (BATCH, OBS))
     dist, noise = head.policy(state.actor, obs), head.noise(jax.random.key(3), BATCH)
-    action, considered = np.asarray(head.act(dist, noise, True)), head.consider(dist, noise)
+    action, samples = np.asarray(head.act(dist, noise, True)), head.samples(dist, noise)
     low, high = np.array(BOX.action.low), np.array(BOX.action.high)  # type: ignore[union-attr]
     assert np.all(action >= low - 1e-6) and np.all(action <= high + 1e-6)
     np.testing.assert_allclose(
         head.value(state.critic[0], obs, action),
-        head.values(state.critic[0], obs, considered.action)[:, 0],
+        head.values(state.critic[0], obs, samples.action)[:, 0],
         rtol=1e-4,
         atol=1e-5,
     )
@@ -134,8 +134,8 @@ def test_update_by_hand(kind: str) -> None:
     noise = [head.noise(k, BATCH) for k in keys]
 
     def judged(obs: Array, critics: Array, noise: Array) -> tuple[np.ndarray, ...]:
-        """Probabilities, log π and min Q [B, K] of the considered actions."""
-        now = head.consider(head.policy(state.actor, obs), noise)
+        """Probabilities, log π and min Q [B, K] of the samples actions."""
+        now = head.samples(head.policy(state.actor, obs), noise)
         both = [np.asarray(head.values(c, obs, now.action)) for c in critics]
         return np.asarray(now.weight), np.asarray(now.log_prob).sum(-1), np.minimum(*both)
 

@@ -21,7 +21,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup, requests, restore, sweep, train
 from jaxrl.experiments.requests import Request, expand
 from jaxrl.experiments.settings import Settings, identity, resolve
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 
 SMALL = [
     *("--env", "mine:walk", "--agent.hidden", "4", "--agent.num-envs", "2"),
@@ -421,7 +421,7 @@ def test_a_sweep_from_end_to_end(
         restore.load("it")
     opened = records.RunDir(second)
     found = identity(restore.settings_of(opened), {})
-    assert records.plain(found) == opened.config()["config"]
+    assert files.plain(found) == opened.config()["config"]
     assert float(restore.load(second, member=3).hp.lr) == np.float32(1e-1)
 
     # A member is what a run of its own is, bit for bit: seed 1 of the first rate in the second.

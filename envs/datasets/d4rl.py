@@ -36,7 +36,7 @@ from jaxrl.envs.datasets.npz import (
     starts,
 )
 from jaxrl.envs.datasets.scores import LIMITS, task
-from jaxrl.runs.records import atomic_write, plain
+from jaxrl.runs.files import atomic_write, plain
 from jaxrl.types import Transition
 
 LOG_PROB, META = "infos/action_log_probs", "metadata/jaxrl"

@@ -30,7 +30,7 @@ from jaxrl.envs.datasets.npz import (
     starts,
 )
 from jaxrl.errors import UserError
-from jaxrl.runs.records import write_json
+from jaxrl.runs.files import write_json
 from jaxrl.types import Transition
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.runs.records import atomic_write, plain
+from jaxrl.runs.files import atomic_write, plain
 from jaxrl.types import Transition
 
 Rows = Any  # a numpy array [D, ...]: to type checkers the leaves of a Transition are JAX's

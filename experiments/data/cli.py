@@ -15,8 +15,8 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
+from jaxrl.runs.files import atomic_write
 from jaxrl.runs.plots import COLOURS, compact
-from jaxrl.runs.records import atomic_write
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 

@@ -34,7 +34,7 @@ from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import provenance
 from jaxrl.types import (
     Array,
     Discrete,
@@ -145,7 +145,7 @@ def make(
         "reference": reference,
         "reference_episodes": EPISODES,
         "seed": seed,
-        "versions": records.versions(),
+        "versions": provenance.versions(),
         **action_bounds(behaviours["random"][0].actor.env.spec),
         **training,
     }
@@ -243,13 +243,13 @@ def showing(env: Env) -> Env:
         state, ts = env.step(key, state, action, params)
         return state, ts._replace(next_obs=(ts.next_obs, state))
 
-    def carry(last: PyTree, fresh: PyTree, seen: PyTree) -> tuple[PyTree, PyTree]:
-        assert env.carry is not None
-        state, obs = env.carry(last, fresh, seen[0])
+    def persist(last: PyTree, fresh: PyTree, seen: PyTree) -> tuple[PyTree, PyTree]:
+        assert env.persist is not None
+        state, obs = env.persist(last, fresh, seen[0])
         return state, (obs, state)
 
-    outlives = env.carry is not None
-    return dataclasses.replace(env, reset=reset, step=step, carry=carry if outlives else None)
+    outlives = env.persist is not None
+    return dataclasses.replace(env, reset=reset, step=step, persist=persist if outlives else None)
 
 
 # --- what they do --------------------------------------------------------------------------------

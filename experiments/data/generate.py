@@ -13,7 +13,7 @@ from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.experiments import restore
 from jaxrl.experiments.run_folders import open_run_folder
-from jaxrl.runs import records
+from jaxrl.runs import provenance
 from jaxrl.trajectories import DiffusionState, codec
 from jaxrl.types import Transition
 
@@ -60,7 +60,7 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
         "source": "jaxrl data make --from-diffusion",
         "seed": seed,
         "member": member,
-        "versions": records.versions(),
+        "versions": provenance.versions(),
         **action_bounds(spec),
         "training": run.config()["config"],
         **({"reference": ready.meta["reference"]} if "reference" in ready.meta else {}),

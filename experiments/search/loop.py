@@ -37,7 +37,7 @@ from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.values import take
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 from jaxrl.runs.processes import Processes, join
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
         }
         if own.eval_budget:
             summary["bandit"] = confirm.choose(own, book, path)
-        summary = records.plain(summary)
-        records.write_json(path / "summary.json", summary)
+        summary = files.plain(summary)
+        files.write_json(path / "summary.json", summary)
         report.report(path)
     processes.all_true(True)
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
@@ -195,7 +195,7 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
     its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
-    return records.plain({"agent": agent, "range": searched, "search": how, "settings": its})
+    return files.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
 
 def _open(

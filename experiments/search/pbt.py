@@ -30,7 +30,7 @@ from jaxrl.experiments.search.slots import Engine, Outcome, members_of
 from jaxrl.experiments.search.space import Range
 from jaxrl.experiments.settings import Settings
 from jaxrl.program import MemberState
-from jaxrl.runs import records
+from jaxrl.runs import files, records
 from jaxrl.runs.processes import Processes
 from jaxrl.types import Array, HyperParams, PyTree
 
@@ -117,7 +117,7 @@ def _take_over(
     learner = lambda member: jax.tree.map(lambda x: x[member - first], state.learner)
     for parent in np.intersect1d(parents[away], own):
         folder.mkdir(exist_ok=True)
-        records.atomic_write(folder / f"{parent}", _bytes(learner(parent)))
+        files.atomic_write(folder / f"{parent}", _bytes(learner(parent)))
     if away.size:
         processes.all_true(True)  # until all files are there
     new = state

@@ -29,7 +29,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
-from jaxrl.runs import records
+from jaxrl.runs import files
 from jaxrl.sources import held_out
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Box, Env, EnvSpec, HyperParams, Policy, PyTree, TimeStep, Transition
@@ -127,7 +127,7 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
         updates=cfg.updates,
     )
     hp = HyperParams(jax.tree.map(jnp.float32, cdsa.Hypers()))
-    state = jax.jit(train(Program((stage,))))(key, hp, {"data": rows}).states["model"]
+    state = jax.jit(train(Program((stage,))))(key, hp, rows).states["model"]
     return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 
 
@@ -156,7 +156,7 @@ def draw(path: Path, rows: Transition, shown: dict[str, Transition]) -> None:
         axes.plot(*np.moveaxis(np.asarray(t.obs[:, :10]), -1, 0), color="#0072B2", linewidth=0.7)
         axes.set(title=name, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
         axes.legend(loc="upper right", frameon=False)
-    records.atomic_write(path, lambda file: figure.savefig(file, format="png"))
+    files.atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
 def main() -> None:
@@ -181,7 +181,7 @@ def main() -> None:
             f"{numbers['laps']:>6.2f}",
             flush=True,
         )
-    records.write_json(args.out / "circle.json", {"settings": cfg, "rows": found})
+    files.write_json(args.out / "circle.json", {"settings": cfg, "rows": found})
     some = ("none", "(i) ladder, α .5, 3 times each", "(ii) σ .3")
     draw(args.out / "circle.png", rows, {name: shown[name] for name in some})
 

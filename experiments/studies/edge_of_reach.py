@@ -52,7 +52,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.experiments import jax_setup
 from jaxrl.imagination import Model, Outcome, true_model
 from jaxrl.program import Program, Result, dataclasses, train
-from jaxrl.runs import records
+from jaxrl.runs import files, provenance
 from jaxrl.types import Array, Env, HyperParams, PyTree, Transition, mean_where
 
 STEPS, STARTS, EPISODES, EVALS = 10, 4096, 100, 5
@@ -121,7 +121,7 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
     run = jax.vmap(train(Program((stage,))), (0, None, None))
     own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
     hp = jax.tree.map(jnp.float32, HyperParams(own, env.params))
-    return jax.block_until_ready(jax.jit(run)(keys, hp, {"data": data}))
+    return jax.block_until_ready(jax.jit(run)(keys, hp, data))
 
 
 class Judged(NamedTuple):
@@ -249,7 +249,7 @@ def main() -> None:
             np.save(file.with_suffix(".npy"), values(method, env, first))
             found = summarise(result, HYPERS.gamma)
             told = {"method": method.name, "eta": method.eta, "updates": args.updates} | found
-            records.write_json(file, told | {"history": history(result, HYPERS.gamma)})
+            files.write_json(file, told | {"history": history(result, HYPERS.gamma)})
     report(args.out, best, env)
 
 
@@ -265,8 +265,8 @@ def report(out: Path, best: float, env: Env) -> None:
         ]
         print(f"{name:<8}", "   ".join(told), flush=True)
     draw(out / "edge_of_reach.png", panels, reach.GOAL)
-    told = {"versions": records.versions(), "optimal": best, "rows": rows}
-    records.write_json(out / "edge_of_reach.json", told)
+    told = {"versions": provenance.versions(), "optimal": best, "rows": rows}
+    files.write_json(out / "edge_of_reach.json", told)
 
 
 def optimal(env: Env) -> Array:

@@ -36,7 +36,7 @@ from jaxrl.agents import iql, pgd, pgd_iql
 from jaxrl.envs import datasets, dmsd, maze
 from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, train
-from jaxrl.runs import records
+from jaxrl.runs import files
 from jaxrl.runs.plots import COLOURS
 from jaxrl.sources import below, take
 from jaxrl.trajectories import codec
@@ -90,7 +90,7 @@ def learn(cfg: pgd_iql.Config, env: Env, data: Transition, key: Array) -> dict[s
     ]
     stages = [pgd_iql.program(each, env, evals=1, episodes=1).stages[0] for each in models]
     hp = HyperParams(jax.tree.map(jnp.float32, pgd_iql.Hypers(model_lr=2e-3)))
-    return jax.jit(train(Program(tuple(stages))))(key, hp, {"data": data}).states
+    return jax.jit(train(Program(tuple(stages))))(key, hp, data).states
 
 
 def real(cfg: pgd_iql.Config, data: Transition, key: Array) -> Transition:
@@ -208,7 +208,7 @@ def draw(
         axes.set(title=kind, xlim=(low[x], high[x]), ylim=(low[y], high[y]), aspect="equal")
         if name.startswith("maze"):
             axes.invert_yaxis()  # rows count downwards
-    records.atomic_write(path, lambda file: figure.savefig(file, format="png"))
+    files.atomic_write(path, lambda file: figure.savefig(file, format="png"))
 
 
 def main() -> None:
@@ -265,7 +265,7 @@ def main() -> None:
         found = rows[kind] = {k: float(v) for k, v in judged(states, t, used).items()}
         print(f"{kind:<16}" + "".join(f"{found[name]:>10.4g}" for name in columns), flush=True)
     name = args.env.replace(":", "-")
-    records.write_json(
+    files.write_json(
         args.out / f"guidance-{name}.json", {"settings": cfg, "windows": count, "rows": rows}
     )
     last = f"guidance {args.coefficients[-1]:g}"

@@ -1,4 +1,4 @@
-"""Run infrastructure: records, checkpoints, processes, statistics, plots.
+"""Run infrastructure: records, checkpoints, processes, statistics and plots.
 
-The engine imports none of it.
+The engine imports nothing of this package.
 """

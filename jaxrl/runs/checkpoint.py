@@ -1,25 +1,26 @@
-"""Checkpoints of a run: any pytree of arrays, written atomically, checked when read back.
+"""Checkpoints of a run: any pytree of arrays, written atomically and verified when read.
 
-A thin layer over orbax's CheckpointManager. Leaves are stored as a flat list of host arrays, so
-that what is read back takes its structure from the target alone: named tuples come back as named
-tuples, whatever they are made of. Beside them lies a JSON record with the caller's `meta` and
-name, shape, dtype and crc32 of every leaf.
+    <index>/state/          the leaves as numbered arrays; see `jaxrl.runs.arrays`
+    <index>/meta/metadata   JSON: the caller's `meta`; name, type and crc32 of every leaf
 
-A checkpoint is complete or absent, even if the process is killed while writing. One that was
-damaged later is noticed, reported, set aside as "damaged-<index>", and the one before it is used.
+Leaves are stored as a flat list of host arrays, so that the tree read back takes its structure from
+the target alone: named tuples come back as named tuples.
+
+A checkpoint is complete or absent, even if the process is killed while writing. A checkpoint that
+was damaged later is noticed, reported and set aside as "damaged-<index>", and the one before it is
+used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from logging import CRITICAL, getLogger
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UserError
+from jaxrl.runs.files import atomic_write, sync_folder
 from jaxrl.types import PyTree
 
-_TMP = "orbax-checkpoint-tmp"  # part of the name of every unfinished write of orbax
+_TMP = "orbax-checkpoint-tmp"  # part of the name of every incomplete checkpoint
+
+
+class _Skip:
+    def __repr__(self) -> str:
+        return "SKIP"
+
+
+SKIP = _Skip()  # in the place of a subtree of a target: neither read nor verified
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What `Checkpoints.restore` found."""
+    """A checkpoint that was read."""
 
     tree: PyTree  # host numpy arrays and typed keys, in the structure of the target
     meta: dict[str, Any]
@@ -44,11 +54,11 @@ class Restored:
 
 
 class CheckpointMismatch(UserError):
-    """A sound checkpoint whose leaves are not those of the target."""
+    """An undamaged checkpoint whose leaves are not those of the target."""
 
 
 class _Damaged(Exception):
-    """A checkpoint that cannot be read back as it was written; the text says why."""
+    """A checkpoint that differs from what was written; the text says where."""
 
 
 class Checkpoints:
@@ -56,13 +66,13 @@ class Checkpoints:
 
     Args:
       path: the folder; created unless `read_only`.
-      keep: how many complete checkpoints stay.
-      say: called with each line about a damaged checkpoint.
-      read_only: neither write nor move anything, so that the folder of a run in progress can be
-        read. Unfinished writes are removed and damaged checkpoints set aside otherwise, so one
-        writer at a time.
+      keep: number of complete checkpoints to keep.
+      say: called with one line per damaged checkpoint.
+      read_only: write and move nothing, so that the folder of a run in progress can be read.
+        Otherwise incomplete checkpoints are removed and damaged ones set aside, so only one process
+        may open the folder for writing.
 
-    Every process opens its own: nothing here waits for other processes.
+    Each process writes its own folder. No method waits for another process.
     """
 
     def __init__(
@@ -74,14 +84,15 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise ValueError(f"at least one checkpoint must be kept, got keep={keep}")
-        self.path = Path(path).resolve()  # orbax fails late, in its thread, on relative paths
+        self.path = Path(path).resolve()
+        self._keep, self._read_only = keep, read_only
         self._say = say or (lambda line: None)
-        self._read_only = read_only
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
         if not read_only:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in self.path.glob(f"*{_TMP}*"):
                 shutil.rmtree(folder, ignore_errors=True)
-        self._manager = self._open(keep)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -90,12 +101,13 @@ class Checkpoints:
         self.close()
 
     def save(self, index: int, tree: PyTree, meta: dict[str, Any]) -> None:
-        """Starts writing `tree` and `meta` as checkpoint `index`, above all earlier ones.
+        """Starts writing `tree` and `meta` as checkpoint `index`, after the save before is on disk.
 
-        The arrays are copied before this returns; the files follow in the background, and an error
-        there is raised by the next `save`, `wait` or `close`.
+        The arrays are copied before this returns. The files are written in the background; an error
+        there is raised by the next `save`, `restore`, `wait` or `close`.
 
         Args:
+          index: greater than the index of every checkpoint in the folder.
           tree: pytree of arrays, typed keys or numbers; each leaf wholly on this process.
           meta: anything JSON can hold; tuples come back as lists.
 
@@ -106,33 +118,28 @@ class Checkpoints:
         """
         if self._read_only:
             raise ValueError(f"{self.path} is open for reading only")
-        args = _orbax().args
+        self.wait()
+        if (newest := next(iter(self._indices()), -1)) >= index:
+            raise ValueError(f"checkpoint {index} must come after {newest}, the newest there is")
         names, leaves = _flatten(tree)
         arrays = _host(leaves)
         record = _record(names, leaves, arrays, meta)
-        # orbax refuses arrays without elements, and trees without arrays
-        state = {_slot(i): x for i, x in enumerate(arrays) if x.size}
-        state = args.PyTreeSave(state or {"none": np.zeros(1, np.int8)})
-        items = args.Composite(state=state, meta=args.JsonSave(record))
-        with _plain_errors():
-            done = self._manager.save(index, args=items)
-        if not done:
-            newest = self._manager.latest_step()
-            raise ValueError(f"checkpoint {index} must come after {newest}, the newest there is")
+        self._pending = self._writer.submit(self._write, index, arrays, record)
 
     def restore(
         self, target: Callable[[dict[str, Any]], PyTree], index: int | None = None
     ) -> Restored | None:
-        """Reads the newest sound checkpoint; None where there is none.
+        """Reads the newest undamaged checkpoint; None if there is none.
 
         Args:
           target: maps the checkpoint's meta to a pytree of ShapeDtypeStructs (or arrays) with the
-            structure, shapes and dtypes expected; where it has a number of Python's own, one comes
-            back.
-          index: only this one, so that several processes surely read the same.
+            expected structure, shapes and dtypes. A Python number in the target is read as a
+            Python number. `SKIP` in the place of a subtree leaves this subtree out: its leaves are
+            neither read nor verified, and the restored tree has `SKIP` there.
+          index: read this checkpoint only, so that several processes read the same one.
 
         Raises:
-          CheckpointMismatch: names the first leaf whose name, shape or dtype is another one.
+          CheckpointMismatch: names the first leaf whose name, shape or dtype differs.
         """
         self.wait()
         notes = []
@@ -150,31 +157,46 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        with _plain_errors():
-            self._manager.wait_until_finished()
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def close(self) -> None:
-        """Waits, then stops the background threads."""
+        """Waits, then stops the background thread."""
         try:
             self.wait()
         finally:
-            with _plain_errors():
-                self._manager.close()
-
-    def _open(self, keep: int) -> Any:
-        ocp = _orbax()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            create=False,
-            read_only=self._read_only,
-            lightweight_initialize=True,  # does not read what may be damaged
-        )
-        return ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
+            self._writer.shutdown()
 
     def _indices(self) -> list[int]:
-        """Newest first. Not the manager's own list, which may omit damaged ones."""
+        """Newest first."""
         found = self.path.iterdir() if self.path.is_dir() else ()
         return sorted((int(x.name) for x in found if x.name.isdecimal()), reverse=True)
+
+    def _write(self, index: int, arrays: Sequence[np.ndarray], record: dict[str, Any]) -> None:
+        """Writes a checkpoint under a temporary name, renames it and drops the oldest ones."""
+        from jaxrl.runs import arrays as storage  # late: orbax takes a second to import
+
+        folder = self.path / f"{index}.{_TMP}"
+        try:
+            (folder / "state").mkdir(parents=True)
+            if state := {_slot(i): x for i, x in enumerate(arrays) if x.size}:
+                storage.write(folder / "state", state)
+            atomic_write(folder / "meta" / "metadata", json.dumps(record).encode())
+            for inner in (*(x for x in folder.rglob("*") if x.is_dir()), folder):
+                sync_folder(inner)
+            folder.rename(self.path / str(index))
+            sync_folder(self.path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for old in self._indices()[self._keep :]:
+            self._remove(old)
+
+    def _remove(self, index: int) -> None:
+        """A removal cut short leaves an incomplete folder, never a damaged checkpoint."""
+        gone = (self.path / str(index)).rename(self.path / f"{index}.removed.{_TMP}")
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _set_aside(self, index: int) -> None:
         if self._read_only:
@@ -183,33 +205,29 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):  # another process was first
             (self.path / str(index)).rename(aside)
-        self._manager.reload()
 
     def _read(self, index: int, target: Callable) -> tuple[PyTree, dict[str, Any]]:
-        args = _orbax().args
-        record = self._item(index, meta=args.JsonRestore())
+        try:
+            record = json.loads((self.path / str(index) / "meta" / "metadata").read_bytes())
+        except (OSError, ValueError) as error:
+            raise _unreadable("meta", error) from error
         if not isinstance(record, dict) or record.get("crc32") != _record_crc(record):
             raise _Damaged("its record is not the one that was written")
         expected = target(record["meta"])
         names, wanted = _flatten(expected)
         _check(index, record["leaves"], names, wanted)
-        # One leaf at a time: it is no slower, and where several fail together orbax ends its event
-        # loop before the last of them reports, which tensorstore then prints.
-        rows = enumerate(zip(record["leaves"], wanted, strict=True))
-        leaves = [self._leaf(index, _slot(i), saved, like) for i, (saved, like) in rows]
+        saved = {row["name"]: (_slot(i), row) for i, row in enumerate(record["leaves"])}
+        leaves = [
+            like if like is SKIP else self._leaf(index, *saved[name], like)
+            for name, like in zip(names, wanted, strict=True)
+        ]
         return jax.tree.unflatten(jax.tree.structure(expected), leaves), record["meta"]
 
     def _leaf(self, index: int, slot: str, saved: dict[str, Any], like: Any) -> Any:
         """One leaf as it was saved: verified, and a typed key where the target has one."""
-        ocp = _orbax()
         data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else _spec(like)
         if math.prod(data.shape):
-            part = ocp.args.PyTreeRestore(
-                item={slot: 0},
-                restore_args={slot: ocp.RestoreArgs(restore_type=np.ndarray)},
-                partial_restore=True,
-            )
-            x = np.asarray(self._item(index, state=part).get(slot))
+            x = self._array(index, slot)
         else:
             x = np.zeros(data.shape, data.dtype)
         if x.shape != data.shape or x.dtype != data.dtype or _crc(x) != saved["crc32"]:
@@ -219,16 +237,21 @@ class Checkpoints:
         impl = jax.random.key_impl(jnp.empty(0, like.dtype))
         return jax.random.wrap_key_data(jnp.asarray(x), impl=impl)
 
-    def _item(self, index: int, **item: Any) -> Any:
-        """One item of one checkpoint; whatever orbax or tensorstore raise becomes `_Damaged`."""
-        (name,) = item
+    def _array(self, index: int, slot: str) -> np.ndarray:
+        """One stored array; all errors of orbax and tensorstore become `_Damaged`."""
+        from jaxrl.runs import arrays as storage  # late, as above
+
         try:
-            return self._manager.restore(index, args=_orbax().args.Composite(**item))[name]
+            return storage.read(self.path / str(index) / "state", slot)
         except (MemoryError, PermissionError):
-            raise  # no fault of the checkpoint
+            raise  # not damage
         except Exception as error:
-            text = next(iter(str(error).splitlines()), "")[:120]
-            raise _Damaged(f"{name} cannot be read, {type(error).__name__}: {text}") from error
+            raise _unreadable("state", error) from error
+
+
+def _unreadable(item: str, error: Exception) -> _Damaged:
+    text = next(iter(str(error).splitlines()), "")[:120]
+    return _Damaged(f"{item} cannot be read, {type(error).__name__}: {text}")
 
 
 # --- leaves and the record of them ---------------------------------------------------------------
@@ -249,9 +272,9 @@ def _flatten(tree: PyTree) -> tuple[list[str], list[Any]]:
 
 
 def _host(leaves: list[Any]) -> list[np.ndarray]:
-    """Host arrays in C order; of keys, their data."""
+    """Copies in host memory, in C order; of keys, their data."""
     data = jax.device_get([jax.random.key_data(x) if _is_key(x) else x for x in leaves])
-    arrays = [np.asarray(x, order="C") for x in data]
+    arrays = [np.array(x, order="C") for x in data]
     for x in arrays:
         if not (jnp.issubdtype(x.dtype, np.number) or x.dtype == bool):
             raise TypeError(f"a checkpoint holds numbers, not {x.dtype}")
@@ -288,12 +311,13 @@ def _type(x: Any) -> str:
 
 def _check(index: int, saved: list[dict[str, Any]], names: list[str], wanted: list) -> None:
     """Raises CheckpointMismatch for the first leaf that is not as the target wants it."""
-    has = [(row["name"], row["type"]) for row in saved]
-    want = [(name, _type(x)) for name, x in zip(names, wanted, strict=True)]
+    want = [(name, _type(x)) for name, x in zip(names, wanted, strict=True) if x is not SKIP]
+    skipped = [name for name, x in zip(names, wanted, strict=True) if x is SKIP]
+    there, here = {row["name"]: row["type"] for row in saved}, dict(want)
+    has = [(k, v) for k, v in there.items() if k in here or not _within(k, skipped)]
     if has == want:
         return
-    there, here = dict(has), dict(want)
-    for name in here | there:
+    for name in here | dict(has):
         if there.get(name) != here.get(name):
             text = f"leaf {name} is {there.get(name, 'absent')}, not {here.get(name, 'absent')}"
             break
@@ -302,30 +326,6 @@ def _check(index: int, saved: list[dict[str, Any]], names: list[str], wanted: li
     raise CheckpointMismatch(f"checkpoint {index} is of another configuration: {text}")
 
 
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A full disk as the OSError that it is."""
-    try:
-        yield
-    except ValueError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "No space left" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, "no space left for a checkpoint") from error
-
-
-def _orbax() -> Any:
-    """orbax, imported late since that takes a second, and silent: its errors are raised anyway.
-
-    It is told that each process is the only one. Of several it would let the first alone write host
-    arrays, all waiting for each other; here each writes its own members into its own folder.
-    """
-    import orbax.checkpoint as ocp
-    from absl import logging
-    from orbax.checkpoint._src.multihost import multihost
-
-    logging.set_verbosity(logging.FATAL)
-    getLogger("asyncio").setLevel(CRITICAL)  # of a failed save, one error of each leaf
-    multihost.process_index, multihost.process_count = (lambda: 0), (lambda: 1)
-    multihost.should_skip_process_sync = lambda processes=None: True
-    multihost.is_jax_distributed_client_initialized = lambda: False
-    return ocp
+def _within(name: str, subtrees: Sequence[str]) -> bool:
+    """Whether a leaf lies in one of the subtrees; the name of the whole tree is ""."""
+    return any(not top or name == top or name.startswith(f"{top}.") for top in subtrees)

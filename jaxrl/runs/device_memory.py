@@ -1,4 +1,4 @@
-"""Does a population fit into memory? Asked before anything is allocated."""
+"""Memory estimates of a population, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def tree_bytes(tree: PyTree) -> int:
 
 
 def needed(member_bytes: int, members: int, layout: Layout) -> int:
-    """Bytes in the memory of one device, or of the machine where devices are CPUs.
+    """Bytes needed in the memory of one device, or of the machine if devices are CPUs.
 
-    A device holds its members and a copy of the tile at work. CPUs share one memory, in which a
-    checkpoint is made as well: a snapshot of all members, and the writer's copy of it.
+    A device holds its members and a copy of the tile being updated. CPU devices share one memory,
+    which also holds the two copies of all members that are made for a checkpoint.
     """
     places = layout.padded(members) // layout.devices
     if layout.mesh.devices.flat[0].platform != "cpu":
@@ -31,7 +31,7 @@ def needed(member_bytes: int, members: int, layout: Layout) -> int:
 
 
 def available(device: Any) -> int | None:
-    """Free bytes of a device, of the machine where that is a CPU; None where nobody tells."""
+    """Free bytes of a device, or of the machine if the device is a CPU; None if unknown."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
@@ -44,9 +44,14 @@ def available(device: Any) -> int | None:
 
 
 def check(member_bytes: int, members: int, layout: Layout, free: int | None) -> None:
-    """Raises UserError where `members` of `member_bytes` each do not fit into `free` bytes.
+    """Checks that a population fits into memory.
 
-    `free` is what `available` says of one device; None lets everything pass.
+    Args:
+      member_bytes: bytes of one member's state.
+      free: `available` of one device; None skips the check.
+
+    Raises:
+      UserError: the population does not fit.
     """
     need = needed(member_bytes, members, layout)
     if free is not None and need > free:

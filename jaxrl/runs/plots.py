@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl.runs.records import atomic_write
+from jaxrl.runs.files import atomic_write
 from jaxrl.runs.stats import bootstrap_ci, iqm
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def learning_curves(
     ylabel: str = "return",
     title: str = "",
 ) -> None:
-    """Draws the IQM over members against x, in a band that is its 95 % bootstrap interval.
+    """Draws the IQM over members against x, with its 95 % bootstrap interval as a band.
 
     A single curve of ten members or more also gets a lighter band between their quartiles.
 
@@ -58,7 +58,7 @@ def learning_curves(
 
 
 class Panel(NamedTuple):
-    """How a score hangs on one setting."""
+    """A score as a function of one setting."""
 
     name: str
     values: Sequence[Any]  # X settings: numbers, or anything with a text
@@ -106,7 +106,7 @@ def sensitivity(
 def slices(
     path: str | Path, columns: Mapping[str, Sequence[Any]], y: ArrayLike, ylabel: str = "objective"
 ) -> None:
-    """Draws what trials came to against each of their settings, one panel each.
+    """Draws the objective of trials against each of their settings, one panel per setting.
 
     Args:
       path: the PNG file, written whole or not at all.
@@ -135,8 +135,10 @@ def slices(
 def parallel(
     path: str | Path, columns: Mapping[str, Sequence[Any]], y: ArrayLike, label: str = "objective"
 ) -> None:
-    """Draws trials as lines across one axis per setting and one of the objective, which colours
-    them. Arguments as in `slices`."""
+    """Draws trials as lines across one axis per setting and one axis for the objective.
+
+    Lines are coloured by the objective. Arguments as in `slices`.
+    """
     y = np.asarray(y, np.float64)
     figure = _figure(1.6 + 1.5 * (len(columns) + 1), 4.0)
     axes = figure.add_subplot()
@@ -169,8 +171,8 @@ def _matplotlib_colours(name: str, units: np.ndarray) -> np.ndarray:
 
 
 def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
-    """Where values stand on an axis [Q], the texts of settings that are no numbers, and whether it
-    is logarithmic."""
+    """Positions of values on an axis [Q], labels of settings that are not numbers, and whether the
+    axis is logarithmic."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         x = np.asarray(values, np.float64)
         return x, [], bool(x.min() > 0 and x.max() >= 50 * x.min())
@@ -179,7 +181,7 @@ def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
 
 
 def _axis(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
-    """Where settings stand [X], their texts (none where they are too many), and whether the axis is
+    """Positions of settings [X], their labels (none if too many), and whether the axis is
     logarithmic."""
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         texts = ["x".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in values]
@@ -190,7 +192,7 @@ def _axis(values: Sequence[Any]) -> tuple[np.ndarray, list[str], bool]:
 
 
 def _is_log(x: np.ndarray) -> bool:
-    """Whether ascending numbers are spaced rather by ratios than by differences."""
+    """Whether ascending numbers are spaced by ratios more evenly than by differences."""
     if x[0] <= 0:
         return False
     if x.size == 2:
@@ -200,8 +202,10 @@ def _is_log(x: np.ndarray) -> bool:
 
 
 def _cell(strata: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """IQM and the bounds of its interval, which is stratified unless a stratum has one score only:
-    resampled by itself, it would seem certain."""
+    """IQM and the bounds of its interval.
+
+    The bootstrap is stratified unless a stratum has a single score, which would seem certain.
+    """
     kept = [scores[np.isfinite(scores)] for scores in strata]
     kept = [scores for scores in kept if scores.size]
     x = np.concatenate([*kept, np.zeros(0)])
@@ -239,7 +243,7 @@ def _marker(x: np.ndarray) -> str | None:
 
 
 def _draw(axes: Axes, label: str, x: np.ndarray, y: np.ndarray, style: tuple, curves: int) -> None:
-    """One of several curves, x [C] and y [C, P] or [C], with its bands."""
+    """Draws one of several curves, x [C] and y [C, P] or [C], with its bands."""
     alone = curves == 1
     y = np.where(np.isfinite(y), y, np.nan).reshape(x.size, -1)
     members = y.shape[1]
@@ -261,7 +265,7 @@ def _draw(axes: Axes, label: str, x: np.ndarray, y: np.ndarray, style: tuple, cu
 
 
 def _text(text: str) -> str:
-    """Text that is shown as it is: no formulas in it, nor hidden for its underscore."""
+    """Text that matplotlib shows literally: no formulas, no leading underscore."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -303,12 +307,12 @@ def _head(axes: Axes, title: str) -> None:
 
 
 def _below(lines: int) -> float:
-    """Inches that a legend needs below the axes."""
+    """Height in inches of a legend below the axes."""
     return 0.2 * (lines + 2) if lines > _INSIDE else 0.0
 
 
 def _legend(axes: Axes, lines: int) -> None:
-    """Names the lines, inside the axes where they are few."""
+    """Draws the legend, inside the axes if there are few lines."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         several = len(axes.lines) > 1 and len(axes.collections) > 0

@@ -1,9 +1,9 @@
-"""Several processes as one run: who this one is, and what they agree on.
+"""Several processes that train one run: the identity of this process, and agreement between them.
 
-Members never meet, so every process trains its own on its own devices, and compiled programs hold
-no communication. What is left is small: which numbers to launch next, when to save, when to stop.
-It travels through the coordination service of `jax.distributed`, which also notices the death of a
-process and then ends the others.
+Members are independent, so every process trains its own members on its own devices, and compiled
+programs contain no communication. Processes agree on three things: how many updates to launch next,
+when to save, and when to stop. Messages travel through the coordination service of
+`jax.distributed`, which also notices the death of a process and then ends the others.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import jax
 
 from jaxrl.errors import UserError
 
-FOR_EVER = 2**31 - 1  # milliseconds; the death of a process ends the wait long before
+FOR_EVER = 2**31 - 1  # milliseconds; the death of a process ends the wait much earlier
 
 
 class Processes:
-    """This process among `count`; number 0 leads. Every process makes the same calls in order.
+    """Process `index` of `count`; process 0 is the leader.
 
-    All calls return at once where the process is alone.
+    Every process makes the same calls in the same order, `request_stop` and `stop_requested`
+    excepted. A single process never waits.
     """
 
     def __init__(self, index: int = 0, count: int = 1, client: Any = None) -> None:
@@ -30,10 +31,11 @@ class Processes:
 
     @property
     def leads(self) -> bool:
+        """Whether this process is the leader."""
         return self.index == 0
 
     def broadcast(self, text: str) -> str:
-        """The leader's text, in every process; what the others hand in is not looked at."""
+        """Returns the leader's text in every process; the texts of the others are ignored."""
         if self.count == 1:
             return text
         key = self._key("broadcast")
@@ -43,11 +45,11 @@ class Processes:
         return self._client.blocking_key_value_get(key, FOR_EVER)
 
     def broadcast_int(self, number: int) -> int:
-        """The leader's number, in every process."""
+        """Returns the leader's number in every process."""
         return int(self.broadcast(str(number)))
 
     def all_true(self, true: bool) -> bool:
-        """Whether it is true in every process. Returns when every process has called."""
+        """Whether `true` holds in every process. Waits until every process has called."""
         if self.count == 1:
             return true
         key = self._key("all_true")
@@ -61,7 +63,7 @@ class Processes:
         return self.broadcast_int(int(true)) == 1
 
     def gather(self, text: str) -> list[str]:
-        """The texts of all processes, in their order, in every process."""
+        """Returns the texts of all processes, in the order of the processes, in every process."""
         if self.count == 1:
             return [text]
         key = self._key("gather")
@@ -71,12 +73,12 @@ class Processes:
         ]
 
     def request_stop(self, number: int) -> None:
-        """Leaves a request for the leader, from any process at any time; see `stop_requested`."""
+        """Asks the leader to stop with a signal number; any process may call this at any time."""
         if self.count > 1:
             self._client.key_value_set("jaxrl/stop", str(number), allow_overwrite=True)
 
     def stop_requested(self) -> int:
-        """The last request, 0 without one."""
+        """The signal number of the last `request_stop`; 0 if there is none."""
         if self.count == 1:
             return 0
         try:
@@ -98,15 +100,18 @@ def join(
     process_id: int | None = None,
     heartbeat: int = 100,
 ) -> Processes:
-    """Joins the other processes of a cluster, or of `coordinator` "host:port"; alone otherwise.
+    """Joins the other processes of a cluster; returns `ALONE` outside a cluster.
 
-    Has to come before the first computation. A second call gives what the first one gave.
+    The first call must come before the first computation. Later calls return the same object.
 
     Args:
-      heartbeat: seconds after which a process that is not heard of counts as dead.
+      coordinator: "host:port" of process 0; None if the cluster is detected (see `in_cluster`).
+      processes: number of processes, given together with `coordinator`.
+      process_id: index of this process, given together with `coordinator`.
+      heartbeat: seconds without a sign of life after which a process counts as dead.
 
     Raises:
-      UserError: the three numbers do not belong together, or nobody answers.
+      UserError: only some of the three are given, or the processes do not find each other.
     """
     given = (coordinator, processes, process_id)
     if any(x is not None for x in given):
@@ -122,10 +127,10 @@ def join(
 
 @functools.cache
 def _joined(*args: Any) -> Processes:
-    from jax._src import distributed  # its client is in no public module
+    from jax._src import distributed  # no public module has the client
 
     *who, heartbeat = args
-    jax.config.update("jax_cpu_collectives_implementation", None)  # none are needed
+    jax.config.update("jax_cpu_collectives_implementation", None)  # not needed
     try:
         jax.distributed.initialize(
             *who, heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat
@@ -137,8 +142,11 @@ def _joined(*args: Any) -> Processes:
 
 
 def in_cluster(env: Any = os.environ) -> bool:
-    """Whether the environment tells of several processes that belong together: a Slurm step, Open
-    MPI, an indexed Kubernetes job, a Cloud TPU slice of several hosts."""
+    """Whether the environment variables describe a cluster of several processes.
+
+    Recognised are Slurm steps, Open MPI, indexed Kubernetes jobs, and Cloud TPU slices with several
+    hosts.
+    """
     more = lambda name: env.get(name, "").isdecimal() and int(env[name]) > 1
     return (
         more("SLURM_STEP_NUM_TASKS")

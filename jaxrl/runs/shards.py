@@ -1,11 +1,11 @@
-"""Checkpoints of a population: every process writes its members, any number of them reads.
+"""Checkpoints of a population: every process writes its own members, any process reads all.
 
     checkpoints/0000000-0000512/<index>/   members 0 to 511
     checkpoints/0000512-0001024/<index>/   members 512 to 1,023
 
-An index is one point of the run. It can be continued from when sound shards of it cover all
-members, in whatever ranges: so a run goes on with more or fewer processes. All processes need the
-same file system.
+An index is one point of the run. A run can continue from an index if its undamaged shards cover all
+members. The ranges may differ from those of the run, so a run can continue with more or fewer
+processes. All processes need the same file system.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ Range = tuple[int, int]
 
 
 class Found(NamedTuple):
-    """Parts of one index, in order of their members: as much as was asked for."""
+    """The shards of one index that hold the requested members, in order of members."""
 
     meta: dict[str, Any]
     parts: list[tuple[Range, PyTree]]
 
 
 class Shards:
-    """Writes the shard of this process.
+    """Writes the shard of this process, and reads shards.
 
     Args:
       path: the folder of all shards.
-      ranges: the members (first, last + 1) of every process, empty for those with nothing to do.
-      keep: indices that are kept.
-      say: called with each line about a damaged checkpoint.
+      ranges: the members (first, last + 1) of every process; first = last + 1 if it has none.
+      keep: number of indices to keep.
+      processes: the processes that train the run.
+      say: called with one line per damaged checkpoint.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Shards:
     ) -> None:
         self.path, self.ranges, self.processes, self.say = path, list(ranges), processes, say
         self.own = self.ranges[processes.index]
-        # One more while processes are apart by one save: none may drop what others still need.
+        # Processes may be one save apart, and the slower one still needs the older index.
         self._keep = keep + (processes.count > 1)
         self._mine: Checkpoints | None = None
         self._saved = False
@@ -64,9 +65,10 @@ class Shards:
     def restore(
         self, target: Callable[[dict[str, Any], Range], PyTree], members: Range
     ) -> Found | None:
-        """The newest index that is sound for all processes: the parts that hold `members`.
+        """Reads `members` from the newest index that is undamaged in all processes.
 
-        `target(meta, range)` is what the shard of `range` is read into.
+        `target(meta, range)` is what the shard of `range` is read into; subtrees in whose place it
+        has `checkpoint.SKIP` are not read.
         """
         known = indices(self.path)
         count = self.ranges[-1][1]
@@ -82,7 +84,7 @@ class Shards:
         return None
 
     def save(self, index: int, tree: PyTree, meta: dict[str, Any]) -> None:
-        """Starts writing this process's part of `index`, when all have finished the one before."""
+        """Starts writing this process's shard of `index`, once all processes finished the last."""
         self.wait()
         if self.own[0] == self.own[1]:
             return
@@ -100,13 +102,13 @@ class Shards:
             self._saved = False
 
     def _drop_after(self, index: int) -> None:
-        """Later points of this range, which others could not read, would be in the way."""
+        """Removes later indices of this shard, which other processes could not read."""
         for later in (self.path / folder(self.own)).glob("[0-9]*"):
             if later.name.isdecimal() and int(later.name) > index:
                 shutil.rmtree(later, ignore_errors=True)
 
     def _remove_others(self) -> None:
-        """Shards of earlier ranges, once all of today's are written."""
+        """Removes shards of earlier ranges, once all current shards are written."""
         current = {folder(r) for r in self.ranges}
         for other in self.path.iterdir():
             if other.is_dir() and other.name not in current:
@@ -114,11 +116,12 @@ class Shards:
 
 
 def folder(members: Range) -> str:
+    """The folder name of a shard, such as "0000000-0000512"."""
     return f"{members[0]:07d}-{members[1]:07d}"
 
 
 def indices(path: Path) -> dict[int, list[Range]]:
-    """Which shards there are of each index."""
+    """The ranges of the shards of every index."""
     known: dict[int, list[Range]] = {}
     for shard in sorted(path.glob("*-*")):
         first, _, last = shard.name.partition("-")
@@ -130,7 +133,7 @@ def indices(path: Path) -> dict[int, list[Range]]:
 
 
 def cover(ranges: Sequence[Range], members: Range) -> list[Range]:
-    """The fewest of `ranges` that hold all of `members`, in order; [] where they do not."""
+    """The fewest of `ranges` that together hold all of `members`, in order; [] if impossible."""
     chosen, at = [], members[0]
     while at < members[1]:
         best = max((r for r in ranges if r[0] <= at), key=lambda r: r[1], default=(0, 0))
@@ -149,7 +152,7 @@ def read(
     say: Callable[[str], None] | None = None,
     read_only: bool = True,
 ) -> Found | None:
-    """The shards of `index` that hold `members`; None where one of them is missing or damaged."""
+    """Reads the shards of `index` that hold `members`; None if one is missing or damaged."""
     found = Found({}, [])
     for part in cover(indices(path).get(index, []), members):
         with Checkpoints(path / folder(part), say=say, read_only=read_only) as checkpoints:
@@ -166,7 +169,10 @@ def newest(
     members: Range,
     target: Callable[[dict[str, Any], Range], PyTree],
 ) -> Found | None:
-    """The newest sound index that holds `members`, of a run that may be in progress."""
+    """The newest undamaged index that holds `members`, of a run that may be in progress.
+
+    Subtrees in whose place `target(meta, range)` has `checkpoint.SKIP` are not read.
+    """
     for index in sorted(indices(path), reverse=True):
         if found := read(path, index, members, target):
             return found

@@ -18,7 +18,7 @@ _CHUNK = 2**21  # resampled values held at once
 
 
 def iqm(x: ArrayLike, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean of what is left without the least and the greatest quarter.
+    """Interquartile mean: the mean without the lowest and the highest quarter of the values.
 
     floor(n / 4) values go on each side, so of three values all are kept: the definition of scipy's
     `trim_mean` at 0.25, which the paper and its library use.
@@ -81,7 +81,7 @@ def bootstrap_ci(
 
 
 def summarise(returns: ArrayLike, strata: ArrayLike | None = None) -> dict[str, Any]:
-    """The numbers a run is reported by.
+    """The statistics that a run is reported with.
 
     A member's score is its mean return. Members with any return that is not finite have failed and
     are left out. Everything is over members: `std` (of the members at hand, ddof 0), `min` and
@@ -116,7 +116,7 @@ def summarise(returns: ArrayLike, strata: ArrayLike | None = None) -> dict[str, 
 
 
 def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
-    """Probability that a member of x scores higher than one of y, ties counting half.
+    """Probability that a member of x scores higher than a member of y; ties count half.
 
     Args:
       x: [P] scores; those that are not finite are left out.
@@ -171,7 +171,7 @@ def cvar(x: ArrayLike, alpha: float) -> float:
 
 
 def _whole(size: int, alpha: float) -> tuple[float, int]:
-    """The number of episodes `alpha` stands for, and the index of the last one in it."""
+    """The number of episodes in a fraction `alpha`, and the index of the last of them."""
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
     count = max(round(alpha * size, 9), 1e-9)  # 0.07 * 100 is 7.000000000000001

@@ -1,4 +1,4 @@
-"""TensorBoard files with quantiles over members: a handful of curves whatever the population."""
+"""TensorBoard event files with quantiles over members, so that populations of any size fit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
 class TensorBoard:
-    """Writes aggregates into `logdir`.
+    """Writes quantiles over members into `logdir`.
 
     Args:
-      logdir: folder of the event files, made where it is missing.
-      resume_at: a resumed run's step: TensorBoard forgets what an earlier process wrote from there
-        on. None for a new run.
+      logdir: folder of the event files; created if missing.
+      resume_at: step from which a resumed run continues. TensorBoard discards points that an
+        earlier process wrote from this step on. None for a new run.
     """
 
     def __init__(self, logdir: str | Path, resume_at: int | None = None) -> None:
@@ -32,11 +32,11 @@ class TensorBoard:
         self.close()
 
     def write(self, step: int, metrics: Mapping[str, ArrayLike]) -> None:
-        """One point per metric and quantile, tagged "metric/quantile".
+        """Writes one point per metric and quantile, tagged "metric/quantile".
 
         Args:
           step: the horizontal axis, usually environment steps.
-          metrics: values over members, [P] or []; those that are not finite are left out.
+          metrics: values over members, [P] or []; values that are not finite are left out.
         """
         for name, values in metrics.items():
             values = np.asarray(values, np.float64).reshape(-1)
@@ -48,7 +48,7 @@ class TensorBoard:
                     self._writer.add_scalar(f"{name}/{label}", float(value), int(step))
 
     def flush(self) -> None:
-        """Returns when everything written is in the file."""
+        """Returns when all points are in the file."""
         self._writer.flush()
 
     def close(self) -> None:

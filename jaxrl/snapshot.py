@@ -1,0 +1,99 @@
+"""Snapshots of a population: the state of a run on the host, and how to put one together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.population import first
+from jaxrl.program import MemberState, Program, initialise_fn
+from jaxrl.types import Array, PyTree, as_hyperparams
+
+
+class RunState(NamedTuple):
+    """All that a population needs to go on: on the host and unpadded, so it fits any layout.
+
+    Leaves of `member`, and of results of stages that are not shared, have the axis P.
+    """
+
+    member: MemberState
+    results: dict[str, PyTree]  # final learner states of finished stages
+    stage: int  # index of the stage that `member` is in
+    step: int  # updates made in that stage
+
+
+def fetch(tree: PyTree, rows: np.ndarray, shared: bool) -> PyTree:
+    """A copy on the host, of some rows unless members share it; keys stay typed."""
+
+    def one(x: Array) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        return np.array(x) if shared else np.asarray(x)[rows]
+
+    return jax.tree.map(one, tree)
+
+
+def assemble(
+    program: Program,
+    stage: int,
+    step: int,
+    parts: Sequence[tuple[tuple[int, int], RunState]],
+    members: tuple[int, int],
+) -> RunState:
+    """The state of `members` (first, last + 1) out of parts, each with the members it holds.
+
+    Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
+    """
+    is_shared = {s.name: s.shared for s in program.stages}
+
+    def joined(shared: bool, trees: Sequence[PyTree]) -> PyTree:
+        if shared:
+            return trees[0]
+        rows = [slice(max(members[0] - a, 0), max(members[1] - a, 0)) for (a, _), _ in parts]
+        some = [jax.tree.map(lambda x: x[r], t) for t, r in zip(trees, rows, strict=True)]  # noqa: B023
+        return some[0] if len(some) == 1 else jax.tree.map(_concatenate, *some)
+
+    states = [state for _, state in parts]
+    results = {
+        name: joined(is_shared[name], [state.results[name] for state in states])
+        for name in states[0].results
+    }
+    member = joined(program.stages[stage].shared, [state.member for state in states])
+    return RunState(member, results, stage, step)
+
+
+def _concatenate(*parts: Any) -> Any:
+    """On the host, but for keys."""
+    keys = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
+    return jnp.concatenate(parts) if keys else np.concatenate(parts)
+
+
+def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
+    """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
+    hp = as_hyperparams(hp)
+    count = len(jax.tree.leaves(hp)[0])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shared, members = dict(inputs), {}
+
+    def start(index: int) -> MemberState:
+        init = initialise_fn(program.stages[index])
+
+        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
+            return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
+
+        if program.stages[index].shared:
+            return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+        return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
+
+    for index in range(stage):
+        done = program.stages[index]
+        (shared if done.shared else members)[done.name] = start(index).learner
+    results = {s.name: (shared | members)[s.name] for s in program.stages[:stage]}
+    return RunState(start(stage), results, stage, 0)
