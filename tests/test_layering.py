@@ -48,7 +48,7 @@ def modules(folder: str) -> list[Path]:
 
 
 def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
-    """(dotted name, whether in a function or for types alone) of everything that a module imports."""
+    """(dotted name, whether in a function or for types alone) of all that a module imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, late) for alias in node.names)
