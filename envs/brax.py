@@ -39,7 +39,7 @@ LIMIT = 1000  # brax's own default for all of them
 
 
 def make(
-    name: str, *, backend: str | None = None, max_steps: int | None = None, **options: Any
+    name: str, /, *, backend: str | None = None, max_steps: int | None = None, **options: Any
 ) -> Env:
     """The environment "brax:hopper", or "brax:hopper:mjx" with another backend than spring.
 

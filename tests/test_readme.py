@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl.experiments import agents, cli, options
+from jaxrl.experiments import agents, cli
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.settings import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,7 +121,7 @@ def test_commands_exist() -> None:
         words = shlex.split(text.removeprefix("jaxrl "))
         assert words[0] in cli.COMMANDS, text
         if words[0] == "train" and "ENV" not in words and "--help" not in words:
-            options.parse(words[1], agents.load(words[1]), words[2:])
+            resolve(words[1], tokenise(words[2:])[1])
     for name in cli.COMMANDS:
         assert f"`jaxrl {name} " in README
 
