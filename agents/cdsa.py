@@ -48,7 +48,7 @@ from jaxrl.losses import action_distance
 from jaxrl.normalise import Moments, data_moments, standardise, standardise_obs
 from jaxrl.optim import adam_step, cosine, polyak
 from jaxrl.policies import Switch, Trained, one_of
-from jaxrl.program import Program, Stage
+from jaxrl.program import Algorithm, Program, Stage
 from jaxrl.recipes import check_offline
 from jaxrl.sources import held_out, known_rows, take
 from jaxrl.spaces import BoxScale, box_scale
@@ -64,9 +64,6 @@ from jaxrl.types import (
     PyTree,
     Transition,
 )
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 LEVELS = (0.01, 1.0)  # between which scores are learned
 MEMORY = 1e-3  # weight of a batch in the running error of held rows
@@ -480,3 +477,8 @@ def program(
         evaluate=measured(cfg, env.spec, bases, evaluator(env, agent, episodes)),
     )
     return Program((modelling, playing))
+
+
+ALGORITHM = Algorithm(
+    Config, Hypers, make, program, offline=True, extras=("next_known",), base_points=base_points
+)

@@ -33,12 +33,10 @@ from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,3 +216,6 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -30,7 +30,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
 from jaxrl.optim import linear, polyak
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
@@ -171,3 +171,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
     )
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -40,12 +40,11 @@ from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
-OFFLINE = True
 DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
 
 
@@ -255,3 +254,6 @@ def disagreement(spread: Array, t: Transition) -> dict[str, Any]:
         return {"q_std": jnp.mean(spread)}
     edge = t.extras["rollout_end"]
     return {"q_std": mean_where(spread, ~edge), "q_std_edge": mean_where(spread, edge)}
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

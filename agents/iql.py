@@ -37,14 +37,12 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
 from jaxrl.optim import Trainable, cosine, minimise, polyak
-from jaxrl.program import Program, Stage
+from jaxrl.program import Algorithm, Program, Stage
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,3 +353,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
         evaluate=evaluate,
     )
     return Program((offline, online))
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

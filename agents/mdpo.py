@@ -34,7 +34,7 @@ from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import on_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
@@ -197,3 +197,6 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

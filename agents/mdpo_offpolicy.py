@@ -34,7 +34,7 @@ from jaxrl.agents import sac
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.policies import ActionSamples, expectation, sum_log_probs
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import replayed, single_stage
 from jaxrl.types import Agent, Array, Env, EnvSpec
 
@@ -135,3 +135,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
     )
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

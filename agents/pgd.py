@@ -190,8 +190,9 @@ def guidance(
 
 def likelihood(module: Any, cfg: Any, spec: EnvSpec) -> LogProb:
     """log π of the agent in `module`: its own, or that of a deterministic policy."""
-    if hasattr(module, "log_prob"):
-        return module.log_prob(cfg, spec)
+    own = getattr(module, "log_prob", None)
+    if own is not None:
+        return own(cfg, spec)
     return unit_normal(module.make(cfg, spec), box_scale("pgd", spec))
 
 

@@ -11,11 +11,8 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import iql, pgd
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.types import Env
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
 
@@ -33,3 +30,15 @@ class Hypers(pgd.Rates, iql.Hypers):
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     return pgd.program(iql, cfg, env, Hypers(), evals, episodes)
+
+
+ALGORITHM = Algorithm(
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
+)

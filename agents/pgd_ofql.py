@@ -11,11 +11,8 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import ofql, pgd
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.types import Env
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 make, check_request = ofql.make, pgd.check_request
 
@@ -33,3 +30,8 @@ class Hypers(pgd.Rates, ofql.Hypers):
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     return pgd.program(ofql, cfg, env, Hypers(), evals, episodes)
+
+
+ALGORITHM = Algorithm(
+    Config, Hypers, make, program, offline=True, extras=("next_known",), check_request=check_request
+)

@@ -30,7 +30,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
@@ -255,3 +255,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

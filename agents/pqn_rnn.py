@@ -34,7 +34,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
 from jaxrl.normalise import normalised
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import rollout
@@ -202,3 +202,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -37,7 +37,7 @@ from jaxrl.policies import (
     squashed_head,
     sum_log_probs,
 )
-from jaxrl.program import Program
+from jaxrl.program import Algorithm, Program
 from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
@@ -237,3 +237,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return single_stage(
         cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
     )
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

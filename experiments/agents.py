@@ -1,35 +1,18 @@
-"""The agents that come with jaxrl, by name. Importing this file does not import JAX."""
+"""Finding agents: those of jaxrl and users' own. Importing this file does not import JAX."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxrl.agents import AGENTS
 from jaxrl.envs import modules
 from jaxrl.errors import UserError, nearest
 
-AGENTS = {
-    "pqn": "parallelised Q-network: no replay, no target network (arXiv:2407.04811)",
-    "pqn_rnn": "PQN with a memory (GRU or LSTM) for what is not all in the observation",
-    "pqn_continuous": "PQN for continuous actions: actor and critic, no replay, no target network",
-    "ppo": "proximal policy optimisation: clipped ratios (arXiv:1707.06347)",
-    "mdpo": "mirror descent policy optimisation, on-policy (arXiv:2005.09814)",
-    "mdpo_offpolicy": "mirror descent policy optimisation, off-policy (arXiv:2005.09814)",
-    "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
-    "bc": "behaviour cloning of a dataset, by regression",
-    "td3bc": "TD3 held to the actions of a dataset (arXiv:2106.06860)",
-    "cql": "SAC with critics pushed down outside a dataset (arXiv:2006.04779)",
-    "edac": "SAC with many diverse critics on a dataset, and SAC-N (arXiv:2110.01548)",
-    "ravl": "EDAC's critics on rollouts in a model, and MBPO, MOPO (arXiv:2402.12527)",
-    "iql": "implicit Q-learning from a dataset, with fine-tuning (arXiv:2110.06169)",
-    "cdsa": "corrects trained policies by scores of a dataset (arXiv:2406.07541)",
-    "dql": "Q-learning from a dataset with a diffusion policy (arXiv:2208.06193)",
-    "ofql": "Q-learning from a dataset with a one-step flow policy (arXiv:2508.13904)",
-    "pgd_iql": "IQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
-    "pgd_td3bc": "TD3+BC on samples of a policy-guided diffusion model (arXiv:2404.06356)",
-    "pgd_ofql": "OFQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
-    "dqn": "Q-learning with replay and target network, double and n-step (arXiv:1509.06461)",
-}
+if TYPE_CHECKING:
+    from jaxrl.program import Algorithm
+
+NEEDED = ("Config", "Hypers", "make", "program")
 
 
 def check_name(name: str) -> None:
@@ -50,25 +33,43 @@ def check_name(name: str) -> None:
     )
 
 
-def load(name: str) -> Any:
-    """An agent: `Config`, `Hypers`, `make(cfg, spec)` and `program(cfg, env, ...)`.
+def load(name: str) -> Algorithm:
+    """The algorithm of a name.
 
-    A name of `AGENTS`, or a module or file of your own (`jaxrl.envs.modules`), which `:attribute`
-    follows where the agent is not the module itself.
+    Args:
+      name: one of `AGENTS`, or a module or file of your own (`jaxrl.envs.modules`), which
+        `:attribute` follows where the agent is not the module itself.
+
+    Raises:
+      UserError: there is no such agent, or importing it failed.
     """
     check_name(name)
     if name in AGENTS:
-        return importlib.import_module(f"jaxrl.agents.{name}")
+        return importlib.import_module(f"jaxrl.agents.{name}").ALGORITHM
     module, attribute = modules.split(name)
     try:
-        agent = modules.load(module)
-        if attribute and not hasattr(agent, attribute):
-            agent = modules.load(f"{module}.{attribute}")  # a module of a package
+        found = modules.load(module)
+        if attribute and not hasattr(found, attribute):
+            found = modules.load(f"{module}.{attribute}")  # a module of a package
         elif attribute:
-            agent = getattr(agent, attribute)
+            found = getattr(found, attribute)
     except Exception as error:
         raise UserError(f"agent {name!r}: importing it failed: {error!r}") from error
-    for needed in ("Config", "Hypers", "make", "program"):
-        if not hasattr(agent, needed):
-            raise UserError(f"agent {name!r}: {getattr(agent, '__file__', module)} has no {needed}")
-    return agent
+    return as_algorithm(found, name)
+
+
+def as_algorithm(found: Any, name: str) -> Algorithm:
+    """`found` itself, its `ALGORITHM`, or a record of its Config, Hypers, make and program.
+
+    Raises:
+      UserError: `found`, which `name` names in the message, is no agent.
+    """
+    from jaxrl.program import Algorithm  # imports JAX
+
+    found = getattr(found, "ALGORITHM", found)
+    if isinstance(found, Algorithm):
+        return found
+    for needed in NEEDED:
+        if not hasattr(found, needed):
+            raise UserError(f"agent {name!r}: {getattr(found, '__file__', name)} has no {needed}")
+    return Algorithm(*(getattr(found, needed) for needed in NEEDED))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxrl.experiments.search import search
     from jaxrl.experiments.sweep import sweep
     from jaxrl.experiments.train import run
-    from jaxrl.program import Program, Result, Stage, train
+    from jaxrl.program import Algorithm, Program, Result, Stage, train
     from jaxrl.types import (
         Agent,
         Batch,
@@ -56,6 +56,7 @@ _HOMES = {
     "load": "jaxrl.experiments.restore",
     "TrainedPolicy": "jaxrl.api",
     "UserError": "jaxrl.errors",
+    "Algorithm": "jaxrl.program",
     "Program": "jaxrl.program",
     "Result": "jaxrl.program",
     "Stage": "jaxrl.program",
@@ -64,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "Agent",
+    "Algorithm",
     "Batch",
     "Box",
     "Discrete",

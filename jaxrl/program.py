@@ -28,6 +28,7 @@ import numpy as np
 from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import (
+    Agent,
     Array,
     HyperParams,
     Learner,
@@ -405,3 +406,37 @@ def stage_key(key: Array, index: int) -> Array:
     """The key of stage `index`, of one member ([]) or of each of a population ([P])."""
     fold = lambda k: jax.random.fold_in(k, index)
     return jax.vmap(fold)(key) if key.ndim else fold(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """An algorithm as commands use it: `ALGORITHM` at the end of an agent's file.
+
+    Attributes:
+      Config: frozen dataclass of static settings.
+      Hypers: dataclass of traced hyperparameters.
+      make: make(cfg, spec) gives the `Agent`.
+      program: program(cfg, env, *, evals, episodes) gives the `Program` of a run; it also takes
+        `bases` where `base_points` is given.
+      offline: whether the agent learns from a dataset, `inputs["data"]`.
+      extras: the dataset extras that the agent reads.
+      check_request: check_request(cfg, hp, inputs) raises UserError for values and data that do not
+        fit together.
+      log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
+      base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs.
+    """
+
+    Config: type
+    Hypers: type
+    make: Callable[..., Agent]
+    program: Callable[..., Program]
+    offline: bool = False
+    extras: tuple[str, ...] = ()
+    check_request: Callable[..., None] | None = None
+    log_prob: Callable[..., Callable[..., Array]] | None = None
+    base_points: Callable[..., tuple[dict[str, float], ...]] | None = None
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that defines `program`."""
+        return self.program.__module__
