@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 import jaxrl
@@ -17,7 +16,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, requests, train
 from tests import tiny
 
-CONTINUOUS = ("pqn_continuous", "td3bc", "edac", "ravl", "cdsa", "dql", "ofql")
+CONTINUOUS = ("bc", "cql", "pqn_continuous", "td3bc", "edac", "ravl", "cdsa", "dql", "ofql")
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -32,7 +31,10 @@ def test_records(name: str) -> None:
     spec = (tiny.walk() if buttons else tiny.glide()).spec
     made = algorithm.make(cfg, spec)
     assert isinstance(made, jaxrl.Agent)
-    assert jax.tree.leaves(made.hypers) == jax.tree.leaves(hp)
+    own = {field.name: getattr(hp, field.name) for field in dataclasses.fields(made.hypers)}
+    assert own == dataclasses.asdict(made.hypers)
+    # PGD's own rates are those of its model, which another stage trains.
+    assert name.startswith("pgd") or traced == set(own)
 
 
 def test_names_load_no_jax() -> None:
@@ -89,7 +91,7 @@ def test_own_agents(own: Path) -> None:
 
 def test_runs_of_a_record(own: Path) -> None:
     sizes = {"total_steps": 32, "num_envs": 2, "num_steps": 4, "minibatches": 1, "hidden": (4,)}
-    given = {"env": "probe:obs", "evals": 1, "episodes": 2, "out": "run", "agent": sizes}
+    given = {"env": "probe:obs", "evals": 1, "eval_episodes": 2, "out": "run", "agent": sizes}
     train.run(agents.load("own_algorithm"), **given)
     assert json.loads(Path("run/config.json").read_text())["config"]["agent"] == "own_algorithm"
     assert jaxrl.load("run") is not None
