@@ -61,7 +61,9 @@ def test_every_drawing_fits_its_environment_and_moves(name: str) -> None:
 
 
 def test_what_has_no_drawing_is_refused() -> None:
-    with pytest.raises(EnvError, match="no drawing of probe:delay; there is of CartPole-v1"):
+    with pytest.raises(
+        EnvError, match="no drawing of probe:delay; there are drawings of CartPole-v1"
+    ):
         draw.frame("probe:delay", [0.0])
 
 
