@@ -135,10 +135,9 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     points = len(settings.points)
     count = points * options.seeds
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
-    values = swept_values(settings) | ({} if bases is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
-    hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
+    hp = hypers_of(settings, env)
     if hasattr(module, "check_request"):
         module.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
@@ -232,6 +231,15 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
         name: np.repeat([point[name] for point in settings.points], settings.options.seeds)
         for name in settings.swept
     }
+
+
+def hypers_of(settings: Settings, env: Env) -> HyperParams:
+    """Hyperparameters of all members of a run, leaves [P, ...]."""
+    own, points = settings.options, len(settings.points)
+    values = swept_values(settings)
+    if own.base:  # a member corrects the member of the base run that has its seed
+        values["agent.member"] = np.tile(np.arange(own.seed, own.seed + own.seeds), points)
+    return hyper_table(HyperParams(settings.hp, env.params), points * own.seeds, values)
 
 
 def hyper_table(
