@@ -15,6 +15,7 @@ from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.policies import Trained
@@ -141,6 +142,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     if hasattr(module, "check_request"):
         module.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
+    check_evals(settings, program)
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
@@ -183,6 +185,23 @@ def check_request(settings: Settings, module: ModuleType) -> None:
     if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
         numbers = ",".join(map(str, range(count)))
         raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
+
+
+def check_evals(settings: Settings, program: Program) -> None:
+    """Raises UserError if a number of `--evals` is asked for that a stage has no room for.
+
+    The default stands for as many as there is room for, up to its number.
+    """
+    asked = settings.options.evals
+    if asked == Options.evals:
+        return
+    for stage in program.stages:
+        room = len(stage.chunks)
+        if stage.evaluate is not None and stage.updates and room < asked:
+            raise UserError(
+                f"--evals {asked} is more than {stage.updates} updates of stage {stage.name!r} "
+                f"allow: pass --evals {room} or fewer"
+            )
 
 
 def read_inputs(
