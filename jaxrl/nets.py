@@ -56,6 +56,31 @@ def flat(net: Net) -> Net:
     )
 
 
+class Joint(NamedTuple):
+    """Several networks whose parameters are one vector, for one optimiser.
+
+    init(key) -> parameters [size], one network after another.
+    split(params [size]) -> the parameters [n] of each network, by name.
+    """
+
+    init: Callable[[Array], Array]
+    split: Callable[[Array], dict[str, Array]]
+
+
+def joint(parts: dict[str, Net]) -> Joint:
+    """The networks of `parts`, each of flat parameters (`flat`), with one vector for all."""
+    sizes = [jax.eval_shape(net.init, jax.random.key(0)).size for net in parts.values()]
+
+    def init(key: Array) -> Array:
+        keys = jax.random.split(key, len(parts))
+        return jnp.concatenate([net.init(k) for net, k in zip(parts.values(), keys, strict=True)])
+
+    def split(params: Array) -> dict[str, Array]:
+        return dict(zip(parts, jnp.split(params, np.cumsum(sizes)[:-1]), strict=True))
+
+    return Joint(init, split)
+
+
 def unfused(x: Array) -> Array:
     """x [n], to the bit, whose gradient is a matrix product, which XLA computes by itself.
 
