@@ -332,26 +332,29 @@ def check(cfg: Config) -> None:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
-    agent = make(cfg, env.spec)
+    agent, online = make(cfg, env.spec), finetuning(cfg, env, Hypers(), evals, episodes)
+    return offline_program(cfg, env, agent, evals, episodes, after=online)
+
+
+def finetuning(
+    cfg: Config, env: Env, hypers: Hypers, evals: int, episodes: int
+) -> tuple[Stage, ...]:
+    """The stage that fine-tunes the agent of stage "offline" online; () without `finetune_steps`.
+
+    Args:
+      hypers: the default hyperparameters of the run.
+    """
     if not cfg.finetune_steps:
-        return offline_program(cfg, env, agent, evals, episodes)
-    evaluate = evaluator(env, agent, episodes)
+        return ()
+    agent = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=hypers)
     own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    offline = Stage(
-        name="offline",
-        learner=agent,
-        source=uniform(cfg.batch_size),
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluate,
-    )
     online = Stage(
         name="online",
-        learner=make(cfg, env.spec, decay=False),
+        learner=agent,
         source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
         updates=cfg.finetune_steps // cfg.num_envs,
         evals=evals,
         start="offline",
-        evaluate=evaluate,
+        evaluate=evaluator(env, agent, episodes),
     )
-    return Program((offline, online))
+    return (online,)

@@ -37,7 +37,7 @@ from jaxrl.agents.dql import Generator, check, learner, timed_net
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
-from jaxrl.recipes import candidate_program
+from jaxrl.recipes import offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
 
@@ -202,4 +202,4 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
-    return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)
+    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes, explore=True)

@@ -32,4 +32,7 @@ class Hypers(pgd.Rates, iql.Hypers):
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(iql, cfg, env, Hypers(), evals, episodes)
+    agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
+    online = iql.finetuning(cfg, env, Hypers(), evals, episodes)
+    policy = log_prob(cfg, env.spec)
+    return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)

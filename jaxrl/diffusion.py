@@ -98,6 +98,7 @@ def ddpm(
 # --- EDM -----------------------------------------------------------------------------------------
 
 Denoiser = Callable[[Array, Array], Array]  # D(x [B, ...], sigma [B]) -> E[clean x | x] [B, ...]
+Guide = Callable[[Array, Array, Array], Array]  # (x [B, ...], sigma [], step k []) -> x [B, ...]
 
 
 def edm_sigmas(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> np.ndarray:
@@ -155,7 +156,7 @@ def heun(
     sigmas: np.ndarray,
     *,
     churn: tuple[Array, Churn] | None = None,
-    guide: Callable[[Array, Array, Array], Array] | None = None,
+    guide: Guide | None = None,
 ) -> Array:
     """A sample by Heun's rule along dx/dσ = (x - D(x, σ)) / σ (EDM algorithms 1 and 2).
 

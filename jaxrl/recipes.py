@@ -36,16 +36,33 @@ def on_policy(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Pr
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
 
 
-def offline_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """Updates on uniform batches of inputs["data"]; the environment serves for evaluation."""
-    evaluate = evaluator(env, agent, episodes)
-    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+def offline_program(
+    cfg: Any,
+    env: Env,
+    agent: Agent,
+    evals: int,
+    episodes: int,
+    *,
+    source: Source | None = None,
+    explore: bool = False,
+    after: tuple[Stage, ...] = (),
+) -> Program:
+    """Updates on batches of data; the environment serves for evaluation.
 
-
-def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """Updates on uniform batches of inputs["data"]; evaluations choose among fresh candidates."""
-    evaluate = evaluator(env, agent, episodes, explore=True)
-    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+    Args:
+      source: of the batches; by default uniform batches of inputs["data"].
+      explore: evaluate with exploration, as agents do that choose among fresh candidates.
+      after: stages that continue from this one, which then is called "offline", not "agent".
+    """
+    stage = Stage(
+        name="offline" if after else "agent",
+        learner=agent,
+        source=source or uniform(cfg.batch_size),
+        updates=cfg.updates,
+        evals=evals,
+        evaluate=evaluator(env, agent, episodes, explore=explore),
+    )
+    return Program((stage, *after))
 
 
 def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
