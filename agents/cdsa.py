@@ -76,7 +76,7 @@ NEEDED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
     updates: int = 200_000
     """gradient steps of the networks"""
@@ -98,7 +98,7 @@ class Config:
 
 @struct.dataclass
 class Hypers:
-    """Traced: members of one population may differ in each, apart from lr and tau."""
+    """Traced hyperparameters: members of one run may differ in each, except lr and tau."""
 
     lr: Any = 3e-4
     """initial learning rate of Adam; a cosine schedule lowers it to 0"""
@@ -119,7 +119,7 @@ class Hypers:
 
 
 def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
-    """The points of a run over so many base runs: each as it is, and corrected."""
+    """The points of a run over `runs` base runs: each run uncorrected and corrected."""
     strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
     return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
 
@@ -207,14 +207,14 @@ def correct(
 
 
 def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
-    """The corrected policies of trained ones, which learn no more.
+    """The corrected policy of one trained member of a base run, without further learning.
 
-    inputs["base"] has a `Trained` for each of `bases`, of leaves [M, ...] over the run's members,
-    and inputs["model"] the `ScoreState` of the networks.
+    inputs["base"] has a `Trained` for each of `bases`, with leaves [M, ...] over the members of the
+    base run; inputs["model"] is the `ScoreState` of the networks.
 
     Raises:
-      UserError: nothing to correct, actions that are not in a bounded box of one axis, a size
-        below one, or a level at which no score is learned.
+      UserError: there are no bases, the actions are not in a bounded box of one axis, a size is
+        below one, or a noise level is outside the range of training.
     """
     check_offline(cfg)
     at_least(1, ladder_steps=cfg.ladder_steps)
@@ -241,10 +241,10 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
 def measured(
     cfg: Config, spec: EnvSpec, bases: Sequence[Policy], play: Callable[..., Episodes]
 ) -> Callable[..., Episodes]:
-    """`play` with distances on `batch_size` rows of the data, unless it is on the host.
+    """The evaluation `play`, unless on the host, with mean distances between unit actions.
 
-    Between actions in units of half the box: `base_distance` of the base from the data's,
-    `action_distance` of the corrected, `moved` from base to corrected.
+    On `batch_size` rows of the dataset: `base_distance` between base and dataset, `action_distance`
+    between corrected policy and dataset, `moved` between base and corrected policy.
     """
     if isinstance(play, HostEvaluator):
         return play
@@ -271,7 +271,12 @@ def measured(
 def program(
     cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
 ) -> Program:
-    """The networks, once for all members, with `evals` reports; then one evaluation."""
+    """Training of the networks shared by all members, then one evaluation of `episodes` episodes.
+
+    Args:
+      evals: reports of metrics in training.
+      bases: policies of the base runs.
+    """
     agent = make(cfg, env.spec, bases)
     modelling = Stage(
         name="model",

@@ -37,6 +37,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
 from jaxrl.optim import Trainable, cosine, minimise, polyak
+from jaxrl.policies import acting
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
@@ -253,9 +254,6 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
 
-    def act(state, hp, obs, start, memory, noise, explore):
-        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
-
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_value, opt_critic = state.opt
@@ -303,7 +301,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = (opt_actor, opt_value, opt_critic)
         return State(actor, value, critic, target, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:

@@ -62,8 +62,8 @@ from jaxrl.windows import find, windows
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Static, beside those of the agent that learns. By default a model for small machines; presets
-    named after the paper's tasks have its sizes."""
+    """Static settings in addition to the agent's. The default model suits small machines; presets
+    named after the paper's tasks have the paper's sizes."""
 
     synthetic: Literal["guided", "unguided", "autoregressive", "none"] = "guided"
     """synthetic experience: guided or unguided diffusion, autoregressive model rollouts, or none"""
@@ -109,7 +109,7 @@ class Settings:
 
 @struct.dataclass
 class Rates:
-    """Traced, beside those of the agent that learns."""
+    """Traced hyperparameters in addition to the agent's."""
 
     guidance: Any = 0.1
     """coefficient of the policy's gradient: about 1 if normalised, otherwise 0.03 to 0.3, for wide
@@ -126,7 +126,7 @@ class Rates:
 
 
 def schedule(hp: Rates, k: Array, steps: int) -> Array:
-    """λ_k = coefficient (1 - k / N + wave sin(π (k + 1) / N)), the strength before step k."""
+    """λ_k = guidance (1 - k / N + wave sin(π (k + 1) / N)), the coefficient before step k."""
     return hp.guidance * (1 - k / steps + hp.guidance_wave * jnp.sin(jnp.pi * (k + 1) / steps))
 
 
@@ -135,8 +135,8 @@ def policy_gradient(
 ) -> Array:
     """∇_u Σ_t log π(tanh(u_t) | s_t) [B, T, channels] of standardised trajectories.
 
-    With respect to the standardised actions before tanh, states held as they are; 0 in the other
-    channels. `log_prob` takes (obs [n, *obs], action [n, A]).
+    The gradient is with respect to the standardised actions before tanh, for constant states; it is
+    0 in the other channels. `log_prob` takes (obs [n, *obs], action [n, A]).
     """
     obs = code.seen(raw(steps, x))
 

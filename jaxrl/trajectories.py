@@ -19,11 +19,11 @@ from jaxrl import diffusion, nets, unet
 from jaxrl.normalise import Moments
 from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.policies import LogProb
-from jaxrl.sources import below, take
+from jaxrl.sources import below, merge_axes, take
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Array, Batch, EnvSpec, Learner, PyTree, Source, Transition, mean_where
+from jaxrl.types import Array, Batch, EnvSpec, Learner, Source, Transition, mean_where
 
-BOUND = 0.999  # of unit actions, before arctanh
+BOUND = 0.999  # clipping range of unit actions, before arctanh
 
 
 class Codec(NamedTuple):
@@ -55,19 +55,19 @@ class Codec(NamedTuple):
         return jnp.concatenate(parts, -1)
 
     def seen(self, x: Array) -> Array:
-        """Observations [n, *obs] of channels [..., channels], rows flattened."""
+        """Observations [n, *obs] from channels [..., channels], leading axes flattened."""
         return x[..., : self.obs].reshape(-1, *self.spec.obs_shape)
 
     def action(self, x: Array) -> Array:
-        """Actions [n, A] of the environment from their channels [..., A]."""
+        """Actions [n, A] of the environment from action channels [..., A]."""
         return self.space.scaled(jnp.tanh(x.reshape(-1, self.space.size)))
 
     def decode(self, x: Array) -> tuple[Transition, Array]:
-        """Transitions of trajectories [B, T, channels], and which of them are to be used [B, T].
+        """Transitions of trajectories [B, T, channels], and a mask [B, T] of the valid ones.
 
-        The successor of a step is the next one's observation: T steps give T - 1 transitions, or T
-        where the last one terminates, whose successor counts for nothing. What comes after a
-        termination is no part of the episode.
+        The next observation of a step is the observation of the following step. T steps give T - 1
+        transitions, or T if the last step terminates, since a terminating step needs no next
+        observation. Steps after a termination are invalid.
         """
         axes = x.shape[:2]
         obs = x[..., : self.obs].reshape(*axes, *self.spec.obs_shape)
@@ -87,26 +87,32 @@ class Codec(NamedTuple):
 
 
 def codec(spec: EnvSpec) -> Codec:
-    """UserError where actions are not in a bounded box of one axis."""
+    """The encoding of `spec`'s transitions.
+
+    Raises:
+      UserError: actions are not in a bounded box of one axis.
+    """
     return Codec(spec, box_scale("pgd", spec))
 
 
 class DiffusionState(NamedTuple):
-    params: Array  # [size] as one vector
-    slow: Array  # [size]
+    """The diffusion model in training."""
+
+    params: Array  # [size] flat parameters
+    slow: Array  # [size] EMA of the parameters, used for sampling
     opt: optax.OptState
-    steps: Moments  # [channels] of the data
+    steps: Moments  # [channels] of the dataset's steps
 
 
 def network(cfg: Any, code: Codec) -> nets.Net:
-    """F(x [B, T, channels], c_noise [B]); flat parameters."""
+    """The U-Net F(x [B, T, channels], c_noise [B]), with flat parameters."""
     unet.check(cfg.model_features, cfg.model_blocks, cfg.horizon)
     module = unet.UNet(cfg.model_features, cfg.model_blocks, code.channels)
     return nets.flat(nets.from_linen(module, (cfg.horizon, code.channels), ()))
 
 
 def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
-    """Learns windows [B, H] of data by EDM's loss, at one noise level per window."""
+    """Trains on windows [B, T] of the dataset with EDM's loss, at one noise level per window."""
     code = codec(spec)
     net = network(cfg, code)
 
@@ -210,11 +216,11 @@ def generated(
         def some(key: Array) -> tuple[Transition, Array, Array]:
             strength = (step > 0).astype(jnp.float32)
             x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
-            rows, used = flatten(code.decode(x))
+            rows, used = merge_axes(code.decode(x))
             return rows, used, log_prob(learner_state, hp.agent, rows.obs, rows.action)
 
         keys = jax.random.split(key, cfg.trajectories // cfg.sample_batch)
-        rows, used, likely = flatten(jax.lax.map(some, keys))
+        rows, used, likely = merge_axes(jax.lax.map(some, keys))
         kept = jnp.flatnonzero(used, size=used.size, fill_value=0)
         seen = {"synthetic_log_prob": likely, "synthetic_reward": rows.reward}
         return Pool(
@@ -234,8 +240,3 @@ def generated(
         return src, Batch(take(src.rows, rows)), src.seen
 
     return Source(init=init, next=next, refresh=refresh, every=cfg.generate_every)
-
-
-def flatten(tree: PyTree) -> PyTree:
-    """Leaves [A, B, ...] as [A * B, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)

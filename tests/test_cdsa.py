@@ -394,7 +394,9 @@ def test_shared_networks_are_learned_in_one_way() -> None:
     program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), bases=[random_policy(AIM.action)])
     check_shared(program, swept("alpha"))
     for name in ("lr", "tau"):
-        with pytest.raises(UserError, match=f"{name} differs .* but they share their model: start one run"):
+        with pytest.raises(
+            UserError, match=f"{name} differs .* but they share their model: start one run"
+        ):
             check_shared(program, swept(name))
 
 

@@ -327,7 +327,7 @@ def test_kinds_of_experience(module: Any) -> None:
         names = [stage.name for stage in program.stages]
         assert names == ([expected[kind]] if kind in expected else []) + ["agent"]
         assert all(stage.shared for stage in program.stages[:-1])
-        result = jax.eval_shape(train(program), jax.random.key(0), hp, inputs)
+        result = jax.eval_shape(train(program), jax.random.key(0), hp, None, inputs)
         assert ("synthetic_log_prob" in result.metrics["agent"]) == (names[0] == "diffusion")
 
 
