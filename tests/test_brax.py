@@ -13,7 +13,6 @@ from jaxrl import envs
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import brax as adapter
 from jaxrl.envs.wrappers import sticky_actions, strong, time_limit
-from jaxrl.experiments.options import env_options
 from jaxrl.rollout import rollout
 from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
 
@@ -159,7 +158,7 @@ def test_own_brax_environment():
         steps.append((bool(ts.terminated), bool(np.isnan(ts.next_obs).any())))
     assert steps[1:] == [(True, False), (True, True)]
     assert state[0][1]["count"] == 3
-    with pytest.raises(EnvError, match="toy observes a dict"):
+    with pytest.raises(EnvError, match="observations of toy are a dict, not an array"):
         adapter.adapt(Toy(lambda x: {"x": x}), name="toy")
 
 
@@ -329,7 +328,7 @@ def test_hide():
 
 
 def test_options_of_every_environment():
-    options = env_options(["hide=[1,3]", "sticky=0.25", "max_steps=9"])
+    options = {"hide": [1, 3], "sticky": 0.25, "max_steps": 9}
     env = envs.make("CartPole-v1", **options)
     registry.check_env(env)
     assert env.spec.obs_shape == (2,) and env.spec.max_steps == 9
@@ -343,14 +342,14 @@ def test_options_of_every_environment():
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ({"hide": [4]}, "hide of CartPole-v1 must list numbers of 0 .. 3, got [4]"),
+        ({"hide": [4]}, "hide of CartPole-v1 must list indices in 0 .. 3, got [4]"),
         ({"hide": [-1]}, "got [-1]"),
         ({"hide": [1.5]}, "got [1.5]"),
         ({"hide": [True]}, "got [True]"),
         ({"hide": "1,3"}, "got '1,3'"),
         ({"hide": 1}, "got 1"),
-        ({"hide": [0, 1, 2, 3]}, "hide=[0, 1, 2, 3] leaves nothing of the observations"),
-        ({"sticky": 1.5}, "sticky of CartPole-v1 must lie in 0 .. 1, got 1.5"),
+        ({"hide": [0, 1, 2, 3]}, "hide=[0, 1, 2, 3] removes all elements of the observations"),
+        ({"sticky": 1.5}, "sticky of CartPole-v1 must be in [0, 1], got 1.5"),
         ({"sticky": -0.1}, "got -0.1"),
         ({"sticky": float("nan")}, "got nan"),
         ({"sticky": True}, "got True"),
