@@ -297,8 +297,8 @@ def normalised(q_actor: Array, q_norm: Array) -> Array:
 def select(candidates: Array, q: Array, gumbel: Array, weight: Array | float) -> Array:
     """One of J candidates [n, J, A], with probability softmax(weight q) of q [n, J].
 
-    Gumbel-max trick with Gumbel noise `gumbel` [n, J], divided by the weight, so that an infinite
-    weight gives the argmax of q.
+    Gumbel-max trick with Gumbel noise [n, J], divided by the weight, so that an infinite weight
+    gives the argmax of q.
     """
     best = jnp.argmax(q + gumbel / weight, -1)
     return jnp.take_along_axis(candidates, best[:, None, None], 1)[:, 0]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["EnvError", "UnknownEnv", "check_name", "make"]
 
 
-def make(name: str, **options: Any) -> Env:
+def make(name: str, /, **options: Any) -> Env:
     """Environment by name; see `jaxrl.envs.registry.make`."""
     from jaxrl.envs import registry
 

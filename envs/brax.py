@@ -41,7 +41,7 @@ LIMIT = 1000  # brax's default `episode_length` of all environments
 
 
 def make(
-    name: str, *, backend: str | None = None, max_steps: int | None = None, **options: Any
+    name: str, /, *, backend: str | None = None, max_steps: int | None = None, **options: Any
 ) -> Env:
     """An environment such as "brax:hopper", or "brax:hopper:mjx" with a backend other than spring.
 

@@ -15,7 +15,7 @@ from jaxrl.envs.names import EnvError
 from jaxrl.types import Box, Discrete, Env, EnvSpec, PyTree
 
 
-def make(name: str, **options: Any) -> Env:
+def make(name: str, /, **options: Any) -> Env:
     """The environment "gymnasium:ID" as an `Env` with `host`, whose `reset` and `step` refuse.
 
     Raises:

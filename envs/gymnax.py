@@ -31,7 +31,7 @@ from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
 LIMIT = "max_steps_in_episode"
 
 
-def make(name: str, *, max_steps: int | None = None, **options: Any) -> Env:
+def make(name: str, /, *, max_steps: int | None = None, **options: Any) -> Env:
     """A registered gymnax environment.
 
     Args:

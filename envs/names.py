@@ -7,11 +7,10 @@ the environments.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import re
-import sys
 
+from jaxrl.envs import modules
 from jaxrl.errors import UserError, nearest
 
 GYMNAX = {
@@ -94,7 +93,8 @@ def names() -> list[tuple[str, str]]:
 def check_name(name: str) -> None:
     """Raises UnknownEnv, with the nearest name, unless `make(name)` has something to try.
 
-    For `module:attribute` only the top-level module is looked for; nothing is imported.
+    For names of your own (`jaxrl.envs.modules`) only the file or the top-level module is looked
+    for; nothing is imported.
     """
     if name in GYMNAX or name in OWN or name in PROBES:
         return
@@ -103,19 +103,21 @@ def check_name(name: str) -> None:
         return
     if name.startswith("gymnasium:") and name != "gymnasium:":
         return  # which has names of its own, and looks for the nearest
-    module, colon, attribute = name.partition(":")
-    if not colon or module in ("maze", "probe") or not attribute:
+    module, attribute = modules.split(name)
+    is_own = module not in ("maze", "probe") and (attribute or modules.exists(module))
+    if not is_own or (":" in name and not attribute):
         raise UnknownEnv(
-            f"unknown environment {name!r}{_nearest_env(name)}; "
-            "`jaxrl list envs` names them all, and module:attribute gives your own"
+            f"unknown environment {name!r}{_nearest_env(name)}; `jaxrl list envs` names them all, "
+            "and module:attribute or file.py:attribute gives your own"
         )
-    parts = module.split(".")
-    if not all(part.isidentifier() for part in [*parts, attribute]):
+    parts, is_file = module.split("."), module.endswith(".py")
+    if not is_file and not all(part.isidentifier() for part in [*parts, attribute or "make"]):
         raise UnknownEnv(f"{name!r} is not of the form module:attribute, as in my_module:my_env")
-    add_current_directory()
-    if parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is None:
+    if not modules.exists(module):
+        what = "file" if is_file else "module"
+        where = "" if is_file else " or among the installed packages"
         raise UnknownEnv(
-            f"{name!r}: no module {parts[0]!r} in {os.getcwd()} or among the installed packages"
+            f"{name!r}: no {what} {(module if is_file else parts[0])!r} in {os.getcwd()}{where}"
         )
 
 
@@ -131,13 +133,6 @@ def brax_parts(name: str) -> tuple[str, str]:
         f"unknown environment {name!r}{nearest(name.lower(), [*BRAX, *full])}; `jaxrl list envs` "
         f"names them all, and one of {', '.join(BACKENDS)} may follow, as in brax:hopper:mjx"
     )
-
-
-def add_current_directory() -> None:
-    """Lets users' modules in the current directory be imported, as `python -m` does."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-        importlib.invalidate_caches()
 
 
 def _nearest_env(name: str) -> str:

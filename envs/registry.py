@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl.envs import dmsd, maze, names, probes, reach
+from jaxrl.envs import dmsd, maze, modules, names, probes, reach
 from jaxrl.envs.names import EnvError, UnknownEnv, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
@@ -19,15 +18,15 @@ from jaxrl.errors import nearest
 from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
 
 
-def make(name: str, **options: Any) -> Env:
+def make(name: str, /, **options: Any) -> Env:
     """Environment by name; raises EnvError with one line that says what is wrong.
 
     Names are gymnax's ("CartPole-v1"), "brax:hopper" and the like, also with a backend as in
     "brax:hopper:mjx" (`jaxrl.envs.brax`), "dmsd", "reach", "maze:large" and the like
     (`jaxrl.envs.dmsd`, `jaxrl.envs.reach`, `jaxrl.envs.maze`), "probe:delay" and the like
     (`jaxrl.envs.probes`), "gymnasium:HalfCheetah-v5" and the like for evaluation on the host
-    (`jaxrl.envs.gymnasium`), and "module:attribute" for an `Env` of your own or a function that
-    returns one. Modules are looked for in the current directory too.
+    (`jaxrl.envs.gymnasium`), and "module:attribute" or "file.py:attribute" for an `Env` of your
+    own or a function that returns one, `make` where no attribute is named (`jaxrl.envs.modules`).
 
     Args:
       options: for every environment `max_steps`, the time limit (None: its own), `hide=[1, 3]`,
@@ -116,11 +115,11 @@ def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
 
 
 def _load(name: str) -> Any:
-    """What `module:attribute` names."""
-    module_name, _, attribute = name.partition(":")
-    names.add_current_directory()
+    """What `module:attribute` or `file.py:attribute` names; the attribute is `make` by default."""
+    module_name, attribute = modules.split(name)
+    attribute = attribute or "make"
     try:
-        module = importlib.import_module(module_name)
+        module = modules.load(module_name)
     except Exception as error:
         raise EnvError(f"{name}: importing {module_name} failed: {error!r}") from error
     if not hasattr(module, attribute):

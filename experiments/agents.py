@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from types import ModuleType
+from typing import Any
 
-from jaxrl.envs.names import add_current_directory
+from jaxrl.envs import modules
 from jaxrl.errors import UserError, nearest
 
 AGENTS = {
@@ -38,28 +36,39 @@ def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
     if name in AGENTS:
         return
+    module, _ = modules.split(name)
+    if modules.exists(module):
+        return
+    if module.endswith(".py"):
+        raise UserError(f"agent {name!r}: there is no file {module}")
     if "." in name or ":" in name:
-        add_current_directory()
-        module = name.split(":")[0].split(".")[0]
-        if module in sys.modules or (module and importlib.util.find_spec(module)):
-            return
-        raise UserError(f"agent {name!r}: no module {module!r} here or among installed packages")
+        top = module.partition(".")[0]
+        raise UserError(f"agent {name!r}: no module {top!r} here or among installed packages")
     raise UserError(
         f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
-        "package.module gives your own"
+        "a module or file.py gives your own"
     )
 
 
-def load(name: str) -> ModuleType:
-    """An agent's module: `Config`, `Hypers`, `make(cfg, spec)` and `program(cfg, env, ...)`."""
+def load(name: str) -> Any:
+    """An agent: `Config`, `Hypers`, `make(cfg, spec)` and `program(cfg, env, ...)`.
+
+    A name of `AGENTS`, or a module or file of your own (`jaxrl.envs.modules`), which `:attribute`
+    follows where the agent is not the module itself.
+    """
     check_name(name)
     if name in AGENTS:
         return importlib.import_module(f"jaxrl.agents.{name}")
+    module, attribute = modules.split(name)
     try:
-        module = importlib.import_module(name.replace(":", "."))
+        agent = modules.load(module)
+        if attribute and not hasattr(agent, attribute):
+            agent = modules.load(f"{module}.{attribute}")  # a module of a package
+        elif attribute:
+            agent = getattr(agent, attribute)
     except Exception as error:
         raise UserError(f"agent {name!r}: importing it failed: {error!r}") from error
     for needed in ("Config", "Hypers", "make", "program"):
-        if not hasattr(module, needed):
-            raise UserError(f"agent {name!r}: {module.__file__} has no {needed}")
-    return module
+        if not hasattr(agent, needed):
+            raise UserError(f"agent {name!r}: {getattr(agent, '__file__', module)} has no {needed}")
+    return agent

@@ -5,17 +5,23 @@ Names are checked and help is printed before JAX is imported, so that both are i
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
 
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents
-from jaxrl.experiments.requests import Request, read, value_of
+from jaxrl.experiments.requests import Request, read, tokenise
+from jaxrl.experiments.values import fields_of, fill
+
+T = TypeVar("T")
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
@@ -41,6 +47,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl data --help                                   formats, and levels of data
   jaxrl search AGENT --help                           what a search takes beside them
   jaxrl train | sweep | search FILE.yaml [options]    the same from a file; options win over it
+  jaxrl train runs/NAME/config.json [options]         a run again, from what it recorded
 
 values to sweep: 1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
 ranges to search: the same, and log:1e-5:1e-2   lin:0:1 without a number of values
@@ -114,93 +121,137 @@ def _train(words: list[str]) -> None:
     if request.sweep:
         raise UserError("a sweep is for `jaxrl sweep`, which takes the same options")
 
-    from jaxrl.experiments import options, train
+    from jaxrl.experiments import jax_setup, restore, train
 
-    module = agents.load(request.agent)
-    train.train(options.parse(request.agent, module, request.words))
+    jax_setup.start()
+    train.train(restore.settle(request.agent, request.options))
 
 
 def _sweep(words: list[str]) -> None:
     request = _request("sweep", words)
 
-    from jaxrl.experiments import sweep
+    from jaxrl.experiments import jax_setup, sweep
 
+    jax_setup.start()
     sweep.run(request)
 
 
 def _search(words: list[str]) -> None:
     request = _request("search", words)
 
-    from jaxrl.experiments import search
+    from jaxrl.experiments import jax_setup, search
 
+    jax_setup.start()
     search.run(request)
 
 
 def _request(command: str, words: list[str]) -> Request:
     """What to train, of which the names of agent and environments exist."""
-    request = read(command, words)
+    wants_help = bool({"-h", "--help"} & set(words))
+    request = read(command, [word for word in words if word not in ("-h", "--help")])
     agents.check_name(request.agent)
-    for env in [value_of("env", request.words), *request.sweep.get("env", [])]:
+    for env in [request.env, *request.sweep.get("env", [])]:
         if env:
             env_names.check_name(env)
+    if wants_help:
+        print(_help(command, request))
+        raise SystemExit(0)
     return request
 
 
+def _help(command: str, request: Request) -> str:
+    """The options of an agent; with --env, the defaults are those of its preset."""
+    from jaxrl.experiments import search, settings, sweep
+    from jaxrl.experiments.help import agent_help
+
+    module = agents.load(request.agent)
+    extra = {"sweep": sweep.SweepOptions, "search": search.Options}.get(command)
+    preset = settings.preset_values(request.agent, module, request.env or "", "auto")
+    return agent_help(command, request.agent, module, extra, preset)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Options of `jaxrl eval`."""
+
+    episodes: int = dataclasses.field(default=128, metadata={"least": 1})
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    eval_steps: tuple[int, ...] = ()
+
+
 def _eval(words: list[str]) -> None:
-    paths, given = _simple(words, {"--episodes": "128", "--seed": "0", "--eval-steps": ""})
+    paths, own = _simple(EvalOptions, words)
     if len(paths) != 1:
         raise UserError("which run? As in: jaxrl eval runs/NAME --episodes 128")
-    episodes, seed = _count(given, "--episodes", 1), _count(given, "--seed", 0)
-    texts = given["--eval-steps"].split(",") if given["--eval-steps"] else []
-    steps = [_count({"--eval-steps": text}, "--eval-steps", 1) for text in texts]
+    if own.eval_steps and min(own.eval_steps) < 1:
+        raise UserError(f"--eval-steps must be at least 1, not {min(own.eval_steps)}")
 
-    from pathlib import Path
-
-    from jaxrl.experiments import jax_setup, load, report
+    from jaxrl.experiments import jax_setup, report, restore
     from jaxrl.experiments.plan import swept_values
     from jaxrl.experiments.run_folders import open_run_folder
 
-    open_run_folder(Path(paths[0]))
+    (path,) = paths
+    open_run_folder(path)
     jax_setup.start()
-    if steps:
-        load.print_steps(Path(paths[0]), episodes, seed, steps)
+    if own.eval_steps:
+        restore.print_steps(path, own.episodes, own.seed, own.eval_steps)
         return
-    ready, outcome = load.evaluate(Path(paths[0]), episodes, seed)
+    ready, outcome = restore.evaluate(path, own.episodes, own.seed)
     report.print_episodes(swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
 
 
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """Options of `jaxrl render`."""
+
+    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    out: Path | None = None
+
+
 def _render(words: list[str]) -> None:
-    paths, given = _simple(words, {"--member": "0", "--seed": "0", "--out": ""})
+    paths, own = _simple(RenderOptions, words)
     if len(paths) != 1:
         raise UserError("which run? As in: jaxrl render runs/NAME --member 0")
-    member, seed = _count(given, "--member", 0), _count(given, "--seed", 0)
-
-    from pathlib import Path
 
     from jaxrl.experiments import jax_setup, render
 
     jax_setup.start()
-    out = Path(given["--out"]) if given["--out"] else None
-    render.render(Path(paths[0]), member, seed, out)
+    render.render(paths[0], own.member, own.seed, own.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Options of `jaxrl report`."""
+
+    out: Path | None = None
+    over: str | None = None
+    csv: Path | None = None
 
 
 def _report(words: list[str]) -> None:
-    paths, given = _simple(words, {"--out": "", "--over": "", "--csv": ""})
+    paths, own = _simple(ReportOptions, words)
     if not paths:
         raise UserError("which run? As in: jaxrl report runs/NAME")
+    if any((path / "search.json").is_file() for path in paths):
+        if len(paths) > 1 or own != ReportOptions():
+            raise UserError("a search is reported by itself, without --over, --csv and --out")
 
-    from pathlib import Path
+        from jaxrl.experiments.search import report as search_report
+
+        search_report.report(paths[0])
+        return
 
     from jaxrl.experiments import report
 
-    file = lambda flag: Path(given[flag]) if given[flag] else None
-    over = given["--over"] or None
-    report.report([Path(p) for p in paths], file("--out"), over, file("--csv"))
+    report.report(paths, own.out, own.over, own.csv)
 
 
 def _data(words: list[str]) -> None:
+    from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
 
+    jax_setup.start()
     cli.main(words)
 
 
@@ -213,29 +264,13 @@ def _list(words: list[str]) -> None:
         print(f"{name:{width}}{note}")
 
 
-def _simple(words: list[str], defaults: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Positional words, and the values of a few options."""
-    given, positional = dict(defaults), []
-    rest = iter(words)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            positional.append(word)
-        elif flag in ("-h", "--help"):
-            print(USAGE, end="")
-            raise SystemExit(0)
-        elif flag not in defaults:
-            raise UserError(f"unknown option {flag}{nearest(flag, defaults)}")
-        else:
-            given[flag] = value if equals else next(rest, "")
-    return positional, given
-
-
-def _count(given: dict[str, str], flag: str, least: int) -> int:
-    text = given[flag]
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{flag} takes a whole number from {least} on, not {text!r}")
-    return int(text)
+def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:
+    """The paths among the words, and the options as the record."""
+    if {"-h", "--help"} & set(words):
+        print(USAGE, end="")
+        raise SystemExit(0)
+    paths, given = tokenise(words, single=fields_of(record))
+    return [Path(path) for path in paths], fill(record, given)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

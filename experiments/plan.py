@@ -14,19 +14,39 @@ from jaxrl import envs, population
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, bases, reuse
-from jaxrl.experiments.bases import Bases
-from jaxrl.experiments.options import Settings, dataset, env_options
+from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.reuse import Reused
+from jaxrl.experiments.settings import Settings, identity
+from jaxrl.policies import Trained
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import abstract_state
-from jaxrl.types import Array, Env, HyperParams, PyTree
+from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
-LEAST = {
-    "seeds": 1, "seed": 0, "evals": 1, "eval_episodes": 1, "keep": 1, "checkpoint_seconds": 0
-}  # fmt: skip
+
+class Bases(NamedTuple):
+    """The base runs of an agent that builds on trained ones."""
+
+    policies: tuple[Policy, ...]  # how each acts
+    trained: tuple[Trained, ...]  # what each has learnt; leaves [M, ...], M the first members
+
+
+class Earlier(NamedTuple):
+    """What a run takes from datasets and from earlier runs, as `restore.read_earlier` finds it.
+
+    Attributes:
+      digests: hashes of the contents, see `settings.identity`.
+    """
+
+    digests: dict[str, Any]
+    data: datasets.Dataset | None = None
+    bases: Bases | None = None
+    reused: Reused | None = None
+
+
+NOTHING = Earlier({})
 
 
 class Plan(NamedTuple):
@@ -48,6 +68,12 @@ class Plan(NamedTuple):
     # On the host, what all members share: {"data": Transition [D, ...], "base": `Bases.trained`}.
     inputs: dict[str, PyTree]
     meta: dict[str, Any]  # what is known of the data, see `Dataset`
+    digests: dict[str, Any]  # see `settings.identity`
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the results, and so names the run."""
+        return identity(self.settings, self.digests)
 
     @property
     def members(self) -> int:
@@ -60,38 +86,48 @@ class Plan(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What `env_steps` counts: "steps" of the environment, or "updates" where none are made."""
-        return "steps" if any(s.source.env_steps for s in self.program.stages) else "updates"
+        """What `progress` counts: environment "steps" if every stage makes some, else "updates"."""
+        stages = zip(self.program.stages, self.steps, strict=True)
+        return "steps" if all(steps for stage, steps in stages if stage.updates) else "updates"
+
+    def progress(self, stage: int, step: int) -> int:
+        """How far one member is after `step` updates of `stage`, in `unit`."""
+        if self.unit == "steps":
+            return self.env_steps(stage, step)
+        return sum(each.updates for each in self.program.stages[:stage]) + step
 
     @property
-    def total_steps(self) -> int:
-        return self.env_steps(len(self.program.stages) - 1, self.program.stages[-1].updates)
+    def end(self) -> tuple[int, int]:
+        """(last stage, its updates)."""
+        return len(self.program.stages) - 1, self.program.stages[-1].updates
+
+    @property
+    def total(self) -> int:
+        """`progress` of one member at the end."""
+        return self.progress(*self.end)
 
 
-def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
+def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier = NOTHING) -> Plan:
     """Everything that can be wrong with a request shows here, before any compile.
+
+    `restore.prepare` reads what is `earlier` and calls this.
 
     Raises:
       UserError: in one line, what cannot be met.
     """
-    options = settings.options
-    for name, least in LEAST.items():
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
-    if options.seed + options.seeds > 2**31:
-        raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
-    module = agents.load(settings.agent)
-    env = envs.make(options.env, **env_options(options.env_options))
-    inputs, meta = read_inputs(settings, module, env)
-    built_on = read_bases(settings, module, meta)
-    if built_on is not None:
-        inputs["base"] = built_on.trained
+    options, module = settings.options, agents.load(settings.agent)
+    check_request(settings, module)
+    env = envs.make(options.env, **options.env_options)
+    inputs, meta = read_inputs(settings, module, env, earlier.data)
+    bases = earlier.bases
+    if bases is not None:
+        inputs["base"] = bases.trained
     program = module.program(
         settings.cfg,
         env,
         evals=options.evals,
         episodes=options.eval_episodes,
-        **({} if built_on is None else {"bases": built_on.policies}),
+        **({} if bases is None else {"bases": bases.policies}),
     )
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
@@ -99,15 +135,15 @@ def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
     points = len(settings.points)
     count = points * options.seeds
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
-    values = swept_values(settings) | ({} if built_on is None else {"agent.member": seeds})
+    values = swept_values(settings) | ({} if bases is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
     hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
     if hasattr(module, "check_request"):
         module.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
-    if options.from_run is not None:
-        program, states = reuse.reuse(options.from_run, program, options.env, hp, inputs)
+    if earlier.reused is not None:
+        program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
     steps = [stage.source.env_steps for stage in program.stages]
     total = sum(devices_of(options.devices, processes))
@@ -123,48 +159,50 @@ def make_plan(settings: Settings, processes: Processes = ALONE) -> Plan:
         # are compared on the same ones.
         jax.random.key(0),
         seeds,
-        [n or 1 for n in steps],
+        steps,
         inputs,
         meta,
+        earlier.digests,
     )
 
 
-def read_inputs(
-    settings: Settings, module: ModuleType, env: Env
-) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """The data of an offline agent, which have to be those of the environment, and what is known of
-    them; else {} and {}.
+def check_request(settings: Settings, module: ModuleType) -> None:
+    """Raises UserError for options that do not fit the agent or one another; reads nothing."""
+    options, agent = settings.options, settings.agent
+    if options.seed + options.seeds > 2**31:
+        raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
+    offline = getattr(module, "OFFLINE", False)
+    if offline and options.data is None:
+        raise UserError(f"{agent} needs a dataset: pass --data FILE")
+    if not offline and options.data is not None:
+        raise UserError(f"{agent} learns by acting and takes no --data")
+    if not hasattr(module, "base_points"):
+        return
+    count = len(options.base)
+    if not count:
+        raise UserError(f"{agent} builds on trained runs: pass --base runs/NAME")
+    if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
+        numbers = ",".join(map(str, range(count)))
+        raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
 
-    Of what datasets have beside transitions, only the agent's `EXTRAS` go along.
+
+def read_inputs(
+    settings: Settings, module: ModuleType, env: Env, data: datasets.Dataset | None
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """The dataset of an offline agent, which has to be one of the environment, and its metadata;
+    else {} and {}.
+
+    Only the dataset extras named in the agent's `EXTRAS` are kept.
     """
-    offline, path = getattr(module, "OFFLINE", False), settings.options.data
-    if env.host is not None and not offline:
+    if env.host is not None and not getattr(module, "OFFLINE", False):
         raise UserError(f"{settings.agent} learns by acting; {env.spec.name} runs on the host only")
-    if offline and path is None:
-        raise UserError(f"{settings.agent} learns from data; which? As in: --data FILE")
-    if not offline and path is not None:
-        raise UserError(f"{settings.agent} learns by acting and takes no --data")
-    if path is None:
+    if data is None:
         return {}, {}
-    data = dataset(path)
     datasets.check(data, env.spec)
     wanted = getattr(module, "EXTRAS", ())
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
     return {"data": rows._replace(extras=extras)}, data.meta
-
-
-def read_bases(settings: Settings, module: ModuleType, meta: dict[str, Any]) -> Bases | None:
-    """The runs that an agent builds on, None for one that does not; each has to be a point."""
-    if not hasattr(module, "base_points"):
-        return None
-    count = len(settings.options.base)
-    if not count:
-        raise UserError(f"{settings.agent} builds on trained runs; which? As in: --base runs/NAME")
-    if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
-        numbers = ",".join(map(str, range(count)))
-        raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
-    return bases.read(settings.options, meta["sha256"])
 
 
 def place(

@@ -12,8 +12,7 @@ from PIL import Image
 
 from jaxrl.envs import draw
 from jaxrl.errors import UserError
-from jaxrl.experiments.load import Loaded, load, settings_of
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments.restore import Loaded, load, prepare, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
@@ -46,7 +45,7 @@ def episode(env: Env, member: Loaded, key: Array, limit: int = 1000) -> tuple[np
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     """Draws one episode of a member into a GIF and tells what it shows."""
-    ready = make_plan(settings_of(open_run_folder(path)))
+    ready = prepare(settings_of(open_run_folder(path)))
     env = ready.env
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
     if env.persist is not None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jaxrl.errors import UserError
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import label, print_line, shown, write_csv
@@ -35,13 +34,6 @@ def report(
       over: what others are compared with, see `compare.reference`.
       csv_file: where to write one row per point; members go into a file beside it.
     """
-    if any((path / "search.json").is_file() for path in paths):
-        if len(paths) > 1 or out or over or csv_file:
-            raise UserError("a search is reported by itself, without --over, --csv and --out")
-        from jaxrl.experiments.search import report  # which prints with what is here
-
-        report.report(paths[0])
-        return
     found = gather(paths)
     compared = compare.results(found, over)
     _print(compared, named=len(paths) > 1 or not compare.swept(found))
@@ -91,13 +83,13 @@ def _points_of(
     """The points of one run, which may not have begun yet."""
     summary, seeds = run.summary(), config["seeds"]
     values = config.get("points", [{}])
-    steps, returns, failed = curves(run, len(values) * seeds)
+    unit, steps, returns, failed = curves(run, len(values) * seeds)
     risk = last_risk(run, len(values) * seeds)
     state, speed = "nothing yet", None
     if len(steps):
         state = f"{len(steps)} evaluation{'s' if len(steps) > 1 else ''}"
     if summary is not None:
-        state, speed = "finished", summary["steps_per_s"]
+        state, speed = "finished", summary[f"{unit}_per_s"]
     found = []
     for index, own in enumerate(values):
         rows = slice(index * seeds, (index + 1) * seeds)
@@ -108,7 +100,7 @@ def _points_of(
             values=static | own,
             seeds=config["seed"] + np.arange(seeds),
             steps=steps,
-            unit=run.config()["context"].get("unit", "steps") if len(steps) else "steps",
+            unit=unit,
             returns=returns[:, rows],
             failed=failed[rows],
             state=state,
@@ -119,9 +111,12 @@ def _points_of(
     return found
 
 
-def curves(run: records.RunDir, members: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Environment steps [C], returns [C, P] and who has failed [P] of the last stage that has
-    returns: of whole evaluation episodes, or else of training episodes."""
+def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """(unit, steps [C], returns [C, P], who has failed [P]) of the last stage that has returns: of
+    whole evaluation episodes, or else of training episodes.
+
+    The unit is "steps" of the environment, or "updates" of a stage that makes none.
+    """
     metrics = records.read_metrics(run)
     nobody = np.zeros(members, bool)
     for name in ("return", "episode_return"):
@@ -130,11 +125,12 @@ def curves(run: records.RunDir, members: int) -> tuple[np.ndarray, np.ndarray, n
             rows = metrics["stage"] == metrics["stage"][known][-1]
             steps, values = _by_step(metrics, rows, name, members)
             failed = _by_step(metrics, rows, "finite", members)[1]
-            return steps, values, failed[-1] < 1 if len(failed) else nobody
+            unit = "steps" if _axis(metrics, rows) == "env_steps" else "updates"
+            return unit, steps, values, failed[-1] < 1 if len(failed) else nobody
     if "finite" in metrics:  # and all have failed
         failed = _by_step(metrics, metrics["stage"] == metrics["stage"][-1], "finite", members)[1]
         nobody = failed[-1] < 1 if len(failed) else nobody
-    return np.zeros(0), np.zeros((0, members)), nobody
+    return "steps", np.zeros(0), np.zeros((0, members)), nobody
 
 
 def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:
@@ -153,13 +149,20 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
+def _axis(metrics: dict[str, np.ndarray], rows: np.ndarray) -> str:
+    """The column that counts how far the rows of one stage are: environment steps, or updates where
+    the stage makes none."""
+    steps = metrics["env_steps"]
+    before = steps[: np.flatnonzero(rows)[0]].max(initial=0)  # rows are in order of the stages
+    return "env_steps" if steps[rows].max() > before else "update"
+
+
 def _by_step(
     metrics: dict[str, np.ndarray], rows: np.ndarray, name: str, members: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps [C] and one metric [C, P], where all members have reported."""
-    steps, chunk, counts = np.unique(
-        metrics["env_steps"][rows], return_inverse=True, return_counts=True
-    )
+    """The axis [C] and one metric [C, P], where all members have reported."""
+    axis = metrics[_axis(metrics, rows)][rows]
+    steps, chunk, counts = np.unique(axis, return_inverse=True, return_counts=True)
     values = np.full((steps.size, members), np.nan)
     values[chunk, metrics["member"][rows]] = metrics[name][rows]
     whole = counts == members
@@ -261,7 +264,8 @@ def _point_rows(compared: Sequence[Result]) -> list[dict[str, Any]]:
         low, high = found.get("ci95", (math.nan, math.nan))
         row = {"run": point.run, "agent": point.agent, "env": point.env} | point.values
         row |= {"members": point.seeds.size, "failed": point.failed.sum(), "state": point.state}
-        row |= {"env_steps": point.steps[-1] if len(point.steps) else 0}
+        axis = "env_steps" if point.unit == "steps" else "updates"
+        row |= {axis: point.steps[-1] if len(point.steps) else 0}
         row |= {"iqm": result.iqm, "ci95_low": low, "ci95_high": high}
         row |= {name: found.get(name, math.nan) for name in ("mean", "std", "min", "max")}
         row |= {"p_better": result.better}

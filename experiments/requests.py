@@ -1,167 +1,233 @@
-"""What a command asks for, from its words or a YAML file, before anything is parsed.
+"""Requests: what a command is to do, as a mapping, from words, a file or keyword arguments.
+
+    {"env": "CartPole-v1", "seeds": 8, "env_options": {"gravity": 1.6},
+     "agent": {"name": "pqn", "lr": 1e-4}, "sweep": {"agent.num_steps": [32, 64]}}
 
 JAX is not imported here, so that slips in names are told at once.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from jaxrl.errors import UserError
+from jaxrl.experiments.values import Words, text
+
+REPEATED = ("base", "sweep", "range")  # options whose values add up when given again
 
 
 class Request(NamedTuple):
-    """What to train: an agent, options as words of the command line, and what is swept."""
+    """What to train.
+
+    Attributes:
+      agent: its name.
+      options: dotted name -> value, as in {"seeds": 8, "agent.lr": 1e-4}, in any form that
+        `values.convert` takes.
+      sweep: dotted name -> values, as one would type each, or a range.
+    """
 
     agent: str
-    words: list[str]
-    sweep: dict[str, list[str]]  # dotted name -> values, as one would type each, or a range
+    options: dict[str, Any]
+    sweep: dict[str, list[str]]
+
+    @property
+    def env(self) -> str | None:
+        """The environment's name; None where there is none."""
+        value = self.options.get("env")
+        if isinstance(value, Words):
+            return value[0] if value and value[0] else None
+        return value if isinstance(value, str) and value else None
+
+    def replace(self, options: Mapping[str, Any]) -> Request:
+        """The request with other values of some options."""
+        return self._replace(options=merged(self.options, options))
 
 
-def value_of(name: str, words: Sequence[str]) -> str | None:
-    """The last value given to --name, None without one; the next option is no value."""
-    found = None
-    for word, after in itertools.pairwise([*words, ""]):
-        if word == f"--{name}":
-            found = None if after.startswith("--") else after
-        elif word.startswith(f"--{name}="):
-            found = word.partition("=")[2]
-    return found or None
+# --- words ---------------------------------------------------------------------------------------
 
 
-# --- whole requests ------------------------------------------------------------------------------
+def tokenise(
+    words: Sequence[str], single: Collection[str] = ()
+) -> tuple[list[str], dict[str, Words]]:
+    """Positional words, and the words behind each option, by names with underscores.
 
+    The last of several equal options counts, but for those that add up.
 
-def read(command: str, words: Sequence[str]) -> Request:
-    """The request in `AGENT [options]` or `FILE.yaml [options]`, where options win over the file.
-
-    An option takes the place of what the file sets or sweeps under that name, and so does a sweep.
+    Args:
+      single: options that take one word; whatever follows is positional.
     """
-    if not words or words[0].startswith("-"):
-        raise UserError(f"which agent? As in: jaxrl {command} pqn --env CartPole-v1")
-    first, *rest = words
-    what = "range" if command == "search" else "sweep"
-    rest, texts = _take_sweeps(rest, what)
-    swept = {}
-    for text in texts:
-        name, values = _sweep(text, what)
-        if name in swept:
-            raise UserError(f"{name} is {'searched' if what == 'range' else 'swept'} twice")
-        swept[name] = values
-    if not first.endswith((".yaml", ".yml")):
-        return Request(first, rest, swept)
-    agent, options, of_file = _split(_load(Path(first)), first, what)
-    given = option_names(rest)
-    given |= {f"agent.{name}" for name in given}  # which may be left out
-    of_file = {name: values for name, values in of_file.items() if name not in given}
-    return Request(agent, [*_words(options, without=swept), *rest], of_file | swept)
+    positional: list[str] = []
+    found: dict[str, Words] = {}
+    name = ""
+    for word in words:
+        if not _is_option(word):
+            if name and not (name in single and found[name]):
+                found[name] = Words((*found[name], word))
+            else:
+                positional.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            raise UserError(f"unknown option {flag}; options begin with two dashes")
+        name = _name(flag[2:])
+        before = found.pop(name, Words())
+        start = before if name in REPEATED else ()
+        found[name] = Words((*start, value) if equals else start)
+    return positional, found
 
 
-def from_mapping(mapping: Mapping[str, Any], what: str, varied: str = "sweep") -> Request:
-    """The request in a mapping as of a YAML file, which `what` names in complaints.
-
-    Keys are the names of options: `env`, `seeds`, `env_options` (a mapping) and so on; `agent` is a
-    name, or a mapping of the agent's own settings with `name` among them; `sweep` maps dotted names
-    to lists or to texts such as log:1e-5:1e-2:4, and so does `range` where that is `varied`.
-    """
-    agent, options, swept = _split(mapping, what, varied)
-    return Request(agent, _words(options, without={}), swept)
-
-
-def _load(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no YAML: {error}") from None
-
-
-def _split(
-    mapping: Any, what: str, varied: str
-) -> tuple[str, dict[str, Any], dict[str, list[str]]]:
-    """Agent, options by dotted name, and sweep."""
-    if not isinstance(mapping, Mapping):
-        raise UserError(f"{what} must hold names and values, as in env: CartPole-v1")
-    options = {_name(name): value for name, value in mapping.items()}
-    agent, swept = options.pop("agent", None), options.pop(varied, None) or {}
-    own = dict(agent) if isinstance(agent, Mapping) else {"name": agent}
-    agent = own.pop("name", None)
-    if not isinstance(agent, str):
-        raise UserError(f"{what} names no agent, as in agent: pqn or agent: {{name: pqn, lr: 0.1}}")
-    if not isinstance(swept, Mapping):
-        raise UserError(f"{what}: {varied} must hold names and values, as in agent.lr: [0.1, 0.2]")
-    options |= {f"agent.{_name(name)}": value for name, value in own.items()}
-    swept = {_name(name): _values(_name(name), value, varied) for name, value in swept.items()}
-    return agent, options, swept
-
-
-def _words(options: Mapping[str, Any], without: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):  # env_options
-            value = {k: v for k, v in value.items() if f"env.{k}" not in without}
-        if name not in without:
-            words += option(name, value)
-    return words
-
-
-def option(name: str, value: Any) -> list[str]:
-    """A setting as words of the command line: ("agent.lr", 0.1) is ["--agent.lr=0.1"]."""
-    part, dot, field = name.rpartition(".")
-    if isinstance(value, bool):
-        field = field if value else f"no-{field}"
-    flag = f"--{part}{dot}{field}".replace("_", "-")
-    if isinstance(value, bool):
-        return [flag]
-    if isinstance(value, Mapping):
-        return [flag, *(f"{key}={text(each)}" for key, each in value.items())]
-    if isinstance(value, list | tuple):
-        return [flag, *map(text, value)]
-    return [f"{flag}={'None' if value is None else text(value)}"]
-
-
-def option_names(words: Sequence[str]) -> set[str]:
-    """Dotted names of the options among words; a switch counts under both of its names."""
-    names = {_name(word[2:].partition("=")[0]) for word in words if word.startswith("--")}
-    return names | {name.replace("no_", "", 1) for name in names}
-
-
-def text(value: Any) -> str:
-    """A value as one would type it: true, null, 0.1, [64, 64]."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(text, value))}]"
-    return str(value)
+def _is_option(word: str) -> bool:
+    """Whether a word is an option and not a value such as -1 or -.5."""
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] not in (".", "")
 
 
 def _name(name: Any) -> str:
     return str(name).replace("-", "_")
 
 
-# --- sweeps --------------------------------------------------------------------------------------
+# --- whole requests ------------------------------------------------------------------------------
 
 
-def _take_sweeps(words: Sequence[str], what: str) -> tuple[list[str], list[str]]:
-    """The words without `--sweep NAME=VALUES ...` (or --range), and those NAME=VALUES."""
-    rest, taken, sweeping = [], [], False
-    for word in words:
-        if word.startswith("--"):
-            sweeping = word.partition("=")[0] == f"--{what}"
-            if not sweeping:
-                rest.append(word)
-            elif "=" in word:
-                taken.append(word.partition("=")[2])
+def read(command: str, words: Sequence[str]) -> Request:
+    """The request in `AGENT [options]` or `FILE [options]`, where options win over the file.
+
+    FILE is YAML, or the config.json of a run. An option takes the place of what the file sets or
+    sweeps under that name, and so does a sweep.
+    """
+    if not words or words[0].startswith("-"):
+        raise UserError(f"which agent? As in: jaxrl {command} pqn --env CartPole-v1")
+    (first, *more), given = tokenise(words)
+    if more:
+        raise UserError(f"unexpected word {more[0]!r}; values follow options, as in --seeds 8")
+    what = "range" if command == "search" else "sweep"
+    swept = {}
+    for word in given.pop(what, ()):
+        name, values = _sweep(word, what)
+        if name in swept:
+            raise UserError(f"{name} is {'searched' if what == 'range' else 'swept'} twice")
+        swept[name] = values
+    if first.endswith(".json"):
+        found = of_run(_load(Path(first)), first)
+    elif first.endswith((".yaml", ".yml")):
+        found = from_mapping(_load(Path(first)), first, what)
+    else:
+        return Request(first, dict(given), swept)
+    names = option_names(given)
+    of_file = {name: values for name, values in found.sweep.items() if name not in names}
+    options = _without(found.options, swept)
+    return Request(found.agent, merged(options, given), of_file | swept)
+
+
+def from_call(agent: Any, given: Mapping[str, Any], varied: str = "sweep") -> Request:
+    """The request in the keyword arguments of a call.
+
+    Args:
+      agent: a name, or the agent's module.
+      given: options; the agent's own settings under "agent", a mapping.
+      varied: the key of what is swept or searched.
+    """
+    own = given.get("agent") or {}
+    if not isinstance(own, Mapping):
+        raise UserError('the agent\'s settings are a mapping, as in agent={"lr": 1e-4}')
+    return from_mapping({**given, "agent": {**own, "name": agent_name(agent)}}, "the call", varied)
+
+
+def agent_name(agent: Any) -> str:
+    """The name under which `agents.load` finds an agent: a name, or a module."""
+    if isinstance(agent, str):
+        return agent
+    name = getattr(agent, "__name__", None)
+    if not isinstance(name, str) or name == "__main__":
+        raise UserError(f"an agent is a name or an importable module, not {agent!r}")
+    return name.removeprefix("jaxrl.agents.")
+
+
+def from_mapping(mapping: Any, what: str, varied: str = "sweep") -> Request:
+    """The request in a mapping as of a YAML file, which `what` names in complaints.
+
+    Keys are the names of options: `env`, `seeds`, `env_options` (a mapping) and so on; `agent` is a
+    name, or a mapping of the agent's own settings with `name` among them; `sweep` maps dotted names
+    to lists or to texts such as log:1e-5:1e-2:4, and so does `range` where that is `varied`.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{what} must hold names and values, as in env: CartPole-v1")
+    options = {_name(name): value for name, value in mapping.items()}
+    own, swept = options.pop("agent", None), options.pop(varied, None) or {}
+    own = dict(own) if isinstance(own, Mapping) else {"name": own}
+    agent = own.pop("name", None)
+    if not isinstance(agent, str):
+        raise UserError(f"{what} names no agent, as in agent: pqn or agent: {{name: pqn, lr: 0.1}}")
+    if not isinstance(swept, Mapping):
+        raise UserError(f"{what}: {varied} must hold names and values, as in agent.lr: [0.1, 0.2]")
+    swept = {_name(name): _values(_name(name), value, varied) for name, value in swept.items()}
+    return Request(agent, flatten(options | {"agent": own}), swept)
+
+
+def of_run(known: Any, what: str) -> Request:
+    """The request that a run's config.json records.
+
+    Of files and other runs its "config" holds hashes; their paths are in its "context".
+    """
+    try:
+        stored, context = dict(known["config"]), dict(known["context"])
+        agent, own = stored.pop("agent"), stored.pop("settings")
+    except (KeyError, TypeError):
+        raise UserError(f"{what} is not the config.json of a run") from None
+    for name in ("data", "base", "from", "from_run"):
+        stored.pop(name, None)
+        if name in context:
+            stored[name] = context[name]
+    return Request(agent, flatten({**stored, "agent": own}), {})
+
+
+def flatten(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by dotted name: {"agent": {"lr": 0.1}} as {"agent.lr": 0.1}."""
+    found = {}
+    for name, value in options.items():
+        if name == "agent" and isinstance(value, Mapping):
+            found |= {f"agent.{_name(each)}": x for each, x in value.items()}
         else:
-            (taken if sweeping else rest).append(word)
-    return rest, taken
+            found[_name(name)] = value
+    return found
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Old entries, then new ones, which thereby win also under another spelling of a name."""
+    return {name: value for name, value in old.items() if name not in new} | dict(new)
+
+
+def option_names(given: Mapping[str, Any]) -> set[str]:
+    """Names that options may mean: those without no_, and those of the agent without "agent."."""
+    names = set(given) | {name.replace("no_", "", 1) for name in given}
+    return names | {f"agent.{name}" for name in names}
+
+
+def _without(options: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
+    """The options but for those that are swept."""
+    left = {name: value for name, value in options.items() if name not in swept}
+    if isinstance(pairs := left.get("env_options"), Mapping):
+        left["env_options"] = {k: v for k, v in pairs.items() if f"env.{k}" not in swept}
+    return left
+
+
+def _load(file: Path) -> Any:
+    kind = "JSON" if file.suffix == ".json" else "YAML"
+    try:
+        content = file.read_text(encoding="utf-8")
+        return json.loads(content) if kind == "JSON" else yaml.safe_load(content)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is no {kind}: {error}") from None
+
+
+# --- sweeps --------------------------------------------------------------------------------------
 
 
 def _sweep(word: str, what: str) -> tuple[str, list[str]]:

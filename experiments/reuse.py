@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.program import NO_SOURCE, Program, Stage
 from jaxrl.types import Learner, PyTree
 
 INPUT = "reused"  # the name of finished states among inputs
 
 
+class Reused(NamedTuple):
+    """Finished states of an earlier run: stage -> state, of the stages its members share."""
+
+    path: Path
+    states: dict[str, PyTree]
+
+
 def reuse(
-    path: Path, program: Program, env: str, hp: PyTree, inputs: PyTree
+    earlier: Reused, program: Program, hp: PyTree, inputs: PyTree
 ) -> tuple[Program, dict[str, PyTree]]:
     """The program with the shared stages that a run has finished, and their states.
 
@@ -24,29 +31,18 @@ def reuse(
     numbers they always have.
 
     Args:
-      env: the name of the environment, which has to be that of the run.
       hp: hyperparameters [P].
 
     Raises:
       UserError: there is none to use, or one of another size.
     """
-    from jaxrl.experiments import load
-    from jaxrl.experiments.plan import make_plan  # which reuses stages itself
-
-    run = open_run_folder(path)
-    if run.config()["config"]["env"] != env:
-        raise UserError(f"{path} was trained in another environment, not {env}")
-    ready = make_plan(load.settings_of(run))
-    found = load.restore(ready, run, (0, 1)).results
-    shared = {stage.name for stage in ready.program.stages if stage.shared}
     mine = {stage.name: stage for stage in program.stages if stage.shared}
-    names = [name for name in mine if name in found and name in shared]
-    if not names:
+    states = {name: earlier.states[name] for name in mine if name in earlier.states}
+    if not states:
         wanted = " or ".join(mine) or "anything, and here nothing is"
-        raise UserError(f"{path} has not finished {wanted} shared by its members")
-    states = {name: found[name] for name in names}
+        raise UserError(f"{earlier.path} has not finished {wanted} shared by its members")
     for name, state in states.items():
-        _check(path, mine[name], state, hp, inputs)
+        _check(earlier.path, mine[name], state, hp, inputs)
     stages = (_finished(s) if s.name in states else s for s in program.stages)
     return Program(tuple(stages)), states
 

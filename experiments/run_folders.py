@@ -1,14 +1,19 @@
-"""Reading the folders of runs and sweeps: their JSON files, members and hashes."""
+"""The folders of runs, sweeps and searches: opening them, their JSON files, members and hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxrl.errors import UserError
-from jaxrl.runs import records, shards
+from jaxrl.runs import files, provenance, records, shards
+from jaxrl.runs.processes import Processes
+
+T = TypeVar("T")
 
 
 def open_run_folder(path: Path) -> records.RunDir:
@@ -25,6 +30,7 @@ def open_run_folder(path: Path) -> records.RunDir:
         raise UserError(f"{path} is not the folder of a run: it has no config.json")
     run = records.RunDir(path.resolve())
     known = read_json(path / "config.json")
+    records.check_format(path, known)
     if not known.get("config") or not known.get("context"):
         raise UserError(f"{path / 'config.json'} is not that of a run")
     return run
@@ -33,6 +39,7 @@ def open_run_folder(path: Path) -> records.RunDir:
 def read_sweep(path: Path) -> dict[str, Any]:
     """sweep.json of a folder that has one."""
     known = read_json(path / "sweep.json")
+    records.check_format(path, known)
     if not {"agent", "sweep", "programs"} <= set(known):
         raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
     return known
@@ -44,6 +51,59 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return known if isinstance(known, dict) else {}
+
+
+def open_together(processes: Processes, path: Path, what: str, make: Callable[[], T]) -> T | None:
+    """What the leader's `make` returns, which makes or opens the folder; None in other processes.
+
+    Raises:
+      UserError: in all processes alike, where the leader cannot.
+    """
+    made, error = None, ""
+    if processes.leads:
+        try:
+            made = make()
+        except OSError as problem:  # a file in its place, no permission
+            error = f"{path} cannot be the folder of a {what}: {problem.strerror}"
+        except UserError as problem:
+            error = str(problem)
+    if error := processes.broadcast(error):
+        raise UserError(error)
+    return made
+
+
+def open_record(
+    file: Path,
+    what: str,
+    config: dict[str, Any],
+    context: Mapping[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Any] | None:
+    """What sweep.json or search.json holds; writes one where there is none, and returns None.
+    `overwrite` writes one in any case.
+
+    Raises:
+      UserError: the folder holds other files, or another `config`.
+    """
+    path = file.parent
+    if file.is_file() and not overwrite:
+        known = read_json(file)
+        records.check_format(path, known)
+        there = {name: known.get(name, "absent") for name in config}
+        records.check_same(path, what, there, files.plain(config))
+        return known
+    if not file.is_file() and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            f"{path} holds files but no {file.name}: this is not the folder of a {what}"
+        )
+    whole = {
+        "versions": provenance.versions(),
+        "git": provenance.git_hash(),
+        "command": sys.argv,
+        **context,
+    }
+    files.write_json(file, {"format": records.FORMAT, **config, "context": whole})
+    return None
 
 
 def count_members(path: Path) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
-from jaxrl.experiments import bases
+from jaxrl.experiments import compare_bases
 from jaxrl.experiments.console import clock, device_kind, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
 from jaxrl.runs import provenance, records, stats
@@ -22,7 +23,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
     (`stats.risk`); "score", returns between those of a random and of an expert policy as 0 and 100,
     where the data tell these; "diverged", members whose Q no policy can earn; "bases", the runs
-    that were built on, with and without what was built (`bases.compare`).
+    that were built on, with and without what was built (`compare_bases.compare`).
     """
     settings, stages, count = ready.settings, ready.program.stages, ready.members
     history = records.read_metrics(run, stages[-1].name)
@@ -47,6 +48,8 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     )
     known = ~np.isnan(by_chunk["finite"])
     env_steps = int(np.where(known, by_chunk["env_steps"], 0).max(0).sum())
+    before = sum(stage.updates for stage in stages[:-1])
+    updates = int(np.where(known, before + by_chunk["update"], 0).max(0).sum())
     learns_q = bool(ready.inputs) and "q" in by_chunk
     return {
         "finished": True,
@@ -58,6 +61,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         "wall_s": wall_s,
         "compile_s": compile_s,
         "steps_per_s": env_steps / (wall_s - compile_s),
+        "updates_per_s": updates / (wall_s - compile_s),
         "return": outcome(final) | {"episodes": settings.options.eval_episodes},
         "risk": {
             name: {key: outcome(last[name])[key] for key in ("iqm", "ci95")}
@@ -67,7 +71,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
         **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
-        **({"bases": bases.compare(ready, last)} if settings.options.base else {}),
+        **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": provenance.versions(),
         "device": device_kind(),
@@ -138,7 +142,7 @@ def listed(members: list[int]) -> str:
 
 def speed(summary: dict[str, Any], unit: str) -> str:
     wall, compiling = clock(summary["wall_s"]), clock(summary["compile_s"])
-    return f"{rate(summary['steps_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
+    return f"{rate(summary[f'{unit}_per_s'])} {unit}/s, {wall} of which {compiling} compiling"
 
 
 def context(ready: Plan) -> dict[str, Any]:
@@ -150,7 +154,9 @@ def context(ready: Plan) -> dict[str, Any]:
         "git": provenance.git_hash(),
         "command": sys.argv,
         "width": ready.layout.width,
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "unit": ready.unit,
         **({"data": options.data.resolve()} if options.data else {}),
         **({"base": [path.resolve() for path in options.base]} if options.base else {}),
+        **({"from_run": options.from_run.resolve()} if options.from_run else {}),
     }

@@ -19,15 +19,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from jaxrl.errors import UserError
-from jaxrl.experiments import agents, jax_setup, options, report, requests, train
+from jaxrl.experiments import report, train
 from jaxrl.experiments.console import (
     device_kind,
     label,
@@ -38,49 +36,56 @@ from jaxrl.experiments.console import (
     size,
 )
 from jaxrl.experiments.plan import state_bytes
-from jaxrl.experiments.run_folders import read_sweep
+from jaxrl.experiments.requests import Request, from_call
+from jaxrl.experiments.restore import settle
+from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
-from jaxrl.runs import files, provenance, records
+from jaxrl.experiments.values import take
+from jaxrl.runs import files, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
-_DRY = ("--dry-run", "--no-dry-run")
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep, beside those of its runs."""
+
+    dry_run: bool = False
+    """print the programs, and stop before anything is compiled or written"""
 
 
-def sweep(name: str, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """What `jaxrl sweep` does, from Python. Every option of the command line is a keyword.
 
         sweep("pqn", env="CartPole-v1", seeds=8, agent={"hidden": (64, 64)}, out="runs/x",
               sweep={"agent.lr": "log:1e-5:1e-2:4", "agent.num_steps": [32, 64]})
 
     Args:
-      name: the agent.
+      agent: its name, or its module.
       sweep: dotted name -> values, or a text as on the command line.
       given: options; `agent` and `env_options` are mappings. `dry_run=True` only prints the plan.
 
     Returns:
       What is in summary.json; {} of a dry run.
     """
-    given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(requests.from_mapping(given | {"sweep": sweep}, "the call"))
+    return run(from_call(agent, given | {"sweep": sweep}))
 
 
-def run(request: requests.Request) -> dict[str, Any]:
+def run(request: Request) -> dict[str, Any]:
     """Trains every program that is not complete yet, and reports on all; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    jax_setup.start()
-    dry = [word for word in request.words if word in _DRY][-1:] == ["--dry-run"]
-    request = request._replace(words=[word for word in request.words if word not in _DRY])
+    how, rest = take(SweepOptions, request.options)
+    request = request._replace(options=rest)
     processes = _join(request)
     found = programs(request, processes)
     own = found[0].plan.settings.options
     config = _config(request, found)
     tasks = "+".join(dict.fromkeys(p.plan.settings.options.env for p in found))
     path = own.out or Path("runs") / records.default_name(f"sweep-{request.agent}", tasks, config)
-    if dry:
+    if how.dry_run:
         show(found, path, processes)
         return {}
     if done := _open(processes, path, config, own.overwrite):
@@ -105,13 +110,10 @@ def run(request: requests.Request) -> dict[str, Any]:
     return summary
 
 
-def _join(request: requests.Request) -> Processes:
+def _join(request: Request) -> Processes:
     """The other processes, which have to be joined before the first computation."""
-    env = [
-        word for name in request.sweep.get("env", [])[:1] for word in requests.option("env", name)
-    ]
-    module = agents.load(request.agent)
-    its = options.parse(request.agent, module, [*request.words, *env]).options
+    envs = request.sweep.get("env")
+    its = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
     return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
 
 
@@ -124,22 +126,24 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
         return
     plans = [program.plan for program in found]
     members = sum(plan.members for plan in plans)
-    steps = compact(sum(plan.total_steps * plan.members for plan in plans))
+    unit = plans[0].unit
+    steps = compact(sum(plan.total * plan.members for plan in plans))
+    counted = "environment steps" if unit == "steps" else "updates"
     tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
     print(
         f"{plans[0].settings.agent} on {tasks}: {plural(members, 'member')} in "
-        f"{plural(len(found), 'program')} = {steps} environment steps; {short_path(path)}"
+        f"{plural(len(found), 'program')} = {steps} {counted}; {short_path(path)}"
     )
     every = [point for plan in plans for point in plan.settings.points]
     for name in dict.fromkeys(name for point in every for name in point):
         values = dict.fromkeys(point[name] for point in every if name in point)
         print(f"members of one program: {name} = {', '.join(map(shown, values))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
-    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices", "steps")
+    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices")
     static = dict.fromkeys(name for program in found for name in program.static)
     for name in ("program", *static):
         table.add_column(name)
-    for name in numbers:
+    for name in (*numbers, *(["steps"] if unit == "steps" else [])):
         table.add_column(name, justify="right")
     for program in found:
         plan, each = program.plan, state_bytes(program.plan)
@@ -152,7 +156,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
             size(each * plan.members),
             str(plan.layout.width),
             f"{plan.layout.devices} {device_kind()}",
-            compact(plan.total_steps * plan.members),
+            *([compact(plan.total * plan.members)] if unit == "steps" else []),
         )
     print_line(table)
 
@@ -160,17 +164,14 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
 # --- its folder ----------------------------------------------------------------------------------
 
 
-def _config(request: requests.Request, found: Sequence[Program]) -> dict[str, Any]:
+def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
     """What decides the results of a sweep, and so names it."""
     swept = {name: {} for name in request.sweep}
     for program in found:
         for point in program.plan.settings.points:
             for name, value in (program.static | point).items():
                 swept[name][json.dumps(value)] = value  # in order, each once
-    runs = [
-        {"folder": p.folder, "values": p.static, "config": p.plan.settings.identity()}
-        for p in found
-    ]
+    runs = [{"folder": p.folder, "values": p.static, "config": p.plan.identity} for p in found]
     swept = {name: list(values.values()) for name, values in swept.items()}
     return files.plain({"agent": request.agent, "sweep": swept, "programs": runs})
 
@@ -179,16 +180,7 @@ def _open(
     processes: Processes, path: Path, config: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
     """The leader makes or opens the folder of a sweep; its summary where that is complete."""
-    error = ""
-    if processes.leads:
-        try:
-            _make(path, config, overwrite)
-        except OSError as problem:
-            error = f"{path} cannot be the folder of a sweep: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := processes.broadcast(error):
-        raise UserError(error)
+    open_together(processes, path, "sweep", lambda: _make(path, config, overwrite))
     summary = path / "summary.json"
     complete = processes.broadcast_int(int(summary.is_file()))
     return json.loads(summary.read_text(encoding="utf-8")) if complete else None
@@ -197,32 +189,12 @@ def _open(
 def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
     file = path / "sweep.json"
-    if file.is_file():
+    if overwrite and file.is_file():
         known = read_sweep(path)
-        if not overwrite:
-            _compare(path, known, config)
-            return
         (path / "summary.json").unlink(missing_ok=True)
         for each in known["programs"]:
             shutil.rmtree(path / Path(each["folder"]).name, ignore_errors=True)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} holds files but no sweep.json: this is not the folder of a sweep")
-    context = {"versions": provenance.versions(), "git": provenance.git_hash(), "command": sys.argv}
-    files.write_json(file, config | {"context": context})
-
-
-def _compare(path: Path, known: dict[str, Any], config: dict[str, Any]) -> None:
-    there, here = known["sweep"], config["sweep"]
-    told = "settings that are not swept differ"
-    for name in here | there:
-        old, new = there.get(name, "absent"), here.get(name, "absent")
-        if old != new:
-            told = f"{name} is {old} there and {new} here"
-            break
-    if any(known[name] != config[name] for name in config):
-        raise UserError(
-            f"{path} holds another sweep: {told}; choose another folder, or overwrite it"
-        )
+    open_record(file, "sweep", config, {}, overwrite)
 
 
 def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:

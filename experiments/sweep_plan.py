@@ -19,10 +19,13 @@ import numpy as np
 from jaxrl import envs
 from jaxrl.envs.wrappers import with_params
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments import agents, options, requests
+from jaxrl.experiments import agents
 from jaxrl.experiments.console import label, shown
-from jaxrl.experiments.options import Settings
-from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.requests import Request
+from jaxrl.experiments.restore import prepare, settle
+from jaxrl.experiments.settings import Settings, canonical
+from jaxrl.experiments.values import read_value
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 
@@ -35,7 +38,7 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def programs(request: requests.Request, processes: Processes = ALONE) -> list[Program]:
+def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     """The programs of a sweep, planned; nothing is compiled.
 
     Raises:
@@ -44,15 +47,14 @@ def programs(request: requests.Request, processes: Processes = ALONE) -> list[Pr
     if not request.sweep:
         raise UserError("nothing is swept; say what, as in --sweep agent.lr=1e-4,3e-4")
     module = agents.load(request.agent)
-    set_too = requests.option_names(request.words) & set(request.sweep)
+    set_too = set(canonical(module, request.options)) & set(request.sweep)
     if set_too:
         raise UserError(f"{min(set_too)} is swept and also set")
     rest = {name: values for name, values in request.sweep.items() if name != "env"}
     found = []
     for env in request.sweep.get("env", [None]):
         static = {} if env is None else {"env": env}
-        given = [*request.words, *(requests.option("env", env) if env else [])]
-        own = request._replace(words=given, sweep=rest)
+        own = request.replace(static)._replace(sweep=rest)
         found += _of_one_env(own, module, processes, static, len(found))
     seen = [program.static for program in found]
     for static in seen:
@@ -62,22 +64,18 @@ def programs(request: requests.Request, processes: Processes = ALONE) -> list[Pr
 
 
 def _of_one_env(
-    request: requests.Request,
-    module: ModuleType,
-    processes: Processes,
-    static: dict[str, Any],
-    first: int,
+    request: Request, module: ModuleType, processes: Processes, static: dict[str, Any], first: int
 ) -> list[Program]:
     """The programs in one environment, which `static` names if there are several."""
-    base = options.parse(request.agent, module, request.words)
-    given = options.env_options(base.options.env_options)
-    if "env_options" in requests.option_names(request.words):
+    base = settle(request.agent, request.options)
+    given = base.options.env_options
+    if "env_options" in request.options:
         for name in given:
             if f"env.{name}" in request.sweep:
                 raise UserError(f"env.{name} is swept and also set")
     # With one value of each of its options, since it may not be made without.
-    pairs = [f"{n[4:]}={v[0]}" for n, v in request.sweep.items() if n.startswith("env.")]
-    env = envs.make(base.options.env, **given | options.env_options(pairs))
+    chosen = {n[4:]: read_value(v[0]) for n, v in request.sweep.items() if n.startswith("env.")}
+    env = envs.make(base.options.env, **given | chosen)
     columns = {
         name: _traced(name, values, env)
         for name, values in request.sweep.items()
@@ -89,11 +87,10 @@ def _of_one_env(
     fixed = {name: values for name, values in request.sweep.items() if name not in columns}
     found = []
     for combination in itertools.product(*fixed.values()):
-        chosen = dict(zip(fixed, combination, strict=True))
-        settings, typed = _with_static(request, module, chosen, points)
+        settings, typed = _with_static(request, dict(zip(fixed, combination, strict=True)), points)
         own = static | typed
         try:
-            plan = make_plan(settings, processes)
+            plan = prepare(settings, processes)
         except UserError as error:
             raise UserError(f"{label(own)}: {error}" if own else str(error)) from None
         found.append(Program(_folder(first + len(found), own), own, plan))
@@ -121,60 +118,42 @@ def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
     values = []
     for text in texts:
         if part == "env":
-            (value,) = options.env_options([f"{field}={text}"]).values()
+            value = read_value(text)
             with_params(env, **{field: value})  # refuses what does not fit
             kind = np.asarray(env.params[field]).dtype.kind
             values.append(float(value) if kind == "f" else value)
             continue
-        try:
-            values.append(float(text))
-        except ValueError:
-            raise UserError(f"{name}: {text!r} is no number") from None
-        if np.isnan(values[-1]):
-            raise UserError(f"{name} must be a number, not nan")
+        values.append(number(name, text))
     for value, count in collections.Counter(values).items():
         if count > 1:
             raise UserError(f"{name} is {shown(value)} twice")
     return values
 
 
+def number(name: str, text: str) -> float:
+    """A value of a hyperparameter; UserError for what is no number."""
+    try:
+        found = float(text)
+    except ValueError:
+        raise UserError(f"{name}: {text!r} is no number") from None
+    if np.isnan(found):
+        raise UserError(f"{name} must be a number, not nan")
+    return found
+
+
 def _with_static(
-    request: requests.Request,
-    module: ModuleType,
-    chosen: Mapping[str, str],
-    points: tuple[dict[str, Any], ...],
+    request: Request, chosen: Mapping[str, str], points: tuple[dict[str, Any], ...]
 ) -> tuple[Settings, dict[str, Any]]:
-    """The settings with these static values, as the command line reads them, and the values."""
-    extra, pairs, config = [], {}, module.Config()
-    for name, text in chosen.items():
-        part, _, field = name.partition(".")
-        if part == "agent":
-            extra += requests.option(name, _typed(name, text, getattr(config, field)))
-        else:
-            pairs[field] = text
-    settings = options.parse(request.agent, module, [*request.words, *extra])
-    kept = [w for w in settings.options.env_options if w.partition("=")[0] not in pairs]
-    pairs = [f"{field}={text}" for field, text in pairs.items()]
-    its = dataclasses.replace(settings.options, env_options=(*kept, *pairs))
-    read = options.env_options(pairs)
+    """The settings with these static values, and the values as they have been read."""
+    of_agent = {name: text for name, text in chosen.items() if name.startswith("agent.")}
+    settings = settle(request.agent, request.replace(of_agent).options)
+    of_env = {name: read_value(text) for name, text in chosen.items() if name not in of_agent}
+    pairs = settings.options.env_options | {n[4:]: value for n, value in of_env.items()}
+    its = dataclasses.replace(settings.options, env_options=pairs)
     typed = {
-        name: getattr(settings.cfg, field) if part == "agent" else read[field]
-        for name in chosen
-        for part, _, field in [name.partition(".")]
+        name: of_env[name] if name in of_env else getattr(settings.cfg, name[6:]) for name in chosen
     }
     return dataclasses.replace(settings, options=its, points=points), typed
-
-
-def _typed(name: str, text: str, old: Any) -> Any:
-    """A text as the kind of value it replaces: a switch, a list (64x64 or [64, 64]), or itself."""
-    if isinstance(old, bool):
-        if text not in ("true", "false"):
-            raise UserError(f"{name} is true or false, not {text!r}")
-        return text == "true"
-    if isinstance(old, tuple):
-        inner = text.replace("x", ",") if re.fullmatch(r"\d+(x\d+)*", text) else text.strip("[]()")
-        return [each.strip() for each in inner.split(",") if each.strip()]
-    return text
 
 
 def _folder(index: int, static: Mapping[str, Any]) -> str:

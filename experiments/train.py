@@ -6,17 +6,40 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxrl.errors import UserError
-from jaxrl.experiments import bases, jax_setup, train_loop
+from jaxrl.experiments import compare_bases, train_loop
 from jaxrl.experiments.console import device_kind, plural, short_path, size
-from jaxrl.experiments.options import Settings
-from jaxrl.experiments.plan import Plan, make_plan, place, state_bytes
+from jaxrl.experiments.plan import Plan, place, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
+from jaxrl.experiments.requests import from_call
+from jaxrl.experiments.restore import digests_of, prepare, settle
+from jaxrl.experiments.run_folders import open_together
+from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, files, records
 from jaxrl.runs.plots import compact
 from jaxrl.runs.processes import Processes, join
+
+
+def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
+    """What `jaxrl train` does, from Python. Every option of the command line is a keyword.
+
+        run("pqn", env="CartPole-v1", seeds=8, agent={"lr": 3e-4}, out="runs/x")
+
+    Args:
+      agent: its name, or its module.
+      env: the environment's name.
+      options: `agent` is a mapping of the agent's own settings, `env_options` one of those of the
+        environment.
+
+    Returns:
+      What is in summary.json.
+
+    Raises:
+      UserError: what cannot be met, before anything is compiled or written.
+    """
+    request = from_call(agent, {"env": env, **options})
+    return train(settle(request.agent, request.options))
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -25,14 +48,13 @@ def train(settings: Settings) -> dict[str, Any]:
     A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
     """
-    jax_setup.start()
-    options, identity = settings.options, settings.identity()
+    options, own = settings.options, identity(settings, digests_of(settings.options))
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
-    name = records.default_name(settings.agent, options.env, identity)
+    name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
     if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
         # Told at once: making the environment may take seconds.
-        run = _open(processes, path, identity)
+        run = _open(processes, path, own)
         if run.finished:
             summary = run.summary() or {}
             if processes.leads:
@@ -40,19 +62,17 @@ def train(settings: Settings) -> dict[str, Any]:
                     f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
                 )
             return summary
-    ready = make_plan(settings, processes)
+    ready = prepare(settings, processes)
     member_bytes = state_bytes(ready)
     first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    run = _open(processes, path, identity, context(ready), options.overwrite)
+    run = _open(processes, path, own, context(ready), options.overwrite)
     # A continued run keeps the tile width it began with, since another one changes the bits.
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, processes)
     ready = ready._replace(layout=layout, ranges=ranges)
-    display = Display(
-        ready.total_steps * ready.members, silent=not processes.leads, unit=ready.unit
-    )
+    display = Display(ready.total * ready.members, silent=not processes.leads, unit=ready.unit)
     for line in describe(ready, member_bytes, path):
         display.say(line)
     with run.lock() if processes.leads else contextlib.nullcontext():
@@ -61,33 +81,24 @@ def train(settings: Settings) -> dict[str, Any]:
             summary = files.plain(summarise(ready, run, **times))  # as it is read back
             draw_run(run)
             run.write_summary(summary)
-            told = bases.table(summary["bases"]) if "bases" in summary else result(summary)
+            told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
             display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
     processes.all_true(True)  # until the leader has written
     return run.summary() or {}
 
 
 def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
-    """The leader opens the folder, or all fail alike."""
-    run, error = records.RunDir(path.resolve()), ""
-    if processes.leads:
-        try:
-            run = records.open_run(path, *args)
-        except OSError as problem:  # a file in its place, no permission
-            error = f"{path} cannot be the folder of a run: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := processes.broadcast(error):
-        raise UserError(error)
-    return run if processes.leads else run.as_found()
+    """The folder of the run, which the leader makes or opens; see `records.open_run`."""
+    run = open_together(processes, path, "run", lambda: records.open_run(path, *args))
+    return run or records.RunDir(path.resolve()).as_found()
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
     """What is about to run."""
     settings, layout = ready.settings, ready.layout
     updates = sum(stage.updates for stage in ready.program.stages)
-    steps = compact(ready.total_steps * ready.members)
-    told = f" = {steps} environment steps" if ready.unit == "steps" else ""
+    steps = ready.env_steps(*ready.end) * ready.members
+    told = f" = {compact(steps)} environment steps" if steps else ""
     of_each = f"{plural(len(settings.points), 'point')} x {plural(settings.options.seeds, 'seed')}"
     return [
         f"{settings.agent} on {settings.options.env}: {plural(ready.members, 'member')}"

@@ -34,7 +34,7 @@ class Within(NamedTuple):
       adapt, select: change the population between chunks, see `jaxrl.drive.Hooks`.
       members: (stage, update) -> the members of this process that a run which has come so far goes
         on with.
-      done: (stage, update) -> environment steps of all members so far.
+      done: (stage, update) -> `Plan.progress` of all members so far.
     """
 
     built: drive.Built
@@ -43,16 +43,11 @@ class Within(NamedTuple):
     members: Callable[[int, int], np.ndarray] | None = None
     done: Callable[[int, int], int] | None = None
 
-    def env_steps(self, ready: Plan, stage: int, step: int) -> int:
+    def progress(self, ready: Plan, stage: int, step: int) -> int:
         """Of all members together, up to this update."""
         if self.done is not None:
             return self.done(stage, step)
-        return ready.env_steps(stage, step) * ready.members
-
-
-def end(ready: Plan) -> tuple[int, int]:
-    """(last stage, its updates)."""
-    return len(ready.program.stages) - 1, ready.program.stages[-1].updates
+        return ready.progress(stage, step) * ready.members
 
 
 def run(
@@ -91,7 +86,7 @@ def run(
         times = _Times(found.meta if found else {}, display)
         if found is not None:
             at = found.meta["stage"], found.meta["step"]
-            display.begin_at(within.env_steps(ready, *at))
+            display.begin_at(within.progress(ready, *at))
             display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
             resume = drive.assemble(ready.program, *at, found.parts, (first, last))
         writer = None
@@ -147,13 +142,13 @@ def run(
                 index |= {"update": report.step, "env_steps": steps}
                 folder.write_part(f"{stage:02d}-{report.step:010d}-{first:07d}", index | columns)
                 if writer is not None:
-                    writer.write(steps, columns)
+                    writer.write(ready.progress(stage, report.step), columns)
             if report.snapshot is not None:
                 order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
                 saved = time.perf_counter()
-            done = within.env_steps(ready, stage, report.step)
+            done = within.progress(ready, stage, report.step)
             display.advance(done, None if columns is None else shown(columns))
             if report.snapshot is not None and decision > 0:
                 shards.wait()

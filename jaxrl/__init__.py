@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxrl.api import TrainedPolicy, policy
     from jaxrl.envs import make
     from jaxrl.errors import UserError
-    from jaxrl.experiments.load import load
+    from jaxrl.experiments.restore import load
     from jaxrl.experiments.search import search
     from jaxrl.experiments.sweep import sweep
     from jaxrl.experiments.train import run
@@ -53,7 +53,7 @@ _HOMES = {
     "run": "jaxrl.experiments.train",
     "sweep": "jaxrl.experiments.sweep",
     "search": "jaxrl.experiments.search",
-    "load": "jaxrl.experiments.load",
+    "load": "jaxrl.experiments.restore",
     "TrainedPolicy": "jaxrl.api",
     "UserError": "jaxrl.errors",
     "Program": "jaxrl.program",

@@ -117,11 +117,21 @@ def tile_width(members: int, devices: int, platform: str, acting: bool = True) -
     return math.ceil(each / math.ceil(each / limit))
 
 
-def layout(members: int, devices: Sequence[Any] | None = None, width: int | None = None) -> Layout:
+def layout(
+    members: int,
+    devices: Sequence[Any] | None = None,
+    width: int | None = None,
+    acting: bool = True,
+) -> Layout:
     """The layout for `members` over the devices of this process; those beyond the members stay
-    unused."""
+    unused.
+
+    Args:
+      width: members per tile; by default that of `tile_width`, which takes `acting`.
+      acting: whether any stage of the program steps environments.
+    """
     devices = list(devices or jax.local_devices())
-    width = width or tile_width(members, len(devices), devices[0].platform)
+    width = width or tile_width(members, len(devices), devices[0].platform, acting)
     devices = devices[: math.ceil(members / width)]
     return Layout(Mesh(np.array(devices), (AXIS,)), width)
 

@@ -98,8 +98,8 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
         if self.evaluate is not None and len(self.chunks) < self.evals:
             raise UserError(
-                f"evals={self.evals}: stage {self.name!r} of {self.updates} updates has room for "
-                f"{len(self.chunks)} evaluations at most"
+                f"evals={self.evals} exceeds the {len(self.chunks)} that {self.updates} updates of "
+                f"stage {self.name!r} allow: pass --evals {len(self.chunks)} or fewer"
             )
         if self.name in RESERVED:
             raise ValueError(f"no stage can be called {self.name!r}, the name of another input")

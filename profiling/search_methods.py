@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from jaxrl import drive, population
-from jaxrl.experiments import load, search
+from jaxrl.experiments import restore, search
 from jaxrl.experiments.plan import make_plan
 from jaxrl.experiments.search import study
 from jaxrl.runs import records
@@ -73,10 +73,10 @@ def once(task: Task, method: str, seed: int, out: Path) -> tuple[float, float, i
     found = run(task, METHODS[method], seed, out)
     trial = study.best(study.read_study(out), 1)[0]
     folder, row = records.RunDir(out / trial.user_attrs["run"]), trial.user_attrs["row"]
-    settings = load.settings_of(folder)
+    settings = restore.settings_of(folder)
     options = dataclasses.replace(settings.options, eval_episodes=EPISODES)
     ready = make_plan(dataclasses.replace(settings, options=options))
-    state = load.restore(ready, folder, (row, row + 1))
+    state = restore.read_state(ready, folder, (row, row + 1))
     key, layout = jax.random.key(1000 + seed), population.layout(1)
     episodes = drive.evaluate(ready.program, layout, state, key, {}, ids=ready.seeds[row : row + 1])
     return float(episodes.returns.mean()), found["best"]["value"], found["env_steps"]

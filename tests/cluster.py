@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.experiments import load
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments import restore
 from jaxrl.runs import records
 
 # Eight members in tiles of two: what two and four devices compute is the same to the last bit.
@@ -111,7 +110,7 @@ def outcome(
 ) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """The final state of some members, leaf by leaf, and all metrics."""
     run = records.RunDir(out.resolve())
-    state = load.restore(make_plan(load.settings_of(run)), run, members)
+    state = restore.read_state(restore.prepare(restore.settings_of(run)), run, members)
     assert state.step == 400
     leaves = [
         np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)

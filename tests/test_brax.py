@@ -13,7 +13,6 @@ from jaxrl import envs
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import brax as adapter
 from jaxrl.envs.wrappers import sticky_actions, strong, time_limit
-from jaxrl.experiments.options import env_options
 from jaxrl.rollout import rollout
 from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
 
@@ -329,7 +328,7 @@ def test_hide():
 
 
 def test_options_of_every_environment():
-    options = env_options(["hide=[1,3]", "sticky=0.25", "max_steps=9"])
+    options = {"hide": [1, 3], "sticky": 0.25, "max_steps": 9}
     env = envs.make("CartPole-v1", **options)
     registry.check_env(env)
     assert env.spec.obs_shape == (2,) and env.spec.max_steps == 9

@@ -399,7 +399,7 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
     capsys.readouterr()
     base = ["--base", str(narrow)]
     cases = [
-        ([], "cdsa builds on trained runs; which? As in: --base runs/NAME"),
+        ([], "cdsa builds on trained runs: pass --base runs/NAME"),
         (["--base", str(none)], f"{none} is not the folder of a run"),
         (["--base", str(empty)], f"{empty} has no checkpoint yet"),
         ([*base, "--seeds", "4"], f"{narrow} has 3 members"),

@@ -17,8 +17,20 @@ import yaml
 from jaxrl.drive import Report
 from jaxrl.envs import names
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, options, report, summary, train_loop
+from jaxrl.experiments import (
+    agents,
+    cli,
+    jax_setup,
+    report,
+    settings,
+    summary,
+    train,
+    train_loop,
+    values,
+)
 from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import files, records
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
@@ -180,6 +192,12 @@ BAD = {
     "report no run": (["report", "files"], "files", "config.json"),
     "report half a config": (["report", "half"], "half", "config.json"),
     "report option": (["report", "files", "--uot", "x.png"], "--uot", "'--out'"),
+    "report csv without value": (["report", "files", "--csv", "--out", "x.png"], "--csv needs a"),
+    "eval of jaxrl 0.1": (["eval", "old"], "old was made by jaxrl 0.1", "this version"),
+    "out of jaxrl 0.1": ([*TRAIN, "--out", "old"], "made by jaxrl 0.1"),
+    "agent's file": (["train", "nowhere.py", "--env", "probe:obs"], "no file nowhere.py"),
+    "env's file": ([*NAMED, "nowhere.py:env"], "no file 'nowhere.py'"),
+    "env-options, name=": ([*NAMED, "CartPole-v1", "--env-options", "name=x"], "'name'"),
     "list nothing": (["list"], "list what"),
     "list": (["list", "agent"], "agents", "envs"),
     "list two": (["list", "envs", "agents"], "list what"),
@@ -207,6 +225,7 @@ def furnished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("files", "notes.txt", "kept"),
         ("half", "config.json", '{"config": '),
         ("another", "config.json", "[]"),
+        ("old", "config.json", '{"config": {"agent": "pqn"}, "context": {"width": 1}}'),
     ):
         (folder / name).mkdir()
         (folder / name / file).write_text(text)
@@ -247,8 +266,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_folder_of_another_configuration(
     words: list[str], field: str, jaxrl: Callable[..., Outcome], folder: Path
 ) -> None:
-    first = options.parse("pqn", agents.load("pqn"), TRAIN[2:])
-    records.open_run("taken", first.identity(), {"width": 1})
+    first = resolve("pqn", tokenise(TRAIN[2:])[1])
+    records.open_run("taken", identity(first, {}), {"width": 1})
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
     Path("taken/summary.json").write_text('{"finished": true}')  # also when that run is finished
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
@@ -257,12 +276,12 @@ def test_folder_of_another_configuration(
 def test_an_open_folder_forbids_nothing_incidental(folder: Path) -> None:
     """Where it writes, how often and on what devices do not make it another run."""
     words = ["--devices", "2", "--keep=3", "--tensorboard", "--out", "x", "--checkpoint-seconds=1"]
-    parse = lambda *words: options.parse("pqn", agents.load("pqn"), [*TRAIN[2:], *words])
-    assert parse(*words, "--overwrite").identity() == parse().identity()
+    parse = lambda *words: resolve("pqn", tokenise([*TRAIN[2:], *words])[1])
+    assert identity(parse(*words, "--overwrite"), {}) == identity(parse(), {})
 
 
 def test_bad_input_where_there_is_only_ascii(tmp_path: Path) -> None:
-    """The frame that tyro draws around its complaint depends on the terminal."""
+    """The line is ASCII whatever it says."""
     env = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     outcome = process(*TRAIN, "--seeds", "many", cwd=tmp_path, **env)
     is_refused(outcome, "--seeds", "'many'", "INT")
@@ -332,8 +351,30 @@ def test_help_names_every_command(jaxrl: Callable[..., Outcome]) -> None:
 def test_help_of_an_agent(jaxrl: Callable[..., Outcome]) -> None:
     outcome = jaxrl("train", "pqn", "--help")
     assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith("usage: jaxrl train pqn --env ENV [options]\n")
     for word in ("--env", "(required)", "--seeds", "--agent.lr", "--agent.hidden", "(default: 1)"):
         assert word in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "own"), [("sweep", "--dry-run, --no-dry-run"), ("search", "--trials INT")]
+)
+def test_help_has_the_options_of_the_command(
+    command: str, own: str, jaxrl: Callable[..., Outcome]
+) -> None:
+    """Every option with its help; with --env, defaults are those of the preset."""
+    outcome = jaxrl(command, "pqn", "--env", "CartPole-v1", "--help")
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith(f"usage: jaxrl {command} pqn --env ENV")
+    assert own in outcome.out
+    known = settings.known_fields(agents.load("pqn"))
+    chosen = settings.preset_values("pqn", agents.load("pqn"), "CartPole-v1", "auto")
+    assert chosen
+    words = outcome.out.split()
+    for name in known:
+        assert values.spelled(name) in {word.strip(",") for word in words}
+    text = " ".join(words)
+    assert f"(default: {chosen['agent.total_steps']})" in text
 
 
 def test_lists(jaxrl: Callable[..., Outcome]) -> None:
@@ -358,12 +399,12 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     file = tmp_path / "pqn.yaml"
     file.write_text(yaml.safe_dump(known))
-    monkeypatch.setattr(options, "PRESETS", tmp_path)
+    monkeypatch.setattr(settings, "PRESETS", tmp_path)
     return file
 
 
-def parse(*words: str) -> options.Settings:
-    return options.parse("pqn", agents.load("pqn"), words)
+def parse(*words: str) -> Settings:
+    return resolve("pqn", tokenise(words)[1])
 
 
 def test_command_line_over_preset_over_default(presets: Path) -> None:
@@ -393,7 +434,10 @@ def test_presets_by_name(presets: Path) -> None:
 
 @pytest.mark.parametrize(
     ("env", "message"),
-    [("probe:limit", "'sedes', did you mean 'seeds'"), ("probe:cue", "'hiden'.*'hidden'")],
+    [
+        ("probe:limit", "of probe:limit: .*--sedes, did you mean '--seeds'"),
+        ("probe:cue", "--agent.hiden.*'--agent.hidden'"),
+    ],
 )
 def test_preset_with_a_slip(presets: Path, env: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -402,13 +446,13 @@ def test_preset_with_a_slip(presets: Path, env: str, message: str) -> None:
 
 @pytest.mark.parametrize("agent", agents.AGENTS)
 def test_presets_that_come_with_jaxrl(agent: str) -> None:
-    file = options.PRESETS / f"{agent}.yaml"
+    file = settings.PRESETS / f"{agent}.yaml"
     known = yaml.safe_load(file.read_text()) if file.is_file() else {}
     for name in known:
         task = name.partition("/")[0]
         env = task if task in dict(names.names()) else "probe:obs"
-        settings = options.parse(agent, agents.load(agent), ["--env", env, "--preset", name])
-        assert settings.options.env == env and settings.agent == agent
+        found = resolve(agent, {"env": env, "preset": name})
+        assert found.options.env == env and found.agent == agent
 
 
 def test_a_setting_has_one_spelling_of_its_name(presets: Path) -> None:
@@ -416,8 +460,84 @@ def test_a_setting_has_one_spelling_of_its_name(presets: Path) -> None:
     assert parse("--env", "probe:obs", "--agent.num_envs", "3", "--eval_episodes=4") == dashes
 
 
+def test_spellings_with_ize(presets: Path) -> None:
+    own = ["--env", "probe:obs", "--env-options", "normalize_obs=true"]
+    assert parse(*own).options.env_options == {"normalise_obs": True}
+    found = resolve("pqn_continuous", {"env": "probe:aim", "agent": {"normalize_obs": True}})
+    assert found.cfg.normalise_obs
+    line = tokenise(["--env=probe:aim", "--no-normalize-obs"])[1]
+    assert not resolve("pqn_continuous", line).cfg.normalise_obs
+
+
+def test_a_call_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same settings and the same errors, with a name or a module for the agent."""
+    monkeypatch.setattr(train, "train", lambda settings: settings)
+    line = parse("--env", "probe:match", "--seeds", "3", "--lr", "0.5", "--hidden", "8", "8")
+    given = {"env": "probe:match", "seeds": 3, "agent": {"lr": np.float32(0.5), "hidden": [8, 8]}}
+    assert train.run("pqn", **given) == line
+    assert train.run(agents.load("pqn"), **given) == line
+    with pytest.raises(UserError, match="--agent.lrr, did you mean '--agent.lr'"):
+        train.run("pqn", env="probe:match", agent={"lrr": 1})
+    with pytest.raises(UserError, match="--seeds takes INT, not 'three'"):
+        train.run("pqn", env="probe:match", seeds="three")
+
+
+def test_a_call_leaves_jax_as_it_is(tmp_path: Path) -> None:
+    """Also where devices are in use already; the command would have changed their number."""
+    code = """
+import jax
+devices, before = jax.devices(), dict(jax.config.values)
+import jaxrl
+try:
+    jaxrl.run("pqn", env="probe:match", seeds=2, width=3)
+except ValueError as error:
+    print(error)
+assert jax.devices() == devices and dict(jax.config.values) == before
+"""
+    outcome = process(code=code, cwd=tmp_path, JAX_PLATFORMS="cpu")
+    assert outcome.out == "--width must be between 1 and 2, the members there are\n", outcome.err
+
+
+def test_the_command_leaves_what_is_set(tmp_path: Path) -> None:
+    code = """
+import jax
+from jaxrl.experiments import jax_setup
+jax_setup.start()
+print(jax.config.jax_default_matmul_precision, jax.config.jax_num_cpu_devices)
+"""
+    own = {"JAX_DEFAULT_MATMUL_PRECISION": "high", "JAX_NUM_CPU_DEVICES": "3"}
+    assert process(code=code, cwd=tmp_path, **own).out == "high 3\n"
+
+
+def test_own_agents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the current directory, a file anywhere, and an attribute of either."""
+    (folder / "below").mkdir()
+    for file in ("own_agent.py", "below/other_agent.py"):
+        (folder / file).write_text("from jaxrl.agents import pqn\nfrom jaxrl.agents.pqn import *\n")
+    own = agents.load("pqn").Config
+    for name in ("own_agent", "own_agent.py", "own_agent:pqn", "below/other_agent.py:pqn"):
+        agents.check_name(name)
+        assert agents.load(name).Config is own
+    for name in ("own_agent", "other_agent"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its config.json, of which options take the place."""
+    seen: list[Settings] = []
+    monkeypatch.setattr(train, "train", seen.append)
+    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "inf", "--env-options", "max_steps=3"]
+    made = parse(*asked)
+    records.open_run("made", identity(made, {}), {"width": 1})
+    assert cli.main(["train", "made/config.json"]) == 0
+    assert cli.main(["train", "made/config.json", "--seeds", "5", "--lr=1"]) == 0
+    assert seen[0] == made
+    assert (seen[1].options.seeds, seen[1].hp.lr, seen[1].cfg) == (5, 1.0, made.cfg)
+
+
 def test_env_options_are_values_not_text() -> None:
-    read = options.env_options(["a=1", "b=1e-4", "c=true", "d=[1, 2]", "e=x=y", "f=-.5", "g="])
+    line = ["a=1", "b=1e-4", "c=true", "d=[1, 2]", "e=x=y", "f=-.5", "g="]
+    read = parse("--env", "probe:obs", "--env-options", *line).options.env_options
     assert read == {"a": 1, "b": 1e-4, "c": True, "d": [1, 2], "e": "x=y", "f": -0.5, "g": None}
     assert isinstance(read["a"], int)
 
@@ -442,14 +562,14 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
-    settings = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
-    run = records.open_run(path, settings.identity(), {"width": 1})
+    own = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
+    run = records.open_run(path, identity(own, {}), {"width": 1})
     for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
         step = {"update": chunk, "env_steps": 100 * chunk}
         columns = {"return": np.array(y), "finite": np.array(sound)}
         index = {"stage": "agent", "member": np.arange(3)} | step
         run.write_part(f"00-{chunk:010d}", index | columns)
-    return make_plan(settings)
+    return make_plan(own)
 
 
 def finish(path: Path, ready: Plan) -> dict:
@@ -463,6 +583,7 @@ def test_a_failed_member_has_no_return() -> None:
     class Evals(NamedTuple):
         returns: np.ndarray = np.array([[1.0, 3.0], [9.0, 9.0]])
         lengths: np.ndarray = np.array([[1, 3], [9, 9]])
+        measured: dict[str, np.ndarray] = {}
 
     metrics = {"finite": np.array([1.0, 0.0]), "loss": np.array([0.1, np.nan])}
     columns = train_loop.metrics_of(Report("agent", 1, metrics, Evals(), None))

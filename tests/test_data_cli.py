@@ -117,10 +117,16 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
         (["make", "--level", "random"], "which environment and level?"),
         (["make", "CartPole-v1"], "which environment and level?"),
         (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),
-        (["make", "CartPole-v1", "--level", "random", "--steps", "0"], "--steps takes"),
+        (
+            ["make", "CartPole-v1", "--level", "random", "--steps", "0"],
+            "--steps must be at least 1, not '0'",
+        ),
         (["make", "CartPole-v1", "--level", "good"], "medium-replay, medium-expert, expert; not"),
         (["make", "maze:umaze", "--level", "medium"], "random, play, diverse, expert; not"),
-        (["make", "maze:umaze", "--level", "play", "--seeds", "2"], "mazes take --seed N"),
+        (
+            ["make", "maze:umaze", "--level", "play", "--seeds", "2"],
+            "unknown option --seeds, did you mean '--seed'",
+        ),
         (["make", "maze:huge", "--level", "play"], "maze:huge"),
         (["make", "maze:umaze", "--level", "play,random", "--out", "a.npz"], "2 levels need"),
     ],

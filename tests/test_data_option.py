@@ -15,8 +15,10 @@ import pytest
 import jaxrl
 from jaxrl import envs
 from jaxrl.envs import datasets
-from jaxrl.experiments import agents, cli, jax_setup, options
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.settings import resolve
 
 AIM = envs.make("probe:aim").spec
 TRAIN = ["train", "bc", "--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4"]
@@ -48,7 +50,7 @@ def run(capsys: Any, *words: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("agent", "env", "data", "told"),
     [
-        ("bc", "probe:aim", "", "jaxrl: bc learns from data; which? As in: --data FILE\n"),
+        ("bc", "probe:aim", "", "jaxrl: bc needs a dataset: pass --data FILE\n"),
         ("pqn", "probe:match", "aim.npz", "jaxrl: pqn learns by acting and takes no --data\n"),
         ("bc", "probe:aim", "none.npz", "jaxrl: none.npz cannot be read: No such file"),
         ("bc", "Pendulum-v1", "aim.npz", "jaxrl: aim.npz: obs"),
@@ -68,7 +70,7 @@ def test_agents_get_the_extras_that_they_name(agent: str, leaves: int) -> None:
     """Such as states of the simulator, which the observations of DMSD tell."""
     fixture = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
     words = ["--env", "dmsd", "--data", str(fixture)]
-    ready = make_plan(options.parse(agent, agents.load(agent), words))
+    ready = prepare(resolve(agent, tokenise(words)[1]))
     found = ready.inputs["data"].extras
     assert len(found.get("state", ())) == leaves
     assert "expert" in ready.meta["reference"]

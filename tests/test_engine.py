@@ -173,7 +173,7 @@ def test_members_learn_a_shared_model_alike() -> None:
 def test_more_evaluations_than_a_stage_has_room_for() -> None:
     """Refused where there is something to evaluate; one more look at the metrics harms nobody."""
     _, stage = toys.ROWS["refreshed source"]().stages  # refreshed every 2 of 11 updates
-    with pytest.raises(UserError, match="evals=7: stage 'agent' of 11 updates has room for 6"):
+    with pytest.raises(UserError, match="evals=7 exceeds the 6 that 11 updates"):
         dataclasses.replace(stage, evals=7)
     assert len(dataclasses.replace(stage, evals=7, evaluate=None).chunks) == 6
 

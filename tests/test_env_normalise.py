@@ -18,7 +18,6 @@ from jaxrl.envs.normalise import normalised_observations, normalised_rewards
 from jaxrl.envs.wrappers import hide, sticky_actions, time_limit
 from jaxrl.evaluate import evaluator, running
 from jaxrl.experiments.data.collect import showing
-from jaxrl.experiments.options import env_options
 from jaxrl.exploration import random_policy
 from jaxrl.program import MemberState, Stage, eval_key, evaluate_fn
 from jaxrl.rollout import rollout
@@ -240,7 +239,7 @@ def test_wrappers_around_pass_on_what_outlives_episodes(bare: Any) -> None:
 
 
 def test_options() -> None:
-    options = env_options(["normalise_obs=true", "normalise_reward=0.99", "hide=[1]", "sticky=0.5"])
+    options = {"normalise_obs": True, "normalise_reward": 0.99, "hide": [1], "sticky": 0.5}
     for name in ("CartPole-v1", "probe:cue"):
         env = envs.make(name, **(options if name == "CartPole-v1" else options | {"hide": []}))
         registry.check_env(env)

@@ -48,7 +48,7 @@ def modules(folder: str) -> list[Path]:
 
 
 def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
-    """(dotted name, whether inside a function) of everything that a module imports."""
+    """(dotted name, whether in a function or for types alone) of all that a module imports."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, late) for alias in node.names)
@@ -57,7 +57,8 @@ def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[str, bool]]:
             yield from ((f"{node.module}.{alias.name}", late) for alias in node.names)
         else:
             function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from imports(node, late or function)
+            typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            yield from imports(node, late or function or typing)
 
 
 def layer(name: str) -> str | None:
@@ -77,7 +78,7 @@ def violations(source: str, path: str) -> list[str]:
         if folder in ("jaxrl", "runs", "agents") and name.split(".")[0] in SIMULATORS:
             found.append(name)
         to = layer(name)
-        if path == "jaxrl/__init__.py" and late and to == "experiments":
+        if path == "jaxrl/__init__.py" and late and to in ("experiments", "envs"):
             continue
         if folder == to == "agents":
             other = name.removeprefix("jaxrl.agents.").split(".")[0]
@@ -126,7 +127,65 @@ def test_the_check_sees(path: str, source: str) -> None:
     assert violations(source, path)
     allowed = "import brax_tools\nfrom jaxrl.types import Env\nimport numpy.random"
     assert not violations(allowed, path)
-    assert not violations("def f():\n    from jaxrl.experiments import load", "jaxrl/__init__.py")
+    assert not violations("def f():\n    from jaxrl.experiments import train", "jaxrl/__init__.py")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of experiments that a file of it imports, also inside functions.
+
+    A package is imported with each of its modules, but by its own.
+    """
+    package, found = "jaxrl.experiments.", set()
+    own = path.relative_to(ROOT / "experiments").parts[:-1]
+    for name, _ in imports(ast.parse(path.read_text())):
+        parts = name.removeprefix(package).split(".") if name.startswith(package) else []
+        for count in range(len(parts), 0, -1):
+            file = ROOT / "experiments" / "/".join(parts[:count])
+            if file.with_suffix(".py").is_file():
+                found.add("/".join(parts[:count]))
+            elif (file / "__init__.py").is_file() and tuple(parts[:count]) != own:
+                found.add("/".join([*parts[:count], "__init__"]))
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What imports itself by way of others."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = set(graph[start])
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo |= graph.get(name, set())
+        return seen
+
+    return [name for name in graph if name in reached(name)]
+
+
+def test_no_circle_inside_experiments() -> None:
+    """Imports inside functions count: they must not hide one."""
+    paths = modules("experiments")
+    name = lambda path: path.relative_to(ROOT / "experiments").with_suffix("").as_posix()
+    graph = {name(path): imported(path) for path in paths}
+    assert "settings" in graph["plan"] and "search/__init__" in graph["cli"]
+    assert not circles(graph)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def test_only_the_command_line_imports_late_inside_experiments() -> None:
+    """Its help must not wait for JAX; elsewhere a late import would hide a circle."""
+    for path in modules("experiments"):
+        own = [name for name, late in imports(ast.parse(path.read_text())) if late]
+        own = [name for name in own if name.startswith("jaxrl.")]
+        assert not own or path == ROOT / "experiments/cli.py", (path, own)
+
+
+def test_only_command_lines_configure_jax() -> None:
+    callers = {path for path in modules("experiments") if "jax_setup.start()" in path.read_text()}
+    studies = set((ROOT / "experiments/studies").glob("*.py"))
+    assert callers - studies == {ROOT / "experiments/cli.py"}
 
 
 def test_agents_load_no_simulator(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup
-from jaxrl.experiments.load import load, restore, settings_of
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments.restore import load, prepare, read_state, settings_of
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
 from jaxrl.program import check_shared, train
@@ -327,7 +326,7 @@ def test_kinds_of_experience(module: Any) -> None:
         names = [stage.name for stage in program.stages]
         assert names == ([expected[kind]] if kind in expected else []) + ["agent"]
         assert all(stage.shared for stage in program.stages[:-1])
-        result = jax.eval_shape(train(program), jax.random.key(0), hp, inputs)
+        result = jax.eval_shape(train(program), jax.random.key(0), hp, None, inputs)
         assert ("synthetic_log_prob" in result.metrics["agent"]) == (names[0] == "diffusion")
 
 
@@ -364,8 +363,8 @@ def jaxrl(*words: str) -> None:
 def finished(path: str) -> tuple[Any, dict[str, Any]]:
     """What a run has learned: its first member's agent, and finished stages."""
     run = RunDir(Path(path).resolve())
-    ready = make_plan(settings_of(run))
-    state = restore(ready, run, (0, 1))
+    ready = prepare(settings_of(run))
+    state = read_state(ready, run, (0, 1))
     return state.member.learner, state.results
 
 
@@ -391,7 +390,7 @@ def test_a_model_serves_other_runs(
 
     jaxrl("data", "make", "dmsd", "--from-diffusion", "second", "--steps", "7", "--out", "new.npz")
     data = datasets.load("new.npz")
-    t, spec = data.transitions, make_plan(settings_of(RunDir(Path("second").resolve()))).env.spec
+    t, spec = data.transitions, prepare(settings_of(RunDir(Path("second").resolve()))).env.spec
     datasets.check(data, spec)
     assert len(t.reward) == 7 and t.start[0] and data.meta["reference"]
     again = np.flatnonzero(~t.start)  # rows that go on

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl.experiments import agents, cli, options
+from jaxrl.experiments import agents, cli
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.settings import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +23,7 @@ SETUP = [
     "&& jaxrl train pqn --env CartPole-v1 --seeds 8",
     'python3 -m venv .venv && . .venv/bin/activate && pip install -e ".[test]" && pytest',
 ]
-LINES = {"my_env.py": 20, "my_loop.py": 25, "my_policy.py": 10}
+LINES = {"my_seeds.py": 10, "my_env.py": 20, "my_loop.py": 25, "my_policy.py": 5}
 SMALL = ["--seeds=4", "--agent.total-steps=512", "--agent.num-envs=4", "--agent.num-steps=16"]
 SMALL += ["--agent.hidden", "8", "--evals=1", "--eval-episodes=2"]
 
@@ -64,19 +66,27 @@ def folder(tmp_path: Path) -> Path:
     """A folder with the programs, of which the long one is shortened."""
     for name, text in programs().items():
         text, count = re.subn(r"total_steps=[\d_]+, hidden=\(64, 64\)", SHORT, text)
-        assert count == (name == "my_loop.py")
+        assert count == (name in ("my_loop.py", "my_seeds.py"))
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
 def test_length() -> None:
-    assert len(README.splitlines()) <= 190
+    assert len(README.splitlines()) <= 210
 
 
 def test_programs_are_as_short_as_is_said() -> None:
     sizes = {name: len(re.findall(r"^.*\S", text, re.M)) for name, text in programs().items()}
     assert sizes.keys() == LINES.keys()
     assert {name: size for name, size in sizes.items() if size > LINES[name]} == {}
+
+
+def test_seeds_as_one_program(folder: Path) -> None:
+    """The first program: one return per seed, and a policy."""
+    code = "from my_seeds import *; print(act(result.returns[:5, 0, :4] * 0))"
+    *returns, actions = python(folder, "-c", code).splitlines()
+    assert len(" ".join(returns).strip("[]").split()) == 8
+    assert re.fullmatch(r"\[([01] ){4}[01]\]", actions)
 
 
 def test_own_loop(folder: Path) -> None:
@@ -97,7 +107,7 @@ def test_own_environment_and_trained_agent(folder: Path) -> None:
     shown = python(folder, "-c", "from my_policy import *; print(action, action.dtype)")
     assert re.fullmatch(r"\[([012] ){4}[012]\] int32\n", shown)
     files = {path.name for path in (folder / "runs/gusts").glob("[!.]*")}
-    table = README.partition("In it lie:")[2].split("\n\n")[1]
+    table = README.partition("It contains:")[2].split("\n\n")[1]
     told = re.findall(r"`([\w.-]+)[/`]", table)
     assert set(told) == files
 
@@ -111,7 +121,7 @@ def test_commands_exist() -> None:
         words = shlex.split(text.removeprefix("jaxrl "))
         assert words[0] in cli.COMMANDS, text
         if words[0] == "train" and "ENV" not in words and "--help" not in words:
-            options.parse(words[1], agents.load(words[1]), words[2:])
+            resolve(words[1], tokenise(words[2:])[1])
     for name in cli.COMMANDS:
         assert f"`jaxrl {name} " in README
 

@@ -147,7 +147,7 @@ def test_new_resumed_finished(tmp_path: Path) -> None:
     assert (run.resumed, run.finished) == (False, False)
     again = open_run(path, CONFIG, {"width": 8, "versions": provenance.versions()})
     assert (again.resumed, again.finished) == (True, False)
-    assert again.config() == {"config": plain(CONFIG), "context": {"width": 4}}
+    assert again.config() == {"format": 2, "config": plain(CONFIG), "context": {"width": 4}}
     assert run.summary() is None
     run.write_summary({"finished": False, "iqm": np.float32("nan")})
     assert open_run(path, CONFIG).finished is False

@@ -10,8 +10,8 @@ import tiny
 
 from jaxrl.envs import draw, make
 from jaxrl.envs.names import EnvError
-from jaxrl.experiments.load import Loaded
 from jaxrl.experiments.render import episode
+from jaxrl.experiments.restore import Loaded
 from jaxrl.types import Agent
 
 

@@ -36,8 +36,10 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
 import jaxrl
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import agents, cli, jax_setup, load, options, train_loop
-from jaxrl.experiments.plan import Plan, make_plan
+from jaxrl.experiments import cli, jax_setup, restore, train_loop
+from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.settings import identity, resolve
 from jaxrl.program import evaluate_fn
 from jaxrl.runs import records
 
@@ -148,7 +150,7 @@ def inside(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def state_of(path: Path) -> list[np.ndarray]:
     """Every array of the last checkpoint; of keys, their data."""
     opened = records.RunDir(path)
-    state = load.restore(make_plan(load.settings_of(opened)), opened)
+    state = restore.read_state(restore.prepare(restore.settings_of(opened)), opened)
     leaves = [x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state)]
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in leaves]
@@ -283,12 +285,12 @@ def test_finished_run_says_so_and_does_nothing(lab: Path, whole: tuple[Path, str
 
 
 def test_settings_come_back(inside: Path, whole: tuple[Path, str]) -> None:
-    made = options.parse("pqn", agents.load("pqn"), WORDS[2:])
-    found = load.settings_of(records.RunDir(whole[0]))
-    assert found.identity() == made.identity()
+    made = resolve("pqn", tokenise(WORDS[2:])[1])
+    found = restore.settings_of(records.RunDir(whole[0]))
+    assert identity(found, {}) == identity(made, {})
     assert (found.cfg, found.hp, found.agent) == (made.cfg, made.hp, "pqn")
     assert found.options == made.options
-    name = records.default_name("pqn", "mine:walk", found.identity())
+    name = records.default_name("pqn", "mine:walk", identity(found, {}))
     assert whole[0].name == name
 
 
@@ -311,8 +313,8 @@ def test_loaded_member_plays_the_last_evaluation_again(
     member = 1
     policy, state, hp = jaxrl.load(whole[0], member)
     opened = records.RunDir(whole[0])
-    ready = make_plan(load.settings_of(opened))
-    saved = load.restore(ready, opened)
+    ready = restore.prepare(restore.settings_of(opened))
+    saved = restore.read_state(ready, opened)
     assert (saved.stage, saved.step) == (0, UPDATES)
     own = jax.tree.map(lambda x: x[member], saved.member)._replace(learner=state)
     own.hp.agent = hp

@@ -15,11 +15,11 @@ import numpy as np
 import optuna
 import pytest
 
-from jaxrl import drive, evolution
+from jaxrl import drive
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup, load, requests, search
-from jaxrl.experiments.plan import Plan, make_plan
-from jaxrl.experiments.search import loop, report, slots, study
+from jaxrl.experiments import cli, jax_setup, requests, restore, search
+from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.search import loop, pbt, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
@@ -236,7 +236,7 @@ def test_a_grid_is_gone_through_once(formula: list[dict[str, Any]]) -> None:
 
 
 def test_static_values_are_those_of_a_slot(formula: list[dict[str, Any]]) -> None:
-    ranges = ["--range", "agent.lr=log:1e-4:1e-1", "agent.num_steps=4,8,16"]
+    ranges = ["--range", "agent.lr=log:1e-4:1e-1", "agent.num_steps=2,4,8"]
     own = asked_for(without="agent.num-steps")
     asked = [*own, *ranges, "--trials", "16", "--batch", "8", "--programs", "2"]
     search.run(requests.read("search", [*asked, "--out", "it"]))
@@ -257,7 +257,7 @@ def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
     assert [trial.params for trial in results()][:4] == before
     asked = ["search", *ASKED, "--trials", "8", "--batch", "4", "--out", "it"]
     assert cli.main([*asked, *RANGE[:2]]) == 2
-    assert "it holds another search: agent.lam is lin:0:1 there and absent here" in (
+    assert 'it holds another search: range.agent.lam is "lin:0:1" there and absent here' in (
         capsys.readouterr().err
     )
     assert cli.main([*asked, *RANGE, "--seeds", "3"]) == 2
@@ -335,7 +335,7 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = study.best(study.read_study(Path("it")), 1)
     for result, trial in zip(found["confirmed"], best, strict=True):
         assert (result["trial"], result["values"]) == (trial.number, trial.params)
-    confirmed = [load.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
+    confirmed = [restore.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
     assert {(x.options.seed, x.options.seeds) for x in confirmed} == {(2, 4)}
     # What a bandit takes is one of the trials, and known to it by episodes of its own.
     assert found["bandit"]["trial"] in [trial.number for trial in trials]
@@ -416,7 +416,8 @@ def test_halving_computes_no_tile_without_a_survivor(
     made, run = drive.drive, []
 
     def watched(*args: Any, **more: Any) -> Iterator[Any]:
-        for each in made(*args, **more | {"snapshot": lambda stage, step, last: True}):
+        hooks = more["hooks"]._replace(snapshot=lambda stage, step, last: True)
+        for each in made(*args, **more | {"hooks": hooks}):
             run.append(each)
             yield each
 
@@ -471,7 +472,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
     ends = np.array([list(trial.user_attrs["final"].values()) for trial in trials])
     starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
     assert found["importance"] == {} and (ends != starts).any()
-    state = load.restore(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
+    state = restore.read_state(plan_of(folder / "it/000"), records.RunDir(folder / "it/000"))
     np.testing.assert_allclose(state.member.hp.agent.lr[::2], ends[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(state.member.hp.agent.lr[::2], state.member.hp.agent.lr[1::2])
 
@@ -483,7 +484,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return spread(*args)
 
-    monkeypatch.setattr(evolution, "truncation", stop)
+    monkeypatch.setattr(pbt, "truncation", stop)
     with pytest.raises(KeyboardInterrupt):
         search.run(requests.read("search", [*asked, "--out", "other"]))
     again = search.run(requests.read("search", [*asked, "--out", "other"]))
@@ -494,7 +495,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
 
 
 def plan_of(path: Path) -> Plan:
-    return make_plan(load.settings_of(records.RunDir(path)))
+    return restore.prepare(restore.settings_of(records.RunDir(path)))
 
 
 # --- processes -----------------------------------------------------------------------------------

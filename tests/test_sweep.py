@@ -18,9 +18,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, load, options, requests, sweep, train
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments import cli, jax_setup, requests, restore, sweep, train
 from jaxrl.experiments.requests import Request, expand
+from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import files, records
 
 SMALL = [
@@ -102,8 +102,8 @@ LINE = [
 ]
 
 
-def settled(request: Request) -> tuple[options.Settings, dict[str, list[str]]]:
-    return options.parse("pqn", agents.load("pqn"), request.words), request.sweep
+def settled(request: Request) -> tuple[Settings, dict[str, list[str]]]:
+    return resolve("pqn", request.options), request.sweep
 
 
 def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
@@ -113,11 +113,11 @@ def test_a_file_a_line_and_a_call_say_the_same(folder: Path) -> None:
         "env": "mine:walk",
         "env-options": {"noise": 0.5, "max_steps": None, "hide": (1,)},
         "sweep": {"agent.gamma": (0.9, 0.99), "agent.num_steps": [4, 8], "env.max_steps": 3},
-        "agent": {"name": "pqn", "hidden": (8, 8), "lr": 1e-3, "num_envs": 4},
+        "agent": {"hidden": (8, 8), "lr": 1e-3, "num_envs": 4},
         **{"seeds": 3, "overwrite": True, "devices": None},
     }
     assert settled(requests.read("sweep", ["it.yaml"])) == settled(line)
-    assert settled(requests.from_mapping(call, "the call")) == settled(line)
+    assert settled(requests.from_call("pqn", call)) == settled(line)
     assert line.sweep == {
         "agent.gamma": ["0.9", "0.99"],
         "agent.num_steps": ["4", "8"],
@@ -133,12 +133,15 @@ def test_the_line_wins_over_the_file(folder: Path) -> None:
     assert (settings.options.seeds, settings.options.overwrite) == (2, False)
     assert (settings.cfg.num_steps, settings.cfg.hidden) == (16, (8, 8))
     assert set(swept) == {"agent.gamma", "agent.lr", "env.noise", "env.max_steps"}
-    assert not [word for word in request.words if word.startswith(("--agent.lr", "noise="))]
+    assert "agent.lr" not in request.options and settings.options.env_options == {
+        "max_steps": None,
+        "hide": [1],
+    }
 
 
 def test_train_takes_a_file_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "it.yaml").write_text(FILE.partition("sweep:")[0])
-    seen: list[options.Settings] = []
+    seen: list[Settings] = []
     monkeypatch.setattr(train, "train", seen.append)
     assert cli.main(["train", "it.yaml", "--agent.lr", "0.5"]) == 0
     (settings,) = seen
@@ -170,8 +173,8 @@ def test_traced_values_are_members_and_static_ones_programs(folder: Path) -> Non
         assert (plan.hp.agent.gamma == np.float32(plan.settings.hp.gamma)).all()
     # Whoever does not sweep is who it was: names of runs stay.
     settings = dataclasses.replace(found[0].plan.settings, points=({},))
-    assert "points" not in settings.identity()
-    assert found[0].plan.settings.identity()["points"][1] == {"agent.lr": 1e-3, "env.noise": 1.0}
+    assert "points" not in identity(settings, {})
+    assert found[0].plan.identity["points"][1] == {"agent.lr": 1e-3, "env.noise": 1.0}
 
 
 def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
@@ -193,8 +196,8 @@ def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
 def test_points_come_back_from_a_run(folder: Path) -> None:
     (program,) = parts("pqn", *TINY, "--sweep", "agent.max_grad_norm=1,inf", "agent.lr=0.1")
     settings = program.plan.settings
-    run = records.open_run(folder / "run", settings.identity(), {"width": 1})
-    assert load.settings_of(run).points == settings.points
+    run = records.open_run(folder / "run", identity(settings, {}), {"width": 1})
+    assert restore.settings_of(run).points == settings.points
     assert settings.points[1] == {"agent.max_grad_norm": np.inf, "agent.lr": 0.1}
 
 
@@ -264,7 +267,7 @@ BAD = {
     "tuple": ([*MATCH, "--sweep", "agent.hidden=8x8,8xx8"], "--agent.hidden", "8xx8"),
     "switch": (
         ["pqn_continuous", "--env", "probe:aim", "--sweep", "agent.normalise_obs=on"],
-        "agent.normalise_obs is true or false",
+        "--agent.normalise-obs is true or false",
         "'on'",
     ),
     "choice": (
@@ -338,7 +341,7 @@ def quick_compiler() -> Iterator[None]:
 
 def states_of(run: records.RunDir) -> dict[str, np.ndarray]:
     """Every number [P, ...] of the last checkpoint; of keys, the data."""
-    state = load.restore(make_plan(load.settings_of(run)), run).member
+    state = restore.read_state(restore.prepare(restore.settings_of(run)), run).member
     state = state._replace(key=jax.random.key_data(state.key))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
@@ -358,7 +361,7 @@ def test_a_sweep_from_end_to_end(
     done: list[Any] = []
     real: Callable[..., Any] = train.train
 
-    def once(settings: options.Settings) -> Any:
+    def once(settings: Settings) -> Any:
         if done:
             raise KeyboardInterrupt
         done.append(settings)
@@ -386,7 +389,7 @@ def test_a_sweep_from_end_to_end(
     assert cli.main([*asked, "--sweep", "agent.lam=0.1"]) == 2
     assert "agent.lam is absent there and [0.1] here" in capsys.readouterr().err
     assert cli.main([*asked, "--agent.gamma", "0.5"]) == 2
-    assert "settings that are not swept differ" in capsys.readouterr().err
+    assert "settings.gamma is 0.99 there and 0.5 here" in capsys.readouterr().err
 
     assert cli.main(asked) == 0
     told = capsys.readouterr().out
@@ -415,11 +418,11 @@ def test_a_sweep_from_end_to_end(
     assert cli.main(asked) == 0
     assert "it is finished: best on mine:walk: " in capsys.readouterr().out
     with pytest.raises(UserError, match="a sweep of 2 runs"):
-        load.load("it")
+        restore.load("it")
     opened = records.RunDir(second)
-    found = load.settings_of(opened).identity()
+    found = identity(restore.settings_of(opened), {})
     assert files.plain(found) == opened.config()["config"]
-    assert float(load.load(second, member=3).hp.lr) == np.float32(1e-1)
+    assert float(restore.load(second, member=3).hp.lr) == np.float32(1e-1)
 
     # A member is what a run of its own is, bit for bit: seed 1 of the first rate in the second.
     alone = ["--agent.num-steps=8", "--agent.lr=1e-3", "--env-options", "noise=0.2"]
@@ -440,8 +443,8 @@ def test_a_sweep_from_end_to_end(
 def test_overwrite_removes_what_was_swept_and_nothing_else(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(settings: options.Settings) -> Any:
-        records.open_run(settings.options.out or "", settings.identity())
+    def stop(settings: Settings) -> Any:
+        records.open_run(settings.options.out or "", identity(settings, {}))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", stop)

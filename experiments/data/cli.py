@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
+from jaxrl.experiments.data import collect, generate
+from jaxrl.experiments.requests import tokenise
+from jaxrl.experiments.values import Words, fields_of, fill, take
 from jaxrl.runs.files import atomic_write
 from jaxrl.runs.plots import COLOURS, compact
 
@@ -33,12 +37,40 @@ example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
 
 
-def main(words: list[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Options of `jaxrl data info`."""
+
+    out: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeOptions:
+    """Options of `jaxrl data make`, beside those of training."""
+
+    level: str = ""
+    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    agent: str | None = None
+    out: Path = Path("data")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionOptions:
+    """Options of `jaxrl data make --from-diffusion`."""
+
+    from_diffusion: Path
+    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    out: Path | None = None
+
+
+def main(words: Sequence[str]) -> None:
     """One of the commands below, with its words."""
     if {"-h", "--help"} & set(words):
         print(USAGE, end="")
         return
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str], dict[str, Words]], None]] = {
         "info": _info,
         "convert": _convert,
         "make": _make,
@@ -48,117 +80,79 @@ def main(words: list[str]) -> None:
         raise UserError(
             f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
         )
-    commands[words[0]](words[1:])
+    single = [*fields_of(MakeOptions), *fields_of(DiffusionOptions)]
+    commands[words[0]](*tokenise(words[1:], single))
 
 
-def _info(words: list[str]) -> None:
-    out = _take(words, "--out")
-    if len(words) != 1:
+def _info(paths: list[str], given: dict[str, Words]) -> None:
+    own = fill(InfoOptions, given)
+    if len(paths) != 1:
         raise UserError("which dataset? As in: jaxrl data info data.npz")
-    path = Path(words[0])
+    path = Path(paths[0])
     data = datasets.load(path)
-    picture = Path(out) if out else path.with_suffix(".png")
+    picture = own.out or path.with_suffix(".png")
     for line in describe(data):
         print(line)
     draw(picture, data)
     print(picture)
 
 
-def _convert(words: list[str]) -> None:
-    if len(words) != 2:
+def _convert(paths: list[str], given: dict[str, Words]) -> None:
+    if len(paths) != 2 or given:
         raise UserError("from where to where? As in: jaxrl data convert data.hdf5 data.npz")
-    source, target = map(Path, words)
-    if target.exists():
-        raise UserError(f"{target} is there already")
+    source, target = map(Path, paths)
+    _check_free(target)
     data = datasets.load(source)
     datasets.save(target, data)
     print(f"{target}: {len(data.transitions.reward):,} rows")
 
 
-def _make(words: list[str]) -> None:
-    run = _take(words, "--from-diffusion")
-    if run is not None:
-        return _make_synthetic(run, words)
-    level, steps, agent = (_take(words, flag) for flag in ("--level", "--steps", "--agent"))
-    out = Path(_take(words, "--out") or "data")
-    if not words or words[0].startswith("-") or not level:
+def _make(envs: list[str], given: dict[str, Words]) -> None:
+    if "from_diffusion" in given:
+        return _make_synthetic(envs, given)
+    own, rest = take(MakeOptions, given)
+    if len(envs) != 1 or not own.level:
         raise UserError(
             "which environment and level? As in: jaxrl data make Pendulum-v1 --level medium "
             "--steps 20000"
         )
-    env, *rest = words
+    (env,) = envs
     names.check_name(env)
-    count = _whole(steps or "100000", "--steps", 1)
-    levels = level.split(",")
-    files = {each: out / f"{env.replace(':', '-')}-{each}-{count}.npz" for each in levels}
-    if out.suffix in (".npz", ".hdf5"):
+    levels = own.level.split(",")
+    files = {x: own.out / f"{env.replace(':', '-')}-{x}-{own.steps}.npz" for x in levels}
+    if own.out.suffix in (".npz", ".hdf5"):
         if len(levels) > 1:
-            raise UserError(f"--out {out} is one file: {len(levels)} levels need a folder")
-        files = {level: out}
+            raise UserError(f"--out {own.out} is one file: {len(levels)} levels need a folder")
+        files = {own.level: own.out}
     for file in files.values():
-        if file.exists():
-            raise UserError(f"{file} is there already")
-
-    from jaxrl.experiments import jax_setup
-    from jaxrl.experiments.data import collect
-
-    jax_setup.start()
-    for each, data in collect.make(env, levels, count, agent, rest):
+        _check_free(file)
+    for each, data in collect.make(env, levels, own.steps, own.agent, rest):
         _keep(files[each], data)
 
 
-def _make_synthetic(run: str, words: list[str]) -> None:
-    flags = {"--steps": ("100000", 1), "--member": ("0", 0), "--seed": ("0", 0)}
-    count, member, seed = (
-        _whole(_take(words, flag) or default, flag, least)
-        for flag, (default, least) in flags.items()
-    )
-    out = _take(words, "--out")
-    if len(words) != 1 or words[0].startswith("-"):
+def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
+    own = fill(DiffusionOptions, given)
+    if len(envs) != 1:
         raise UserError(
             "which environment? As in: jaxrl data make dmsd --from-diffusion runs/NAME "
             "--steps 20000 --out data.npz"
         )
-    env = words[0]
+    (env,) = envs
     names.check_name(env)
-    file = Path(out or f"data/{env.replace(':', '-')}-synthetic-{count}.npz")
+    file = own.out or Path(f"data/{env.replace(':', '-')}-synthetic-{own.steps}.npz")
+    _check_free(file)
+    _keep(file, generate.make(env, own.from_diffusion, own.steps, own.member, own.seed))
+
+
+def _check_free(file: Path) -> None:
     if file.exists():
         raise UserError(f"{file} is there already")
-
-    from jaxrl.experiments import jax_setup
-    from jaxrl.experiments.data import generate
-
-    jax_setup.start()
-    _keep(file, generate.make(env, Path(run), count, member, seed))
 
 
 def _keep(file: Path, data: Dataset) -> None:
     """Writes a dataset, and says what it holds."""
     datasets.save(file, data)
     print("\n".join([str(file), *describe(datasets.load(file))]))
-
-
-def _whole(text: str, flag: str, least: int) -> int:
-    """A whole number, which may have _ between its digits."""
-    digits = text.replace("_", "")
-    if not digits.isdecimal() or int(digits) < least:
-        raise UserError(f"{flag} takes a whole number from {least} on, not {text!r}")
-    return int(digits)
-
-
-def _take(words: list[str], flag: str) -> str | None:
-    """The value of an option, taken out of the words."""
-    for i, word in enumerate(words):
-        if word.startswith(f"{flag}="):
-            del words[i]
-            return word.partition("=")[2]
-        if word == flag:
-            value = words[i + 1 : i + 2]
-            if not value or value[0].startswith("--"):
-                raise UserError(f"{flag} needs a value")
-            del words[i : i + 2]
-            return value[0]
-    return None
 
 
 # --- what a dataset holds ------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +28,10 @@ from jaxrl.envs import maze_walks
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import agents
-from jaxrl.experiments.options import Settings, parse
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.settings import Settings, resolve
+from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
 from jaxrl.runs import provenance
@@ -102,14 +103,21 @@ class Behaviour(NamedTuple):
     hp: PyTree = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class MazeOptions:
+    """What data of mazes take beside --level and --steps."""
+
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+
+
 def make(
-    env: str, levels: Sequence[str], steps: int, agent: str | None, words: list[str]
+    env: str, levels: Sequence[str], steps: int, agent: str | None, options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Dataset]]:
     """Yields (level, `Dataset` of `steps` rows) for each level.
 
     Args:
       agent: what is trained; by default SAC for boxes and PPO for discrete actions.
-      words: more options of training, as `jaxrl train` takes them.
+      options: more options of training, see `settings.resolve`; of mazes `seed` alone.
 
     Raises:
       UserError: a level that there is not, or a request that cannot be met; before training.
@@ -119,12 +127,13 @@ def make(
         if level not in known:
             raise UserError(f"{env} has the levels {', '.join(known)}; not {level!r}")
     if env.startswith("maze:"):
-        settings, seed = None, _seed(words)
+        training, seed = {}, fill(MazeOptions, options).seed
         behaviours = of_maze(env, levels)
     else:
-        settings = _settings(env, agent, words)
+        settings = _settings(env, agent, options)
         seed = settings.options.seed
-        behaviours = of_training(settings)
+        ready = prepare(settings)
+        behaviours, training = of_training(ready), {"training": ready.identity}
     key_random, key_expert, key_rows = jax.random.split(jax.random.key(seed), 3)
     reference = {
         "random": mean_return(behaviours["random"][0], key_random),
@@ -138,7 +147,7 @@ def make(
         "seed": seed,
         "versions": provenance.versions(),
         **action_bounds(behaviours["random"][0].actor.env.spec),
-        **({"training": settings.identity()} if settings else {}),
+        **training,
     }
     for level in levels:
         found = behaviours[level]
@@ -149,20 +158,12 @@ def make(
         yield level, Dataset(join(parts), meta | {"level": level})
 
 
-def _seed(words: list[str]) -> int:
-    if len(words) == 2 and words[0] == "--seed" and words[1].isdecimal():
-        return int(words[1])
-    if words:
-        raise UserError(f"mazes take --seed N beside --level and --steps, not {' '.join(words)}")
-    return 0
-
-
-def _settings(env: str, agent: str | None, words: list[str]) -> Settings:
+def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settings:
     """Of the training run behind the data."""
     if agent is None:
         discrete = isinstance(envs.make(env).spec.action, Discrete)
         agent = "ppo" if discrete else "sac"
-    return parse(agent, agents.load(agent), ["--env", env, *words])
+    return resolve(agent, {**options, "env": env})
 
 
 # --- who acts ------------------------------------------------------------------------------------
@@ -190,9 +191,9 @@ def at_random(env: Env) -> Behaviour:
     return Behaviour(Actor(showing(env), random_policy(env.spec.action)))
 
 
-def of_training(settings: Settings) -> dict[str, list[Behaviour]]:
+def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     """Snapshots of one training run, one per evaluation."""
-    ready = make_plan(settings)
+    settings = ready.settings
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data are made by one member of an agent that trains in one stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)

@@ -11,8 +11,7 @@ import numpy as np
 from jaxrl.agents import pgd
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
-from jaxrl.experiments import load
-from jaxrl.experiments.plan import make_plan
+from jaxrl.experiments import restore
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.runs import provenance
 from jaxrl.trajectories import DiffusionState, codec
@@ -28,13 +27,13 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
       UserError: no run of that environment with a finished diffusion model.
     """
     run = open_run_folder(path)
-    settings = load.settings_of(run)
+    settings = restore.settings_of(run)
     if settings.options.env != env:
         raise UserError(f"{path} was trained in {settings.options.env}, not in {env}")
-    ready = make_plan(settings)
+    ready = restore.prepare(settings)
     if not 0 <= member < ready.members:
         raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
-    state = load.restore(ready, run, (member, member + 1))
+    state = restore.read_state(ready, run, (member, member + 1))
     if "diffusion" not in state.results:
         raise UserError(f"{path} has not finished a diffusion model")
     cfg, spec = settings.cfg, ready.env.spec

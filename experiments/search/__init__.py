@@ -1,5 +1,6 @@
 """Hyperparameter search, `jaxrl search`."""
 
 from jaxrl.experiments.search.loop import run, search
+from jaxrl.experiments.search.options import Options
 
-__all__ = ["run", "search"]
+__all__ = ["Options", "run", "search"]

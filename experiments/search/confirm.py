@@ -11,10 +11,11 @@ import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.errors import UserError
-from jaxrl.experiments import load, train
+from jaxrl.experiments import restore, train
 from jaxrl.experiments.search import bandit, study
 from jaxrl.experiments.search.options import Options
 from jaxrl.experiments.search.space import Space
+from jaxrl.experiments.settings import identity
 from jaxrl.runs import records
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def confirm(
         traced = [{name: points[i][name] for name in space.traced} for i in rows]
         settings = space.settings(static, traced)
         its = settings.options
-        name = records.default_name("best", its.env, [settings.identity(), own.confirm_seeds])
+        name = records.default_name(
+            "best", its.env, [identity(settings, space.digests), own.confirm_seeds]
+        )
         fresh = dataclasses.replace(
             its,
             out=path / "confirm" / name,
@@ -57,7 +60,7 @@ def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
         raise UserError("--eval-budget: no trial has come to an end")
     returns, meta = {}, {}
     for run in dict.fromkeys(trial.user_attrs["run"] for trial in trials):
-        ready, episodes = load.evaluate(path / run, own.eval_budget, 0)
+        ready, episodes = restore.evaluate(path / run, own.eval_budget, 0)
         meta = ready.meta or {"env": ready.settings.options.env}
         for trial in trials:
             if trial.user_attrs["run"] == run:

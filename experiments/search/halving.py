@@ -21,10 +21,10 @@ import numpy as np
 
 from jaxrl import drive
 from jaxrl.experiments import train_loop
-from jaxrl.experiments.options import Settings
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import slots
 from jaxrl.experiments.search.slots import Engine, Outcome, members_of
+from jaxrl.experiments.settings import Settings
 from jaxrl.runs import records
 
 
@@ -67,7 +67,7 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
 
         def members(index: int, step: int) -> np.ndarray:
             """Those that a run goes on with which has come to `step` of stage `index`."""
-            passed = [end for end in nexts if end <= step and index == train_loop.end(ready)[0]]
+            passed = [end for end in nexts if end <= step and index == ready.end[0]]
             chosen = np.arange(trials)
             if passed and processes.leads:
                 # Of later chunks, some processes may have written their rows and others not.
@@ -79,13 +79,14 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             return kept[-1]
 
         def done(index: int, step: int) -> int:
-            if index < train_loop.end(ready)[0]:
-                return ready.env_steps(index, step) * ready.members
+            if index < ready.end[0]:
+                return ready.progress(index, step) * ready.members
             counts = [trials, *(min(trials, count) for count in nexts.values())]
             ends = [0, *nexts, stage.updates]
-            total = ready.env_steps(index, 0) * trials
+            total = ready.progress(index, 0) * trials
+            each = ready.progress(index, 1) - ready.progress(index, 0)  # of one update
             for (begin, end), count in zip(itertools.pairwise(ends), counts, strict=True):
-                total += count * ready.steps[-1] * max(min(end, step) - begin, 0)
+                total += count * each * max(min(end, step) - begin, 0)
             return total * seeds
 
         kept: list[np.ndarray] = []

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,14 +26,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, jax_setup, options, requests
 from jaxrl.experiments.console import plural
+from jaxrl.experiments.requests import Request, from_call
+from jaxrl.experiments.restore import settle
+from jaxrl.experiments.run_folders import open_record, open_together
 from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
-from jaxrl.runs import files, provenance, records
+from jaxrl.experiments.settings import identity
+from jaxrl.experiments.values import take
+from jaxrl.runs import files, records
 from jaxrl.runs.processes import Processes, join
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a quarter
 
 
-def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """What `jaxrl search` does, from Python. Every option of the command line is a keyword.
 
         search("pqn", env="CartPole-v1", seeds=4, trials=64, out="runs/x",
@@ -52,23 +55,19 @@ def search(name: str, /, *, range: Mapping[str, Any], **given: Any) -> dict[str,
     Returns:
       What is in summary.json.
     """
-    given["agent"] = {"name": name} | dict(given.get("agent", {}))
-    return run(requests.from_mapping(given | {"range": range}, "the call", "range"))
+    return run(from_call(agent, given | {"range": range}, "range"))
 
 
-def run(request: requests.Request) -> dict[str, Any]:
+def run(request: Request) -> dict[str, Any]:
     """Searches until all trials are done; returns the summary.
 
     Raises:
       UserError: what cannot be met, before anything is compiled or written.
     """
-    jax_setup.start()
-    prog = f"jaxrl search {request.agent}"
-    own, rest = options.take(Options, request.words, prog)
+    own, rest = take(Options, request.options)
     goal = objective(own)
-    request = request._replace(words=rest)
-    module = agents.load(request.agent)
-    its = options.parse(request.agent, module, rest).options
+    request = request._replace(options=rest)
+    its = settle(request.agent, rest).options
     processes = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
     space = read_space(request, processes)
     samplers.check(own.sampler, space)
@@ -194,7 +193,7 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
 def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     """What decides which trials are made and what they come to, and so names the search."""
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
-    its = dataclasses.replace(space.programs[0], points=({},)).identity()
+    its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
     return files.plain({"agent": agent, "range": searched, "search": how, "settings": its})
 
@@ -204,43 +203,10 @@ def _open(
 ) -> int:
     """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
     width that it has."""
-    error = ""
-    if processes.leads:
-        try:
-            width = _make(path, config, overwrite, width)
-        except OSError as problem:
-            error = f"{path} cannot be the folder of a search: {problem.strerror}"
-        except UserError as problem:
-            error = str(problem)
-    if error := processes.broadcast(error):
-        raise UserError(error)
-    return processes.broadcast_int(width)
-
-
-def _make(path: Path, config: dict[str, Any], overwrite: bool, width: int) -> int:
-    file = path / "search.json"
     if overwrite:
         raise UserError("a search is not overwritten; remove its folder, or choose another --out")
-    if file.is_file():
-        known = report.read_search(path)
-        for part in config:
-            there, here = known[part], config[part]
-            if there != here:
-                told = _difference(part, there, here)
-                raise UserError(f"{path} holds another search: {told}; choose another folder")
-        return known["context"]["width"]
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} holds files but no search.json: this is not that of a search")
-    context = {"versions": provenance.versions(), "git": provenance.git_hash(), "command": sys.argv}
-    files.write_json(file, config | {"context": context | {"width": width}})
-    return width
-
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    """The first setting, by name, that differs between two."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for each in here | there:
-            old, new = there.get(each, "absent"), here.get(each, "absent")
-            if old != new:
-                return _difference(each, old, new)
-    return f"{name} is {there} there and {here} here"
+    context, file = {"width": width}, path / "search.json"
+    known = open_together(
+        processes, path, "search", lambda: open_record(file, "search", config, context)
+    )
+    return processes.broadcast_int(known["context"]["width"] if known else width)

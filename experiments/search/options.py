@@ -13,11 +13,11 @@ from jaxrl.experiments.search.slots import Objective
 class Options:
     """Options of a search; `jaxrl train AGENT --help` shows the others, which it takes too."""
 
-    trials: int = 64
+    trials: int = dataclasses.field(default=64, metadata={"least": 1})
     """hyperparameter settings to try, each with --seeds seeds; more continue a search"""
-    batch: int = 64
+    batch: int = dataclasses.field(default=64, metadata={"least": 1})
     """trials that are proposed and trained at a time"""
-    programs: int = 4
+    programs: int = dataclasses.field(default=4, metadata={"least": 1})
     """programs that a batch may compile, where static settings are searched"""
     sampler: Literal["tpe", "cmaes", "qmc", "random", "grid"] = "tpe"
     """who proposes; cmaes needs the package of that name, grid a list for each setting"""
@@ -31,14 +31,14 @@ class Options:
     """over seeds: iqm, or cvar:SHARE for the mean of the worst of them"""
     halving: bool = False
     """stop the worst trials of a batch early: successive halving"""
-    eta: int = 4
+    eta: int = dataclasses.field(default=4, metadata={"least": 2})
     """one of so many trials goes on at each rung of --halving"""
     pbt: bool = False
     """population-based training: after each evaluation the worst quarter of a batch takes over
     weights and settings of the best, and varies the settings"""
     confirm: int = 0
     """the best trials to be trained again with fresh seeds"""
-    confirm_seeds: int = 32
+    confirm_seeds: int = dataclasses.field(default=32, metadata={"least": 1})
     """those seeds"""
     eval_budget: int = 0
     """episodes in which a bandit chooses among the trained policies"""
@@ -49,11 +49,6 @@ PHASES = ("trials", "confirm", "confirm_seeds", "eval_budget")  # more of them c
 
 def objective(own: Options) -> Objective:
     """The objective; UserError for options that cannot be met."""
-    for name in ("trials", "batch", "programs", "confirm_seeds"):
-        if getattr(own, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if own.eta < 2:
-        raise UserError("--eta must be at least 2")
     if own.halving and own.pbt:
         raise UserError("--halving and --pbt exclude each other")
     if own.pbt and (own.sampler not in ("random", "qmc") or own.confirm):

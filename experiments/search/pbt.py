@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive
-from jaxrl.experiments import load, train_loop
-from jaxrl.experiments.options import Settings
-from jaxrl.experiments.plan import Plan, hyper_table, make_plan
+from jaxrl.experiments import restore, train_loop
+from jaxrl.experiments.plan import Plan, hyper_table
 from jaxrl.experiments.search import slots
 from jaxrl.experiments.search.slots import Engine, Outcome, members_of
 from jaxrl.experiments.search.space import Range
+from jaxrl.experiments.settings import Settings
 from jaxrl.program import MemberState
 from jaxrl.runs import files, records
 from jaxrl.runs.processes import Processes
@@ -48,7 +48,7 @@ def evolve(
     def within(ready: Plan) -> train_loop.Within:
         def adapt(stage: int, state: MemberState, report: drive.Report) -> MemberState:
             columns = train_loop.metrics_of(report)
-            if columns is None or stage < train_loop.end(ready)[0]:
+            if columns is None or stage < ready.end[0]:
                 return state
             own = [columns["finite"], columns[objective.metric], *_units(state.hp, ranges).T]
             rows = np.stack([x[: len(columns["finite"])] for x in own], 1)
@@ -78,7 +78,7 @@ def evolve(
         return found
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     folder = records.RunDir(path)
-    state = load.restore(make_plan(load.settings_of(folder)), folder)
+    state = restore.read_state(restore.prepare(restore.settings_of(folder)), folder)
     units = _units(state.member.hp, ranges)[::seeds]
     columns = {name: each.values(units[:, i]) for i, (name, each) in enumerate(ranges.items())}
     final = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -141,6 +141,7 @@ def write_trials(book: Study, file: Path) -> None:
 def read_search(path: Path) -> dict[str, Any]:
     """search.json of a folder that has one."""
     known = read_json(path / "search.json")
+    records.check_format(path, known)
     if not {"agent", "range", "search", "settings", "context"} <= set(known):
         raise UserError(f"{path / 'search.json'} is not that of a search")
     return known

@@ -18,9 +18,10 @@ import numpy as np
 from jaxrl import drive
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import train_loop
-from jaxrl.experiments.options import Settings
-from jaxrl.experiments.plan import Plan, make_plan, state_bytes
+from jaxrl.experiments.plan import Plan, state_bytes
 from jaxrl.experiments.progress import Display
+from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.runs import device_memory, records, stats
 from jaxrl.runs.processes import Processes
@@ -125,10 +126,10 @@ def run(
     width = engine.width and min(engine.width, count)
     its = dataclasses.replace(settings.options, out=path, width=width)
     settings = dataclasses.replace(settings, options=its)
-    processes, identity = engine.processes, settings.identity()
-    ready = make_plan(settings, processes)
+    processes = engine.processes
+    ready = prepare(settings, processes)
     if processes.leads:
-        records.open_run(path, identity, context(ready))
+        records.open_run(path, ready.identity, context(ready))
     processes.all_true(True)
     folder = records.RunDir(path.resolve()).as_found()
     if not folder.finished:
@@ -136,7 +137,7 @@ def run(
         built = engine.built.setdefault((static, ready.members), {})
         changes = within(ready) if within is not None else train_loop.Within({})
         changes = changes._replace(built=built)
-        total = changes.env_steps(ready, *train_loop.end(ready))
+        total = changes.progress(ready, *ready.end)
         display = Display(total, silent=not processes.leads, unit=ready.unit)
         with folder.lock() if processes.leads else contextlib.nullcontext():
             times = train_loop.run(ready, folder, processes, display, changes)
@@ -174,7 +175,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
-    ready = make_plan(padded, engine.processes)
+    ready = prepare(padded, engine.processes)
     last = len(ready.program.stages) - 1
     state = drive.abstract_state(ready.program, ready.hp, ready.inputs, last).member
     known = ["return", "length", *state.metrics]

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, options, requests
+from jaxrl.experiments import agents
 from jaxrl.experiments.console import shown
-from jaxrl.experiments.options import Settings
+from jaxrl.experiments.requests import Request
+from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.sweep_plan import Program, programs
+from jaxrl.experiments.values import read_value
 from jaxrl.runs.processes import ALONE, Processes
 
 
@@ -73,11 +75,13 @@ class Space(NamedTuple):
       traced: may differ between the members of one program.
       static: each combination of values is a program of its own; choices are texts.
       programs: the settings of every combination, in the order of `combinations`.
+      digests: of the dataset and of earlier runs, see `settings.identity`.
     """
 
     traced: dict[str, Range]
     static: dict[str, Range]
     programs: list[Settings]
+    digests: dict[str, Any]
 
     @property
     def ranges(self) -> dict[str, Range]:
@@ -94,7 +98,7 @@ class Space(NamedTuple):
         return dataclasses.replace(settings, points=tuple(points))
 
 
-def read_space(request: requests.Request, processes: Processes = ALONE) -> Space:
+def read_space(request: Request, processes: Processes = ALONE) -> Space:
     """The space of a request; every combination of static values is planned, nothing is compiled.
 
     Raises:
@@ -108,7 +112,7 @@ def read_space(request: requests.Request, processes: Processes = ALONE) -> Space
     fixed = {field.name for field in dataclasses.fields(module.Config)}
     found, tried = {}, {}
     # Planned with one trial each, which may be fewer members than a tile of the search.
-    plan = request._replace(words=[*request.words, "--width=None"])
+    plan = request.replace({"width": None})
     for name, texts in request.sweep.items():
         found[name] = _range(name, texts)
         part, _, field = name.partition(".")
@@ -131,7 +135,8 @@ def read_space(request: requests.Request, processes: Processes = ALONE) -> Space
     for name, each in traced.items():
         if each.choices:
             traced[name] = Range(choices=tuple(_number(name, x) for x in each.choices))
-    return Space(traced, _typed(static, planned), [p.plan.settings for p in planned])
+    settings = [program.plan.settings for program in planned]
+    return Space(traced, _typed(static, planned), settings, planned[0].plan.digests)
 
 
 def _typed(static: Mapping[str, Range], programs: Sequence[Program]) -> dict[str, Range]:
@@ -163,7 +168,7 @@ def _range(name: str, texts: Sequence[str]) -> Range:
 
 
 def _number(name: str, text: str) -> float | bool:
-    (value,) = options.env_options([f"{name}={text}"]).values()
+    value = read_value(text)
     if not isinstance(value, bool | int | float) or math.isnan(value):
         raise UserError(f"{name}: {text!r} is no number")
     return value if isinstance(value, bool) else float(value)

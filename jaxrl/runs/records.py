@@ -32,6 +32,8 @@ from jaxrl.errors import UserError
 from jaxrl.runs import metrics
 from jaxrl.runs.files import atomic_write, plain, write_json
 
+FORMAT = 2  # of config.json, sweep.json and search.json; jaxrl 0.1 wrote no number
+
 
 class ConfigMismatch(UserError):
     """The folder holds a run with another configuration."""
@@ -149,14 +151,16 @@ def open_run(
     if not file.is_file() and any(x.name != ".lock" for x in path.iterdir()):
         raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
     if file.is_file() and not overwrite:
-        _compare(path, _load(file)["config"], config)
+        known = _load(file)
+        check_format(path, known)
+        check_same(path, "configuration", known["config"], config)
         found = RunDir(path).as_found()
         if not found.finished:
             with found.lock():
                 _remove_leftovers(path)
         return found
     with RunDir(path).lock():  # before anything of a run in progress is removed
-        _start(path, {"config": config, "context": context})
+        _start(path, {"format": FORMAT, "config": config, "context": context})
     return RunDir(path)
 
 
@@ -186,19 +190,35 @@ def _load(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error}") from None
 
 
-def _compare(path: Path, old: Any, new: Any) -> None:
-    there, here = dict(_fields("", old)), dict(_fields("", new))
-    for name in here | there:
-        a, b = there.get(name, "absent"), here.get(name, "absent")
+def check_format(path: Path, known: Mapping[str, Any]) -> None:
+    """Raises UserError for the JSON of a folder that another version of jaxrl has made.
+
+    What is not the JSON of a run at all is left to later checks.
+    """
+    made = known.get("format")
+    if made == FORMAT or not {"config", "sweep", "search"} & set(known):
+        return
+    by = "jaxrl 0.1" if made is None else "another version of jaxrl"
+    raise UserError(f"{path} was made by {by} and cannot be read by this version")
+
+
+def check_same(path: Path, what: str, there: Any, here: Any) -> None:
+    """Raises ConfigMismatch, with the first field that differs, where a folder holds another `what`
+    than is asked for; both are JSON."""
+    old, new = dict(_fields("", there)), dict(_fields("", here))
+    for name in new | old:
+        a, b = old.get(name, "absent"), new.get(name, "absent")
         if a != b:
             raise ConfigMismatch(
-                f"{path} holds another configuration: {name} is {a} there and {b} here; "
+                f"{path} holds another {what}: {name} is {a} there and {b} here; "
                 "choose another folder, or overwrite it"
             )
 
 
 def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
-    """The leaves of nested JSON: (dotted name, value as JSON text)."""
+    """Leaves of nested JSON under dotted names; values as text."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {str(index): each for index, each in enumerate(value)}
     if isinstance(value, dict) and value:
         return [x for k, v in value.items() for x in _fields(f"{name}.{k}" if name else k, v)]
     return [(name, json.dumps(value))]

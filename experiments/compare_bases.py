@@ -1,70 +1,14 @@
-"""Trained runs that an agent builds on (`--base RUN`): read, checked, and compared with it."""
+"""CDSA's comparison: every corrected policy beside the base policy that it corrects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxrl.errors import UserError
-from jaxrl.experiments.run_folders import count_members, open_run_folder
-from jaxrl.policies import Trained
+from jaxrl.experiments.plan import Plan
 from jaxrl.runs import stats
-from jaxrl.types import Agent, Policy
-
-if TYPE_CHECKING:
-    from jaxrl.experiments.options import Options
-    from jaxrl.experiments.plan import Plan
-
-
-class Bases(NamedTuple):
-    """The base runs: how each acts, and what it has learnt."""
-
-    policies: tuple[Policy, ...]
-    trained: tuple[Trained, ...]  # leaves [M, ...], M the first members of the run
-
-
-def read(options: Options, data: str) -> Bases:
-    """The runs of `--base`, of whose members there are at least those asked for.
-
-    Args:
-      data: the hash of the dataset that all of them have to come from.
-
-    Raises:
-      UserError: a run of another environment or dataset, of too few members, or without policies.
-    """
-    found = [_read(path, options, data) for path in options.base]
-    return Bases(tuple(policy for policy, _ in found), tuple(trained for _, trained in found))
-
-
-def _read(path: Path, options: Options, data: str) -> tuple[Policy, Trained]:
-    from jaxrl.experiments import load
-    from jaxrl.experiments.plan import (
-        make_plan,
-    )
-
-    run = open_run_folder(path)
-    config = run.config()["config"]
-    if (config["env"], tuple(config["env_options"])) != (options.env, options.env_options):
-        raise UserError(f"{path} was trained in another environment: {config['env']}")
-    if config.get("data") != data:
-        raise UserError(f"{path} was not trained on {options.data}")
-    count = options.seed + options.seeds
-    if count > count_members(path):
-        raise UserError(
-            f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
-        )
-    ready = make_plan(load.settings_of(run))
-    state = load.restore(ready, run, (0, count))
-    policy = ready.program.stages[state.stage].learner
-    if not isinstance(policy, Agent):
-        raise UserError(f"{path} has not come to its policy yet")
-    return policy, Trained(state.member.learner, state.member.hp.agent)
-
-
-# --- results -------------------------------------------------------------------------------------
 
 SHOWN = ("return", "var_0.1", "cvar_0.1")
 

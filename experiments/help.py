@@ -1,0 +1,81 @@
+"""The help of an agent's command: every option with its type, default and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from jaxrl.experiments.options import Options
+from jaxrl.experiments.values import Field, fields_of, kind_name, text
+
+WIDTH, INDENT = 100, 6
+
+
+def agent_help(
+    command: str,
+    agent: str,
+    module: ModuleType,
+    extra: type | None = None,
+    preset: Mapping[str, Any] | None = None,
+) -> str:
+    """The page behind `jaxrl COMMAND AGENT --help`.
+
+    Args:
+      extra: a record of options that the command has beside those of a run.
+      preset: values by dotted name that take the place of defaults.
+    """
+    groups: dict[str, Iterable[Field]] = {}
+    if extra is not None:
+        groups[f"options of `jaxrl {command}`"] = fields_of(extra, help=True).values()
+    groups |= {
+        "options of the run": fields_of(Options, help=True).values(),
+        "settings of the agent, fixed for all members": _own(module.Config),
+        "hyperparameters of the agent, which may differ between members": _own(module.Hypers),
+    }
+    varied = {
+        "sweep": " --sweep NAME=VALUES ...",
+        "search": " --range NAME=VALUES ...",
+    }.get(command, "")
+    lines = [f"usage: jaxrl {command} {agent} --env ENV{varied} [options]", ""]
+    lines += [*(module.__doc__ or "").strip().splitlines(), ""]
+    for title, fields in groups.items():
+        lines += [f"{title}:", ""]
+        for field in fields:
+            default = (preset or {}).get(field.name, field.default)
+            lines += describe(field._replace(default=default))
+        lines.append("")
+    lines.append("--agent. may be left out where the run has no option of that name.")
+    return "\n".join(lines)
+
+
+def _own(record: type) -> Iterable[Field]:
+    return fields_of(record, "agent.", help=True).values()
+
+
+def describe(field: Field) -> list[str]:
+    """The lines of one option."""
+    part, dot, bare = field.name.rpartition(".")
+    off = f", --{part}{dot}no-{bare}".replace("_", "-")
+    kind = off if field.kind is bool else f" {kind_name(field.kind)}"
+    told = f"{field.help} {default_of(field)}".strip()
+    pad = " " * INDENT
+    below = textwrap.wrap(told, WIDTH, initial_indent=pad, subsequent_indent=pad)
+    return [f"  {field.option}{kind}", *below]
+
+
+def default_of(field: Field) -> str:
+    """(default: 1), or (required)."""
+    if field.default is dataclasses.MISSING:
+        return "(required)"
+    if isinstance(field.default, Mapping) or field.default == ():
+        return "(default: none)"
+    return f"(default: {_shown(field.default)})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(text, value))
+    return "none" if value is None else text(value)

@@ -1,0 +1,216 @@
+"""Earlier runs: their settings and trained states, for evaluation and for runs that build on them.
+
+No other file reads checkpoints of runs that are not its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from jaxrl import drive, population
+from jaxrl.envs import datasets
+from jaxrl.errors import UserError
+from jaxrl.experiments import agents
+from jaxrl.experiments.console import print_line, short_path
+from jaxrl.experiments.options import Options
+from jaxrl.experiments.plan import Bases, Earlier, Plan, check_request, make_plan
+from jaxrl.experiments.requests import of_run
+from jaxrl.experiments.reuse import Reused
+from jaxrl.experiments.run_folders import (
+    count_members,
+    open_run_folder,
+    settings_digest,
+    state_digest,
+)
+from jaxrl.experiments.settings import Settings, resolve
+from jaxrl.policies import Trained
+from jaxrl.runs import files, records, shards, stats
+from jaxrl.runs.processes import ALONE, Processes
+from jaxrl.runs.shards import Range
+from jaxrl.types import Agent, Policy, PyTree
+
+
+class Loaded(NamedTuple):
+    """A member of a run: `policy.act(state, hp, ...)` acts as it does."""
+
+    policy: Agent
+    state: PyTree
+    hp: PyTree
+
+
+# --- what a run takes from earlier ones ----------------------------------------------------------
+
+
+def settle(agent: str, options: Mapping[str, Any]) -> Settings:
+    """`resolve`, with as many seeds as each base run has members where none were given.
+
+    Raises:
+      UserError: see `resolve`; also a base that is no run.
+    """
+    settings = resolve(agent, options)
+    if not settings.options.base or "seeds" in settings.given:
+        return settings
+    seeds = min(map(count_members, settings.options.base))
+    return dataclasses.replace(settings, options=dataclasses.replace(settings.options, seeds=seeds))
+
+
+def prepare(settings: Settings, processes: Processes = ALONE) -> Plan:
+    """The plan of a run, with what it takes from datasets and earlier runs."""
+    return make_plan(settings, processes, read_earlier(settings))
+
+
+def read_earlier(settings: Settings) -> Earlier:
+    """What a run takes from datasets and earlier runs.
+
+    Raises:
+      UserError: something is missing, or comes from another environment or dataset.
+    """
+    options = settings.options
+    check_request(settings, agents.load(settings.agent))
+    digests = digests_of(options)
+    data = dataset(options.data) if options.data is not None else None
+    bases = None
+    if options.base:
+        found = [_base(path, options, digests.get("data")) for path in options.base]
+        bases = Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
+    reused = _reused(options.from_run, options.env) if options.from_run is not None else None
+    return Earlier(digests, data, bases, reused)
+
+
+def digests_of(options: Options) -> dict[str, Any]:
+    """Hashes of the contents of the dataset and of the runs that a run takes from."""
+    found: dict[str, Any] = {}
+    if options.data is not None:
+        found["data"] = dataset(options.data).meta["sha256"]
+    if options.base:
+        found["base"] = [state_digest(path) for path in options.base]
+    if options.from_run is not None:
+        found["from"] = settings_digest(options.from_run)
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def dataset(path: Path) -> datasets.Dataset:
+    """A dataset, read once for all who ask: it names the run and is trained on."""
+    return datasets.load(path)
+
+
+def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
+    """The policy of a base run, and its first members' states [M, ...].
+
+    Args:
+      data: the hash of the dataset that the run has to come from.
+    """
+    run = open_run_folder(path)
+    config = run.config()["config"]
+    if (config["env"], config["env_options"]) != (options.env, files.plain(options.env_options)):
+        raise UserError(f"{path} was trained in another environment: {config['env']}")
+    if config.get("data") != data:
+        raise UserError(f"{path} was not trained on {options.data}")
+    count = options.seed + options.seeds
+    if count > count_members(path):
+        raise UserError(
+            f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
+        )
+    ready = prepare(settings_of(run))
+    state = read_state(ready, run, (0, count))
+    policy = ready.program.stages[state.stage].learner
+    if not isinstance(policy, Agent):
+        raise UserError(f"{path} has not come to its policy yet")
+    return policy, Trained(state.member.learner, state.member.hp.agent)
+
+
+def _reused(path: Path, env: str) -> Reused:
+    """The finished states that the members of a run share (`--from RUN`)."""
+    run = open_run_folder(path)
+    if run.config()["config"]["env"] != env:
+        raise UserError(f"{path} was trained in another environment, not {env}")
+    ready = prepare(settings_of(run))
+    found = read_state(ready, run, (0, 1)).results
+    shared = {stage.name for stage in ready.program.stages if stage.shared}
+    return Reused(path, {name: state for name, state in found.items() if name in shared})
+
+
+# --- trained members -----------------------------------------------------------------------------
+
+
+def settings_of(run: records.RunDir) -> Settings:
+    """The settings that a run was made with, from its config.json."""
+    request = of_run(run.config(), str(run.path / "config.json"))
+    return resolve(request.agent, request.options)
+
+
+def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> drive.RunState:
+    """The newest checkpoint of a run, which may be in progress: of all members, or of a range."""
+    first, last = members or (0, ready.members)
+
+    def target(meta: dict[str, Any], part: Range) -> drive.RunState:
+        hp = jax.tree.map(lambda x: x[slice(*part)], ready.hp)
+        return drive.abstract_state(ready.program, hp, ready.inputs, meta["stage"])
+
+    found = shards.newest(run.checkpoints, (first, last), target)
+    if found is None:
+        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    stage, step = found.meta["stage"], found.meta["step"]
+    return drive.assemble(ready.program, stage, step, found.parts, (first, last))
+
+
+def load(path: str | Path, member: int = 0) -> Loaded:
+    """(policy, state, hp) of one member of a run, from its newest checkpoint."""
+    run = open_run_folder(Path(path))
+    ready = prepare(settings_of(run))
+    if not 0 <= member < ready.members:
+        raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
+    found = read_state(ready, run, (member, member + 1))
+    row = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
+    policy = ready.program.stages[found.stage].learner
+    if not isinstance(policy, Agent):
+        raise UserError(f"{short_path(run.path)} has not come to its policy yet")
+    return Loaded(policy, row(found.member.learner), row(found.member.hp.agent))
+
+
+def evaluate(
+    path: Path, episodes: int, seed: int, eval_steps: int | None = None
+) -> tuple[Plan, Any]:
+    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
+
+    `eval_steps` takes the place of the agent's own setting. One seed gives the same episodes.
+
+    Raises:
+      UserError: the agent has no such setting, or no checkpoint yet.
+    """
+    run = open_run_folder(path)
+    settings = settings_of(run)
+    if eval_steps is not None:
+        if not hasattr(settings.cfg, "eval_steps"):
+            raise UserError(f"{settings.agent} has no setting eval_steps, so no --eval-steps")
+        cfg = dataclasses.replace(settings.cfg, eval_steps=eval_steps)
+        settings = dataclasses.replace(settings, cfg=cfg)
+    options = dataclasses.replace(settings.options, eval_episodes=episodes)
+    ready = prepare(dataclasses.replace(settings, options=options))
+    state = read_state(ready, run)
+    width = run.config()["context"]["width"]
+    layout = population.Layout(ready.layout.mesh, width)
+    key = jax.random.fold_in(jax.random.key(1), seed)
+    return ready, drive.evaluate(ready.program, layout, state, key, ready.inputs, ids=ready.seeds)
+
+
+def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
+    """A row per number of steps in which actions are sampled, of the same fresh episodes."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("eval_steps", "mean", "IQM", "95 % interval"):
+        table.add_column(name, justify="right")
+    for count in steps:
+        found = stats.summarise(evaluate(path, episodes, seed, count)[1].returns)
+        low, high = found["ci95"]
+        numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
+        table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")
+    print_line(table)

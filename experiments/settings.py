@@ -1,0 +1,156 @@
+"""Settings of a run: defaults, overlaid by a preset, overlaid by the request."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from jaxrl.envs.wrappers import OPTIONS as WRAPPERS
+from jaxrl.errors import UserError, nearest
+from jaxrl.experiments import agents
+from jaxrl.experiments.options import INCIDENTAL, Options
+from jaxrl.experiments.requests import flatten, merged
+from jaxrl.experiments.values import Field, convert, fields_of, named
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run, resolved: its agent, options, and the agent's static and traced settings.
+
+    Attributes:
+      points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
+        the environment's parameters. Every point is trained with every seed, and all have the
+        same names.
+      given: the names of what the request or the preset set.
+    """
+
+    agent: str
+    options: Options
+    cfg: Any
+    hp: Any
+    points: tuple[dict[str, Any], ...] = ({},)
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Dotted names of what differs between members, beside their seeds."""
+        return tuple(self.points[0])
+
+
+def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the results, and so names the run.
+
+    Args:
+      digests: hashes of the contents of what the run reads, such as {"data": ..., "base": [...]}.
+    """
+    options = dataclasses.asdict(settings.options)
+    kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
+    own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
+    points = {"points": list(settings.points)} if settings.swept else {}
+    return {"agent": settings.agent, **kept, **digests, "settings": own, **points}
+
+
+def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
+    """The settings that a request asks for.
+
+    Args:
+      agent: a name for `agents.load`.
+      options: nested, {"env": ..., "agent": {"lr": ...}}, or by dotted name, in any form that
+        `values.convert` takes. "points" are those of `Settings`.
+
+    Raises:
+      UserError: an unknown option or preset, a missing environment, or a value that does not fit.
+    """
+    module = agents.load(agent)
+    known = known_fields(module)
+    options = flatten(options)
+    points = options.pop("points", None)
+    given = canonical(module, options)
+    env = given.get("env")
+    if env in (None, "", (), ("",)):
+        raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
+    values = {name: convert(known[name], value) for name, value in given.items()}
+    preset = preset_values(agent, module, values["env"], values.get("preset", "auto"))
+    values = merged(preset, values)
+    of = lambda record, prefix="": {
+        field.name: values[f"{prefix}{field.name}"]
+        for field in dataclasses.fields(record)
+        if f"{prefix}{field.name}" in values
+    }
+    own = Options(**of(Options))
+    own = dataclasses.replace(own, env_options=_env_options(own.env_options))
+    hp = module.Hypers(**of(module.Hypers, "agent."))
+    settings = Settings(agent, own, module.Config(**of(module.Config, "agent.")), hp)
+    settings = dataclasses.replace(settings, given=frozenset(values))
+    if points is not None:
+        return dataclasses.replace(settings, points=_points(points))
+    if not own.base:
+        return settings
+    if not hasattr(module, "base_points"):
+        raise UserError(f"{agent} builds on no other run and takes no --base")
+    return dataclasses.replace(settings, points=module.base_points(hp, len(own.base)))
+
+
+def known_fields(module: ModuleType) -> dict[str, Field]:
+    """Every option of a run of the agent, by dotted name."""
+    own = fields_of(module.Config, "agent.") | fields_of(module.Hypers, "agent.")
+    return fields_of(Options) | own
+
+
+def canonical(module: ModuleType, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under the names of their fields.
+
+    What only the agent has needs no "agent."; "from" is short for "from_run".
+    """
+    known = known_fields(module)
+    bare = {name.removeprefix("agent."): name for name in known if name.startswith("agent.")}
+    aliases = {short: name for short, name in bare.items() if short not in known}
+    return named(known, options, aliases | {"from": "from_run"})
+
+
+def preset_values(agent: str, module: ModuleType, env: str, preset: str) -> dict[str, Any]:
+    """The typed values of a preset."""
+    known = known_fields(module)
+    try:
+        found = canonical(module, flatten(load_preset(agent, env, preset)))
+        return {name: convert(known[name], value) for name, value in found.items()}
+    except UserError as error:
+        if preset == "auto":
+            raise UserError(f"the preset of {env}: {error}") from None
+        raise
+
+
+def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
+    """The preset for `env`: {} for "none", and for "auto" where there is none of its name."""
+    file = PRESETS / f"{agent}.yaml"
+    known = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    if preset == "none" or (preset == "auto" and env not in known):
+        return {}
+    own = {name.removeprefix(f"{env}/"): value for name, value in known.items()}
+    found = own | known
+    name = env if preset == "auto" else preset
+    if name not in found:
+        raise UserError(
+            f"{agent} has no preset {preset!r}{nearest(preset, found)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    return found[name]
+
+
+def _env_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an environment, normalize_obs as normalise_obs."""
+    british = {name.replace("ise", "ize"): name for name in WRAPPERS}
+    return {british.get(name, name): value for name, value in given.items()}
+
+
+def _points(points: Any) -> tuple[dict[str, Any], ...]:
+    """Points as JSON has them, where infinities are texts."""
+    number = lambda x: float(x) if isinstance(x, str) else x
+    return tuple({name: number(x) for name, x in point.items()} for point in points)
