@@ -641,3 +641,13 @@ def test_report_on_runs_of_all_ages(folder: Path, jaxrl: Callable[..., Outcome])
 def test_a_run_without_checkpoint(folder: Path, jaxrl: Callable[..., Outcome]) -> None:
     make_run(folder / "young", [[1, 2, 3]], [[1] * 3])
     check_refused(jaxrl, folder, ["eval", "young"], "young", "no checkpoint")
+
+
+def test_more_evaluations_than_there_is_room_for(jaxrl: Callable[..., Outcome]) -> None:
+    """The default takes as many as there are updates; another number has to fit."""
+    tiny = ["--env", "probe:match", "--agent.total-steps=64", "--agent.num-envs=4"]
+    tiny += ["--agent.num-steps=4", "--agent.minibatches=1"]
+    assert len(make_plan(resolve("pqn", tokenise(tiny)[1])).program.stages[0].chunks) == 4
+    refused = jaxrl("train", "pqn", *tiny, "--evals", "5")
+    assert refused.code == 2
+    assert "--evals 5 is more than 4 updates of stage 'agent' allow" in refused.err

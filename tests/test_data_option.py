@@ -92,3 +92,21 @@ def test_contents_name_the_run(file: Path, capsys: Any) -> None:
         state, hp, jnp.ones((3, 1)), jnp.ones(3, bool), (), jax.random.key(0), False
     )
     assert action[0].shape == (3, 1)
+
+
+def test_a_trained_policy_needs_no_dataset(file: Path, capsys: Any) -> None:
+    """It acts as before where the dataset is gone or another; `eval` refuses the other one."""
+    assert run(capsys, *TRAIN, "--data", "aim.npz", "--out", "it")[0] == 0
+    obs = jnp.zeros((2, *AIM.obs_shape))
+    before = jaxrl.load("it")(obs)
+    write(file, seed=1)
+    np.testing.assert_array_equal(jaxrl.load("it")(obs), before)
+    code, _, err = run(capsys, "eval", "it", "--episodes", "2")
+    assert code == 2
+    assert (
+        err.startswith("jaxrl: its dataset has changed since it was made") and err.count("\n") == 1
+    )
+    file.unlink()
+    np.testing.assert_array_equal(jaxrl.load("it")(obs), before)
+    write(file, seed=0)
+    assert run(capsys, "eval", "it", "--episodes", "2")[0] == 0

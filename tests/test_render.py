@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw, make
 from jaxrl.envs.names import EnvError
 from jaxrl.experiments.render import episode
-from jaxrl.experiments.restore import Loaded
 from jaxrl.types import Agent
 
 
@@ -72,7 +72,7 @@ def test_an_episode_stops_at_its_end() -> None:
     act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([2]), memory, {})
     nothing = lambda *args: None
     policy = Agent(init=nothing, update=nothing, act=act)  # type: ignore[arg-type]
-    seen, total = episode(env, Loaded(policy, (), ()), jax.random.key(2))
+    seen, total = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
     positions = seen[:, 0]
     assert 2 <= len(seen) <= tiny.LIMIT + 1
     assert (np.abs(positions[:-1]) <= 1).all()
