@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import scores
 from jaxrl.agents import bc, cdsa
 from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
@@ -50,8 +51,9 @@ def policies() -> dict[str, tuple[Policy, PyTree, Any]]:
     for correction in CORRECTIONS:
         cfg, hp = cdsa.Config(correction=correction), jax.tree.map(jnp.float32, cdsa.Hypers())
         net = cdsa.networks(cfg, SPEC, box_scale("cdsa", SPEC))
-        model = cdsa.trained(net, cdsa.modeller(cfg, SPEC).init(key, hp, inputs))
-        found[correction] = (cdsa.adjust(agent, cfg, SPEC), cdsa.Adjusted(base, model), hp)
+        model = scores.trained(net, cdsa.modeller(cfg, SPEC).init(key, hp, inputs))
+        policy = cdsa.corrected_policy(agent, cfg, SPEC)
+        found[correction] = (policy, cdsa.CorrectedState(base, model), hp)
     return found
 
 

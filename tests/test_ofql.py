@@ -40,7 +40,7 @@ def parts(**settings: Any) -> tuple[Any, Any, Any]:
     cfg = ofql.Config(**SIZES, **settings)
     policy = ofql.generator(cfg, BOX, SPACE)
     params = policy.init(jax.random.key(0))
-    return policy, params, ofql.fields(cfg, BOX, SPACE)(params)
+    return policy, params, ofql.velocity(ofql.timed_net(cfg, BOX, SPACE, 2), params)
 
 
 @pytest.mark.parametrize(

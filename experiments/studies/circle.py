@@ -26,6 +26,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrl import scores
 from jaxrl.agents import cdsa
 from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
@@ -126,7 +127,7 @@ def data(key: Array) -> Transition:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), t)
 
 
-def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
+def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> scores.ScoreModel:
     """The networks of all corrections, trained on `rows`."""
     cfg = dataclasses.replace(cfg, correction="both")
     stage = Stage(
@@ -137,15 +138,15 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
     )
     hp = HyperParams(jax.tree.map(jnp.float32, cdsa.Hypers()))
     state = jax.jit(train(Program((stage,))))(key, hp, rows).states["model"]
-    return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
+    return scores.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 
 
-def corrected(cfg: cdsa.Config, row: Row, model: cdsa.Model, key: Array) -> Transition:
+def corrected(cfg: cdsa.Config, row: Row, model: scores.ScoreModel, key: Array) -> Transition:
     """Episodes [150, EPISODES, ...] of the base policy with the correction `row`."""
-    policy = cdsa.adjust(BASE, dataclasses.replace(cfg, **row.static), SPEC)
+    policy = cdsa.corrected_policy(BASE, dataclasses.replace(cfg, **row.static), SPEC)
     hp = jax.tree.map(jnp.float32, cdsa.Hypers(**row.traced))
-    adjusted = cdsa.Adjusted(Trained((), ()), model)
-    return jax.jit(lambda *args: play(policy, *args, episodes=EPISODES))(adjusted, hp, key)
+    state = cdsa.CorrectedState(Trained((), ()), model)
+    return jax.jit(lambda *args: play(policy, *args, episodes=EPISODES))(state, hp, key)
 
 
 def measure(t: Transition) -> dict[str, float]:

@@ -106,7 +106,7 @@ def sampled(
     cfg: pgd_iql.Config, env: Env, states: dict[str, PyTree], key: Array, hp: pgd_iql.Hypers
 ) -> tuple[Transition, Array]:
     """Trajectories [n, T, ...] of the diffusion model, and a mask [n, T] of valid steps."""
-    sample = pgd.sampler(cfg, env.spec, pgd.likelihood(iql, cfg, env.spec))
+    sample = pgd.sampler(cfg, env.spec, iql.log_prob(cfg, env.spec))
     x = sample(states["diffusion"], states["agent"], hp, key, cfg.trajectories, jnp.float32(1))
     made, used = codec(env.spec).decode(x)
     return jax.tree.map(lambda x: x[:, :-1], (made, used))
