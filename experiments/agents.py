@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from jaxrl.envs import modules
+from jaxrl import own_code
 from jaxrl.errors import UserError, nearest
 
 AGENTS = {
@@ -36,14 +36,12 @@ def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
     if name in AGENTS:
         return
-    module, _ = modules.split(name)
-    if modules.exists(module):
+    module, _ = own_code.split(name)
+    reason = own_code.missing(module)
+    if not reason:
         return
-    if module.endswith(".py"):
-        raise UserError(f"agent {name!r}: there is no file {module}")
     if "." in name or ":" in name:
-        top = module.partition(".")[0]
-        raise UserError(f"agent {name!r}: no module {top!r} here or among installed packages")
+        raise UserError(f"agent {name!r}: {reason}")
     raise UserError(
         f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
         "a module or file.py gives your own"
@@ -53,22 +51,18 @@ def check_name(name: str) -> None:
 def load(name: str) -> Any:
     """An agent: `Config`, `Hypers`, `make(cfg, spec)` and `program(cfg, env, ...)`.
 
-    A name of `AGENTS`, or a module or file of your own (`jaxrl.envs.modules`), which `:attribute`
-    follows where the agent is not the module itself.
+    Args:
+      name: a key of `AGENTS`, or an agent of your own: a module or file, optionally followed by
+        `:attribute` (`jaxrl.own_code`).
+
+    Raises:
+      UserError: there is no such agent, it cannot be imported, or it lacks one of the four.
     """
     check_name(name)
     if name in AGENTS:
         return importlib.import_module(f"jaxrl.agents.{name}")
-    module, attribute = modules.split(name)
-    try:
-        agent = modules.load(module)
-        if attribute and not hasattr(agent, attribute):
-            agent = modules.load(f"{module}.{attribute}")  # a module of a package
-        elif attribute:
-            agent = getattr(agent, attribute)
-    except Exception as error:
-        raise UserError(f"agent {name!r}: importing it failed: {error!r}") from error
+    agent = own_code.load_attribute(name, default=None)
     for needed in ("Config", "Hypers", "make", "program"):
         if not hasattr(agent, needed):
-            raise UserError(f"agent {name!r}: {getattr(agent, '__file__', module)} has no {needed}")
+            raise UserError(f"agent {name!r}: {getattr(agent, '__file__', name)} has no {needed}")
     return agent
