@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import optax
 from flax import struct
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.losses import action_distance, cloning_loss
 from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import deterministic_actor
-from jaxrl.program import Algorithm, Program
+from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec

@@ -21,19 +21,21 @@ Deviations from the authors' code:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from jaxrl.agents.sac import actor_loss
+from jaxrl import policies
+from jaxrl.agents.sac import State, actor_loss, begin
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
-from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
-from jaxrl.program import Algorithm, Program
+from jaxrl.policies import StochasticHead
+from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
@@ -77,14 +79,6 @@ class Hypers:
     """constant added to rewards after scaling"""
 
 
-class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    critic: Array  # [2, size] flat parameters of the twin critics
-    target: Array  # [2, size] target critics
-    log_temperature: Array  # [] log α; 0 if not learned
-    opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
-
-
 class Proposals(NamedTuple):
     """K actions per row for the importance-sampled integral, and their log-densities."""
 
@@ -101,24 +95,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_offline(cfg)
     at_least(1, samples=cfg.samples)
     space = box_scale("cql", spec)
-    head = squashed_head(cfg.hidden, spec)
+    head = policies.squashed_head(cfg.hidden, spec)
     twins = jax.vmap(head.value, (0, None, None))
-    least = lambda critic, obs, action: jnp.min(
-        jax.vmap(head.values, (0, None, None))(critic, obs, action), 0
-    )
+    least = functools.partial(policies.least_value, head)
 
     def init(key, hp, inputs):
-        key_actor, key_critic = jax.random.split(key)
-        actor = head.actor(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic, jax.random.split(key_critic))
-        learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
-        log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
-        opt = tuple(optax.adam(0.0).init(x) for x in (actor, critic, log_temperature))
-        return State(actor, critic, critic, log_temperature, opt)
-
-    def act(state, hp, obs, start, memory, noise, explore):
-        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+        return begin(head, key, hp, learned=cfg.learn_temperature)
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -126,10 +108,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
         key_ahead, key_now, key_push = jax.random.split(key, 3)
 
-        noise = head.noise(key_ahead, cfg.batch_size)
-        ahead = head.samples(head.policy(state.actor, t.next_obs), noise)
+        dist, noise = head.policy(state.actor, t.next_obs), head.noise(key_ahead, cfg.batch_size)
+        ahead = head.samples(dist, noise)
         q = least(state.target, t.next_obs, ahead.action)
-        y = td_target(t, hp.gamma, expectation(ahead, q))
+        y = td_target(t, hp.gamma, policies.expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -150,8 +132,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             dist = head.policy(actor, t.obs)
             now = head.samples(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)
-            entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
-            return actor_loss(now, q, temperature), (entropy, jnp.tanh(dist.mode))
+            loss = actor_loss(now, q, temperature)
+            return loss, (policies.mean_entropy(now), jnp.tanh(dist.mode))
 
         at = Trainable(state.actor, opt_actor)
         (actor, opt_actor), loss_pi, (entropy, mode) = minimise(of_actor, at, hp.actor_lr)
@@ -173,10 +155,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             "temperature": jnp.asarray(temperature, jnp.float32),
             "action_distance": action_distance(mode, space.unit(t.action)),
         }
-        target = polyak(state.target, critic, hp.tau)
-        opt = (opt_actor, opt_critic, opt_temperature)
+        target, opt = polyak(state.target, critic, hp.tau), (opt_actor, opt_critic, opt_temperature)
         return State(actor, critic, target, log_temperature, opt), metrics
 
+    act = policies.acting(head)
     return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
@@ -192,7 +174,7 @@ def propose(
     def of_policy(obs: Array, key: Array) -> tuple[Array, Array]:
         dist = head.policy(actor, obs)
         noise = jax.vmap(lambda k: head.noise(k, rows))(jax.random.split(key, samples))
-        log_prob = lambda n: sum_log_probs(head.samples(dist, n).log_prob)[:, 0]
+        log_prob = lambda n: policies.sum_log_probs(head.samples(dist, n).log_prob)[:, 0]
         return jax.vmap(lambda n: head.act(dist, n, True))(noise), jax.vmap(log_prob)(noise)
 
     here, ahead = of_policy(t.obs, key_here), of_policy(t.next_obs, key_ahead)
@@ -208,8 +190,7 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
       elsewhere: [2, K, B] of the proposals.
       log_density: [K, B] of the proposals.
     """
-    count = elsewhere.shape[1]
-    integral = jax.nn.logsumexp(elsewhere - log_density[None], 1) - jnp.log(1.0 * count)
+    integral = jax.nn.logsumexp(elsewhere - log_density[None], 1) - jnp.log(1.0 * len(log_density))
     return jnp.sum(jnp.mean(integral - q, -1))
 
 

@@ -35,12 +35,13 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, cosine, minimise, polyak
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import candidate_program, check_offline
+from jaxrl.program import Program
+from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec
 
@@ -146,7 +147,7 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
-    return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)
+    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes, explore=True)
 
 
 # --- shared with OFQL ----------------------------------------------------------------------------

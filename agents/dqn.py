@@ -25,13 +25,13 @@ import optax
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
 from jaxrl.optim import linear, polyak
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import check_replay, replayed, single_stage
+from jaxrl.program import Program
+from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
 
@@ -167,10 +167,7 @@ def optimiser(hp: Hypers) -> optax.GradientTransformation:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
-    agent = make(cfg, env.spec)
-    return single_stage(
-        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
-    )
+    return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -35,12 +35,14 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl.agents.sac import actor_loss
+from jaxrl import policies
+from jaxrl.agents.sac import actor_loss, begin
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
-from jaxrl.policies import StochasticHead, expectation, squashed_head, sum_log_probs
-from jaxrl.program import Algorithm, Program
+from jaxrl.policies import StochasticHead
+from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
@@ -107,18 +109,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     values = jax.vmap(head.values, (0, None, None))
 
     def init(key, hp, inputs):
-        key_actor, key_critic = jax.random.split(key)
-        actor = head.actor(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic, jax.random.split(key_critic, cfg.critics))
-        log_temperature = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
-        opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, critic, log_temperature))
         data: Transition = inputs["data"]
         reward = jnp.max(jnp.abs(scaled_rewards(data, hp).reward))
-        return State(actor, critic, critic, log_temperature, opt, jnp.zeros(()), reward)
-
-    def act(state, hp, obs, start, memory, noise, explore):
-        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+        return State(*begin(head, key, hp, critics=cfg.critics), jnp.zeros(()), reward)
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -127,7 +120,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         noise_now, noise_ahead = (head.noise(k, cfg.batch_size) for k in (key_now, key_ahead))
 
         now = head.samples(head.policy(state.actor, t.obs), noise_now)
-        entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
+        entropy = policies.mean_entropy(now)
         # gradient of log α (entropy - target) with respect to log α
         log_temperature, opt_temperature = adam_step(
             state.log_temperature, entropy - head.target_entropy, opt_temperature, hp.lr
@@ -136,7 +129,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def of_actor(actor: Array) -> tuple[Array, None]:
             now = head.samples(head.policy(actor, t.obs), noise_now)
-            q = jnp.min(values(state.critic, t.obs, now.action), 0)
+            q = policies.least_value(head, state.critic, t.obs, now.action)
             return actor_loss(now, q, temperature), None
 
         at = Trainable(state.actor, opt_actor)
@@ -144,8 +137,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
-        value = expectation(
-            ahead, jnp.min(q_ahead, 0) - temperature * sum_log_probs(ahead.log_prob)
+        value = policies.expectation(
+            ahead, jnp.min(q_ahead, 0) - temperature * policies.sum_log_probs(ahead.log_prob)
         )
         y = td_target(t, hp.gamma, value)
 
@@ -181,6 +174,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         state = State(actor, critic, target, log_temperature, opt, largest, state.reward)
         return state, metrics
 
+    act = policies.acting(head)
     return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
 
 
@@ -216,7 +210,7 @@ class Layers(nn.Module):
 def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
     """SAC's policy with log-std in [-5, 2]; critics as in the authors' code."""
     ending = lambda end: functools.partial(Layers, end=end)
-    return squashed_head(cfg.hidden, spec, -5.0, actor=ending(1e-3), critic=ending(3e-3))
+    return policies.squashed_head(cfg.hidden, spec, -5.0, actor=ending(1e-3), critic=ending(3e-3))
 
 
 def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:

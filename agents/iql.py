@@ -32,12 +32,14 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
 from jaxrl.optim import Trainable, cosine, minimise, polyak
-from jaxrl.program import Algorithm, Program, Stage
+from jaxrl.policies import acting
+from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
@@ -251,9 +253,6 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
 
-    def act(state, hp, obs, start, memory, noise, explore):
-        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
-
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
         opt_actor, opt_value, opt_critic = state.opt
@@ -301,7 +300,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = (opt_actor, opt_value, opt_critic)
         return State(actor, value, critic, target, opt), metrics
 
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
@@ -330,29 +329,32 @@ def check(cfg: Config) -> None:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
-    agent = make(cfg, env.spec)
+    agent, online = make(cfg, env.spec), finetuning(cfg, env, Hypers(), evals, episodes)
+    return offline_program(cfg, env, agent, evals, episodes, after=online)
+
+
+def finetuning(
+    cfg: Config, env: Env, hypers: Hypers, evals: int, episodes: int
+) -> tuple[Stage, ...]:
+    """The stage that fine-tunes the agent of stage "offline" online; () without `finetune_steps`.
+
+    Args:
+      hypers: the default hyperparameters of the run.
+    """
     if not cfg.finetune_steps:
-        return offline_program(cfg, env, agent, evals, episodes)
-    evaluate = evaluator(env, agent, episodes)
+        return ()
+    agent = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=hypers)
     own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    offline = Stage(
-        name="offline",
-        learner=agent,
-        source=uniform(cfg.batch_size),
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluate,
-    )
     online = Stage(
         name="online",
-        learner=make(cfg, env.spec, decay=False),
+        learner=agent,
         source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
         updates=cfg.finetune_steps // cfg.num_envs,
         evals=evals,
         start="offline",
-        evaluate=evaluate,
+        evaluate=evaluator(env, agent, episodes),
     )
-    return Program((offline, online))
+    return (online,)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

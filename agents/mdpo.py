@@ -30,11 +30,12 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.agents import ppo
 from jaxrl.agents.ppo import State
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
-from jaxrl.program import Algorithm, Program
+from jaxrl.program import Program
 from jaxrl.recipes import on_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 

@@ -31,11 +31,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.agents import sac
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
-from jaxrl.evaluate import evaluator
 from jaxrl.policies import ActionSamples, expectation, sum_log_probs
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import replayed, single_stage
+from jaxrl.program import Program
+from jaxrl.recipes import off_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec
 
 
@@ -131,10 +131,7 @@ def actor_loss(
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
-    agent = make(cfg, env.spec)
-    return single_stage(
-        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
-    )
+    return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program)

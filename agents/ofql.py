@@ -25,19 +25,20 @@ Choices where the paper is silent:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import flow
+from jaxrl import flow, nets
 from jaxrl.agents.dql import Generator, check, learner, timed_net
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import standardise_obs
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import candidate_program
+from jaxrl.program import Program
+from jaxrl.recipes import offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
 
@@ -128,7 +129,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         raise UserError(f"flow_ratio={cfg.flow_ratio} must be between 0 and 1")
     space = box_scale("ofql", spec)
     agent = learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
-    field = fields(cfg, spec, space)
+    net = timed_net(cfg, spec, space, 2)
 
     def update(state, hp, batch, key, step):
         key_update, key_look = jax.random.split(key)
@@ -138,7 +139,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             t = batch.transitions
             obs = standardise_obs(cfg, state.obs, t.obs).reshape(t.reward.shape[0], -1)
             noise = jax.random.normal(key_look, t.action.shape)
-            found = diagnose(field(new.actor), space.unit(t.action), noise, obs)
+            found = diagnose(velocity(net, new.actor), space.unit(t.action), noise, obs)
             return {name: as_mean(x) for name, x in found.items()}
 
         # A conditional branch: the diagnostics cost as much as several updates.
@@ -149,15 +150,15 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     return dataclasses.replace(agent, update=update)
 
 
-def fields(cfg: Config, spec: EnvSpec, space: BoxScale) -> Callable[[Array], flow.Field]:
-    """Function from parameters to the velocity u(z [B, ..., A], r [B], t [B], obs [B, C])."""
-    net = timed_net(cfg, spec, space, 2)
-    return lambda params: lambda z, r, t, obs: net.apply(params, z, obs, r, t)
+def velocity(net: nets.Net, params: Array) -> flow.Field:
+    """u(z [B, ..., A], r [B], t [B], obs [B, C]) of the policy's network."""
+    return lambda z, r, t, obs: net.apply(params, z, obs, r, t)
 
 
 def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
     """The mean-flow policy: one network call in training, `cfg.eval_steps` in acting."""
-    field = fields(cfg, spec, space)
+    net = timed_net(cfg, spec, space, 2)
+    field = functools.partial(velocity, net)
 
     def sample(params: Array, noise: Array, obs: Array) -> Array:
         return jnp.clip(flow.one_step(field(params), noise[..., 0, :], obs), -1.0, 1.0)
@@ -177,7 +178,7 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
         return loss * space.size if cfg.sum_dims else loss
 
     return Generator(
-        init=timed_net(cfg, spec, space, 2).init,
+        init=net.init,
         noise=lambda key, rows: jax.random.normal(key, (*rows, 1, space.size)),
         sample=sample,
         act=act,
@@ -201,7 +202,7 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
-    return candidate_program(cfg, env, make(cfg, env.spec), evals, episodes)
+    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes, explore=True)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

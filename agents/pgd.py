@@ -18,8 +18,8 @@ compounding errors of model rollouts. An offline agent learns from batches with 
                   (`jaxrl.dynamics`)
   none            nothing
 
-Guidance uses the agent module's `log_prob(cfg, spec)` of actions in its box. An agent without this
-function counts as deterministic: N(π(s), 1) over actions scaled to [-1, 1], as published.
+Guidance uses log-probabilities of actions under the agent's policy. A deterministic agent counts
+as N(π(s), 1) over actions scaled to [-1, 1], as published (`unit_log_prob`).
 
 Deviations from the authors' code:
 - A terminating last step is kept, since it needs no successor (there synthetic transitions only
@@ -39,39 +39,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrl import diffusion, dynamics
+from jaxrl import diffusion, dynamics, trajectories
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program, Stage
-from jaxrl.sources import below, mix, take, uniform, whole
+from jaxrl.recipes import offline_program
+from jaxrl.sources import mix, uniform, whole
 from jaxrl.spaces import box_scale
-from jaxrl.trajectories import Codec, DiffusionState, codec, diffuser, network, raw
-from jaxrl.types import (
-    Array,
-    Batch,
-    Env,
-    EnvSpec,
-    PyTree,
-    Source,
-    Transition,
-    mean_where,
-)
+from jaxrl.trajectories import Codec, DiffusionState, codec, diffuser, raw
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Source
 from jaxrl.windows import find, windows
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Static, beside those of the agent that learns. By default a model for small machines; presets
-    named after the paper's tasks have its sizes."""
+    """Static settings in addition to the agent's. The default model suits small machines; presets
+    named after the paper's tasks have the paper's sizes."""
 
     synthetic: Literal["guided", "unguided", "autoregressive", "none"] = "guided"
     """synthetic experience: guided or unguided diffusion, autoregressive model rollouts, or none"""
@@ -117,7 +109,7 @@ class Settings:
 
 @struct.dataclass
 class Rates:
-    """Traced, beside those of the agent that learns."""
+    """Traced hyperparameters in addition to the agent's."""
 
     guidance: Any = 0.1
     """coefficient of the policy's gradient: about 1 if normalised, otherwise 0.03 to 0.3, for wide
@@ -130,17 +122,11 @@ class Rates:
     """decay of the EMA of the diffusion model's weights; equal for members that share a model"""
 
 
-# --- trajectories as numbers ---------------------------------------------------------------------
-
-
-# --- the model -----------------------------------------------------------------------------------
-
-
 # --- guidance ------------------------------------------------------------------------------------
 
 
 def schedule(hp: Rates, k: Array, steps: int) -> Array:
-    """λ_k = coefficient (1 - k / N + wave sin(π (k + 1) / N)), the strength before step k."""
+    """λ_k = guidance (1 - k / N + wave sin(π (k + 1) / N)), the coefficient before step k."""
     return hp.guidance * (1 - k / steps + hp.guidance_wave * jnp.sin(jnp.pi * (k + 1) / steps))
 
 
@@ -149,8 +135,8 @@ def policy_gradient(
 ) -> Array:
     """∇_u Σ_t log π(tanh(u_t) | s_t) [B, T, channels] of standardised trajectories.
 
-    With respect to the standardised actions before tanh, states held as they are; 0 in the other
-    channels. `log_prob` takes (obs [n, *obs], action [n, A]).
+    The gradient is with respect to the standardised actions before tanh, for constant states; it is
+    0 in the other channels. `log_prob` takes (obs [n, *obs], action [n, A]).
     """
     obs = code.seen(raw(steps, x))
 
@@ -176,7 +162,7 @@ def guidance(
     denoise: diffusion.Denoiser,
     hp: Rates,
     strength: Array | float = 1.0,
-) -> Callable[[Array, Array, Array], Array]:
+) -> diffusion.Guide:
     """The guide of `diffusion.heun`: actions a + strength λ_k g before step k."""
 
     def guide(x: Array, sigma: Array, k: Array) -> Array:
@@ -188,114 +174,54 @@ def guidance(
     return guide
 
 
-def likelihood(module: Any, cfg: Any, spec: EnvSpec) -> LogProb:
-    """log π of the agent in `module`: its own, or that of a deterministic policy."""
-    own = getattr(module, "log_prob", None)
-    if own is not None:
-        return own(cfg, spec)
-    return unit_normal(module.make(cfg, spec), box_scale("pgd", spec))
+def unit_log_prob(make: Callable[[Any, EnvSpec], Agent]) -> Callable[[Any, EnvSpec], LogProb]:
+    """`log_prob(cfg, spec)` of a deterministic agent: N(π(s), 1) over unit actions."""
+    return lambda cfg, spec: unit_normal(make(cfg, spec), box_scale("pgd", spec))
 
 
-# --- sampling ------------------------------------------------------------------------------------
+# --- synthetic experience ------------------------------------------------------------------------
 
 
 def sampler(cfg: Settings, spec: EnvSpec, log_prob: LogProb | None) -> Callable[..., Array]:
-    """Function (model, agent_state, hp, key, count, strength) -> trajectories [count, T, channels].
+    """Function (model, agent_state, hp, key, count, strength) -> raw trajectories
+    [count, T, channels], see `trajectories.sampler`.
 
-    They are raw, to be decoded. `strength` scales the guidance; with `log_prob` None there is none.
+    `strength` scales the guidance; with `log_prob` None there is none.
     """
-    code = codec(spec)
-    net = network(cfg, code)
-    sigmas = diffusion.edm_sigmas(cfg.sampler_steps)
+    code, draw = codec(spec), trajectories.sampler(cfg, spec)
 
     def sample(
         model: DiffusionState, state: PyTree, hp: Any, key: Array, count: int, strength: Array
     ) -> Array:
-        denoise = diffusion.precondition(lambda x, c: net.apply(model.slow, x, c))
-        key_start, key_churn = jax.random.split(key)
-
-        guide = None
-        if log_prob is not None:
-            own = functools.partial(log_prob, state, hp)
-            guide = guidance(cfg, code, model.steps, own, denoise, hp, strength)
-        start = sigmas[0] * jax.random.normal(key_start, (count, cfg.horizon, code.channels))
-        x = diffusion.heun(
-            denoise,
-            start,
-            sigmas,
-            churn=(key_churn, diffusion.Churn()) if cfg.stochastic else None,
-            guide=guide,
-        )
-        return raw(model.steps, x)
+        if log_prob is None:
+            return draw(model, key, count, None)
+        own = functools.partial(log_prob, state, hp)
+        guide_of = lambda denoise, steps: guidance(cfg, code, steps, own, denoise, hp, strength)
+        return draw(model, key, count, guide_of)
 
     return sample
 
 
-class Pool(NamedTuple):
-    """The latest set of trajectories, flat; the first `filled` rows are real transitions."""
-
-    rows: Transition  # [trajectories * T, ...]
-    filled: Array  # [] int32
-    seen: dict[str, Array]  # metrics of the set
-
-
-def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, name: str = "diffusion") -> Source:
-    """Batches [B], with replacement, of transitions sampled from the diffusion model inputs[name].
-
-    Every `generate_every` updates `trajectories` of them are made, guided by the policy as it is
-    then, or not. Metrics of the latest set: `synthetic_log_prob`, the mean log-probability of its
-    actions under the policy at that time, and `synthetic_reward`.
-    """
-    code = codec(spec)
+def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb) -> Source:
+    """Batches of transitions sampled from the diffusion model, guided or not."""
     sample = sampler(cfg, spec, log_prob if cfg.synthetic == "guided" else None)
-
-    def refresh(src, learner_state, hp, inputs, key, step):
-        def some(key: Array) -> tuple[Transition, Array, Array]:
-            strength = (step > 0).astype(jnp.float32)
-            x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
-            rows, used = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), code.decode(x))
-            return rows, used, log_prob(learner_state, hp.agent, rows.obs, rows.action)
-
-        sets = jax.lax.map(some, jax.random.split(key, cfg.trajectories // cfg.sample_batch))
-        rows, used, likely = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sets)
-        kept = jnp.flatnonzero(used, size=used.size, fill_value=0)
-        seen = {"synthetic_log_prob": likely, "synthetic_reward": rows.reward}
-        return Pool(
-            take(rows, kept),
-            jnp.sum(used, dtype=jnp.int32),
-            {name: mean_where(x, used).value for name, x in seen.items()},
-        )
-
-    def init(key, learner_state, hp, inputs):
-        size = cfg.trajectories * cfg.horizon
-        rows = jax.tree.map(lambda x: x[0], code.decode(jnp.zeros((1, size, code.channels)))[0])
-        seen = {"synthetic_log_prob": jnp.float32(0), "synthetic_reward": jnp.float32(0)}
-        return Pool(rows, jnp.int32(1), seen)
-
-    def next(src, learner_state, hp, inputs, key, step):
-        rows = below(key, cfg.batch_size, jnp.maximum(src.filled, 1))
-        return src, Batch(take(src.rows, rows)), src.seen
-
-    return Source(init=init, next=next, refresh=refresh, every=cfg.generate_every)
-
-
-# --- runs ----------------------------------------------------------------------------------------
+    return trajectories.generated(cfg, spec, sample, log_prob, "diffusion")
 
 
 def stepwise(cfg: Settings) -> dynamics.Ensemble:
-    """What the autoregressive model is like."""
+    """Settings of the autoregressive model."""
     return dynamics.Ensemble(hidden=cfg.ensemble_hidden)
 
 
-def experience(module: Any, cfg: Any, spec: EnvSpec) -> Source:
-    """Batches of real rows and of what `cfg.synthetic` says."""
+def experience(cfg: Any, spec: EnvSpec, agent: Agent, log_prob: LogProb) -> Source:
+    """Batches of dataset rows mixed with the synthetic experience `cfg.synthetic`."""
     real = uniform(cfg.batch_size)
     if cfg.synthetic == "none":
         return real
     if cfg.synthetic == "autoregressive":
         made = imagined(
             dynamics.model(stepwise(cfg), spec),
-            module.make(cfg, spec),
+            agent,
             starts=cfg.trajectories,
             steps=cfg.horizon - 1,
             every=cfg.generate_every,
@@ -303,12 +229,15 @@ def experience(module: Any, cfg: Any, spec: EnvSpec) -> Source:
             batch_size=cfg.batch_size,
         )
     else:
-        made = generated(cfg, spec, likelihood(module, cfg, spec))
+        made = generated(cfg, spec, log_prob)
     return mix(real, made, cfg.real_share, cfg.batch_size)
 
 
+# --- runs ----------------------------------------------------------------------------------------
+
+
 def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
-    """The stage of the model that experience comes from; none where there is none."""
+    """The stage that trains the model of the synthetic experience; () without a model."""
     if cfg.synthetic == "none":
         return ()
     if cfg.synthetic == "autoregressive":
@@ -332,20 +261,32 @@ def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
     return (stage,)
 
 
-def program(module: Any, cfg: Any, env: Env, hypers: Any, evals: int, episodes: int) -> Program:
-    """The model, then the program of the agent in `module` on mixed batches.
+def program(
+    cfg: Any,
+    env: Env,
+    agent: Agent,
+    log_prob: LogProb,
+    evals: int,
+    episodes: int,
+    *,
+    explore: bool = False,
+    after: tuple[Stage, ...] = (),
+) -> Program:
+    """Training of the model, then of an offline agent on mixed batches.
 
     Args:
-      module: of an offline agent: `make`, `program`, and `log_prob` where it has one.
       cfg: the agent's Config, with `Settings`.
-      hypers: the agent's default Hypers, with `Rates`.
+      agent: with default hypers that include `Rates`.
+      log_prob: of the agent's policy, for guidance.
+      explore: whether evaluations explore, as in `offline_program`.
+      after: stages that continue from the agent's, as in `offline_program`.
     """
     check(cfg)
-    learning, *others = module.program(cfg, env, evals=evals, episodes=episodes).stages
-    agent = dataclasses.replace(learning.learner, hypers=hypers)
-    source = experience(module, cfg, env.spec)
-    learning = dataclasses.replace(learning, learner=agent, source=source)
-    return Program((*modelling(cfg, env.spec, evals), learning, *others))
+    source = experience(cfg, env.spec, agent, log_prob)
+    learning = offline_program(
+        cfg, env, agent, evals, episodes, source=source, explore=explore, after=after
+    )
+    return Program((*modelling(cfg, env.spec, evals), *learning.stages))
 
 
 def check(cfg: Any) -> None:
@@ -364,11 +305,11 @@ def check(cfg: Any) -> None:
 
 
 def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:
-    """Raises UserError for what is not asked for but would be got.
+    """Raises UserError if guidance would silently be off, or if no window fits into an episode.
 
     Args:
       hp: hyperparameters [P] of all members.
-      inputs: with the data, on the host.
+      inputs: on the host, with the dataset as "data".
     """
     if cfg.synthetic == "guided" and not np.all(hp.guidance):
         raise UserError("guidance=0 turns guidance off: pass --agent.synthetic unguided")

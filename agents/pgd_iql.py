@@ -11,7 +11,8 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import iql, pgd
-from jaxrl.program import Algorithm, Program
+from jaxrl.algorithm import Algorithm
+from jaxrl.program import Program
 from jaxrl.types import Env
 
 make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
@@ -19,17 +20,20 @@ make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
 
 @dataclasses.dataclass(frozen=True)
 class Config(pgd.Settings, iql.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
 
 @struct.dataclass
 class Hypers(pgd.Rates, iql.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(iql, cfg, env, Hypers(), evals, episodes)
+    agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
+    online = iql.finetuning(cfg, env, Hypers(), evals, episodes)
+    policy = log_prob(cfg, env.spec)
+    return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
 
 
 ALGORITHM = Algorithm(

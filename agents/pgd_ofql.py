@@ -11,27 +11,38 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import ofql, pgd
-from jaxrl.program import Algorithm, Program
+from jaxrl.algorithm import Algorithm
+from jaxrl.program import Program
 from jaxrl.types import Env
 
 make, check_request = ofql.make, pgd.check_request
+log_prob = pgd.unit_log_prob(ofql.make)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(pgd.Settings, ofql.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
 
 @struct.dataclass
 class Hypers(pgd.Rates, ofql.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(ofql, cfg, env, Hypers(), evals, episodes)
+    agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
+    policy = log_prob(cfg, env.spec)
+    return pgd.program(cfg, env, agent, policy, evals, episodes, explore=True)
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, extras=("next_known",), check_request=check_request
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
 )

@@ -11,27 +11,37 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import pgd, td3bc
-from jaxrl.program import Algorithm, Program
+from jaxrl.algorithm import Algorithm
+from jaxrl.program import Program
 from jaxrl.types import Env
 
 make, check_request = td3bc.make, pgd.check_request
+log_prob = pgd.unit_log_prob(td3bc.make)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(pgd.Settings, td3bc.Config):
-    """Static: a new value is a new program."""
+    """Static configuration: a new value compiles a new program."""
 
 
 @struct.dataclass
 class Hypers(pgd.Rates, td3bc.Hypers):
-    """Traced: members of one population may differ in each."""
+    """Traced hyperparameters: members of one run may differ in each."""
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
-    return pgd.program(td3bc, cfg, env, Hypers(), evals, episodes)
+    agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
+    return pgd.program(cfg, env, agent, log_prob(cfg, env.spec), evals, episodes)
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, extras=("next_known",), check_request=check_request
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
 )

@@ -30,14 +30,16 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
-from jaxrl.errors import UserError, at_least
+from jaxrl.errors import UserError
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import on_policy
+from jaxrl.program import Program
+from jaxrl.recipes import check_rollouts, on_policy
 from jaxrl.returns import gae, successor_values
+from jaxrl.sources import merge_axes
 from jaxrl.spaces import clip_to_box
 from jaxrl.types import Agent, Array, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
@@ -296,7 +298,7 @@ def experience(
         advantage=standardised(advantage) if cfg.advantages == "batch" else advantage,
         target=advantage + value,
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    return merge_axes(rows)
 
 
 def standardised(x: Array) -> Array:
@@ -331,26 +333,8 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     """Raises UserError if the environment is not supported or sizes do not fit together."""
     if isinstance(spec.action, Box) and len(spec.action.shape) != 1:
         raise UserError(f"box actions must have one axis; {spec.name} has {spec.action.shape}")
-    at_least(
-        1,
-        num_envs=cfg.num_envs,
-        num_steps=cfg.num_steps,
-        minibatches=cfg.minibatches,
-        epochs=cfg.epochs,
-        smallest_layer=min((*cfg.actor, *cfg.critic, *cfg.conv), default=1),
-    )
     nets.check_images(spec, cfg.conv)
-    if cfg.resets < 0 or (cfg.resets and cfg.num_steps % cfg.resets):
-        raise UserError(f"resets={cfg.resets} does not divide num_steps={cfg.num_steps}")
-    rows = cfg.num_envs * cfg.num_steps
-    if rows % cfg.minibatches:
-        raise UserError(
-            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = {rows}"
-        )
-    if cfg.updates < 1:
-        raise UserError(
-            f"total_steps={cfg.total_steps} is less than a rollout of num_envs * num_steps = {rows}"
-        )
+    check_rollouts(cfg, (*cfg.actor, *cfg.critic, *cfg.conv), cfg.resets)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -26,17 +26,19 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import batchnorm, nets
-from jaxrl.errors import UserError, at_least
+from jaxrl.algorithm import Algorithm
+from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import single_stage
+from jaxrl.program import Program
+from jaxrl.recipes import check_rollouts, single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
+from jaxrl.sources import merge_axes
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 
@@ -113,25 +115,8 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     """Raises UserError if the environment is not supported or sizes do not fit together."""
     if not isinstance(spec.action, Discrete):
         raise UserError(f"pqn needs discrete actions; {spec.name} has {spec.action}")
-    at_least(
-        1,
-        num_envs=cfg.num_envs,
-        num_steps=cfg.num_steps,
-        minibatches=cfg.minibatches,
-        epochs=cfg.epochs,
-        smallest_layer=min((*cfg.hidden, *cfg.conv), default=1),
-    )
     nets.check_images(spec, cfg.conv, cfg.kernels, cfg.strides)
-    if cfg.num_envs * cfg.num_steps % cfg.minibatches:
-        raise UserError(
-            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = "
-            f"{cfg.num_envs * cfg.num_steps}"
-        )
-    if cfg.updates < 1:
-        raise UserError(
-            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
-            f"{cfg.num_envs * cfg.num_steps}"
-        )
+    check_rollouts(cfg, (*cfg.hidden, *cfg.conv))
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -165,8 +150,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             hp.gamma,
             hp.lam,
         )
-        data = (window.obs, window.action, targets)
-        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
+        data = merge_axes((window.obs, window.action, targets))  # [T * N, ...]
 
         def loss(params: PyTree, statistics: PyTree, part: PyTree) -> tuple[Array, PyTree]:
             obs, action, target = part

@@ -25,16 +25,16 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import single_stage
+from jaxrl.program import Program
+from jaxrl.recipes import check_rollouts, on_policy
 from jaxrl.returns import lambda_returns, successor_values
-from jaxrl.rollout import rollout
-from jaxrl.spaces import box_bounds
+from jaxrl.sources import merge_axes
+from jaxrl.spaces import box_scale, clip_to_box
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
@@ -122,41 +122,24 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
-    low, high = box_bounds(spec)
+    space = box_scale("pqn_continuous", spec)
     if len(spec.obs_shape) != 1:
         raise UserError(f"pqn_continuous needs flat observations; {spec.name} has {spec.obs_shape}")
-    at_least(
-        1,
-        num_envs=cfg.num_envs,
-        num_steps=cfg.num_steps,
-        minibatches=cfg.minibatches,
-        epochs=cfg.epochs,
-        critics=cfg.critics,
-        resets=cfg.resets,
-        smallest_layer=min((*cfg.actor, *cfg.critic), default=1),
-    )
-    if cfg.num_steps % cfg.resets:
-        raise UserError(f"resets={cfg.resets} does not divide num_steps={cfg.num_steps}")
-    if cfg.num_envs * cfg.num_steps % cfg.minibatches or cfg.updates < 1:
-        raise UserError(
-            f"num_envs * num_steps = {cfg.num_envs * cfg.num_steps} must be a multiple of "
-            f"minibatches={cfg.minibatches} and no more than total_steps={cfg.total_steps}"
-        )
-    scale, centre = (high - low) / 2, (high + low) / 2  # [1, A]
-    size = scale.shape[-1]
-    actor_net = nets.from_linen(Blocks(cfg.actor, size), spec.obs_shape)
-    one_critic = nets.from_linen(Blocks(cfg.critic, 1), (spec.obs_shape[0] + size,))
+    at_least(1, critics=cfg.critics, resets=cfg.resets)
+    check_rollouts(cfg, (*cfg.actor, *cfg.critic), cfg.resets)
+    actor_net = nets.from_linen(Blocks(cfg.actor, space.size), spec.obs_shape)
+    one_critic = nets.from_linen(Blocks(cfg.critic, 1), (spec.obs_shape[0] + space.size,))
 
     def policy(params: PyTree, obs: Array) -> Array:
-        return jnp.tanh(actor_net.apply(params, obs)) * scale + centre
+        return space.scaled(jnp.tanh(actor_net.apply(params, obs)))
 
     def q_values(params: PyTree, obs: Array, action: Array) -> Array:
         """[critics, B] of obs [B, *obs] and action [B, A] in half ranges."""
-        x = jnp.concatenate([obs, (action - centre) / scale], -1)
+        x = jnp.concatenate([obs, space.unit(action)], -1)
         return jax.vmap(one_critic.apply, (0, None))(params, x)[..., 0]
 
     def noisy(action: Array, std: Array, normal: Array) -> Array:
-        return jnp.clip(action + std * scale * normal, low, high)
+        return clip_to_box(spec.action, action + std * space.scale * normal)
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
@@ -167,7 +150,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, critic, (begin(actor), begin(critic)), std)
 
     def noise(key: Array, n: int) -> Array:
-        return jax.random.normal(key, (n, size))
+        return jax.random.normal(key, (n, space.size))
 
     def act(state, hp, obs, start, memory, noise, explore):
         mean = policy(state.actor, obs)
@@ -194,8 +177,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             hp.gamma,
             hp.lam,
         )
-        data = (window.obs, window.action, targets, window.extras["mean"])
-        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T * N, ...]
+        data = merge_axes((window.obs, window.action, targets, window.extras["mean"]))
 
         def critic_loss(params: PyTree, obs: Array, action: Array, target: Array) -> Array:
             error = q_values(params, obs, action) - target[None]
@@ -204,7 +186,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         def actor_loss(params: PyTree, critic: PyTree, obs: Array, before: Array) -> Any:
             action = policy(params, obs)
             gain = jnp.mean(q_values(critic, obs, action), 0)
-            pull, far = trust_penalty((action - before) / scale, hp.threshold)
+            pull, far = trust_penalty((action - before) / space.scale, hp.threshold)
             return jnp.mean(hp.penalty * pull - gain), jnp.mean(far)
 
         def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, dict[str, Array]]:
@@ -252,9 +234,7 @@ def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` noise-free episodes."""
-    agent = make(cfg, env.spec)
-    source = rollout(env, agent, cfg.num_envs, cfg.num_steps, resets=cfg.resets)
-    return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+    return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program)

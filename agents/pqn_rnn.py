@@ -29,15 +29,17 @@ from flax import linen as nn
 from jaxrl import batchnorm, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
 from jaxrl.normalise import normalised
-from jaxrl.program import Algorithm, Program
+from jaxrl.program import Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns
 from jaxrl.rollout import rollout
+from jaxrl.sources import merge_axes
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
 
 __all__ = ["Config", "Hypers", "State", "make", "program"]
@@ -77,10 +79,10 @@ class Network(nn.Module):
         the last action.
         """
         length, size = start.shape
-        last_action = recurrent.forget(flat(last_action), flat(start))
-        features = jnp.concatenate([self.torso(flat(obs)), last_action], -1)
+        last_action = recurrent.forget(merge_axes(last_action), merge_axes(start))
+        features = jnp.concatenate([self.torso(merge_axes(obs)), last_action], -1)
         carries, outs = self.cell(carry, features.reshape(length, size, -1), start)
-        return carries, self.head(flat(outs)).reshape(length, size, -1)
+        return carries, self.head(merge_axes(outs)).reshape(length, size, -1)
 
     def __call__(
         self, carry: PyTree, obs: Array, last_action: Array, start: Array
@@ -88,11 +90,6 @@ class Network(nn.Module):
         """One step: (carry [B, memory], Q-values [B, A])."""
         carries, q = self.unroll(carry, obs[None], last_action[None], start[None])
         return jax.tree.map(lambda x: x[0], carries), q[0]
-
-
-def flat(x: Array) -> Array:
-    """[T, B, ...] as [T * B, ...]."""
-    return x.reshape(-1, *x.shape[2:])
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -189,7 +186,7 @@ def window_values(
     # Targets are constants: no gradient flows through the code below.
     every = jax.lax.stop_gradient((carries, window.next_obs, actions))
     if not one_limit:
-        return q, ahead(jax.tree.map(flat, every)).reshape(window.reward.shape), statistics
+        return q, ahead(merge_axes(every)).reshape(window.reward.shape), statistics
     cut = jnp.argmax(window.truncated, 0)  # [B] step of the time limit, 0 without one
     ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
     values = ahead(ends)

@@ -31,11 +31,12 @@ import jax
 from flax import struct
 
 from jaxrl.agents import edac
+from jaxrl.algorithm import Algorithm
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, penalised, true_model
-from jaxrl.program import Algorithm, Program, Stage
+from jaxrl.program import Program, Stage
 from jaxrl.sources import labelled, mix, uniform, whole
 from jaxrl.types import Agent, Env, EnvSpec, Source
 

@@ -25,20 +25,23 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
-from jaxrl.evaluate import evaluator
 from jaxrl.losses import td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import (
     ActionSamples,
     StochasticHead,
+    acting,
     categorical_head,
     expectation,
+    least_value,
+    mean_entropy,
     squashed_head,
     sum_log_probs,
 )
-from jaxrl.program import Algorithm, Program
-from jaxrl.recipes import check_replay, replayed, single_stage
+from jaxrl.program import Program
+from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
 
@@ -131,10 +134,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     head = head_of(cfg, spec)
 
     def init(key, hp, inputs):
-        return begin(cfg, head, key, hp)
-
-    def act(state, hp, obs, start, memory, noise, explore):
-        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+        return begin(head, key, hp, learned=cfg.learn_temperature)
 
     def update(state, hp, batch, key, step):
         def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:
@@ -142,17 +142,19 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
 
 
-def begin(cfg: Config, head: StochasticHead, key: Array, hp: Any) -> State:
-    """The state before the first update."""
+def begin(
+    head: StochasticHead, key: Array, hp: Any, *, learned: bool = True, critics: int = 2
+) -> State:
+    """The state before the first update; `learned` says whether the temperature is."""
     key_actor, key_critic = jax.random.split(key)
     actor = head.actor(key_actor)
     # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-    critic = jax.lax.map(head.critic, jax.random.split(key_critic))
-    learned = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
-    log_temperature = learned if cfg.learn_temperature else jnp.zeros(())
+    critic = jax.lax.map(head.critic, jax.random.split(key_critic, critics))
+    initial = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
+    log_temperature = initial if learned else jnp.zeros(())
     opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, critic, log_temperature))
     return State(actor, critic, critic, log_temperature, opt)
 
@@ -173,7 +175,6 @@ def learn(
       objective: the actor's loss [] of (sampled actions, obs, their min_i Q_i [B, K], α).
       log_pi: maps log-probabilities by factor [B, K, F] to log π [B, K] in the critics' targets.
     """
-    twins = lambda fn: jax.vmap(fn, (0, None, None))
 
     def gradient_step(state: State, xs: tuple[Transition, Array]) -> tuple[State, Any]:
         t, noise = xs
@@ -181,12 +182,12 @@ def learn(
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
 
         ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
-        q = jnp.min(twins(head.values)(state.target, t.next_obs, ahead.action), 0)
+        q = least_value(head, state.target, t.next_obs, ahead.action)
         value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
 
         def critic_loss(critic: Array) -> tuple[Array, Array]:
-            q = twins(head.value)(critic, t.obs, t.action)  # [2, B]
+            q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)  # [2, B]
             return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
         at = Trainable(state.critic, opt_critic)
@@ -194,13 +195,13 @@ def learn(
 
         def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
             now = head.samples(head.policy(actor, t.obs), noise[1])
-            q = jnp.min(twins(head.values)(critic, t.obs, now.action), 0)
+            q = least_value(head, critic, t.obs, now.action)
             return objective(now, t.obs, q, temperature), now
 
         at = Trainable(state.actor, opt_actor)
         (actor, opt_actor), loss_pi, now = minimise(of_actor, at, hp.lr)
 
-        entropy = -jnp.mean(expectation(now, sum_log_probs(now.log_prob)))
+        entropy = mean_entropy(now)
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
@@ -233,10 +234,7 @@ def actor_loss(now: ActionSamples, q: Array, temperature: Array) -> Array:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
-    agent = make(cfg, env.spec)
-    return single_stage(
-        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
-    )
+    return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -1,20 +1,22 @@
-"""Environments of brax 0.14: locomotion and manipulation by rigid bodies.
+"""Adapter of brax 0.14: rigid-body locomotion and manipulation.
 
-The bare environments are used, without brax's wrappers: those put the same initial state back at
-the end of every episode, drop the last observation, and do not take typed keys in batches. Instead:
+The adapter uses the raw environments without brax's wrappers. The wrappers reset every episode to
+the same cached initial state, drop the last observation, and do not accept batches of typed keys.
+Differences from brax:
 
-  - Nothing resets by itself; `next_obs` is the true successor, also where the episode ends.
-  - Episodes are truncated after 1000 steps, as brax does; `terminated` is the environment's `done`.
-  - Actions lie in [-1, 1] and are clipped, since some rewards charge for what is asked, not done.
-  - The state is the physics and `info`; `metrics`, which no step reads, are dropped.
+  - Environments do not reset themselves; `next_obs` is the true successor, also at episode ends.
+  - Episodes are truncated after 1000 steps as in brax; `terminated` is the environment's `done`.
+  - Actions lie in [-1, 1] and are clipped, since some rewards penalise the unclipped action.
+  - The state is (`pipeline_state`, `info`); `metrics`, which no step reads, are dropped.
 
-A rollout draws an initial state for every step by default. Of hopper on a CPU a reset takes a
-quarter of the time of a step, and num_steps * num_envs states of 1 kB (ant 2.4 kB) are held: give
-`rollout` a smaller `resets`. Physics that goes on past a termination may become NaN; sources
-replace it, and no gradient goes through it.
+A rollout draws one initial state per step by default. For hopper on a CPU a reset takes a quarter
+of the time of a step, and num_steps * num_envs states of 1 kB each (ant: 2.4 kB) are held in
+memory; a smaller `resets` of `rollout` avoids both. Physics that continues past a termination may
+become NaN; sources replace these states, and no gradient flows through them.
 
-brax is not actively maintained and uses names that later versions of mujoco-mjx may drop; this is
-why the versions of all three are pinned. swimmer is left out: it calls what JAX has removed.
+brax is no longer actively maintained and uses names that later versions of mujoco-mjx may remove,
+so the versions of brax, mujoco and mujoco-mjx are pinned. swimmer is left out: it calls a function
+that JAX has removed.
 """
 
 from __future__ import annotations
@@ -35,22 +37,25 @@ from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import OPTIONS, positive, strong, time_limit, unknown_option
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
-LIMIT = 1000  # brax's own default for all of them
+LIMIT = 1000  # brax's default `episode_length` of all environments
 
 
 def make(
     name: str, /, *, backend: str | None = None, max_steps: int | None = None, **options: Any
 ) -> Env:
-    """The environment "brax:hopper", or "brax:hopper:mjx" with another backend than spring.
+    """An environment such as "brax:hopper", or "brax:hopper:mjx" with a backend other than spring.
 
-    `params` of the result are {}, since brax builds its physics when an environment is made.
+    `params` of the result are {}: brax fixes its physics when an environment is made.
 
     Args:
-      backend: spring, positional, generalized or mjx, instead of one in the name. spring is the
-        fastest by far and works everywhere; mjx is MuJoCo's physics.
-      max_steps: the time limit; None is 1000.
+      backend: spring (the default), positional, generalized or mjx, unless `name` ends in one.
+        spring is by far the fastest and works everywhere; mjx is MuJoCo's physics.
+      max_steps: time limit; None for 1000.
       options: arguments of brax's constructor (`ctrl_cost_weight` of hopper) and `n_frames`, the
-        steps of physics in one step of the environment. All static.
+        number of physics steps per environment step. All are static.
+
+    Raises:
+      EnvError: brax is not installed, the name or an option is unknown, or brax refuses a value.
     """
     task, named = names.brax_parts(name if backend is None else f"{name}:{backend}")
     name = f"brax:{task}" if named == names.BACKENDS[0] else f"brax:{task}:{named}"
@@ -73,9 +78,12 @@ def make(
 
 
 def adapt(environment: Any, *, name: str, max_steps: int = LIMIT) -> Env:
-    """`Env` of a brax environment object, without wrappers, for one that is not in the list.
+    """`Env` of an unwrapped brax environment object, also of one that brax does not register.
 
-    Its step may read `pipeline_state` and `info` of the state, and nothing else.
+    The object's `step` may read `pipeline_state` and `info` of the state only.
+
+    Raises:
+      EnvError: observations are not arrays.
     """
     _import()
     from brax.envs.base import State
@@ -89,7 +97,7 @@ def adapt(environment: Any, *, name: str, max_steps: int = LIMIT) -> Env:
         physics, info = state
         action = jnp.clip(action.astype(jnp.float32), -1.0, 1.0)
         zero = jnp.zeros(())
-        # Fresh dicts, since brax's steps write into those they are given.
+        # A copy of `info`, since brax's steps write into the dict that they get.
         given = State(physics, None, zero, zero, {}, dict(info))  # type: ignore[arg-type]
         with _allowances():
             after = environment.step(given, action)
@@ -106,22 +114,19 @@ def adapt(environment: Any, *, name: str, max_steps: int = LIMIT) -> Env:
 
     def observe(obs: Any) -> Array:
         if not hasattr(obs, "shape"):
-            raise EnvError(f"{name} observes a {type(obs).__name__}, jaxrl needs an array")
+            raise EnvError(f"observations of {name} are a {type(obs).__name__}, not an array")
         return jnp.asarray(obs, jnp.float32)
 
     size = int(environment.action_size)
     key = jax.random.key(0)
     state, obs = jax.eval_shape(reset, key, {})
-    jax.eval_shape(step, key, state, jnp.zeros(size), {})  # what fails in a step should fail here
+    jax.eval_shape(step, key, state, jnp.zeros(size), {})  # so that errors of `step` show up here
     box = Box((-1.0,) * size, (1.0,) * size, (size,))
     return time_limit(Env(EnvSpec(name, obs.shape, box), {}, reset, step), max_steps)
 
 
 def _import() -> Any:
-    """`brax.envs`, without the lines that mujoco.mjx prints for want of the optional warp.
-
-    They go to the standard output, where a command's own output belongs.
-    """
+    """`brax.envs`, without the lines that mujoco.mjx prints to stdout if warp is not installed."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), _allowances():
@@ -138,25 +143,26 @@ def _import() -> Any:
 
 @contextlib.contextmanager
 def _allowances() -> Iterator[None]:
-    """What brax's own code needs: silent broadcasts, and warnings no user can act on ignored."""
+    """Allows rank promotion and ignores warnings of brax's own code that no user can act on."""
     with jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
-        # jaxopt, which brax imports, and brax itself say that they are not maintained.
+        # jaxopt, imported by brax, and brax itself warn that they are not maintained.
         warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
         warnings.filterwarnings("ignore", "Brax System, piplines and env", UserWarning)
-        # Names of mjx's Data that brax reads.
+        # brax reads attributes of mjx's Data that are deprecated.
         warnings.filterwarnings("ignore", "Accessing `.*` directly from `Data`", DeprecationWarning)
         yield
 
 
 @contextlib.contextmanager
 def _without_mujoco_log() -> Iterator[None]:
-    """Drops the warning about `settotalmass`, which half_cheetah.xml of brax has.
+    """Drops MuJoCo's warning about `settotalmass` in brax's half_cheetah.xml.
 
-    MuJoCo would write it into MUJOCO_LOG.TXT in the current directory. Others become warnings.
+    MuJoCo would write MUJOCO_LOG.TXT to the current directory. Other messages of MuJoCo become
+    Python warnings.
     """
     import mujoco as module
 
-    mujoco: Any = module  # its functions are hidden from type checkers
+    mujoco: Any = module  # type checkers do not see the functions of the extension module
 
     def warn(text: str) -> None:
         if "settotalmass" not in text:

@@ -1,25 +1,24 @@
-"""DMSD: two coupled masses that follow targets; a task of the NeoRL-2 benchmark in closed form.
+"""DMSD, the double mass-spring-damper of NeoRL-2: two coupled masses must track targets.
 
-Two unit masses between walls, joined to the walls and to each other by springs and dampers; actions
-push them. With k the stiffness and c the damping of all springs and dampers, f the strength of the
-actions and Δ the time step,
+Springs and dampers join two unit masses to walls and to each other; actions are forces on the
+masses. With stiffness k and damping c of all springs and dampers, force f per unit of action and
+time step Δ,
 
     x1' = x1 + Δ v1
     v1' = v1 + Δ (k (x2 - 2 x1) + c (v2 - 2 v1) + f a1)         and the same for 2
     r   = -Σ_i log(|x_i' - target_i'| + 0.01)
 
-Observations [6] are x, v, target; actions [2] lie in [-1, 1]. An episode has 100 steps and no
-termination. Each target coordinate is drawn again at half-time with probability 1/2: `next_obs` and
-the reward of the 50th step have the new one.
+Observations [6] are (x, v, target), two elements each; actions [2] lie in [-1, 1]. Episodes are
+truncated after 100 steps and never terminate. At half-time each coordinate of the target is redrawn
+with probability 1/2: `next_obs` and the reward of the 50th step have the new target.
 
-The equations were found from the published data (polixir/neorl2_dataset, CC BY 4.0), which they
-reproduce to 1e-6; `tests/test_dmsd.py` shows it.
+The equations were identified from the published data (polixir/neorl2_dataset, CC BY 4.0) and
+reproduce them to 1e-6 (`tests/test_dmsd.py`).
 
-`jaxrl data make` stores the state of the simulator before each step in `extras["state"]`. The
-observation holds all of the state but the time, which decides when targets are drawn again.
-`with_states` adds states to NeoRL-2's files: the time is the number of steps since the episode
-began. Rollouts in a true model that pass half-time then draw their own new targets, as the
-environment does.
+`jaxrl data make` stores the simulator's state before each step in `extras["state"]`. Observations
+contain the whole state except the time, which decides when targets are redrawn. `with_states` adds
+states to NeoRL-2's files, with the number of steps since the start of the episode as the time.
+Rollouts in the true model that pass half-time redraw targets as the environment does.
 """
 
 from __future__ import annotations
@@ -34,20 +33,24 @@ from jaxrl.envs.wrappers import positive
 from jaxrl.errors import UserError
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
-PARAMS = {"stiffness": 0.1, "damping": 0.2, "force": 1.5}
-DELTA = 0.2
-REACH = 1.5  # targets lie in [-REACH, REACH]
+PARAMS = {"stiffness": 0.1, "damping": 0.2, "force": 1.5}  # k, c and f, traced
+DELTA = 0.2  # Δ
+REACH = 1.5  # targets are uniform in [-REACH, REACH]²
 
 
 class DmsdState(NamedTuple):
     x: Array  # [2] positions
     v: Array  # [2] velocities
-    target: Array  # [2]
-    t: Array  # [] int32
+    target: Array  # [2] target positions
+    t: Array  # [] int32, steps since the start of the episode
 
 
 def make(max_steps: int = 100) -> Env:
-    """The task; targets may change after half of `max_steps`."""
+    """The environment. Targets may change after `max_steps` // 2 steps.
+
+    Raises:
+      EnvError: max_steps is not a positive whole number.
+    """
     limit = positive(max_steps, "max_steps of dmsd")
 
     def draw_target(key: Array) -> Array:
@@ -88,26 +91,29 @@ def make(max_steps: int = 100) -> Env:
 
 
 def reward_at(obs: Array) -> Array:
-    """[...] of arriving where [..., 6] is observed."""
+    """Reward [...] of a step with the next observation `obs` [..., 6]."""
     return -jnp.sum(jnp.log(jnp.abs(obs[..., :2] - obs[..., 4:]) + 0.01), -1)
 
 
 def outcome(obs: Array, action: Array, next_obs: Array, params: PyTree) -> tuple[Array, Array]:
-    """Reward and termination of a step: see `Env`."""
+    """Reward [] and termination [] of a step, which never terminates; see `Env`."""
     return reward_at(next_obs), jnp.zeros((), bool)
 
 
 def with_states(env: str, data: Transition) -> Transition:
-    """`data` with states of the environment called `env`; as it is where it has them or must.
+    """`data` with simulator states in `extras["state"]`, if they follow from the observations.
+
+    Data of another environment than dmsd, and data that have states already, are returned as they
+    are.
 
     Raises:
-      UserError: data that begin in the middle of an episode.
+      UserError: the data begin in the middle of an episode, so the time is unknown.
     """
     if env != "dmsd" or "state" in data.extras:
         return data
     start = np.asarray(data.start)
     if not start[0]:
-        raise UserError("row 0 is in the middle of an episode: its simulator state is not known")
+        raise UserError("row 0 is in the middle of an episode, so its simulator state is unknown")
     rows = np.arange(len(start))
     t = rows - np.maximum.accumulate(np.where(start, rows, 0))
     x, v, target = np.split(np.asarray(data.obs), 3, axis=1)

@@ -1,4 +1,4 @@
-"""Pictures of observations: classic control, MinAtar and mazes."""
+"""Images of observations of classic control, MinAtar and mazes, for `jaxrl render`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from jaxrl.envs import maze
 from jaxrl.envs.names import EnvError
 
-SIZE = 240  # pixels of a frame's sides
-_FINE = 3  # drawn larger and scaled down, for smooth edges
+SIZE = 240  # width and height of a frame in pixels
+_FINE = 3  # supersampling factor, for smooth edges
 PAPER, INK, CART, POLE, GOAL = "#ffffff", "#9aa0a6", "#30343b", "#d55e00", "#009e73"
 
-# One colour per MinAtar channel: the Okabe-Ito palette, told apart by the colour-blind too.
+# One colour per MinAtar channel. The first seven are of the Okabe-Ito palette (colour-blind safe).
 CHANNELS = np.array(
     [
         [0, 114, 178], [213, 94, 0], [240, 228, 66], [0, 158, 115], [204, 121, 167],
@@ -30,7 +30,7 @@ Draw = Callable[["Canvas", np.ndarray], None]
 
 
 class Canvas:
-    """Drawing in world coordinates: x and y in [-1, 1], y upwards."""
+    """An RGB image with drawing functions in coordinates x and y in [-1, 1], y upwards."""
 
     def __init__(self) -> None:
         self.image = Image.new("RGB", (SIZE * _FINE, SIZE * _FINE), PAPER)
@@ -57,23 +57,24 @@ class Canvas:
 
 
 def frame(name: str, obs: ArrayLike) -> np.ndarray:
-    """A picture [SIZE, SIZE, 3] uint8 of one observation of the environment `name`.
+    """An image [SIZE, SIZE, 3] uint8 of one observation [*obs] of the environment `name`.
 
     Raises:
-      EnvError: there is no drawing for it.
+      EnvError: the environment has no drawing.
     """
     obs = np.asarray(obs, np.float32)
     if name.endswith("-MinAtar"):
         return _planes(obs)
     if name not in DRAWINGS:
-        raise EnvError(f"there is no drawing of {name}; there is of {', '.join(DRAWINGS)}, MinAtar")
+        drawn = ", ".join(DRAWINGS)
+        raise EnvError(f"no drawing of {name}; there are drawings of {drawn} and MinAtar")
     canvas = Canvas()
     DRAWINGS[name](canvas, obs)
     return canvas.pixels()
 
 
 def _planes(obs: np.ndarray) -> np.ndarray:
-    """[H, W, C] planes of zeros and ones: each cell in the colour of its last plane that is one."""
+    """Image of binary planes [H, W, C]: a cell has the colour of its last channel that is set."""
     on: np.ndarray = obs.astype(bool)
     last = obs.shape[-1] - 1 - np.argmax(on[..., ::-1], -1)
     colours = CHANNELS[last % len(CHANNELS)]
@@ -109,7 +110,7 @@ def _acrobot(canvas: Canvas, obs: np.ndarray) -> None:
 
 
 def _mountain_car(canvas: Canvas, obs: np.ndarray) -> None:
-    # The track runs over positions -1.2 to 0.6, its height is sin(3 position).
+    # The track covers positions -1.2 to 0.6; its height is sin(3 position).
     place = lambda p: ((p + 0.3) / 0.95, 0.55 * math.sin(3 * p) - 0.1)
     canvas.line([place(p) for p in np.linspace(-1.2, 0.6, 60)], INK, 0.015)
     goal = place(0.5)

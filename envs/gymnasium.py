@@ -1,7 +1,7 @@
-"""gymnasium's environments, for evaluating what was learned from data: "gymnasium:HalfCheetah-v5".
+"""Adapter of gymnasium for the evaluation of offline agents, as in "gymnasium:HalfCheetah-v5".
 
-They run on the host, between the compiled chunks of a run, so nothing can be trained in them. What
-is passed on is what `gymnasium.make` takes.
+The environments run on the host, between the compiled chunks of a run, so agents cannot collect
+training experience in them. Options are keyword arguments of `gymnasium.make`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from jaxrl.types import Box, Discrete, Env, EnvSpec, PyTree
 
 
 def make(name: str, /, **options: Any) -> Env:
-    """The environment "gymnasium:ID", with `host`.
+    """The environment "gymnasium:ID" as an `Env` with `host`, whose `reset` and `step` refuse.
 
     Raises:
-      EnvError: gymnasium is not there or does not know it, or its spaces are not arrays of numbers.
+      EnvError: gymnasium is not installed or cannot make the environment, or its observations or
+        actions are not arrays of numbers.
     """
     try:
         import gymnasium
@@ -29,9 +30,9 @@ def make(name: str, /, **options: Any) -> Env:
     try:
         env = host()
     except ImportError as error:
-        hint = 'pip install "jaxrl[gymnasium]" has what MuJoCo\'s tasks need'
+        hint = 'pip install "jaxrl[gymnasium]" installs what MuJoCo\'s tasks need'
         raise EnvError(f"{name} cannot be made: {error}; {hint}") from None
-    except Exception as error:  # whatever it or the environment raises
+    except Exception as error:  # gymnasium and constructors of environments raise all kinds
         raise EnvError(f"{name} cannot be made: {error}") from error
     spec = env.spec
     limit = None if spec is None else spec.max_episode_steps
@@ -44,7 +45,7 @@ def make(name: str, /, **options: Any) -> Env:
 def _obs_shape(name: str, env: Any) -> tuple[int, ...]:
     space = env.observation_space
     if space.shape is None or space.dtype is None or space.dtype.kind not in "fiub":
-        raise EnvError(f"{name}: observations must be an array of numbers, they are {space}")
+        raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
     return tuple(space.shape)
 
 
@@ -53,10 +54,10 @@ def _actions(name: str, env: Any) -> Discrete | Box:
     if hasattr(space, "n") and not space.shape and not getattr(space, "start", 0):
         return Discrete(int(space.n))
     if not hasattr(space, "low"):
-        raise EnvError(f"{name}: actions must be a box or numbers from 0 on, they are {space}")
+        raise EnvError(f"{name}: actions must be a Box or a Discrete from 0 on, not {space}")
     bound = lambda x: tuple(float(v) for v in np.ravel(x))
     return Box(bound(space.low), bound(space.high), tuple(space.shape))
 
 
 def _refuse(name: str, *_: PyTree) -> NoReturn:
-    raise EnvError(f"{name} runs on the host: it evaluates agents that learn from --data, no more")
+    raise EnvError(f"{name} runs on the host: it can only evaluate agents that learn from --data")

@@ -1,16 +1,15 @@
-"""Environments of gymnax 1.x: classic control, MinAtar, bsuite and more.
+"""Adapter of gymnax 1.x: classic control, MinAtar, bsuite and more.
 
-What is changed on the way, the same for every environment:
-  - Nothing resets by itself; `next_obs` is the true successor, also where the episode ends.
-  - Where an episode terminates at its very time limit, `terminated` wins and `truncated` is False.
-  - Observations and rewards are float32. A whole-number observation out of n (FrozenLake) is
-    one-hot of shape (n,), which is what a network can read.
-  - Continuous actions are clipped to the action space, as most of these environments do themselves.
-  - Parameters are a dict of arrays without the time limit, which is static: `spec.max_steps`.
+Differences from gymnax, in all environments:
+  - Environments do not reset themselves; `next_obs` is the true successor, also at episode ends.
+  - An episode that terminates exactly at the time limit has `terminated` True, `truncated` False.
+  - Observations and rewards are float32. Discrete observations (FrozenLake) are one-hot [n].
+  - Continuous actions are clipped to the action space, as most of the environments do themselves.
+  - Parameters are a dict of arrays without the time limit, which is static (`spec.max_steps`).
 
-What is left as it is: CartPole's `total_mass` and `polemass_length` are parameters of their own, so
-they do not follow `masspole` and `length`; MemoryChain shows each state one step late; the car of
-MountainCarContinuous keeps its speed at the left wall, where gymnasium's stops.
+Peculiarities of gymnax that remain: CartPole's `total_mass` and `polemass_length` are separate
+parameters and do not follow `masspole` and `length`; MemoryChain shows each state one step late;
+the car of MountainCarContinuous keeps its speed at the left wall, where gymnasium's stops.
 """
 
 from __future__ import annotations
@@ -36,9 +35,12 @@ def make(name: str, /, *, max_steps: int | None = None, **options: Any) -> Env:
     """A registered gymnax environment.
 
     Args:
-      max_steps: the time limit; None keeps the environment's own.
-      options: arguments of gymnax's constructor (`size` of DeepSea), which are static, or physical
+      max_steps: time limit; None for the environment's own.
+      options: static arguments of gymnax's constructor (`size` of DeepSea), or traced physical
         parameters (`gravity` of CartPole), which become the defaults in `env.params`.
+
+    Raises:
+      EnvError: an unknown name or option, a value that gymnax refuses, or a failed download.
     """
     import gymnax
     from gymnax import registration
@@ -52,23 +54,27 @@ def make(name: str, /, *, max_steps: int | None = None, **options: Any) -> Env:
         environment, params = gymnax.make(name, **static)
     except OSError as error:
         raise EnvError(
-            f"{name} downloads its data when it is made, which failed: {error}"
+            f"{name} downloads its data when it is made, and the download failed: {error}"
         ) from error
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in static.items())
         raise EnvError(f"gymnax cannot make {name}({given}): {error!r}") from error
     env = adapt(environment, params, name=name, max_steps=max_steps)
-    if physical:  # adapted once more, since the bounds of actions may depend on them
+    if physical:  # adapt again, since action bounds may depend on the parameters
         numbers = with_params(env, arguments, **physical).params
         env = adapt(environment, params.replace(**numbers), name=name, max_steps=max_steps)
     return env
 
 
 def adapt(environment: Any, params: Any, *, name: str, max_steps: int | None = None) -> Env:
-    """`Env` of a gymnax environment object and its params, for one that is not registered."""
+    """`Env` of a gymnax environment object and its params, registered in gymnax or not.
+
+    Raises:
+      EnvError: the spaces of observations or actions are not supported.
+    """
     default = getattr(params, LIMIT)
     limit = positive(int(default) if max_steps is None else max_steps, f"max_steps of {name}")
-    static = {LIMIT: type(default)(limit)}  # BernoulliBandit's is a float, and has to be
+    static = {LIMIT: type(default)(limit)}  # BernoulliBandit's limit must be a float
     numbers = strong(
         {f.name: getattr(params, f.name) for f in dataclasses.fields(params) if f.name != LIMIT}
     )
@@ -76,7 +82,7 @@ def adapt(environment: Any, params: Any, *, name: str, max_steps: int | None = N
     def full(numbers: PyTree) -> Any:
         return params.replace(**numbers, **static)
 
-    # gymnax broadcasts ranks silently (Swimmer does): its own code runs without the check.
+    # Some of gymnax's code relies on rank promotion (Swimmer), so it runs without the check.
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         with jax.numpy_rank_promotion("allow"):
             obs, state = environment.reset_env(key, full(params))
@@ -91,7 +97,7 @@ def adapt(environment: Any, params: Any, *, name: str, max_steps: int | None = N
             ts = TimeStep(observe(obs), jnp.asarray(reward, jnp.float32), terminated, truncated)
             return strong(state), ts
 
-    # Spaces are static: a bound that follows a parameter stays where the default puts it.
+    # Spaces are static: a bound that depends on a parameter keeps its value for the defaults.
     observe = _observer(environment.observation_space(full(numbers)), name)
     action, act = _actor(environment.action_space(full(numbers)), name)
     _, obs = jax.eval_shape(reset, jax.random.key(0), numbers)
@@ -99,22 +105,24 @@ def adapt(environment: Any, params: Any, *, name: str, max_steps: int | None = N
 
 
 def _observer(space: Any, name: str) -> Callable[[Any], Array]:
+    """The function from gymnax's observation to a float32 array."""
     from gymnax.environments import spaces
 
     if isinstance(space, spaces.Discrete):
         return lambda obs: jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
     if isinstance(space, spaces.Box):
         return lambda obs: jnp.asarray(obs, jnp.float32)
-    raise EnvError(f"{name} observes {type(space).__name__}, jaxrl needs arrays of fixed shape")
+    raise EnvError(f"observations of {name} are a {type(space).__name__}, not a Box or Discrete")
 
 
 def _actor(space: Any, name: str) -> tuple[Discrete | Box, Callable[[Array], Array]]:
+    """The action space, and the function from an agent's action to gymnax's."""
     from gymnax.environments import spaces
 
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n)), lambda action: action.astype(jnp.int32)
     if not isinstance(space, spaces.Box):
-        raise EnvError(f"{name} acts in {type(space).__name__}, jaxrl needs Discrete or Box")
+        raise EnvError(f"actions of {name} are a {type(space).__name__}, not a Box or Discrete")
     shape = tuple(space.shape)
     low, high = (
         np.broadcast_to(np.asarray(bound, np.float32), shape) for bound in (space.low, space.high)

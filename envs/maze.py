@@ -1,10 +1,10 @@
-"""Point mazes: walk to the far corner, where the only reward is.
+"""Point mazes with a sparse reward, on the maps of D4RL.
 
-A point in a maze of unit cells moves by up to `speed` along each axis and stops at walls. It starts
-in one corner; in the goal's cell, far away, it earns 1 and the episode terminates. The maps are
-those of D4RL's mazes. Time limits truncate. Observations [2] are the position in cells, from the
-maze's centre; actions [2] lie in [-1, 1].
-Data for offline learning come from `jaxrl.envs.maze_walks`.
+A point in a maze of unit cells moves by up to `speed` cells along each axis per step and stops at
+walls. It starts in one corner. Entering the goal's cell in the far corner gives reward 1 and
+terminates the episode; all other rewards are 0. Time limits truncate. Observations [2] are the
+position (row, column) in cells, relative to the maze's centre; actions [2] lie in [-1, 1].
+`jaxrl.envs.maze_walks` generates data for offline learning.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from jaxrl.envs.wrappers import positive
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
-GAP = 1e-3  # between the point and a wall that stops it
-SPREAD = 0.25  # around the centre of the first cell
+GAP = 1e-3  # cells between a stopped point and the wall
+SPREAD = 0.25  # cells: half the side of the square in which episodes start
 
-# The maps of D4RL's mazes (arXiv:2004.07219). S start, G goal, # wall.
+# The maps of D4RL's mazes (arXiv:2004.07219). S: start, G: goal, #: wall, dot: free cell.
 LAYOUTS = {
     "umaze": """
         #####
@@ -51,18 +51,22 @@ LAYOUTS = {
         #..#...#.G.#
         ############""",
 }
-LIMITS = {"umaze": 100, "medium": 200, "large": 300}
+LIMITS = {"umaze": 100, "medium": 200, "large": 300}  # default time limits in steps
 
 
 class MazeState(NamedTuple):
-    position: (
-        Array  # [2] float32 (row, column) in cells; cell (i, j) has its centre at (i, j) + 0.5
-    )
-    t: Array  # [] int32
+    """State of a maze; cell (i, j) has its centre at position (i, j) + 0.5."""
+
+    position: Array  # [2] float32, (row, column) in cells
+    t: Array  # [] int32, steps since the start of the episode
 
 
 def make(layout: str, max_steps: int | None = None) -> Env:
-    """The maze of `LAYOUTS` with the start and the goal of its drawing."""
+    """The maze `layout`, a key of `LAYOUTS`. `speed` [] in cells per step is a traced parameter.
+
+    Raises:
+      EnvError: max_steps is not a positive whole number.
+    """
     limit = positive(LIMITS[layout] if max_steps is None else max_steps, "max_steps of a maze")
     plan = parse(layout)
 
@@ -95,7 +99,7 @@ MAZES: dict[str, Callable[..., Env]] = {
 
 
 class Plan(NamedTuple):
-    """A maze on paper. `start` and `goal` are indices into `cells`."""
+    """Walls, free cells, start and goal of a maze. `start` and `goal` are indices into `cells`."""
 
     walls: np.ndarray  # [H, W] bool
     cells: np.ndarray  # [C, 2] float32: row and column of the free cells
@@ -104,7 +108,7 @@ class Plan(NamedTuple):
 
 
 def parse(layout: str) -> Plan:
-    """The drawing of `LAYOUTS`."""
+    """Parses the map `layout` of `LAYOUTS`."""
     drawing = np.array([list(row) for row in LAYOUTS[layout].split()])
     cells = np.argwhere(drawing != "#")
     letters = drawing[tuple(cells.T)]
@@ -113,29 +117,33 @@ def parse(layout: str) -> Plan:
 
 
 def observe(plan: Plan, position: Array | np.ndarray) -> Any:
-    """What is seen at a position: [2] in cells, 0 at the centre.
+    """Observation [..., 2] at a position [..., 2]: cells from the maze's centre.
 
-    As in D4RL's mazes; in [-1, 1] both sides of a wall would look more alike to a network.
+    D4RL's mazes do not normalise positions either. In [-1, 1] the two sides of a wall would be
+    harder to distinguish for a network.
     """
     return position - np.array(plan.walls.shape, np.float32) / 2
 
 
 def near(key: Array, cell: Array) -> Array:
-    """A position around the centre of a cell (row, column)."""
+    """A uniform random position [2] within SPREAD of the centre of `cell` [2], (row, column)."""
     return cell + 0.5 + jax.random.uniform(key, (2,), minval=-SPREAD, maxval=SPREAD)
 
 
 def at(position: Array, cell: Array) -> Array:
-    """[] bool: whether a position lies in the cell (row, column)."""
+    """[] bool: whether `position` [2] lies in `cell` [2], (row, column)."""
     return jnp.all(jnp.floor(position) == cell)
 
 
 def move(walls: np.ndarray, position: Array, delta: Array) -> Array:
-    """`position` moved along rows, then along columns; less than a cell each. Walls stop it."""
+    """`position` [2] moved by `delta` [2], first along rows, then along columns, up to a wall.
+
+    Elements of `delta` must be less than 1, so that a step cannot jump over a wall.
+    """
     for axis in range(2):
         moved = position.at[axis].add(delta[axis])
         row, column = jnp.floor(moved).astype(jnp.int32)
-        edge = jnp.floor(position[axis])  # of the cell it is in
+        edge = jnp.floor(position[axis])  # lower edge of the current cell
         stopped = position.at[axis].set(jnp.where(delta[axis] > 0, edge + 1 - GAP, edge + GAP))
         position = jnp.where(jnp.asarray(walls)[row, column], stopped, moved)
     return position

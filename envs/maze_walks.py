@@ -1,16 +1,16 @@
-"""Journeys through a maze, for data: walks from cell to cell by a noisy controller.
+"""Offline data for mazes: walks between cells by a noisy shortest-path controller.
 
-The controller knows the shortest paths and heads for the next cell on its way, to the same point in
-each cell, which differs from journey to journey. In data to learn from, no journey is commanded
-further than half of the way from start to goal, so reaching the goal from the start takes
-stitching. Levels are named as those of D4RL's antmaze:
+Each episode is a journey from one cell to a target cell. The controller moves to the next cell of
+the shortest path, always to the same offset from a cell's centre, drawn once per journey. In
+training data no target is further than half the distance from start to goal, so a policy must
+stitch journeys together to reach the goal from the start. Levels have the names of D4RL's antmaze:
 
-    play      from and to a handful of places: dead ends, bends and junctions
-    diverse   from and to any cell
-    expert    the whole way, from start to goal: what references are measured with
+    play      between dead ends, bends and junctions
+    diverse   between any two cells
+    expert    from start to goal; gives the expert return of normalised scores
 
-A journey ends, truncated, where it was commanded to. One that comes upon the maze's goal terminates
-there with reward 1, wherever it was going.
+A journey is truncated on arrival at its target. A journey that enters the maze's goal terminates
+there with reward 1, whatever its target.
 """
 
 from __future__ import annotations
@@ -27,21 +27,27 @@ from jaxrl.envs.names import EnvError
 from jaxrl.types import Array, Env, Policy, PyTree, TimeStep
 
 LEVELS = ("play", "diverse", "expert")
-NOISE = 0.5  # standard deviation of what is added to actions before they are clipped
-LANE = 0.4  # a journey keeps to one side of its corridors, up to so far from their middle
-NEAR = 0.3  # of the place where a journey goes, in cells
+NOISE = 0.5  # standard deviation of the action noise, added before clipping
+LANE = 0.4  # largest offset of a journey from the centres of cells along each axis, in cells
+NEAR = 0.3  # distance from the target at which a journey has arrived, in cells
 
 
 class Journey(NamedTuple):
+    """State of the environment that `make` returns."""
+
     maze: maze.MazeState
-    target: Array  # [] int32: where it is commanded to, an index into the free cells
-    lane: Array  # [2] in cells: where in each cell it heads for, from the cell's centre
+    target: Array  # [] int32, target cell as an index into `Plan.cells`
+    lane: Array  # [2] float32, offset from the centres of cells, in cells
 
 
 def make(layout: str, level: str) -> Env:
-    """The maze with places to start from and to go to drawn anew for every episode."""
+    """The maze `layout` with a random start cell and target cell in every episode.
+
+    Raises:
+      EnvError: `level` is not one of `LEVELS`.
+    """
     if level not in LEVELS:
-        raise EnvError(f"maze:{layout} has journeys {', '.join(LEVELS)}, not {level!r}")
+        raise EnvError(f"maze:{layout} has the levels {', '.join(LEVELS)}, not {level!r}")
     env, plan = maze.make(layout), maze.parse(layout)
     pairs = commands(plan, level)
 
@@ -65,10 +71,10 @@ def make(layout: str, level: str) -> Env:
 
 
 def controller(layout: str) -> Policy:
-    """Heads for its journey's target, noisily. What it observes are states, `Journey` [n]."""
+    """Policy that moves to the target with Gaussian noise. Its `obs` are `Journey` states [n]."""
     plan = maze.parse(layout)
     ahead = jnp.asarray(plan.cells)[next_cells(plan)]  # [C, C, 2]
-    number = np.zeros(plan.walls.shape, np.int32)  # of a free cell
+    number = np.zeros(plan.walls.shape, np.int32)  # index of each free cell
     number[~plan.walls] = np.arange(len(plan.cells))
 
     def act(state, hp, obs, start, memory, noise, explore):
@@ -86,12 +92,12 @@ def controller(layout: str) -> Policy:
 
 
 def neighbours(plan: maze.Plan) -> np.ndarray:
-    """[C, C] bool: which free cells share a side."""
+    """[C, C] bool: pairs of free cells that share a side."""
     return np.abs(plan.cells[:, None] - plan.cells[None]).sum(-1) == 1
 
 
 def distances(plan: maze.Plan) -> np.ndarray:
-    """[C, C] int: cells to walk between free cells, by breadth-first search from all at once."""
+    """[C, C] int: path lengths between free cells, by breadth-first search from all cells."""
     near = neighbours(plan)
     found = np.where(np.eye(len(near), dtype=bool), 0, -1)
     for length in range(1, len(near)):
@@ -101,16 +107,19 @@ def distances(plan: maze.Plan) -> np.ndarray:
 
 
 def next_cells(plan: maze.Plan) -> np.ndarray:
-    """[C, C] int: from the first to the second, the cell to go to next; at the target itself."""
+    """[C, C] int: next cell on the shortest path from the first cell to the second.
+
+    On the diagonal, the cell itself.
+    """
     between = distances(plan)
     onward = np.where(neighbours(plan)[:, :, None], between[None], len(between)).argmin(1)
     return np.where(between == 0, np.arange(len(between)), onward)
 
 
 def commands(plan: maze.Plan, level: str) -> np.ndarray:
-    """Pairs [K, 2] int32 of free cells: where journeys of the level start, and where they go.
+    """(start, target) pairs [K, 2] int32 of free cells for the journeys of a level.
 
-    None starts at the goal, where an episode is over.
+    No journey starts at the maze's goal, where episodes terminate.
     """
     if level == "expert":
         return np.array([[plan.start, plan.goal]], np.int32)
@@ -123,7 +132,7 @@ def commands(plan: maze.Plan, level: str) -> np.ndarray:
 
 
 def places(plan: maze.Plan) -> np.ndarray:
-    """[C] bool: start, goal, dead ends, junctions and bends, but no corners of rooms."""
+    """[C] bool: start, goal, dead ends, junctions and bends of corridors, not corners of rooms."""
     near = neighbours(plan)
     row, column = plan.cells.T.astype(int)
     above, left = ~plan.walls[row - 1, column], ~plan.walls[row, column - 1]

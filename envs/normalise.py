@@ -1,15 +1,16 @@
-"""Observations standardised, and rewards scaled, by running statistics of each environment.
+"""Normalisation of observations and rewards by running statistics of each environment.
 
-They are those of gymnasium's wrappers NormalizeObservation and NormalizeReward, as part of an
-environment's state: every one of N environments has its own, in float32, and they outlive its
-episodes (`Env.persist`). The agents' own normalisation (`jaxrl.normalise`) shares one set among all
-environments, keeps it fixed while a window is learnt from, and is saved with the weights: prefer it
-where an agent has it. These are for agents that have none, and for comparisons.
+The wrappers correspond to gymnasium's NormalizeObservation and NormalizeReward. The statistics are
+part of an environment's state: each of N environments has its own, in float32, and keeps them
+across episodes (`Env.persist`). The agents' own normalisation (`jaxrl.normalise`) shares one set of
+statistics among all environments, keeps it fixed during the update on a window and saves it with
+the weights. Prefer it if an agent has it; these wrappers are for agents that have none, and for
+comparisons.
 
-Rollouts report raw returns, and evaluations too. An evaluation goes on with the statistics of the
-environments that are trained in, environment i with those of i modulo N; what it adds to them is
-forgotten. Without such environments, as with agents that learn from data, each episode begins its
-own statistics, which no agent should be judged by.
+Rollouts and evaluations report raw returns. An evaluation starts from the statistics of the
+training environments, environment i from those of environment i modulo N, and discards its own
+changes to them. Without training environments, as in offline learning, the statistics start anew in
+each episode of an evaluation: do not judge agents by such evaluations.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from jaxrl.types import Array, Env, PyTree, TimeStep
 
 
 def normalised_observations(env: Env, clip: float = 10.0) -> Env:
-    """Observations less their running mean over their running standard deviation, within ±clip.
+    """Standardises observations by their running mean and standard deviation, clipped to ±clip.
 
-    The statistics are of all observations so far, first ones and the one at hand included: what is
-    seen first is zero. (gymnasium's begin at mean 0 and variance 1 with the weight of 1e-4 of an
-    observation, and are not clipped.)
+    The statistics include all observations so far, those of resets and the current one too, so the
+    very first observation becomes zero. (gymnasium starts at mean 0 and variance 1 with a weight of
+    1e-4 observations, and does not clip.)
 
-    State (inner state, `Moments`); those of a fresh state have seen its first observation only, so
-    their mean is that observation.
+    The state is (inner state, `Moments`). After `reset` the moments contain the first observation
+    only, so their mean is the raw observation.
     """
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
@@ -58,21 +59,21 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
 
 
 def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env:
-    """Rewards over the running standard deviation of returns, within ±clip; `score` is the raw one.
+    """Divides rewards by the running standard deviation of R, clipped to ±clip.
 
-    Returns are discounted sums backwards, R_t = gamma R_{t-1} + r_t from 0 at the start of an
-    episode. Their variance begins at 1 with the weight of 1e-4 of a step, as gymnasium's does
-    (which does not clip), and includes the step at hand.
+    R_t = gamma R_{t-1} + r_t is the discounted sum of past rewards, 0 at the start of an episode.
+    Its variance starts at 1 with a weight of 1e-4 steps, as in gymnasium (which does not clip), and
+    includes the current step. `TimeStep.score` is the raw reward.
 
-    State (inner state, R [], `Moments` of R).
+    The state is (inner state, R [], `Moments` of R).
 
     Raises:
-      EnvError: gamma is not a number in 0 .. 1.
+      EnvError: gamma is not a number in [0, 1].
     """
     number = isinstance(gamma, (int, float)) and not isinstance(gamma, bool)
     if not number or not 0 <= gamma <= 1:
         raise EnvError(
-            f"normalise_reward of {env.spec.name} is a discount in 0 .. 1, got {gamma!r}"
+            f"normalise_reward of {env.spec.name} must be a discount in [0, 1], got {gamma!r}"
         )
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
@@ -96,12 +97,18 @@ def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env
 
 
 def persisted(env: Env, last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-    """`env.persist`, or the fresh state as it is."""
+    """(state, obs) of `env.persist`, or the fresh state and observation if it is None."""
     return (fresh, obs) if env.persist is None else env.persist(last, fresh, obs)
 
 
 def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:
-    """Both, as options give them: `obs` true or false, `reward` a discount; None for neither."""
+    """Applies the options `normalise_obs` (bool) and `normalise_reward` (a discount).
+
+    None leaves the environment as it is.
+
+    Raises:
+      EnvError: an option has a value of another kind.
+    """
     if not (obs is None or isinstance(obs, bool)):
         raise EnvError(f"normalise_obs of {env.spec.name} must be true or false, got {obs!r}")
     env = normalised_observations(env) if obs else env

@@ -1,23 +1,25 @@
-"""Tiny environments whose answers are known, each to find one kind of mistake.
+"""Probe environments: tiny tasks with known optimal values, each of which detects one kind of bug.
 
 The first five follow Andy Jones, "Debugging RL, Without the Agonizing Pain"
-(andyljones.com/posts/rl-debugging.html). `observation -> value` is the optimal value with discount
-γ; observations have shape (1,).
+(andyljones.com/posts/rl-debugging.html). Observations have shape (1,); the second column is the
+optimal value of observations with discount γ.
 
-    constant   0 -> 1                 reward 1, one step: can values be learnt at all?
-    obs       ±1 -> ±1                reward is the observation: do values see it?
-    delay      0 -> γ, 1 -> 1         reward 1 at the second step: discount and bootstrap
-    action     0 -> 1                 action 1 gives 1, action 0 gives -1: does the policy learn?
-    match     ±1 -> 1                 1 if action is (observation > 0), else -1: does it look?
-    aim       ±1 -> 1                 actions in [-1, 1], reward 1 - (action - observation/2)²
-    limit      0 -> 1/(1-γ)           reward 1 for ever, truncated: do time limits bootstrap?
-    cue       ±1 -> γ^(length-1)      `match` with the first observation, at the last step: memory
+    constant   0 -> 1               reward 1, one step; tests the value loss
+    obs       ±1 -> ±1              reward = observation; tests values that depend on observations
+    delay      0 -> γ, 1 -> 1       reward 1 at the second step; tests discount and bootstrap
+    action     0 -> 1               reward 1 for action 1, -1 for action 0; tests the policy loss
+    match     ±1 -> 1               reward 1 if action = (observation > 0), else -1; tests policies
+                                    that depend on observations
+    aim       ±1 -> 1               reward 1 - (action - observation/2)², actions in [-1, 1]; tests
+                                    continuous policies
+    limit      0 -> 1/(1-γ)         reward 1 at each step, truncated; tests bootstrap at time limits
+    cue       ±1 -> γ^(length-1)    `match` at the last step, by the first observation; tests memory
 
-Of `limit`, an agent that takes truncation for termination learns less: with one-step targets
-1/(1-γ(1-1/max_steps)). Of `cue`, a policy without memory earns 0 on average, whatever it does.
+An agent that treats truncation as termination learns too low a value in `limit`; with one-step
+targets, 1/(1-γ(1-1/max_steps)). Policies without memory have mean return 0 in `cue`.
 
-The observation after a termination is the last one again, so that an agent which bootstraps past
-the end shows it in its values.
+The observation after a termination repeats the last one, so values show whether an agent bootstraps
+past the end.
 """
 
 from __future__ import annotations
@@ -36,22 +38,22 @@ CONTINUOUS = Box((-1.0,), (1.0,), (1,))
 
 
 class ProbeState(NamedTuple):
-    t: Array  # [] int32, steps so far
-    sign: Array  # [] float32, -1 or 1, drawn at the start
+    t: Array  # [] int32, steps since the start of the episode
+    sign: Array  # [] float32, -1 or 1, drawn by reset
 
 
 def constant(continuous: bool = False) -> Env:
-    """One step of reward 1. Value 1."""
+    """One step with reward 1 and observation 0. Value 1."""
     return _probe("constant", _blind, lambda t, sign, action: 1.0, continuous=continuous)
 
 
 def obs(continuous: bool = False) -> Env:
-    """One step; observation ±1 is the reward. Value = observation."""
+    """One step; the reward is the observation, ±1. Value = observation."""
     return _probe("obs", _shown, lambda t, sign, action: sign, continuous=continuous)
 
 
 def delay(length: int = 2, continuous: bool = False) -> Env:
-    """Reward 1 at the last of `length` steps; observation t. Value γ^(length-1-t)."""
+    """Reward 1 at the last of `length` steps, 0 before; observation t. Value γ^(length-1-t)."""
     last = positive(length, "length of probe:delay") - 1
 
     def reward(t: Array, sign: Array, action: Array) -> Array:
@@ -61,19 +63,22 @@ def delay(length: int = 2, continuous: bool = False) -> Env:
 
 
 def action() -> Env:
-    """One step; action 1 gives 1, action 0 gives -1. Value 1; of the uniform policy 0."""
+    """One step; reward 1 for action 1, -1 for action 0. Value 1; 0 for the uniform policy."""
     return _probe("action", _blind, lambda t, sign, action: 2.0 * action - 1)
 
 
 def match() -> Env:
-    """One step; 1 if the action is (observation > 0), else -1. Value 1; of a blind policy 0."""
+    """One step; reward 1 if action = (observation > 0), else -1. Value 1.
+
+    A policy that ignores the observation has value 0 on average.
+    """
     return _probe("match", _shown, lambda t, sign, action: (2.0 * action - 1) * sign)
 
 
 def aim() -> Env:
     """One step; actions [1] in [-1, 1], reward 1 - (action - observation/2)². Value 1.
 
-    The best action lies inside the bounds, where a squashed policy can reach it.
+    The optimal action ±0.5 lies inside the bounds, so a tanh policy can reach it.
     """
 
     def reward(t: Array, sign: Array, action: Array) -> Array:
@@ -83,7 +88,7 @@ def aim() -> Env:
 
 
 def limit(max_steps: int = 5, continuous: bool = False) -> Env:
-    """Reward 1 for ever, truncated after `max_steps` steps; observation 0. Value 1/(1-γ)."""
+    """Reward 1 at each step, truncated after `max_steps` steps; observation 0. Value 1/(1-γ)."""
     steps = positive(max_steps, "max_steps of probe:limit")
     return _probe(
         "limit", _blind, lambda t, sign, action: 1.0, steps, continuous=continuous, truncates=True
@@ -91,8 +96,9 @@ def limit(max_steps: int = 5, continuous: bool = False) -> Env:
 
 
 def cue(length: int = 4) -> Env:
-    """The first observation is ±1, later ones 0; the last action earns 1 if it is (first > 0),
-    else -1. Value γ^(length-1-t) with memory, 0 without.
+    """The first observation is ±1, later ones are 0. Value γ^(length-1-t) with memory, 0 without.
+
+    The last step has reward 1 if action = (first observation > 0), else -1; other rewards are 0.
     """
     last = positive(length, "length of probe:cue") - 1
 
@@ -111,28 +117,13 @@ PROBES: dict[str, Callable[..., Env]] = {
 }
 
 
-def optimal_values(name: str, gamma: float) -> dict[float, float]:
-    """{observation: optimal value} of the probe `name` with its default options.
-
-    Of `cue`, only first observations: later ones say nothing by themselves.
-    """
-    return {
-        "probe:constant": {0.0: 1.0},
-        "probe:obs": {-1.0: -1.0, 1.0: 1.0},
-        "probe:delay": {0.0: gamma, 1.0: 1.0},
-        "probe:action": {0.0: 1.0},
-        "probe:match": {-1.0: 1.0, 1.0: 1.0},
-        "probe:aim": {-1.0: 1.0, 1.0: 1.0},
-        "probe:limit": {0.0: 1 / (1 - gamma)},
-        "probe:cue": {-1.0: gamma**3, 1.0: gamma**3},
-    }[name]
-
-
 def _blind(t: Array, sign: Array) -> Array:
+    """Observation 0."""
     return jnp.zeros(())
 
 
 def _shown(t: Array, sign: Array) -> Array:
+    """Observation ±1."""
     return sign
 
 
@@ -145,7 +136,14 @@ def _probe(
     continuous: bool = False,
     truncates: bool = False,
 ) -> Env:
-    """Episodes of `length` steps that show show(t, sign) and pay reward(t, sign, action)."""
+    """A probe with episodes of `length` steps.
+
+    Args:
+      show: (t, sign) -> observation [].
+      reward: (t, sign, action) -> reward [].
+      continuous: actions [1] in [-1, 1] instead of 0 and 1.
+      truncates: episodes are truncated instead of terminated.
+    """
     if not isinstance(continuous, bool):
         raise EnvError(f"continuous of probe:{name} must be true or false, got {continuous!r}")
 

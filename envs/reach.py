@@ -1,18 +1,19 @@
-"""The plane in which the edge of reach is seen: a walk to a place, in steps of known length.
+"""Navigation in the plane with known optimal values, for the study of edge-of-reach states.
 
-After the illustrative task of Sims et al., The Edge-of-Reach Problem in Offline Model-Based
+The task follows the illustration of Sims et al., The Edge-of-Reach Problem in Offline Model-Based
 Reinforcement Learning, NeurIPS 2024, arXiv:2402.12527. States and observations [2] are positions,
-s' = s + a with a in [-1, 1]². Episodes start uniformly in [-2, 2]² and have 30 steps. Rewards in
-(0, 1] fall with the distance from a goal along each axis, r = exp(-‖s' - goal‖² / 18): going
-straight, along both axes at once, is best at every step, and optimal values are known.
+s' = s + a with a in [-1, 1]². Episodes start uniformly in [-2, 2]² and are truncated after 30
+steps. The reward r = exp(-‖s' - goal‖² / 18) lies in (0, 1]. It is a product of one factor per axis
+that falls with the distance along this axis, so the optimal policy moves towards the goal along
+both axes at once, and its values are known.
 
-From the starts, n steps reach the positions with |s|∞ ≤ 2 + n and no others. So rollouts of k steps
-that begin there take steps from |s|∞ ≤ 2 + k - 1 only, while their ends come to |s|∞ ≤ 2 + k; what
-lies between is their edge of reach.
+Starting from [-2, 2]², n steps reach exactly the positions with |s|∞ ≤ 2 + n. Rollouts of k steps
+therefore take steps from |s|∞ ≤ 2 + k - 1 only, but end in |s|∞ ≤ 2 + k. The positions in between
+are the edge of reach: they are bootstrapped from and never updated.
 
-The paper's rewards are not public. Here the goal is at (5, 5): seven steps lead there from every
-start, so that rollouts of ten steps take steps from the goal, and a policy is asked for nothing
-that they do not show it. With goals further out, nothing is learned of what to do on arrival.
+The paper's rewards are not public. Here the goal is at (5, 5), at most seven steps from every
+start, so rollouts of ten steps contain steps at the goal. With a goal further out, rollouts end
+before the policy has learned what to do on arrival.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ from jaxrl.envs.wrappers import positive
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
 START = 2.0  # episodes start in [-START, START]²
-GOAL = (5.0, 5.0)  # half of the way from the middle to the corner of what ten steps begin in
-WIDTH = 18.0  # of the rewards' hill: twice its variance
+GOAL = (5.0, 5.0)  # at most seven steps from every start
+WIDTH = 18.0  # twice the variance of the Gaussian reward: standard deviation 3
 
 
 class ReachState(NamedTuple):
-    position: Array  # [2]
-    t: Array  # [] int32
+    position: Array  # [2] float32
+    t: Array  # [] int32, steps since the start of the episode
 
 
 def make(max_steps: int = 30) -> Env:
-    """The task; its model and its environment are the same."""
+    """The environment. `goal` [2] is a traced parameter.
+
+    Raises:
+      EnvError: max_steps is not a positive whole number.
+    """
     limit = positive(max_steps, "max_steps of reach")
 
     def reset(key: Array, params: PyTree) -> tuple[ReachState, Array]:
@@ -56,12 +61,15 @@ def make(max_steps: int = 30) -> Env:
 
 
 def reward_at(position: Array, goal: Array) -> Array:
-    """[...] of arriving at positions [..., 2]; goal [2]."""
+    """Reward [...] of a step that ends at `position` [..., 2]; `goal` has shape [2]."""
     return jnp.exp(-jnp.sum((position - jnp.broadcast_to(goal, position.shape)) ** 2, -1) / WIDTH)
 
 
 def optimal_value(position: Array, goal: Array, gamma: Array | float, steps: int = 1000) -> Array:
-    """max Σ_j γ^j r over `steps` steps, [...] of positions [..., 2]: straight to the goal."""
+    """Optimal value [...] of positions [..., 2], by rolling out the optimal policy.
+
+    The policy moves straight to the goal. The value is Σ_j γ^j r_j over `steps` steps.
+    """
     to_goal = jnp.broadcast_to(goal, position.shape) - position
 
     def add(left: Array, power: Array) -> tuple[Array, Array]:
@@ -73,21 +81,10 @@ def optimal_value(position: Array, goal: Array, gamma: Array | float, steps: int
 
 
 def reached_after(position: Array, steps: int) -> Array:
-    """[...] bool: whether `steps` steps, or fewer, can lead from a start to positions [..., 2]."""
+    """[...] bool: positions [..., 2] that at most `steps` steps from a start can reach."""
     return jnp.max(jnp.abs(position), -1) <= START + steps
 
 
 def edge_of_reach(position: Array, steps: int) -> Array:
-    """[...] bool: positions [..., 2] where rollouts of `steps` steps end, but take no step from."""
+    """[...] bool: positions [..., 2] that only the last of `steps` steps from a start can reach."""
     return reached_after(position, steps) & ~reached_after(position, steps - 1)
-
-
-def largest_stable_discount(steps: int) -> float:
-    """The discount above which values that grow with the distance grow without bound.
-
-    A critic w |s| learns by temporal differences on walks of `steps` steps straight outwards from
-    0, the last state being bootstrapped from like any other. Whatever the rewards, w runs away if
-    Σ_t t (γ (t + 1) - t) > 0, which is γ > (2 k - 1) / (2 k + 2) for t < k steps. With true values
-    in place of the last bootstrap it never does.
-    """
-    return (2 * steps - 1) / (2 * steps + 2)

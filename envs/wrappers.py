@@ -1,4 +1,4 @@
-"""Environments made from other environments, and what all adapters share."""
+"""Wrappers of environments, and functions that all adapters share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from jaxrl.envs.names import EnvError
 from jaxrl.errors import nearest
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
-# Of every environment, through `make`, in the order in which they are put on.
+# Options of every environment in `registry.make`, in the order in which the wrappers are applied.
 OPTIONS = ("max_steps", "hide", "sticky", "normalise_obs", "normalise_reward")
 
-Carry = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
+Persist = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 
 
 def time_limit(env: Env, steps: int) -> Env:
-    """Truncates episodes after `steps` steps. State (inner state, t [] int32).
+    """Truncates episodes after `steps` steps. The state is (inner state, t [] int32).
 
-    A limit of the environment's own still holds where it comes first.
+    A shorter time limit of the environment itself still applies.
+
+    Raises:
+      EnvError: steps is not a positive whole number.
     """
-    limit = positive(steps, f"the time limit of {env.spec.name}")
+    limit = positive(steps, f"max_steps of {env.spec.name}")
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         state, obs = env.reset(key, params)
@@ -44,17 +47,20 @@ def time_limit(env: Env, steps: int) -> Env:
 
 
 def sticky_actions(env: Env, probability: float = 0.25) -> Env:
-    """Repeats the last action instead of the chosen one, with `probability` at every step.
+    """Repeats the previous action instead of the chosen one with `probability` at each step.
 
-    What is repeated is the action that was carried out, so repetitions may go on. The first action
-    of an episode is always carried out as chosen; MinAtar's own would repeat action 0 there. With
-    probability 0 it is the very environment, bit for bit.
+    As in Machado et al. 2018 (arXiv:1709.06009), the previous action is the executed one, so it may
+    be repeated several times. The first action of an episode is never replaced (MinAtar's own
+    sticky actions may replace it by action 0). Probability 0 returns `env` itself.
 
-    State (inner state, last action, first [] bool).
+    The state is (inner state, last action, first [] bool).
+
+    Raises:
+      EnvError: probability is not a number in [0, 1].
     """
     number = isinstance(probability, (int, float)) and not isinstance(probability, bool)
     if not number or not 0 <= probability <= 1:
-        raise EnvError(f"sticky of {env.spec.name} must lie in 0 .. 1, got {probability!r}")
+        raise EnvError(f"sticky of {env.spec.name} must be in [0, 1], got {probability!r}")
     if probability == 0:
         return env
     space = env.spec.action
@@ -77,21 +83,26 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
-    """Takes elements out of observations: those with `indices` along the last axis.
+    """Removes the elements `indices` of the last axis from observations.
 
-    So CartPole's velocities, [1, 3], or whole channels of an image. The order of the others stays.
+    [1, 3] removes CartPole's velocities; of an image [H, W, C], `indices` are channels. The other
+    elements keep their order.
+
+    Raises:
+      EnvError: indices are no list of valid indices, or nothing remains, or `env.persist` is set,
+        since the normalising wrappers must come after this one.
     """
     name, size = env.spec.name, env.spec.obs_shape[-1]
     whole = isinstance(indices, Sequence) and all(
         isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in indices
     )
     if not whole or not all(0 <= i < size for i in indices):
-        raise EnvError(f"hide of {name} must list numbers of 0 .. {size - 1}, got {indices!r}")
+        raise EnvError(f"hide of {name} must list indices in 0 .. {size - 1}, got {indices!r}")
     seen = np.setdiff1d(np.arange(size), np.asarray(indices, int))
     if not len(seen):
-        raise EnvError(f"hide={list(indices)} leaves nothing of the observations of {name}")
-    if env.persist is not None:  # which needs whole observations
-        raise EnvError(f"hide elements of {name} before what outlives its episodes is added")
+        raise EnvError(f"hide={list(indices)} removes all elements of the observations of {name}")
+    if env.persist is not None:  # `persist` needs whole observations
+        raise EnvError(f"hide elements of {name} before wrappers that keep state across episodes")
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         state, obs = env.reset(key, params)
@@ -105,8 +116,11 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
     return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None)
 
 
-def persist_inner(env: Env) -> Carry | None:
-    """`persist` of a wrapper of `env` with state (state of `env`, what begins anew, ...)."""
+def persist_inner(env: Env) -> Persist | None:
+    """`persist` of a wrapper whose state is (state of `env`, leaves that restart, ...).
+
+    None if `env.persist` is None.
+    """
     inner = env.persist
     if inner is None:
         return None
@@ -119,10 +133,14 @@ def persist_inner(env: Env) -> Carry | None:
 
 
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:
-    """The same environment with other default parameters, for environments whose params are a dict.
+    """`env` with other default parameters, for environments whose `params` are a dict.
 
-    Values keep the dtype and shape of what they replace. `also` are options of another kind, for
-    the message about an unknown one.
+    Args:
+      also: options of other kinds, listed in the message about an unknown option.
+      values: numbers or arrays by name; they get the dtype of the parameter.
+
+    Raises:
+      EnvError: an unknown name, or a value of another shape or kind than the parameter.
     """
     params = dict(env.params) if isinstance(env.params, dict) else {}
     for name, value in values.items():
@@ -133,10 +151,10 @@ def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:
 
 
 def strong(tree: PyTree) -> PyTree:
-    """Numbers of any kind as float32, int32 or bool arrays without weak types.
+    """Floats as float32 and signed integers as int32 arrays, all leaves without weak types.
 
-    A weak type makes the state that comes out of a step another type than the one that went in,
-    which a scan refuses, and the second call of a jitted function compile again.
+    With a weak type the state after a step would have another type than the state before: `scan`
+    refuses it, and the second call of a jitted function compiles again.
     """
 
     def one(x: Any) -> Array:
@@ -149,7 +167,11 @@ def strong(tree: PyTree) -> PyTree:
 
 
 def positive(value: Any, what: str) -> int:
-    """A positive whole number, or one line that says it is none."""
+    """`value` as an int.
+
+    Raises:
+      EnvError: the value is not a whole number in 1 .. 2³¹ - 1; the message begins with `what`.
+    """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not 0 < value < 2**31:
         raise EnvError(f"{what} must be a positive whole number, got {value!r}")
@@ -157,12 +179,14 @@ def positive(value: Any, what: str) -> int:
 
 
 def unknown_option(env_name: str, option: str, options: Iterable[str]) -> EnvError:
+    """The error for an unknown option; it names the nearest of `options`, or all of them."""
     known = sorted(options)
     hint = nearest(option, known) or f"; it has {', '.join(known)}"
     return EnvError(f"{env_name} has no option {option!r}{hint}")
 
 
 def _like(old: Any, value: Any, what: str) -> Array:
+    """`value` with the dtype and shape of `old`; an EnvError that names `what` if it has others."""
     kinds = {"f": ("a number", "iuf"), "i": ("a whole number", "iu"), "b": ("true or false", "b")}
     old = jnp.asarray(old)
     noun, allowed = kinds[old.dtype.kind]

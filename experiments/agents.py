@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxrl import own_code
 from jaxrl.agents import AGENTS
-from jaxrl.envs import modules
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from jaxrl.program import Algorithm
 
 NEEDED = ("Config", "Hypers", "make", "program")
 
@@ -19,14 +17,12 @@ def check_name(name: str) -> None:
     """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
     if name in AGENTS:
         return
-    module, _ = modules.split(name)
-    if modules.exists(module):
+    module, _ = own_code.split(name)
+    reason = own_code.missing(module)
+    if not reason:
         return
-    if module.endswith(".py"):
-        raise UserError(f"agent {name!r}: there is no file {module}")
     if "." in name or ":" in name:
-        top = module.partition(".")[0]
-        raise UserError(f"agent {name!r}: no module {top!r} here or among installed packages")
+        raise UserError(f"agent {name!r}: {reason}")
     raise UserError(
         f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
         "a module or file.py gives your own"
@@ -37,7 +33,7 @@ def load(name: str) -> Algorithm:
     """The algorithm of a name.
 
     Args:
-      name: one of `AGENTS`, or a module or file of your own (`jaxrl.envs.modules`), which
+      name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), which
         `:attribute` follows where the agent is not the module itself.
 
     Raises:
@@ -46,16 +42,7 @@ def load(name: str) -> Algorithm:
     check_name(name)
     if name in AGENTS:
         return importlib.import_module(f"jaxrl.agents.{name}").ALGORITHM
-    module, attribute = modules.split(name)
-    try:
-        found = modules.load(module)
-        if attribute and not hasattr(found, attribute):
-            found = modules.load(f"{module}.{attribute}")  # a module of a package
-        elif attribute:
-            found = getattr(found, attribute)
-    except Exception as error:
-        raise UserError(f"agent {name!r}: importing it failed: {error!r}") from error
-    return as_algorithm(found, name)
+    return as_algorithm(own_code.load_attribute(name, default=None), name)
 
 
 def as_algorithm(found: Any, name: str) -> Algorithm:

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.values import Field, fields_of, kind_name, text
-from jaxrl.program import Algorithm
 
 WIDTH, INDENT = 100, 6
 

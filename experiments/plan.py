@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import envs, population
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.policies import Trained
-from jaxrl.program import Algorithm, Program, check_shared
+from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
@@ -134,13 +136,13 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     points = len(settings.points)
     count = points * options.seeds
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
-    values = swept_values(settings) | ({} if bases is None else {"agent.member": seeds})
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
-    hp = hyper_table(HyperParams(settings.hp, env.params), count, values)
+    hp = hypers_of(settings, env)
     if algorithm.check_request is not None:
         algorithm.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
+    check_evals(settings, program)
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
@@ -183,6 +185,23 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
         numbers = ",".join(map(str, range(count)))
         raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
+
+
+def check_evals(settings: Settings, program: Program) -> None:
+    """Raises UserError if a number of `--evals` is asked for that a stage has no room for.
+
+    The default stands for as many as there is room for, up to its number.
+    """
+    asked = settings.options.evals
+    if asked == Options.evals:
+        return
+    for stage in program.stages:
+        room = len(stage.chunks)
+        if stage.evaluate is not None and stage.updates and room < asked:
+            raise UserError(
+                f"--evals {asked} is more than {stage.updates} updates of stage {stage.name!r} "
+                f"allow: pass --evals {room} or fewer"
+            )
 
 
 def read_inputs(
@@ -231,6 +250,15 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
         name: np.repeat([point[name] for point in settings.points], settings.options.seeds)
         for name in settings.swept
     }
+
+
+def hypers_of(settings: Settings, env: Env) -> HyperParams:
+    """Hyperparameters of all members of a run, leaves [P, ...]."""
+    own, points = settings.options, len(settings.points)
+    values = swept_values(settings)
+    if own.base:  # a member corrects the member of the base run that has its seed
+        values["agent.member"] = np.tile(np.arange(own.seed, own.seed + own.seeds), points)
+    return hyper_table(HyperParams(settings.hp, env.params), points * own.seeds, values)
 
 
 def hyper_table(

@@ -10,15 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxrl import envs
+from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw
 from jaxrl.errors import UserError
-from jaxrl.experiments.restore import Loaded, load, prepare, settings_of
+from jaxrl.experiments.plan import hypers_of
+from jaxrl.experiments.restore import load, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
 
-def episode(env: Env, member: Loaded, key: Array, limit: int = 1000) -> tuple[np.ndarray, float]:
+def episode(
+    env: Env, member: TrainedPolicy, key: Array, limit: int = 1000
+) -> tuple[np.ndarray, float]:
     """Observations [L, *obs] of one greedy episode, its end included, and its return."""
     policy, state, hp = member
     steps = min(env.spec.max_steps or limit, limit)
@@ -45,8 +50,8 @@ def episode(env: Env, member: Loaded, key: Array, limit: int = 1000) -> tuple[np
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     """Draws one episode of a member into a GIF and tells what it shows."""
-    ready = prepare(settings_of(open_run_folder(path)))
-    env = ready.env
+    settings = settings_of(open_run_folder(path))
+    env = envs.make(settings.options.env, **settings.options.env_options)
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
     if env.persist is not None:
         raise UserError(
@@ -54,7 +59,9 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
             "episodes (normalise_obs, normalise_reward)"
         )
     loaded = load(path, member)
-    own = jax.tree.map(lambda x: x[member], ready.hp.env)  # which a sweep may have changed
+    own = jax.tree.map(
+        lambda x: x[member], hypers_of(settings, env).env
+    )  # which a sweep may have changed
     env = dataclasses.replace(env, params=own)
     observations, total = episode(env, loaded, jax.random.key(seed))
     frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]

@@ -9,19 +9,21 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.table import Table
 
-from jaxrl import drive, population
+from jaxrl import drive, envs, population
+from jaxrl.api import TrainedPolicy
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents
 from jaxrl.experiments.console import print_line, short_path
 from jaxrl.experiments.options import Options
-from jaxrl.experiments.plan import Bases, Earlier, Plan, check_request, make_plan
+from jaxrl.experiments.plan import Bases, Earlier, Plan, check_request, hypers_of, make_plan
 from jaxrl.experiments.requests import of_run
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.run_folders import (
@@ -32,19 +34,13 @@ from jaxrl.experiments.run_folders import (
 )
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.policies import Trained
+from jaxrl.program import MemberState
 from jaxrl.runs import files, records, shards, stats
+from jaxrl.runs.checkpoint import SKIP
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.types import Agent, Policy, PyTree
-
-
-class Loaded(NamedTuple):
-    """A member of a run: `policy.act(state, hp, ...)` acts as it does."""
-
-    policy: Agent
-    state: PyTree
-    hp: PyTree
-
+from jaxrl.snapshot import abstract_learner
+from jaxrl.types import Agent, Discrete, EnvSpec, Policy, PyTree, Transition
 
 # --- what a run takes from earlier ones ----------------------------------------------------------
 
@@ -97,9 +93,15 @@ def digests_of(options: Options) -> dict[str, Any]:
     return found
 
 
-@functools.lru_cache(maxsize=2)
 def dataset(path: Path) -> datasets.Dataset:
-    """A dataset, read once for all who ask: it names the run and is trained on."""
+    """A dataset, read once while its files stay the same: it names the run and is trained on."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.exists()]
+    return _dataset(path, tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
     return datasets.load(path)
 
 
@@ -107,25 +109,20 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
     """The policy of a base run, and its first members' states [M, ...].
 
     Args:
-      data: the hash of the dataset that the run has to come from.
+      data: the hash of the dataset that the run has to come from; None allows any.
     """
     run = open_run_folder(path)
     config = run.config()["config"]
     if (config["env"], config["env_options"]) != (options.env, files.plain(options.env_options)):
         raise UserError(f"{path} was trained in another environment: {config['env']}")
-    if config.get("data") != data:
+    if data is not None and config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
     count = options.seed + options.seeds
     if count > count_members(path):
         raise UserError(
             f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
         )
-    ready = prepare(settings_of(run))
-    state = read_state(ready, run, (0, count))
-    policy = ready.program.stages[state.stage].learner
-    if not isinstance(policy, Agent):
-        raise UserError(f"{path} has not come to its policy yet")
-    return policy, Trained(state.member.learner, state.member.hp.agent)
+    return read_policies(run, (0, count))
 
 
 def _reused(path: Path, env: str) -> Reused:
@@ -134,6 +131,7 @@ def _reused(path: Path, env: str) -> Reused:
     if run.config()["config"]["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
     ready = prepare(settings_of(run))
+    check_unchanged(run, ready.digests)
     found = read_state(ready, run, (0, 1)).results
     shared = {stage.name for stage in ready.program.stages if stage.shared}
     return Reused(path, {name: state for name, state in found.items() if name in shared})
@@ -163,18 +161,90 @@ def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -
     return drive.assemble(ready.program, stage, step, found.parts, (first, last))
 
 
-def load(path: str | Path, member: int = 0) -> Loaded:
-    """(policy, state, hp) of one member of a run, from its newest checkpoint."""
+def load(path: str | Path, member: int = 0) -> TrainedPolicy:
+    """The policy of one member of a run, from its newest checkpoint; the dataset is not read.
+
+    Raises:
+      UserError: there is no such run or member, or it has not come to its policy yet.
+    """
     run = open_run_folder(Path(path))
-    ready = prepare(settings_of(run))
-    if not 0 <= member < ready.members:
-        raise UserError(f"member {member}: the run has members 0 to {ready.members - 1}")
-    found = read_state(ready, run, (member, member + 1))
-    row = lambda tree: jax.tree.map(lambda x: jnp.asarray(x[0]), tree)
-    policy = ready.program.stages[found.stage].learner
+    count = count_members(run.path)
+    if not 0 <= member < count:
+        raise UserError(f"member {member}: the run has members 0 to {count - 1}")
+    policy, found = read_policies(run, (member, member + 1))
+    state, hp = jax.tree.map(lambda x: jnp.asarray(x[0]), (found.state, found.hp))
+    return TrainedPolicy(policy, state, hp)
+
+
+def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
+    """The policy of a run and what its members [M] act with, from the newest checkpoint.
+
+    Only that is read: no dataset, no replay buffer, no optimiser of earlier stages.
+
+    Raises:
+      UserError: see `load`; also a base run that has changed since.
+    """
+    settings = settings_of(run)
+    module = agents.load(settings.agent)
+    env = envs.make(settings.options.env, **settings.options.env_options)
+    inputs: dict[str, PyTree] = {}
+    if settings.options.data is not None:
+        inputs["data"] = abstract_rows(env.spec)
+    policies = {}
+    if settings.options.base:
+        check_unchanged(run, {"base": [state_digest(path) for path in settings.options.base]})
+        found = [_base(path, settings.options, None) for path in settings.options.base]
+        policies = {"bases": tuple(policy for policy, _ in found)}
+        inputs["base"] = tuple(trained for _, trained in found)
+    program = module.program(settings.cfg, env, evals=settings.options.evals, **policies)
+    hp = hypers_of(settings, env)
+
+    def target(meta: dict[str, Any], part: Range) -> drive.RunState:
+        own = jax.tree.map(lambda x: x[slice(*part)], hp)
+        learner = abstract_learner(program, own, inputs, meta["stage"])
+        member = MemberState(learner, SKIP, own, SKIP, SKIP)  # type: ignore[arg-type]
+        return drive.RunState(member, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
+
+    found = shards.newest(run.checkpoints, members, target)
+    if found is None:
+        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    policy = program.stages[found.meta["stage"]].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{short_path(run.path)} has not come to its policy yet")
-    return Loaded(policy, row(found.member.learner), row(found.member.hp.agent))
+    rows = []
+    for (first, _), state in found.parts:
+        some = slice(max(members[0] - first, 0), max(members[1] - first, 0))
+        own = Trained(state.member.learner, state.member.hp.agent)
+        rows.append(jax.tree.map(lambda x: x[some], own))  # noqa: B023
+    return policy, jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+
+def check_unchanged(run: records.RunDir, digests: Mapping[str, Any]) -> None:
+    """Raises UserError if the contents of a dataset or an earlier run differ from the run's.
+
+    Args:
+      digests: their hashes now, see `digests_of`.
+    """
+    names = {"data": "its dataset", "base": "one of its base runs", "from": "the run of --from"}
+    stored = run.config()["config"]
+    for name, digest in digests.items():
+        if stored.get(name) != digest:
+            raise UserError(
+                f"{names[name]} has changed since {short_path(run.path)} was made: put the old "
+                "one back, or train again"
+            )
+
+
+def abstract_rows(spec: EnvSpec) -> Transition:
+    """Two rows of a dataset for `spec`, as shapes and dtypes."""
+    box = not isinstance(spec.action, Discrete)
+
+    def row(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((2, *shape), dtype)
+
+    obs, flag = row(jnp.float32, *spec.obs_shape), row(jnp.bool_)
+    action = row(jnp.float32 if box else jnp.int32, *spec.action.shape)
+    return Transition(obs, action, row(jnp.float32), obs, flag, flag, flag)
 
 
 def evaluate(
@@ -196,6 +266,7 @@ def evaluate(
         settings = dataclasses.replace(settings, cfg=cfg)
     options = dataclasses.replace(settings.options, eval_episodes=episodes)
     ready = prepare(dataclasses.replace(settings, options=options))
+    check_unchanged(run, ready.digests)
     state = read_state(ready, run)
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)

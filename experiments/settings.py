@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import OPTIONS as WRAPPERS
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.options import INCIDENTAL, Options
 from jaxrl.experiments.requests import flatten, merged
 from jaxrl.experiments.values import Field, convert, fields_of, named
-from jaxrl.program import Algorithm
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl import envs
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import with_params
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
@@ -25,7 +26,6 @@ from jaxrl.experiments.requests import Request
 from jaxrl.experiments.restore import prepare, settle
 from jaxrl.experiments.settings import Settings, canonical
 from jaxrl.experiments.values import read_value
-from jaxrl.program import Algorithm
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 

@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxrl.algorithm import Algorithm
     from jaxrl.api import TrainedPolicy, policy
     from jaxrl.envs import make
     from jaxrl.errors import UserError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jaxrl.experiments.search import search
     from jaxrl.experiments.sweep import sweep
     from jaxrl.experiments.train import run
-    from jaxrl.program import Algorithm, Program, Result, Stage, train
+    from jaxrl.program import Program, Result, Stage, train
     from jaxrl.types import (
         Agent,
         Batch,
@@ -56,7 +57,7 @@ _HOMES = {
     "load": "jaxrl.experiments.restore",
     "TrainedPolicy": "jaxrl.api",
     "UserError": "jaxrl.errors",
-    "Algorithm": "jaxrl.program",
+    "Algorithm": "jaxrl.algorithm",
     "Program": "jaxrl.program",
     "Result": "jaxrl.program",
     "Stage": "jaxrl.program",

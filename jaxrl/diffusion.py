@@ -98,6 +98,7 @@ def ddpm(
 # --- EDM -----------------------------------------------------------------------------------------
 
 Denoiser = Callable[[Array, Array], Array]  # D(x [B, ...], sigma [B]) -> E[clean x | x] [B, ...]
+Guide = Callable[[Array, Array, Array], Array]  # (x [B, ...], sigma [], step k []) -> x [B, ...]
 
 
 def edm_sigmas(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> np.ndarray:
@@ -155,7 +156,7 @@ def heun(
     sigmas: np.ndarray,
     *,
     churn: tuple[Array, Churn] | None = None,
-    guide: Callable[[Array, Array, Array], Array] | None = None,
+    guide: Guide | None = None,
 ) -> Array:
     """A sample by Heun's rule along dx/dσ = (x - D(x, σ)) / σ (EDM algorithms 1 and 2).
 
@@ -200,18 +201,72 @@ def heun(
 # --- denoising score matching --------------------------------------------------------------------
 
 
+Epsilon = Callable[[Array, Array], Array]  # ε(x [B, ...], sigma [B] or [1]) [B, ...]
+
+
+def scaled_epsilon(net: Callable[[Array, Array, Array], Array], context: Array) -> Epsilon:
+    """ε(x [B, D], σ) of a network with inputs x / √(1 + σ²), context and log σ.
+
+    The scaled inputs have deviation one at every σ, where the data have deviation one.
+
+    Args:
+      net: (x [B, D], context [B or 1, C], log σ [B or 1]) -> predicted noise [B, D].
+      context: [B or 1, C]; `no_context()` for an unconditional score.
+    """
+
+    def epsilon(x: Array, sigma: Array) -> Array:
+        scale = along(jax.lax.rsqrt(1 + sigma**2), x)
+        return net(scale * x, context, jnp.log(sigma))
+
+    return epsilon
+
+
+def no_context() -> Array:
+    """The context [1, 0] of an unconditional score."""
+    return jnp.zeros((1, 0))
+
+
 def log_uniform(key: Array, count: int, low: float, high: float) -> Array:
     """Noise levels [count] in [low, high], their logarithms uniform."""
     return jnp.exp(jax.random.uniform(key, (count,), minval=np.log(low), maxval=np.log(high)))
 
 
-def dsm_loss(
-    epsilon: Callable[[Array, Array], Array], x: Array, noise: Array, sigma: Array
-) -> Array:
+def dsm_loss(epsilon: Epsilon, x: Array, noise: Array, sigma: Array) -> Array:
     """mean (ε(x + σ e, σ) - e)² []: denoising score matching, weighted by σ² (Vincent 2011)."""
     return jnp.mean((epsilon(x + along(sigma, x) * noise, sigma) - noise) ** 2)
 
 
-def score(epsilon: Callable[[Array, Array], Array], x: Array, sigma: Array) -> Array:
+def sampled_dsm_loss(epsilon: Epsilon, x: Array, key: Array, low: float, high: float) -> Array:
+    """`dsm_loss` [] with fresh noise, at one log-uniform noise level in [low, high] per row."""
+    key_noise, key_level = jax.random.split(key)
+    noise = jax.random.normal(key_noise, x.shape)
+    return dsm_loss(epsilon, x, noise, log_uniform(key_level, x.shape[0], low, high))
+
+
+def score(epsilon: Epsilon, x: Array, sigma: Array) -> Array:
     """∇ log p_σ(x) = -ε(x, σ) / σ [B, ...], where ε minimises `dsm_loss`."""
     return -epsilon(x, sigma) / along(sigma, x)
+
+
+def score_step(epsilon: Epsilon, x: Array, sigma: Array) -> Array:
+    """σ² ∇ log p_σ(x) [B, ...]: the step from x to the mean of the clean data given x."""
+    return along(sigma**2, x) * score(epsilon, x, sigma)
+
+
+def anneal(
+    epsilon: Epsilon,
+    x: Array,
+    levels: tuple[float, ...],
+    steps: int,
+    step_size: Array | float,
+    bound: float = 1.0,
+) -> Array:
+    """x [B, ...] after `steps` steps x <- clip(x + step_size σ² ∇ log p_σ(x), ±bound) per level σ.
+
+    A step of size one goes to the mean of the clean data given x.
+    """
+
+    def step(x: Array, sigma: Array) -> tuple[Array, None]:
+        return jnp.clip(x + step_size * score_step(epsilon, x, sigma), -bound, bound), None
+
+    return jax.lax.scan(step, x, jnp.repeat(jnp.float32(levels), steps)[:, None])[0]

@@ -52,3 +52,8 @@ def critic_loss(q: Array, target: Array) -> Array:
 def action_distance(chosen: Array, action: Array) -> Array:
     """mean of ‖π(s) - a‖ [] over rows of unit actions [B, A]."""
     return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(chosen) - action, axis=-1))
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean [] of values [B] over the rows where `mask` [B] holds; 0 without any."""
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

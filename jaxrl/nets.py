@@ -1,4 +1,4 @@
-"""Networks as (init, apply) pairs; flax.linen shows only here."""
+"""Networks as (init, apply) pairs around flax.linen modules."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
 def flat(net: Net) -> Net:
     """`net` with its parameters as one vector.
 
-    With one gradient step per update the parameters are the carry of a short loop: one vector costs
-    fewer operations than ten leaves, and no layout is left for XLA to choose, which it does by the
-    number of members on a device, and with it the last bits.
+    A training loop carries the parameters. One vector costs fewer operations than many leaves. XLA
+    chooses the layout of leaves by the number of members on a device, and the layout decides the
+    last bits of results; a vector has one layout only.
     """
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     split = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
@@ -56,23 +56,49 @@ def flat(net: Net) -> Net:
     )
 
 
-def unfused(x: Array) -> Array:
-    """x [n], to the bit, whose gradient is a matrix product, which XLA computes by itself.
+class Joint(NamedTuple):
+    """Several networks whose parameters are one vector, for one optimiser.
 
-    For biases, whose gradients are sums over rows. On CPUs XLA makes the last part of such a sum
-    one with the loop that puts all gradients of a `flat` network together, where rows are loaded at
-    every element of the result: masked, but slow where no memory is (docs/decisions.md).
+    init(key) -> parameters [size], one network after another.
+    split(params [size]) -> the parameters [n] of each network, by name.
+    """
+
+    init: Callable[[Array], Array]
+    split: Callable[[Array], dict[str, Array]]
+
+
+def joint(parts: dict[str, Net]) -> Joint:
+    """The networks of `parts`, each of flat parameters (`flat`), with one vector for all."""
+    sizes = [jax.eval_shape(net.init, jax.random.key(0)).size for net in parts.values()]
+
+    def init(key: Array) -> Array:
+        keys = jax.random.split(key, len(parts))
+        return jnp.concatenate([net.init(k) for net, k in zip(parts.values(), keys, strict=True)])
+
+    def split(params: Array) -> dict[str, Array]:
+        return dict(zip(parts, jnp.split(params, np.cumsum(sizes)[:-1]), strict=True))
+
+    return Joint(init, split)
+
+
+def unfused(x: Array) -> Array:
+    """x [n], bit for bit, with a gradient that XLA does not fuse with other operations.
+
+    For biases, whose gradients are sums over rows. On CPUs, XLA fuses the last part of such a sum
+    with the loop that concatenates all gradients of a `flat` network. The fused loop loads the rows
+    for every element of the result (docs/decisions.md). Here the gradient is a matrix product,
+    which XLA computes separately.
     """
     halves = jax.lax.dot_general(jnp.full(2, 0.5, x.dtype), x, (((), ()), ((), ())))
     return jnp.sum(halves, 0)
 
 
 def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Initialiser of kernels [..., out] whose columns (or rows, if these are fewer) are orthogonal
-    and of length `scale`, uniformly drawn.
+    """Initialiser of kernels [..., out] with orthogonal columns, or rows if these are fewer, of
+    length `scale`, drawn uniformly.
 
-    Gram-Schmidt, twice for precision, and not the QR of LAPACK: that one, vmapped, waits for
-    threads of the pool that it occupies itself, and on several CPU devices it can wait for ever.
+    Gram-Schmidt, run twice for precision. LAPACK's QR under vmap waits for threads of the pool that
+    it occupies itself, and can deadlock on several CPU devices.
     """
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
@@ -81,7 +107,7 @@ def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
 
         def step(i: Array, basis: Array) -> Array:
             v = gauss[i]
-            for _ in range(2):  # what is not filled yet is zero
+            for _ in range(2):  # rows of the basis that are not filled yet are zero
                 v = v - (basis @ v) @ basis
             return basis.at[i].set(v * jax.lax.rsqrt(jnp.sum(v * v)))
 
@@ -92,7 +118,7 @@ def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, numbers as flax's (eps 1e-6), written for speed."""
+    """Layer normalisation over the last axis: flax's numbers (eps 1e-6), computed faster."""
 
     eps: float = 1e-6
 
@@ -110,9 +136,9 @@ class LayerNorm(nn.Module):
 class Conv3x3(nn.Module):
     """3x3 convolution without padding, [B, H, W, C] -> [B, H-2, W-2, features].
 
-    Written as nine shifted slices and one matrix product: the same numbers as `nn.Conv`, several
-    times faster on CPUs, and still one product when every member of a population has its own
-    kernel, where `lax.conv` becomes a grouped convolution.
+    Nine shifted slices and one matrix product give the numbers of `nn.Conv`, several times faster
+    on CPUs. With a kernel per member of a population this is still one product, where `lax.conv`
+    becomes a grouped convolution.
     """
 
     features: int
@@ -130,13 +156,16 @@ class Conv3x3(nn.Module):
 
 
 class Torso(nn.Module):
-    """[convolution -> (norm) -> activation] per entry of `conv`, then the same with Dense per entry
-    of `hidden`: observations [B, *obs] to features [B, hidden[-1]].
+    """Observations [B, *obs] to features [B, hidden[-1]].
 
-    `norm` is LayerNorm where it is True, or makes a layer; `first` makes one in front of all.
+    [Convolution -> (norm) -> activation] per entry of `conv`, then [Dense -> (norm) -> activation]
+    per entry of `hidden`. Weights are initialised as in the authors' PQN networks: He normal with
+    convolutions, otherwise LeCun normal.
 
-    Convolutions are unpadded, of sides `kernels` and with `strides`, 3 and 1 where these are empty.
-    Weights begin as in the authors' PQN networks: He normal behind convolutions, else LeCun normal.
+    Attributes:
+      norm: True for LayerNorm, False for none, or a function that makes a layer.
+      kernels, strides: sides and strides of the unpadded convolutions; 3 and 1 if empty.
+      first: makes a layer in front of all others.
     """
 
     hidden: tuple[int, ...]
@@ -171,28 +200,30 @@ class Torso(nn.Module):
 def sinusoids(t: Array, size: int) -> Array:
     """[cos(f_k t), sin(f_k t)] [B, size] of times [B], f_k = 10⁴^(-2 k / size), k < size / 2.
 
-    Times are taken as they are. Scaled by 1000, as is common for times in [0, 1], their slope is a
-    thousand times as steep, and so is whatever is differentiated along time.
+    Times are not scaled. The usual factor 1000 for times in [0, 1] would multiply derivatives with
+    respect to time by 1000.
     """
     phases = t[:, None] * (1e-4 ** (np.arange(size // 2) / (size // 2))).astype(np.float32)[None]
     return jnp.concatenate([jnp.cos(phases), jnp.sin(phases)], -1)
 
 
 def mish(x: Array) -> Array:
-    """x tanh(log(1 + e^x)), as `jax.nn.mish`, by one exponential: tanh(log(1 + w)) is
-    w (w + 2) / (w (w + 2) + 2). Alone a fifth of its time on CPUs."""
-    w = jnp.exp(jnp.minimum(x, 10.0))  # from there on the fraction is 1 in float32
+    """x tanh(log(1 + e^x)), as `jax.nn.mish`, with one exponential only.
+
+    tanh(log(1 + w)) = w (w + 2) / (w (w + 2) + 2). Takes a fifth of the time on CPUs.
+    """
+    w = jnp.exp(jnp.minimum(x, 10.0))  # beyond 10 the fraction is 1 in float32
     inner = w * (w + 2)
     return x * (inner / (inner + 2))
 
 
 class ConditionalMLP(nn.Module):
-    """(x [B, ..., D], context [B, C], *times [B]) to [B, ..., out]: Mish layers on all of these.
+    """(x [B, ..., D], context [B, C], *times [B]) to [B, ..., out]: a Mish network.
 
-    Each time goes through `sinusoids` of `embedding` numbers and two layers of its own. Context and
-    times may have one row only, for all of x. The first layer is a sum of products, one for each
-    input, so that what many rows share, or has no derivative, is not computed for each of them.
-    Weights begin as torch's. `norm` puts LayerNorm before the activations.
+    Each time is embedded by `sinusoids` of `embedding` numbers and two layers. Context and times
+    may have one row for all of x. The first layer is a sum of products, one per input, so that the
+    product of an input that many rows share is computed once. Weights are initialised as in torch.
+    `norm` puts LayerNorm before the activations.
     """
 
     hidden: tuple[int, ...]
@@ -222,7 +253,7 @@ class ConditionalMLP(nn.Module):
 
 
 def torch_dense(features: int, inputs: int, use_bias: bool = True) -> nn.Dense:
-    """A linear layer whose numbers begin uniform within ±1 / √inputs, as torch's do."""
+    """A linear layer with torch's initialisation: uniform within ±1 / √inputs."""
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         bound = inputs**-0.5

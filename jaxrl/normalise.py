@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.sources import known_rows
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
@@ -120,6 +121,19 @@ def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
     data: Transition = inputs["data"]
     scale = jnp.std(data.obs, 0) + 1e-3
     return Moments(jnp.mean(data.obs, 0), scale**2, jnp.float32(data.reward.shape[0]))
+
+
+def change_moments(data: Transition) -> Moments:
+    """Moments [S] of s' - s over the rows with a known successor, S the elements of an observation.
+
+    As in `data_moments`, 1e-3 is added to each deviation.
+    """
+    rows, known = data.reward.shape[0], known_rows(data)
+    weight = known[:, None] / jnp.maximum(jnp.sum(known), 1)
+    delta = (data.next_obs - data.obs).reshape(rows, -1)
+    mean = jnp.sum(weight * delta, 0)
+    scale = jnp.sqrt(jnp.sum(weight * (delta - mean[None]) ** 2, 0)) + 1e-3
+    return Moments(mean, scale**2, jnp.float32(rows))
 
 
 def standardise_obs(cfg: Any, seen: Moments, obs: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Policies: actor and critic heads for each kind of action space, and policies made of others."""
+"""Policies: actor and critic heads for each kind of action space, and combined policies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from flax import linen as nn
 
 from jaxrl import nets
 from jaxrl.distributions import Categorical, Normal, tanh_correction
-from jaxrl.errors import UserError
 from jaxrl.losses import q_of_action
-from jaxrl.spaces import BoxScale
-from jaxrl.types import Agent, Array, Box, Discrete, EnvSpec, Policy, PyTree
+from jaxrl.spaces import BoxScale, box_scale
+from jaxrl.types import ActFn, Agent, Array, Discrete, EnvSpec, Policy, PyTree
 
 
 def deterministic_actor(hidden: tuple[int, ...], spec: EnvSpec, space: BoxScale) -> nets.Net:
@@ -26,10 +25,10 @@ def deterministic_actor(hidden: tuple[int, ...], spec: EnvSpec, space: BoxScale)
 
 
 class ActionSamples(NamedTuple):
-    """K actions per state over which expectations are taken: one sample in a box, or all A."""
+    """K actions per state for expectations: one sample in a box, or all A discrete actions."""
 
     action: PyTree  # before tanh [B, A] in a box; () over discrete actions
-    log_prob: Array  # [B, K, F] by factor of the policy: the dimensions of a box
+    log_prob: Array  # [B, K, F] by factor of the policy, such as the dimensions of a box
     weight: Array  # [B, K], sums to 1
 
 
@@ -41,16 +40,16 @@ LogProb = Callable[[PyTree, Any, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StochasticHead:
-    """What depends on the kind of action space. `dist` is the actor's output, policy(actor, obs).
+    """Stochastic actor and critic of SAC for one kind of action space.
 
-    actor(key), critic(key) -> their first parameters, as one vector
-    policy(actor, obs [B, *obs]) -> dist
-    noise(key, n) -> noise of n actions
-    act(dist, noise, explore) -> actions [n, ...] for the environment
+    actor(key), critic(key) -> initial parameters, as one vector
+    policy(actor, obs [B, *obs]) -> dist, the distribution over actions
+    noise(key, n) -> noise for n actions
+    act(dist, noise, explore) -> actions [n, ...] of the environment
     samples(dist, noise) -> ActionSamples
     log_prob(dist, action) -> [B, K, F] of sampled actions, under any policy
-    values(critic, obs, action) -> [B, K] Q of sampled actions
-    value(critic, obs, action) -> [B] Q of actions as the environment took them
+    values(critic, obs, action) -> [B, K] Q-values of sampled actions
+    value(critic, obs, action) -> [B] Q-values of the environment's actions
     """
 
     actor: Callable[[Array], Array]
@@ -72,16 +71,16 @@ def squashed_head(
     actor: Mlp = nets.MLP,
     critic: Mlp = nets.MLP,
 ) -> StochasticHead:
-    """A normal distribution of log-std up to 2, squashed by tanh and scaled to the box.
+    """A normal distribution with log-std up to 2, squashed by tanh and scaled to the box.
 
-    `actor` and `critic` make networks from widths of hidden layers and a number of outputs.
+    Args:
+      actor, critic: make networks from the widths of hidden layers and a number of outputs.
+
+    Raises:
+      UserError: the action space is not a bounded box of one axis.
     """
-    space = spec.action
-    assert isinstance(space, Box)
-    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)  # [1, A]
-    if len(space.shape) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"actions must be a bounded box of one axis; {spec.name} has {space}")
-    scale, centre, size = (high - low) / 2, (high + low) / 2, low.shape[-1]
+    space = box_scale("a squashed normal policy", spec)
+    size = space.size
     actor_net = nets.flat(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + size,)
     critic_net = nets.flat(nets.from_linen(critic(hidden, 1), inputs))
@@ -91,14 +90,14 @@ def squashed_head(
         return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
 
     def act(dist: Normal, noise: Array, explore: bool) -> Array:
-        return jnp.tanh(dist.sample(noise) if explore else dist.mode) * scale + centre
+        return space.scaled(jnp.tanh(dist.sample(noise) if explore else dist.mode))
 
     def samples(dist: Normal, noise: Array) -> ActionSamples:
         action = dist.sample(noise)
         return ActionSamples(action, log_prob(dist, action), jnp.ones((action.shape[0], 1)))
 
     def log_prob(dist: Normal, action: Array) -> Array:
-        each = Normal(dist.mean[..., None], dist.log_std[..., None])  # dimensions by themselves
+        each = Normal(dist.mean[..., None], dist.log_std[..., None])  # one factor per dimension
         action = action[..., None]
         return (each.log_prob(action) - tanh_correction(action))[:, None]
 
@@ -115,13 +114,13 @@ def squashed_head(
         samples=samples,
         log_prob=log_prob,
         values=lambda params, obs, action: q(params, obs, jnp.tanh(action)),
-        value=lambda params, obs, action: q(params, obs, (action - centre) / scale)[:, 0],
+        value=lambda params, obs, action: q(params, obs, space.unit(action))[:, 0],
         target_entropy=-float(size),
     )
 
 
 def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
-    """A categorical distribution; critics value all actions at once, expectations are exact."""
+    """A categorical distribution. Critics value all actions at once; expectations are exact."""
     space = spec.action
     assert isinstance(space, Discrete)
     net = nets.flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
@@ -146,32 +145,52 @@ def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
     )
 
 
+def acting(head: Any) -> ActFn:
+    """`act` of an agent without memory: `head`'s policy of the parameters `state.actor`."""
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        return head.act(head.policy(state.actor, obs), noise, explore), memory, {}
+
+    return act
+
+
+def least_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree) -> Array:
+    """min_i Q_i(s, a) [B, K] of sampled actions, over critics [N, size]."""
+    return jnp.min(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)
+
+
 def sum_log_probs(log_prob: Array) -> Array:
-    """log π [B, K] of its factors [B, K, F]."""
+    """log π [B, K] from the log-probabilities of the policy's factors [B, K, F]."""
     return jnp.sum(log_prob, -1)
 
 
 def expectation(samples: ActionSamples, values: Array) -> Array:
-    """E over actions [B] of values [B, K]."""
+    """Expectation over actions [B] of values [B, K]."""
     return jnp.sum(samples.weight * values, -1)
 
 
+def mean_entropy(samples: ActionSamples) -> Array:
+    """-E log π(a|s) [], averaged over states."""
+    return -jnp.mean(expectation(samples, sum_log_probs(samples.log_prob)))
+
+
 class Trained(NamedTuple):
-    """A trained policy: what its `act` takes."""
+    """State and hyperparameters of a trained policy."""
 
     state: PyTree
     hp: PyTree
 
 
 class Switch(NamedTuple):
-    """The state of one of several policies."""
+    """The state of several policies, of which one acts."""
 
-    which: Array  # [] int32
+    which: Array  # [] int32, index of the acting policy
     each: tuple[Trained, ...]
 
 
 def one_of(policies: Sequence[Policy]) -> Policy:
-    """The policy that its state, `Switch`, names, out of several that may differ in everything."""
+    """One of several policies, selected by the state, a `Switch`. The policies may differ in
+    networks, memory and noise."""
 
     def act(state, hp, obs, start, memory, noise, explore):
         def branch(i: int) -> Callable[[], tuple[Array, PyTree]]:
@@ -196,11 +215,11 @@ def one_of(policies: Sequence[Policy]) -> Policy:
 
 
 def unit_normal(agent: Agent, space: BoxScale) -> LogProb:
-    """N(π(s), 1) over unit actions, of what an agent does without exploration."""
+    """log N(π(s), 1) of unit actions, π(s) being the agent's action without exploration."""
 
     def log_prob(state: PyTree, hp: Any, obs: Array, action: Array) -> Array:
         n = obs.shape[0]
-        noise = agent.noise(jax.random.key(0), n)  # not looked at without exploration
+        noise = agent.noise(jax.random.key(0), n)  # unused without exploration
         chosen = agent.act(state, hp, obs, jnp.ones(n, bool), agent.memory(n), noise, False)[0]
         away = space.unit(action) - jax.lax.stop_gradient(space.unit(chosen))
         return -0.5 * jnp.sum(away**2 + jnp.log(2 * jnp.pi), -1)

@@ -28,7 +28,6 @@ import numpy as np
 from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.types import (
-    Agent,
     Array,
     HyperParams,
     Learner,
@@ -68,8 +67,8 @@ class Stage:
       updates: 0 evaluates once what the learner begins with.
       source: needed for updates only.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
-        in as often. Between them lie whole multiples of `source.every` updates, so a stage that is
-        not evaluated may have fewer.
+        in as often. Between them lie whole multiples of `source.every` updates, so a short stage
+        has fewer.
       shared: whether one learner is trained for all members instead of one for each.
       reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
         equal in all members; see `check_shared`.
@@ -97,11 +96,6 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs a source for its updates")
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
-        if self.evaluate is not None and len(self.chunks) < self.evals:
-            raise UserError(
-                f"evals={self.evals} exceeds the {len(self.chunks)} that {self.updates} updates of "
-                f"stage {self.name!r} allow: pass --evals {len(self.chunks)} or fewer"
-            )
         if self.name in RESERVED:
             raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
 
@@ -406,37 +400,3 @@ def stage_key(key: Array, index: int) -> Array:
     """The key of stage `index`, of one member ([]) or of each of a population ([P])."""
     fold = lambda k: jax.random.fold_in(k, index)
     return jax.vmap(fold)(key) if key.ndim else fold(key)
-
-
-@dataclasses.dataclass(frozen=True)
-class Algorithm:
-    """An algorithm as commands use it: `ALGORITHM` at the end of an agent's file.
-
-    Attributes:
-      Config: frozen dataclass of static settings.
-      Hypers: dataclass of traced hyperparameters.
-      make: make(cfg, spec) gives the `Agent`.
-      program: program(cfg, env, *, evals, episodes) gives the `Program` of a run; it also takes
-        `bases` where `base_points` is given.
-      offline: whether the agent learns from a dataset, `inputs["data"]`.
-      extras: the dataset extras that the agent reads.
-      check_request: check_request(cfg, hp, inputs) raises UserError for values and data that do not
-        fit together.
-      log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
-      base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs.
-    """
-
-    Config: type
-    Hypers: type
-    make: Callable[..., Agent]
-    program: Callable[..., Program]
-    offline: bool = False
-    extras: tuple[str, ...] = ()
-    check_request: Callable[..., None] | None = None
-    log_prob: Callable[..., Callable[..., Array]] | None = None
-    base_points: Callable[..., tuple[dict[str, float], ...]] | None = None
-
-    @property
-    def module(self) -> str:
-        """The dotted name of the module that defines `program`."""
-        return self.program.__module__

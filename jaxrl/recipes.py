@@ -36,16 +36,40 @@ def on_policy(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Pr
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
 
 
-def offline_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """Updates on uniform batches of inputs["data"]; the environment serves for evaluation."""
-    evaluate = evaluator(env, agent, episodes)
-    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+def off_policy(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
+    """Updates on batches from a replay buffer of the agent's own rollouts."""
+    return single_stage(
+        cfg, agent, replayed(cfg, env, agent), evaluator(env, agent, episodes), evals
+    )
 
 
-def candidate_program(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
-    """Updates on uniform batches of inputs["data"]; evaluations choose among fresh candidates."""
-    evaluate = evaluator(env, agent, episodes, explore=True)
-    return single_stage(cfg, agent, uniform(cfg.batch_size), evaluate, evals)
+def offline_program(
+    cfg: Any,
+    env: Env,
+    agent: Agent,
+    evals: int,
+    episodes: int,
+    *,
+    source: Source | None = None,
+    explore: bool = False,
+    after: tuple[Stage, ...] = (),
+) -> Program:
+    """Updates on batches of data; the environment serves for evaluation.
+
+    Args:
+      source: of the batches; by default uniform batches of inputs["data"].
+      explore: evaluate with exploration, as agents do that choose among fresh candidates.
+      after: stages that continue from this one, which then is called "offline", not "agent".
+    """
+    stage = Stage(
+        name="offline" if after else "agent",
+        learner=agent,
+        source=source or uniform(cfg.batch_size),
+        updates=cfg.updates,
+        evals=evals,
+        evaluate=evaluator(env, agent, episodes, explore=explore),
+    )
+    return Program((stage, *after))
 
 
 def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
@@ -65,6 +89,35 @@ def check_offline(cfg: Any) -> None:
     """Raises UserError for the first size of an offline agent's `Config` below one."""
     smallest = min((*cfg.hidden, 1))
     at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
+
+
+def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
+    """Raises UserError where the sizes of a `Config` with rollouts do not fit together.
+
+    Args:
+      layers: widths of all layers.
+      resets: initial states per environment and rollout; 0 for one per step.
+    """
+    at_least(
+        1,
+        num_envs=cfg.num_envs,
+        num_steps=cfg.num_steps,
+        minibatches=cfg.minibatches,
+        epochs=cfg.epochs,
+        smallest_layer=min(layers, default=1),
+    )
+    if resets < 0 or (resets and cfg.num_steps % resets):
+        raise UserError(f"resets={resets} does not divide num_steps={cfg.num_steps}")
+    rows = cfg.num_envs * cfg.num_steps
+    if rows % cfg.minibatches:
+        raise UserError(
+            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = {rows}"
+        )
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
+            f"{rows}"
+        )
 
 
 def check_replay(cfg: Any) -> None:

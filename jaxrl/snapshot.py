@@ -74,6 +74,31 @@ def _concatenate(*parts: Any) -> Any:
     return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
+def abstract_learner(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> PyTree:
+    """The state of the learner of `stage` as shapes and dtypes, [P, ...] unless members share it.
+
+    The sources are not looked at, so `inputs` need hold only what learners begin from.
+    """
+    hp = as_hyperparams(hp)
+    shared, members = dict(inputs), {}
+
+    def init(index: int) -> PyTree:
+        each = program.stages[index]
+        if each.start is not None:
+            return (shared | members)[each.start]
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        if each.shared:
+            one = jax.eval_shape(first, hp.agent)
+            return jax.eval_shape(each.learner.init, key, one, shared)
+        fn = lambda hp, own, shared: each.learner.init(jax.random.key(0), hp, shared | own)
+        return jax.eval_shape(jax.vmap(fn, (0, 0, None)), hp.agent, members, shared)
+
+    for index in range(stage):
+        done = program.stages[index]
+        (shared if done.shared else members)[done.name] = init(index)
+    return init(stage)
+
+
 def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
     """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
     hp = as_hyperparams(hp)

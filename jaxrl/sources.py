@@ -1,6 +1,6 @@
-"""Sources of batches beside rollouts: a dataset, a replay buffer, a mixture.
+"""Sources of batches: datasets, replay buffers and mixtures.
 
-Rollouts in a model are in `jaxrl.imagination`.
+Rollouts are in `jaxrl.rollout`, rollouts in a learned model in `jaxrl.imagination`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
 def uniform(batch_size: int, name: str = "data") -> Source:
-    """Batches [B] drawn with replacement from the `Transition` of rows [D] in inputs[name]."""
+    """Batches [B] drawn with replacement from inputs[name], a `Transition` of rows [D]."""
 
     def init(key, learner_state, hp, inputs):
         return ()
@@ -30,7 +30,7 @@ def uniform(batch_size: int, name: str = "data") -> Source:
 
 
 def whole(name: str = "data") -> Source:
-    """All rows [D] of the `Transition` in inputs[name], in every batch: updates are epochs."""
+    """Batches of all rows [D] of inputs[name], a `Transition`: an update is an epoch."""
 
     def init(key, learner_state, hp, inputs):
         return ()
@@ -42,7 +42,7 @@ def whole(name: str = "data") -> Source:
 
 
 def labelled(source: Source, **extras: Any) -> Source:
-    """`source` with numbers that are the same in all rows [B] as further extras."""
+    """`source` with further extras, each a constant in all rows [B]."""
 
     def next(src, learner_state, hp, inputs, key, step):
         src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
@@ -71,21 +71,21 @@ def replay(
 ) -> Source:
     """Batches [B] drawn with replacement from the last `capacity` transitions of `inner`.
 
-    Each update first draws one window [T, N] from `inner`, a rollout, and writes it over the
-    oldest. The ring holds whole windows, so its capacity is rounded down to a multiple of theirs. A
-    learner of several gradient steps per window asks for all their rows at once and deals them out
-    with `parts`.
+    Each update first draws one window [T, N] from `inner`, a rollout, and overwrites the oldest
+    window in the ring. The ring holds whole windows: the capacity is rounded down to a multiple of
+    the window's size. A learner with several gradient steps per window draws the rows of all steps
+    at once and separates them with `split_batch`.
 
     Args:
-      warmup: windows drawn by `init`, so that the first batches have something to draw from.
-      first: source of these windows, of the state and transitions of `inner`: a rollout of
-        `random_policy` in the same environments, where the policy of `inner` has no memory and
-        records no extras. By default `inner` itself.
-      n_step: at most so many steps of one environment are folded into one row, see `fold`; then
-        hp.agent.gamma discounts, and `extras["discount"]` says what the successor's value counts.
+      warmup: windows drawn by `init`, before the first batch.
+      first: source of the warm-up windows, with the state and transitions of `inner`: a rollout of
+        `random_policy` in the same environments. The policy of `inner` then must have no memory and
+        record no extras. By default `inner` itself.
+      n_step: largest number of steps folded into one row, see `fold`. hp.agent.gamma is the
+        discount factor, and `extras["discount"]` the discount of the successor's value.
 
     Raises:
-      ValueError: a source that is refreshed, which a ring of its windows has no use for.
+      ValueError: `inner` or `first` has `refresh`.
     """
     if inner.refresh is not None or (first is not None and first.refresh is not None):
         raise ValueError("replay takes sources without `refresh`, such as rollouts")
@@ -113,7 +113,7 @@ def replay(
         key_inner, key_rows = jax.random.split(key)
         state, batch, metrics = inner.next(src.inner, learner_state, hp, inputs, key_inner, step)
         slots, *window = src.ring.reward.shape
-        # Slot and filling follow from the unbatched counter: under vmap the write stays a slice.
+        # Slot and fill level follow from the unbatched counter: under vmap the write stays a slice.
         written = step + warmup + 1  # windows so far
         ring = write(src.ring, batch.transitions, (written - 1) % slots)
         rows = below(key_rows, batch_size, jnp.minimum(written, slots) * math.prod(window))
@@ -127,26 +127,26 @@ def replay(
 
 
 def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array) -> Transition:
-    """n-step transitions [B] that begin at `rows` of a ring [slots, T, N, ...] of windows.
+    """n-step transitions [B] that start at `rows` of a ring [slots, T, N, ...] of windows.
 
-    Row (slot * T + t) * N + i begins at step t of environment i and goes on with that environment's
-    next steps, up to `n_step` in all: k of them, fewer where the episode ends, by termination or
-    time limit, or where the newest step is reached. Then
+    Row (slot * T + t) * N + i starts at step t of environment i and takes k ≤ `n_step` consecutive
+    steps of that environment. k < n_step where the episode ends, by termination or time limit, or
+    at the newest step. The transition has
 
       reward = Σ_{j<k} γ^j r_j;  next_obs, terminated and truncated of step k-1;
       extras["discount"] = γ^k;  everything else of the first step,
 
-    so that the target of every learner is reward + discount (1 - terminated) V(next_obs). Rows
-    without the entry are single steps, of discount γ: t.extras.get("discount", hp.gamma).
+    and a learner's target is reward + discount (1 - terminated) V(next_obs), with
+    discount = t.extras.get("discount", hp.gamma), since single steps have no such entry.
 
     Args:
-      oldest: the slot that is written next; in a ring not yet full, the first that never was.
+      oldest: the slot that is written next; in a ring not yet full, the first empty slot.
     """
     slots, length, envs = ring.reward.shape
     total = slots * length
     steps = jax.tree.map(lambda x: x.reshape(total, envs, *x.shape[3:]), ring)
     when, env = rows // envs, rows % envs
-    ahead = (oldest * length - when - 1) % total + 1  # steps from here to the newest, both included
+    ahead = (oldest * length - when - 1) % total + 1  # steps up to the newest, both included
     j = jnp.arange(n_step)[None]
     at = (when[:, None] + j) % total  # [B, n_step]
     later = lambda x: x[at, env[:, None]]
@@ -167,13 +167,13 @@ def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array
 
 
 def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
-    """Batches [B] of which round(share * B) rows come from `first` and the others from `second`.
+    """Batches [B] with round(share * B) rows of `first` and the other rows of `second`.
 
-    Both give flat batches of at least their part; the rows beyond it are left out, and so are
-    extras that only one of them has. Either may be refreshed, or both as often as each other.
+    Both sources give flat batches with at least the rows needed; further rows are dropped. Extras
+    that only one source has are dropped too. One or both sources may have `refresh`.
 
     Raises:
-      ValueError: sources that are refreshed at different intervals.
+      ValueError: the sources are refreshed at different intervals.
     """
     part = round(share * batch_size)
     intervals = {source.every for source in (first, second) if source.refresh is not None}
@@ -225,20 +225,25 @@ def take(data: PyTree, rows: Array) -> PyTree:
 
 
 def below(key: Array, count: int, end: Array) -> Array:
-    """Numbers [count] int32 in 0 .. end-1, each as likely as another up to a share end / 2^32.
+    """Random integers [count] int32 in 0 .. end-1, uniform up to a relative error of end / 2^32.
 
-    For half of what `jax.random.randint` costs, which draws 64 bits per number.
+    Half the cost of `jax.random.randint`, which draws 64 bits per number.
     """
     return (jax.random.bits(key, (count,)) % end.astype(jnp.uint32)).astype(jnp.int32)
 
 
+def merge_axes(data: PyTree) -> PyTree:
+    """Leaves [T, N, ...] as [T * N, ...]: the rows of a window."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+
+
 def split_batch(data: PyTree, count: int) -> PyTree:
-    """Leaves [B, ...] as [count, B / count, ...]: batches for `count` gradient steps."""
+    """Leaves [B, ...] as [count, B / count, ...]: minibatches for `count` gradient steps."""
     return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data)
 
 
 def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:
-    """Every leaf of `window` into `slot` of the ring's leaves [slots, ...], in place."""
+    """The ring, leaves [slots, ...], with `window` written to `slot` in place."""
     return jax.tree.map(
         lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), slot, 0),
         ring,
@@ -246,11 +251,11 @@ def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:
     )
 
 
-HELD = 20  # one row in so many is kept from the inverse dynamics, to judge them by
+HELD = 20  # one row in HELD is held out
 
 
 def held_out(batch_size: int) -> Source:
-    """`uniform` with extras["held"] [B] bool: whether a row is kept from the inverse dynamics."""
+    """`uniform` with extras["held"] [B] bool: whether a row is held out from training."""
     inner = uniform(batch_size)
 
     def next(src, learner_state, hp, inputs, key, step):
@@ -263,5 +268,5 @@ def held_out(batch_size: int) -> Source:
 
 
 def known_rows(t: Transition) -> Array:
-    """[B] bool: where next_obs is the successor."""
+    """[B] bool: whether next_obs is the true successor, as extras["next_known"] says."""
     return t.extras.get("next_known", jnp.ones(t.reward.shape, bool))

@@ -31,7 +31,14 @@ class BoxScale(NamedTuple):
 
 
 def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
-    """The bounds of `spec`'s actions; UserError where they are no bounded box of one axis."""
+    """Centre and scale of `spec`'s actions.
+
+    Args:
+      agent: the name that error messages begin with.
+
+    Raises:
+      UserError: the actions are not in a bounded box of one axis.
+    """
     space = spec.action
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise UserError(f"{agent} acts in boxes of one axis; {spec.name} has {space}")
@@ -39,17 +46,6 @@ def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserError(f"{agent} needs bounded actions; {spec.name} has {space}")
     return BoxScale((high + low) / 2, (high - low) / 2)
-
-
-def box_bounds(spec: EnvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds [1, A] of the actions; UserError where there are none."""
-    action = spec.action
-    if not isinstance(action, Box) or len(action.shape) != 1:
-        raise UserError(f"pqn_continuous needs actions in a box; {spec.name} has {action}")
-    low, high = np.array([action.low], np.float32), np.array([action.high], np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"pqn_continuous needs bounded actions; {spec.name} has {action}")
-    return low, high
 
 
 def clip_to_box(space: Discrete | Box, action: Array) -> Array:

@@ -29,6 +29,10 @@ def test_records(name: str) -> None:
     assert not static & traced
     buttons = name not in CONTINUOUS and not name.startswith("pgd")
     spec = (tiny.walk() if buttons else tiny.glide()).spec
+    if algorithm.base_points is not None:
+        with pytest.raises(UserError, match="--base"):
+            algorithm.make(cfg, spec)
+        return
     made = algorithm.make(cfg, spec)
     assert isinstance(made, jaxrl.Agent)
     own = {field.name: getattr(hp, field.name) for field in dataclasses.fields(made.hypers)}

@@ -158,7 +158,7 @@ def test_own_brax_environment():
         steps.append((bool(ts.terminated), bool(np.isnan(ts.next_obs).any())))
     assert steps[1:] == [(True, False), (True, True)]
     assert state[0][1]["count"] == 3
-    with pytest.raises(EnvError, match="toy observes a dict"):
+    with pytest.raises(EnvError, match="observations of toy are a dict, not an array"):
         adapter.adapt(Toy(lambda x: {"x": x}), name="toy")
 
 
@@ -215,6 +215,7 @@ def test_unknown_names(name, hint):
         ("brax:hopper", {"backend": "warp"}, "unknown environment 'brax:hopper:warp'"),
         ("brax:hopper:mjx", {"backend": "spring"}, "unknown environment 'brax:hopper:mjx:spring'"),
         ("brax:hopper", {"ctrl_cost": 1}, "no option 'ctrl_cost', did you mean 'ctrl_cost_weight'"),
+        ("brax:hopper", {"name": "x"}, "brax:hopper has no option 'name'"),
         (
             "brax:reacher",
             {"zzz": 1},
@@ -342,14 +343,14 @@ def test_options_of_every_environment():
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        ({"hide": [4]}, "hide of CartPole-v1 must list numbers of 0 .. 3, got [4]"),
+        ({"hide": [4]}, "hide of CartPole-v1 must list indices in 0 .. 3, got [4]"),
         ({"hide": [-1]}, "got [-1]"),
         ({"hide": [1.5]}, "got [1.5]"),
         ({"hide": [True]}, "got [True]"),
         ({"hide": "1,3"}, "got '1,3'"),
         ({"hide": 1}, "got 1"),
-        ({"hide": [0, 1, 2, 3]}, "hide=[0, 1, 2, 3] leaves nothing of the observations"),
-        ({"sticky": 1.5}, "sticky of CartPole-v1 must lie in 0 .. 1, got 1.5"),
+        ({"hide": [0, 1, 2, 3]}, "hide=[0, 1, 2, 3] removes all elements of the observations"),
+        ({"sticky": 1.5}, "sticky of CartPole-v1 must be in [0, 1], got 1.5"),
         ({"sticky": -0.1}, "got -0.1"),
         ({"sticky": float("nan")}, "got nan"),
         ({"sticky": True}, "got True"),

@@ -17,13 +17,14 @@ import pytest
 from logged import BOX, numbers, rows
 
 import jaxrl
-from jaxrl import diffusion, envs
+from jaxrl import diffusion, envs, nets, scores
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.studies import circle
 from jaxrl.exploration import random_policy
+from jaxrl.normalise import change_moments
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage, check_shared, train
 from jaxrl.runs import records, stats
@@ -78,14 +79,15 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     state = run(jax.random.key(0), hp, pushes()).states["model"]
     jax.config.update("jax_disable_most_optimizations", True)
     net = cdsa.networks(cfg, PUSH, box_scale("cdsa", PUSH))
-    return cdsa.epsilon(net[name], cdsa.trained(net, state).nets[name], context)
+    call = scores.bind(net, scores.trained(net, state).nets)
+    return diffusion.scaled_epsilon(call[name], context)
 
 
 def test_score_of_normal_data() -> None:
     """-(x - m) / (v + σ²), to 5 % of its size within two deviations."""
     sizes: dict[str, Any] = {"updates": 8000, "batch_size": 512, "hidden": (32, 32)}
     cfg = cdsa.Config(correction="current", normalise_obs=False, **sizes)
-    predict = fitted(cfg, "state", cdsa.nowhere())
+    predict = fitted(cfg, "state", diffusion.no_context())
     offset = 2 * STD * jax.random.uniform(jax.random.key(3), (500, 2), minval=-1)
     for level in (0.3, 0.5, 0.9):
         got = diffusion.score(predict, jnp.asarray(MEAN + offset), jnp.full(500, level))
@@ -100,10 +102,10 @@ def test_the_ladder_brings_actions_back() -> None:
     obs, away = normal(2, 500, 2), normal(4, 500, 2)
     predict, clean = fitted(cfg, "action", obs), behaviour(obs)
     away = 0.5 * away / jnp.linalg.norm(away, axis=-1, keepdims=True)
-    back = jax.jit(lambda x: cdsa.anneal(predict, x, cfg.ladder, cfg.ladder_steps, 0.5))
+    back = jax.jit(lambda x: diffusion.anneal(predict, x, cfg.ladder, cfg.ladder_steps, 0.5))
     left = jnp.mean(jnp.linalg.norm(back(clean + away) - clean, axis=-1))
     assert left < 0.2 * 0.5, left
-    once = jax.jit(lambda x: cdsa.anneal(predict, x, (0.3,), 1, 1.0))(clean + away)
+    once = jax.jit(lambda x: diffusion.anneal(predict, x, (0.3,), 1, 1.0))(clean + away)
     want = clean + away * SPREAD**2 / (SPREAD**2 + 0.3**2)
     assert jnp.mean(jnp.linalg.norm(once - want, axis=-1)) < 0.05 * 0.5
 
@@ -113,7 +115,7 @@ def test_anneal_step_by_step() -> None:
     mean, var = np.array([[0.3, -0.9]]), np.array([[0.04, 0.25]])
     predict = lambda x, s: s[:, None] * (x - mean) / (var + s[:, None] ** 2)
     start = np.array([[0.9, -1.0], [-3.0, 4.0]])
-    got = jax.jit(lambda x: cdsa.anneal(predict, x, (0.5, 0.1), 2, 1.7))(jnp.float32(start))
+    got = jax.jit(lambda x: diffusion.anneal(predict, x, (0.5, 0.1), 2, 1.7))(jnp.float32(start))
     x, clipped = start, False
     for sigma in (0.5, 0.5, 0.1, 0.1):
         free = x - 1.7 * sigma**2 * (x - mean) / (var + sigma**2)
@@ -136,7 +138,7 @@ def small() -> tuple[Any, Any]:
     return jax.jit(learner.init), jax.jit(learner.update)
 
 
-def learnt(data: Transition, batch: Transition) -> tuple[cdsa.State, PyTree]:
+def learnt(data: Transition, batch: Transition) -> tuple[scores.ScoreState, PyTree]:
     """The state after two updates on one batch, and the last metrics."""
     (init, update), hp = small(), numbers(SLOW)
     state, metrics = init(jax.random.key(0), hp, {"data": data}), {}
@@ -150,7 +152,7 @@ NET = cdsa.networks(SMALL, BOX, box_scale("cdsa", BOX))
 
 def part(params: Array, name: str) -> Array:
     """The parameters of one network of `SMALL`."""
-    return cdsa.unpack(NET, params)[name]
+    return nets.joint(NET).split(params)[name]
 
 
 def marked(t: Transition, known: np.ndarray, held: np.ndarray) -> Transition:
@@ -173,7 +175,7 @@ def test_unknown_successors_are_not_learned_from() -> None:
     begin = learnt(one, one)[0]
     assert same(begin, learnt(lost, lost)[0])
     change = (t.next_obs - t.obs)[known]
-    got = cdsa.changes(one)
+    got = change_moments(one)
     np.testing.assert_allclose(got.mean, change.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got.var, (change.std(0) + 1e-3) ** 2, rtol=1e-4)
     other = one._replace(action=where(known, t.action, 0.5))
@@ -263,14 +265,16 @@ def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
 def test_formulas() -> None:
     """(ii) and (iii) in raw units, from the networks, in numpy; in "both" (i) follows (ii)."""
     t = rows(BOX)
-    state = cdsa.trained(NET, small()[0](jax.random.key(1), numbers(SLOW), {"data": t}))
+    state = scores.trained(NET, small()[0](jax.random.key(1), numbers(SLOW), {"data": t}))
     hp = numbers(cdsa.Hypers(alpha=0.7, w=0.4, beta=0.6, sigma=0.5))
     policy, trained = base_of(bc)
     own = jax.tree.map(lambda x: x[1], trained)
 
     def corrected(correction: Any) -> np.ndarray:
-        adjusted = cdsa.adjust(policy, dataclasses.replace(SMALL, correction=correction), BOX)
-        return unit(jax.jit(functools.partial(acting, adjusted))(cdsa.Adjusted(own, state), hp))
+        acted = cdsa.corrected_policy(
+            policy, dataclasses.replace(SMALL, correction=correction), BOX
+        )
+        return unit(jax.jit(functools.partial(acting, acted))(cdsa.CorrectedState(own, state), hp))
 
     obs, base = SEEN, unit(acting(policy, *own))
     centre, sd = t.obs.mean(0), t.obs.std(0) + 1e-3
@@ -292,9 +296,11 @@ def test_formulas() -> None:
     third = np.clip(base + 0.4 * (inverse(climb(obs)) - inverse(0 * obs)), -1, 1)
     np.testing.assert_allclose(corrected("next"), second, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(corrected("current"), third, rtol=1e-3, atol=1e-4)
-    predict = cdsa.epsilon(NET["action"], state.nets["action"], jnp.float32(norm(obs)))
+    predict = diffusion.scaled_epsilon(
+        scores.bind(NET, state.nets)["action"], jnp.float32(norm(obs))
+    )
     for begin, name in ((base, "action"), (second, "both")):
-        want = cdsa.anneal(predict, jnp.float32(begin), SMALL.ladder, SMALL.ladder_steps, 0.7)
+        want = diffusion.anneal(predict, jnp.float32(begin), SMALL.ladder, SMALL.ladder_steps, 0.7)
         np.testing.assert_allclose(corrected(name), want, rtol=1e-3, atol=1e-4)
 
 
@@ -388,7 +394,9 @@ def test_shared_networks_are_learned_in_one_way() -> None:
     program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), bases=[random_policy(AIM.action)])
     check_shared(program, swept("alpha"))
     for name in ("lr", "tau"):
-        with pytest.raises(UserError, match=f"{name} differs .* but they share their model: run"):
+        with pytest.raises(
+            UserError, match=f"{name} differs .* but they share their model: start one run"
+        ):
             check_shared(program, swept(name))
 
 

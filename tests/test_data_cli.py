@@ -101,7 +101,7 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
     assert {k: end.meta[k] for k in ("env", "reference")} == {
         k: start.meta[k] for k in ("env", "reference")
     }
-    assert jaxrl("convert", "a.hdf5", "b.npz")[0] == 2  # it is there already
+    assert jaxrl("convert", "a.hdf5", "b.npz")[0] == 2  # b.npz exists
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
         (["info", "none.npz"], "none.npz cannot be read: No such file"),
         (["info", "a.npz", "--out"], "--out needs a value"),
         (["convert", "a.npz"], "from where to where?"),
-        (["convert", str(FIXTURE), "a.csv"], "a.csv: end it in .npz"),
+        (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
         (["make", "--level", "random"], "which environment and level?"),
         (["make", "CartPole-v1"], "which environment and level?"),
         (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),

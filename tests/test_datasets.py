@@ -313,9 +313,9 @@ def test_check_against_an_environment() -> None:
     narrow = Box((-0.9,) * 3, (0.9,) * 3, (3,))
     for bad, says in (
         (spec(narrow), f"some.npz: action, row {row}: .* outside the bounds of made"),
-        (spec(UNIT, (4,)), "some.npz: obs: of shape"),
-        (spec(Box((-1.0,), (1.0,), (1,))), "some.npz: action: of shape"),
-        (spec(Discrete(4)), "some.npz: action: of shape"),
+        (spec(UNIT, (4,)), "some.npz: obs: has shape"),
+        (spec(Box((-1.0,), (1.0,), (1,))), "some.npz: action: has shape"),
+        (spec(Discrete(4)), "some.npz: action: has shape"),
     ):
         with pytest.raises(UserError, match=says):
             datasets.check(data, bad)
@@ -398,7 +398,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "texts": (npz_file(action=np.array(["a"] * 17)), "bad.npz: action: holds <U1"),
     "objects": (npz_file(action=np.array([None] * 17)), "bad.npz: action: cannot be read"),
     "state": (npz_file(**{"state/0": None}), "bad.npz: state/0: missing"),
-    "meta": (npz_file(meta="{"), "bad.npz: meta: is no JSON"),
+    "meta": (npz_file(meta="{"), "bad.npz: meta: is not JSON"),
     "meta, a list": (npz_file(meta="[]"), "bad.npz: meta: must be a JSON object"),
     "changed": (npz_file(meta='{"sha256": "0"}'), "bad.npz: meta: its sha256"),
     "zip": (text(b"PK\x03\x04"), "bad.npz: as a whole: cannot be read"),
@@ -429,11 +429,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "minari, early": (
         folder_of(replaced("episode_0/terminations", [True, False, True])),
-        "episode_0/terminations, row 0: an end in the middle",
+        "episode_0/terminations, row 0: the episode ends before",
     ),
     "minari, shapes": (
         folder_of(replaced("episode_1/observations/a", np.zeros((6, 3)))),
-        "episode_1/observations: of another shape than in episode_0",
+        "episode_1/observations: has another shape than in episode_0",
     ),
 }
 
@@ -461,10 +461,10 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
 
 def test_saving_needs_a_known_suffix_and_overwrites_no_folder(tmp_path: Path) -> None:
     data = Dataset(made(), {})
-    with pytest.raises(UserError, match=r"end it in \.npz"):
+    with pytest.raises(UserError, match=r"use the suffix \.npz"):
         datasets.save(tmp_path / "a.csv", data)
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         datasets.save(tmp_path / "there", data)
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 

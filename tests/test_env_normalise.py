@@ -253,7 +253,10 @@ def test_options() -> None:
     [
         ({"normalise_obs": 0.5}, "normalise_obs of CartPole-v1 must be true or false, got 0.5"),
         ({"normalise_obs": "yes"}, "got 'yes'"),
-        ({"normalise_reward": True}, "normalise_reward of CartPole-v1 is a discount in 0 .. 1"),
+        (
+            {"normalise_reward": True},
+            "normalise_reward of CartPole-v1 must be a discount in [0, 1]",
+        ),
         ({"normalise_reward": 1.5}, "got 1.5"),
         ({"normalise_reward": float("nan")}, "got nan"),
     ],

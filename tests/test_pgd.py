@@ -25,7 +25,7 @@ from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
 from jaxrl.program import check_shared, train
 from jaxrl.runs.records import RunDir
-from jaxrl.trajectories import Codec, codec, diffuser, raw, standard
+from jaxrl.trajectories import Codec, Pool, codec, diffuser, raw, standard
 from jaxrl.types import Batch, HyperParams
 from jaxrl.unet import Convolution, UNet, check
 
@@ -239,13 +239,13 @@ def test_log_probabilities() -> None:
     dist = iql.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
     std = np.exp(np.asarray(dist.log_std))
     density = -0.5 * ((unit - dist.mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
-    got = pgd.likelihood(pgd_iql, cfg, BOX)(state, hp, t.obs, t.action)
+    got = pgd_iql.log_prob(cfg, BOX)(state, hp, t.obs, t.action)
     np.testing.assert_allclose(got, density.sum(-1), rtol=1e-5)
 
     cfg, hp = pgd_td3bc.Config(**SMALL), numbers(pgd_td3bc.Hypers())
     agent = td3bc.make(cfg, BOX)
     state = agent.init(jax.random.key(0), hp, {"data": t})
-    log_prob = pgd.likelihood(pgd_td3bc, cfg, BOX)
+    log_prob = pgd_td3bc.log_prob(cfg, BOX)
     chosen = agent.act(state, hp, t.obs, t.start, (), (), False)[0]
     away = np.asarray(unit - CODE.space.unit(chosen))
     expected = -0.5 * (away**2).sum(-1) - np.log(2 * np.pi)
@@ -274,14 +274,14 @@ def test_samples_follow_the_policy() -> None:
     own; but the first set, which nothing guides, is the same for both."""
     cfg = pgd_iql.Config(**SMALL | {"trajectories": 64, "sample_batch": 64, "sampler_steps": 8})
     hp = HyperParams(numbers(pgd_iql.Hypers(guidance=0.3)))
-    source = pgd.generated(cfg, BOX, pgd.likelihood(pgd_iql, cfg, BOX))
+    source = pgd.generated(cfg, BOX, pgd_iql.log_prob(cfg, BOX))
     data = {"data": rows(BOX, 12)}
     model = jax.jit(diffuser(cfg, BOX).init)(jax.random.key(0), hp.agent, data)
     init = jax.jit(iql.make(cfg, BOX).init)
     policies = [init(jax.random.key(seed), hp.agent, {}) for seed in (0, 1)]
 
     @jax.jit
-    def pool(policy: Any, step: jax.Array) -> pgd.Pool:
+    def pool(policy: Any, step: jax.Array) -> Pool:
         key, inputs = jax.random.key(5), {"diffusion": model}
         src = source.init(key, policy, hp, inputs)
         assert source.refresh is not None
@@ -291,7 +291,7 @@ def test_samples_follow_the_policy() -> None:
     later = [pool(policy, jnp.int32(4)) for policy in policies]
     np.testing.assert_array_equal(first[0].rows.action, first[1].rows.action)
     assert (later[0].rows.action != later[1].rows.action).mean() > 0.5
-    log_prob = pgd.likelihood(pgd_iql, cfg, BOX)
+    log_prob = pgd_iql.log_prob(cfg, BOX)
     for who, policy in enumerate(policies):
         seen = later[who].seen["synthetic_log_prob"]
         t, n = later[who].rows, int(later[who].filled)
@@ -305,7 +305,7 @@ def test_samples_follow_the_policy() -> None:
 
 def test_batches_hold_what_is_in_use() -> None:
     cfg = pgd_iql.Config(**SMALL | {"batch_size": 200})
-    source = pgd.generated(cfg, BOX, pgd.likelihood(pgd_iql, cfg, BOX))
+    source = pgd.generated(cfg, BOX, pgd_iql.log_prob(cfg, BOX))
     src = source.init(jax.random.key(0), (), {}, {})
     assert src.rows.obs.shape == (12, 3) and source.every == 4
     src = src._replace(filled=jnp.int32(5), rows=src.rows._replace(reward=jnp.arange(12.0)))

@@ -272,7 +272,7 @@ def test_networks_start_orthogonal_with_small_actions() -> None:
     ("change", "message"),
     [
         ({"minibatches": 5}, "minibatches=5 does not divide num_envs . num_steps = 24"),
-        ({"total_steps": 23}, "total_steps=23 is less than a rollout"),
+        ({"total_steps": 23}, "total_steps=23 is less than one rollout"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"resets": 4}, "resets=4 does not divide num_steps=6"),
         ({"conv": (4,)}, "conv=.4,. with kernels=.3,. needs larger images"),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw, make
 from jaxrl.envs.names import EnvError
 from jaxrl.experiments.render import episode
-from jaxrl.experiments.restore import Loaded
 from jaxrl.types import Agent
 
 
@@ -61,7 +61,9 @@ def test_every_drawing_fits_its_environment_and_moves(name: str) -> None:
 
 
 def test_what_has_no_drawing_is_refused() -> None:
-    with pytest.raises(EnvError, match="no drawing of probe:delay; there is of CartPole-v1"):
+    with pytest.raises(
+        EnvError, match="no drawing of probe:delay; there are drawings of CartPole-v1"
+    ):
         draw.frame("probe:delay", [0.0])
 
 
@@ -70,7 +72,7 @@ def test_an_episode_stops_at_its_end() -> None:
     act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([2]), memory, {})
     nothing = lambda *args: None
     policy = Agent(init=nothing, update=nothing, act=act)  # type: ignore[arg-type]
-    seen, total = episode(env, Loaded(policy, (), ()), jax.random.key(2))
+    seen, total = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
     positions = seen[:, 0]
     assert 2 <= len(seen) <= tiny.LIMIT + 1
     assert (np.abs(positions[:-1]) <= 1).all()

@@ -1,10 +1,10 @@
-"""Datasets for offline learning: one form in memory, whatever the file.
+"""Datasets for offline learning, in one in-memory form for all file formats.
 
     data = jaxrl.envs.datasets.load("DMSD-high-100000-train.npz")
     data.transitions.obs  # [D, *obs]
 
 Formats are recognised by content: `.npz` (npz.py), D4RL's HDF5 (d4rl.py) and Minari folders
-(minari.py). The last two need h5py. Invalid data raise UserError, one line with file, key and row.
+(minari.py). The last two need h5py. Invalid data raise a UserError that names file, key and row.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from jaxrl.envs.datasets.scores import reference
 from jaxrl.errors import UserError
 from jaxrl.types import Box, EnvSpec, Transition
 
-HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK"  # how files begin
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK"  # first bytes of the files
 
 
 class Dataset(NamedTuple):
-    """Experience [D, ...] in the order of time, episode after episode.
+    """Transitions [D, ...] in temporal order, one episode after the other.
 
     Attributes:
-      transitions: numpy arrays. Rows after an end have `start`; where data stop in the middle of an
-        episode, the last row is neither terminated nor truncated. `extras` may hold
-          "log_prob" [D]: of the action, under the policy that took it;
-          "state": tuple of [D, ...], the leaves of the simulator's state before the step;
-          "next_known" [D] bool: False where next_obs is not the successor but whatever the file
-            has after a termination. Values do not look there; models of the dynamics must not.
-      meta: what is known of it, as JSON has it: "env"; "reference", the returns {"random",
-        "expert"}; "sha256" of the arrays; "file" it was read from; "level", "agent", "seed" and
-        versions where `jaxrl data make` made it.
+      transitions: numpy arrays. The row after the end of an episode has `start`. If the data stop
+        in the middle of an episode, the last row is neither terminated nor truncated. `extras` may
+        contain
+          "log_prob" [D]: log-probability of the action under the behaviour policy;
+          "state": tuple of [D, ...], leaves of the simulator's state before the step;
+          "next_known" [D] bool: False if next_obs is not the successor but the observation that
+            follows a termination in the file. TD targets do not use it; dynamics models must not.
+      meta: JSON-like metadata: "env"; "reference", the returns {"random", "expert"}; "sha256" of
+        the arrays; "file", the path; for data of `jaxrl data make` also "level", "agent", "seed"
+        and versions.
     """
 
     transitions: Transition
@@ -52,13 +53,13 @@ def load(path: str | Path) -> Dataset:
     """A dataset from a file or a Minari folder.
 
     Raises:
-      UserError: it is none, or its contents are not sound; one line names file, key and row.
+      UserError: no known format, or invalid contents; the message names file, key and row.
     """
     path = Path(path)
     transitions, meta = _read(path)
     digest = sha256(transitions)
     if meta.get("sha256", digest) != digest:
-        raise bad(path, "meta", "its sha256 is not that of the arrays: they were changed")
+        raise bad(path, "meta", "its sha256 does not match the arrays, which have been changed")
     env = meta.get("env") or _env_of(path)
     found = meta.get("reference") or reference(env)
     known = {"env": env, "sha256": digest, "file": str(path)}
@@ -66,14 +67,17 @@ def load(path: str | Path) -> Dataset:
 
 
 def save(path: str | Path, dataset: Dataset) -> None:
-    """Writes `.npz`, D4RL's `.hdf5`, or a Minari folder where the path has no suffix.
+    """Writes `.npz`, D4RL's `.hdf5`, or a Minari folder if the path has no suffix.
 
-    Only `.npz` keeps everything.
+    Only `.npz` keeps all extras and metadata.
+
+    Raises:
+      UserError: another suffix, or a Minari folder that exists.
     """
     path = Path(path)
     meta = {k: v for k, v in dataset.meta.items() if k not in ("file", "sha256")}
     if path.suffix not in (".npz", ".hdf5", ""):
-        raise UserError(f"{path}: end it in .npz, in .hdf5 (D4RL), or in nothing (Minari folder)")
+        raise UserError(f"{path}: use the suffix .npz, .hdf5 (D4RL) or none (Minari folder)")
     if path.suffix == ".npz":
         write, meta = npz.write_npz, meta | {"sha256": sha256(dataset.transitions)}
     elif path.suffix == ".hdf5":
@@ -84,7 +88,7 @@ def save(path: str | Path, dataset: Dataset) -> None:
 
 
 def sha256(transitions: Transition) -> str:
-    """Of names, types, shapes and contents of all arrays, whatever file they come from."""
+    """Hex digest of names, dtypes, shapes and contents of all arrays; independent of the format."""
     digest = hashlib.sha256()
     for name, x in sorted(npz.arrays(transitions).items()):
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
@@ -93,7 +97,7 @@ def sha256(transitions: Transition) -> str:
 
 
 def _read(path: Path) -> npz.Read:
-    """By what the file begins with and holds. h5py is imported for HDF5 only."""
+    """Reads a file in the format that its first bytes and keys show; h5py is imported for HDF5."""
     if path.is_dir():
         from jaxrl.envs.datasets import minari
 
@@ -119,22 +123,26 @@ def _read(path: Path) -> npz.Read:
 
 
 def _env_of(path: Path) -> str:
-    """ "dmsd" of NeoRL-2's "DMSD-high-100000-train.npz"; else the name without its suffix."""
+    """ "dmsd" for NeoRL-2's "DMSD-high-100000-train.npz"; else the file name without suffix."""
     return "dmsd" if path.name.startswith("DMSD-") else path.name.removesuffix(path.suffix)
 
 
-# --- what they hold ------------------------------------------------------------------------------
+# --- contents ------------------------------------------------------------------------------------
 
 
 def check(dataset: Dataset, spec: EnvSpec) -> None:
-    """Raises UserError unless observations and actions are those of the environment."""
+    """Checks shapes, dtypes and action bounds of a dataset against the environment `spec`.
+
+    Raises:
+      UserError: a mismatch; the message names file, key and row.
+    """
     file, t, space = dataset.meta.get("file", "the dataset"), dataset.transitions, spec.action
     if t.obs.shape[1:] != spec.obs_shape:
-        raise bad(file, "obs", f"of shape {t.obs.shape[1:]}, {spec.name} has {spec.obs_shape}")
+        raise bad(file, "obs", f"has shape {t.obs.shape[1:]}, {spec.name} has {spec.obs_shape}")
     if t.action.shape[1:] != space.shape:
-        raise bad(file, "action", f"of shape {t.action.shape[1:]}, {spec.name} has {space.shape}")
+        raise bad(file, "action", f"has shape {t.action.shape[1:]}, {spec.name} has {space.shape}")
     if isinstance(space, Box):
-        low = np.reshape(space.low, space.shape) - 1e-6  # as float32 rounds
+        low = np.reshape(space.low, space.shape) - 1e-6  # tolerance for float32 rounding
         high = np.reshape(space.high, space.shape) + 1e-6
     elif t.action.dtype != np.int32:
         raise bad(file, "action", f"must be whole numbers for {spec.name}")
@@ -147,7 +155,7 @@ def check(dataset: Dataset, spec: EnvSpec) -> None:
 
 
 def action_bounds(spec: EnvSpec) -> dict[str, Any]:
-    """The range of actions, for `Dataset.meta`; nothing where they are discrete."""
+    """Bounds of continuous actions, {"action_low", "action_high"}, for `Dataset.meta`; else {}."""
     space = spec.action
     if not isinstance(space, Box):
         return {}
@@ -158,7 +166,7 @@ def action_bounds(spec: EnvSpec) -> dict[str, Any]:
 def episode_returns(transitions: Transition) -> tuple[np.ndarray, np.ndarray]:
     """Undiscounted returns [E] float64 and lengths [E] of the episodes.
 
-    One that the data stop in the middle of is left out, unless there is no other.
+    An incomplete last episode is left out, unless it is the only one.
     """
     first = np.flatnonzero(transitions.start)
     returns = np.add.reduceat(transitions.reward, first, dtype=np.float64)
@@ -168,7 +176,10 @@ def episode_returns(transitions: Transition) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalised_score(meta: Mapping[str, Any], returns: ArrayLike) -> np.ndarray | None:
-    """100 (R - random) / (expert - random); None where the references are not known."""
+    """Normalised scores 100 (R - random) / (expert - random) of D4RL (arXiv:2004.07219).
+
+    None if the reference returns of the dataset are unknown. Same shape as `returns`.
+    """
     found = meta.get("reference") or reference(meta.get("env", ""))
     if not found:
         return None

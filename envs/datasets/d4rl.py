@@ -1,16 +1,16 @@
 """D4RL's HDF5 files: flat arrays (d4rl/offline_env.py of Farama-Foundation/D4RL).
 
-    observations actions rewards terminals           always
-    timeouts                                         but in the oldest
-    next_observations, infos/action_log_probs        in some
+    observations actions rewards terminals           in all files
+    timeouts                                         in all but the oldest files
+    next_observations, infos/action_log_probs        in some files
 
-Without next_observations the successor of row i is row i + 1, as in D4RL's `qlearning_dataset`, and
-so are the rows that are left out:
+In files without next_observations the successor of row i is the observation of row i + 1, as in
+D4RL's `qlearning_dataset`. Rows without a successor are treated as there:
 
-    timeouts    have no successor: the row is left out, and the one before it is truncated
+    timeouts    the row is dropped, and the row before it is truncated
     last row    the same
-    terminals   are followed by the next episode's first observation: the row stays, since values
-                do not look there, with extras["next_known"] False
+    terminals   the row is kept, since TD targets do not use its next_obs, which is the first
+                observation of the next episode; extras["next_known"] is False
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ COLUMNS = (
 
 
 def read(path: Path) -> Read:
-    """A D4RL file, by the rule at the top."""
+    """Reads a D4RL file by the rules of the module docstring.
+
+    Raises:
+      UserError: missing or invalid columns.
+    """
     with opened(path) as file:
         columns: dict[str, Rows] = {key: np.asarray(file[key]) for key in COLUMNS if key in file}
         meta = json.loads(np.asarray(file[META]).item()) if META in file else {}
@@ -76,13 +80,13 @@ def read(path: Path) -> Read:
     kept = ~timeouts
     kept[-1] = False
     if not kept.any():
-        raise bad(path, "timeouts", "leave no row that has a successor")
+        raise bad(path, "timeouts", "no row has a successor")
     return paired(t, kept), meta
 
 
 def paired(t: Transition, kept: Rows) -> Transition:
-    """The rows that are `kept` [D] bool, each with the observation of the row after it as next."""
-    cut: Rows = np.append(~kept[1:], False)  # the episode goes on in a row that is left out
+    """The rows `kept` [D] bool, with the observation of the next row of `t` as next_obs."""
+    cut: Rows = np.append(~kept[1:], False)  # the next row of the episode is dropped
     t = t._replace(
         next_obs=np.roll(t.obs, -1, axis=0),
         truncated=cut & ~t.terminated,
@@ -95,21 +99,26 @@ def paired(t: Transition, kept: Rows) -> Transition:
 
 
 def limits(path: Path, terminated: Rows) -> Rows:
-    """[D] bool: where the time limit of the environment cut episodes, for files without timeouts.
+    """Timeouts [D] bool by the environment's time limit, for files without timeouts.
 
-    The environment is the one that the file is named after.
+    Args:
+      path: the file, whose name gives the environment.
+      terminated: [D] bool.
+
+    Raises:
+      UserError: the file name names no environment with a known time limit.
     """
     limit = LIMITS.get(task(path.stem) or "")
     if limit is None:
-        raise bad(path, "timeouts", "missing, and the file's name tells no environment of D4RL")
+        raise bad(path, "timeouts", "missing, and the file name names no environment of D4RL")
     first = np.flatnonzero(starts(terminated))
     lengths = np.diff(np.append(first, len(terminated)))
-    since = np.arange(len(terminated)) - np.repeat(first, lengths)  # rows of the episode before
+    since = np.arange(len(terminated)) - np.repeat(first, lengths)  # rows since the last terminal
     return (since % limit == limit - 1) & ~terminated
 
 
 def write(path: Path, t: Transition, meta: Mapping[str, Any]) -> None:
-    """D4RL's layout with next_observations; `meta` as JSON in metadata/jaxrl."""
+    """Writes D4RL's layout with next_observations, and `meta` as JSON in metadata/jaxrl."""
     columns = {
         "observations": t.obs,
         "actions": t.action,
@@ -121,7 +130,7 @@ def write(path: Path, t: Transition, meta: Mapping[str, Any]) -> None:
     if "log_prob" in t.extras:
         columns[LOG_PROB] = t.extras["log_prob"]
 
-    contents = io.BytesIO()  # h5py also reads in what it writes
+    contents = io.BytesIO()  # h5py needs a readable and seekable file
     with h5py.File(contents, "w") as file:
         for key, x in columns.items():
             file.create_dataset(key, data=x, compression="gzip", compression_opts=4)

@@ -1,4 +1,4 @@
-"""HDF5 files, which need h5py (`pip install "jaxrl[data]"`)."""
+"""Opening of HDF5 files. Importing this module needs h5py (`pip install "jaxrl[data]"`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ except ImportError as error:
 
 @contextmanager
 def opened(file: Path) -> Iterator[h5py.File]:
-    """The file to read; what fails in reading it counts as damage."""
+    """Opens a file for reading; errors of h5py inside the `with` block become a UserError."""
     try:
         with h5py.File(file, "r") as found:
             yield found
@@ -26,6 +26,6 @@ def opened(file: Path) -> Iterator[h5py.File]:
 
 
 def keys(file: Path) -> list[str]:
-    """Names at the top of the file, in order."""
+    """Sorted names of the top-level entries of the file."""
     with opened(file) as found:
         return sorted(found)

@@ -1,10 +1,10 @@
-"""Minari's folders (minari.farama.org), of the kind with HDF5, read and written with h5py alone.
+"""Minari datasets (minari.farama.org) in HDF5 format, read and written with h5py alone.
 
     NAME-vN/data/metadata.json     dataset_id, spaces, numbers of episodes and steps, ...
-    NAME-vN/data/main_data.hdf5    a group episode_i for each: observations [T + 1], actions,
+    NAME-vN/data/main_data.hdf5    one group episode_i per episode: observations [T + 1], actions,
                                    rewards, terminations and truncations [T]
 
-Observations that are dictionaries are joined, names in alphabetical order.
+Dictionary observations are concatenated in alphabetical order of their keys.
 """
 
 from __future__ import annotations
@@ -35,15 +35,23 @@ from jaxrl.types import Transition
 
 
 def main_file(folder: Path) -> Path:
-    """Where the episodes are; `folder` is the dataset's, or data/ in it."""
+    """Path of main_data.hdf5; `folder` is the folder of the dataset, or data/ in it.
+
+    Raises:
+      UserError: there is no such file.
+    """
     for place in (folder / "data", folder):
         if (file := place / "main_data.hdf5").is_file():
             return file
-    raise UserError(f"{folder} is no Minari folder of HDF5: it has no data/main_data.hdf5")
+    raise UserError(f"{folder} is no Minari folder in HDF5 format: data/main_data.hdf5 is missing")
 
 
 def read(file: Path) -> Read:
-    """A main_data.hdf5, with what metadata.json beside it says."""
+    """Reads main_data.hdf5 and the metadata.json beside it.
+
+    Raises:
+      UserError: missing or invalid columns, or metadata that are not JSON.
+    """
     meta = _metadata(file.with_name("metadata.json"))
     with opened(file) as found:
         names = [str(name) for name in found if str(name).startswith("episode_")]
@@ -51,16 +59,16 @@ def read(file: Path) -> Read:
         episodes = [_episode(file, name, found[name]) for name in ordered]
     for name, episode in zip(ordered, episodes, strict=True):
         if episode.obs.shape[1:] != episodes[0].obs.shape[1:]:
-            raise bad(file, f"{name}/observations", f"of another shape than in {ordered[0]}")
+            raise bad(file, f"{name}/observations", f"has another shape than in {ordered[0]}")
     columns: Rows = [np.concatenate(x) for x in zip(*(e[:-1] for e in episodes), strict=True)]
     t = Transition(*columns)
-    # An episode without an end was stopped by who collected it: a cut. The last may go on.
+    # An episode without an end was cut by the data collection; only the last may be unfinished.
     cut: Rows = np.append(t.start[1:], False) & ~t.terminated
     return t._replace(truncated=t.truncated | cut), meta
 
 
 def _episode(file: Path, name: str, group: Any) -> Transition:
-    """The rows of one episode, checked."""
+    """The checked rows [T, ...] of one episode."""
 
     columns = {f"{name}/{key}": node for key, node in group.items()}
 
@@ -80,14 +88,14 @@ def _episode(file: Path, name: str, group: Any) -> Transition:
     early = (terminated | truncated)[:-1]
     if early.any():
         row = int(np.argmax(early))
-        raise bad(file, f"{name}/terminations", "an end in the middle of the episode", row)
+        raise bad(file, f"{name}/terminations", "the episode ends before its last row", row)
     reward = scalars(*column("rewards"), rows)
     start = starts(np.zeros(rows, bool))
     return Transition(obs[:-1], actions, reward, obs[1:], terminated, truncated, start)
 
 
 def _joined(node: Any) -> Rows:
-    """An array, or those of a dictionary side by side as [T, n]."""
+    """An array as it is; the arrays of a group, flattened and concatenated, as [T, n]."""
     if not isinstance(node, h5py.Group):
         return np.asarray(node)
     parts = [_joined(node[key]) for key in sorted(node)]
@@ -95,7 +103,7 @@ def _joined(node: Any) -> Rows:
 
 
 def _metadata(file: Path) -> dict[str, Any]:
-    """The name and the reference returns, as far as metadata.json has them; ours says more."""
+    """Name, reference returns and jaxrl's own metadata of metadata.json, as far as present."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -111,12 +119,16 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, t: Transition, meta: Mapping[str, Any]) -> None:
-    """A dataset that Minari loads once it lies under $MINARI_DATASETS_PATH; its id is its name.
+    """Writes a dataset that Minari can load if it is under $MINARI_DATASETS_PATH.
 
-    Written beside `folder` first, so that a reader sees all of it or nothing.
+    Its id is the name of `folder`. The dataset is written beside `folder` and then renamed, so
+    that readers see either all of it or nothing.
+
+    Raises:
+      UserError: the folder exists.
     """
     if folder.exists():
-        raise UserError(f"{folder} is there already")
+        raise UserError(f"{folder} exists already")
     first = np.flatnonzero(t.start)
     bounds = zip(first, [*first[1:], len(t.reward)], strict=True)
     part = folder.with_name(f".{folder.name}.tmp")
@@ -148,7 +160,7 @@ def write(folder: Path, t: Transition, meta: Mapping[str, Any]) -> None:
 
 
 def _space(x: Rows, low: Any = None, high: Any = None) -> str:
-    """Minari's text of a space that has the rows of x [D, ...], between bounds [...] if known."""
+    """Minari's JSON text of the space of rows x [D, ...], with bounds [...] or ±infinity."""
     if x.dtype == np.int32 and x.ndim == 1:
         space = {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(x.max()) + 1}
     else:

@@ -1,17 +1,17 @@
-"""Columns of datasets and what can be wrong with them; files of numpy.
+"""Checks of the columns of datasets, for all readers; `.npz` files.
 
-Readers return (`Transition`, meta) with numpy leaves [D, ...]: float32, flags bool, discrete
-actions int32. Episodes end where a row is terminated or truncated, never both, and the next row has
+Readers return (`Transition`, meta) with numpy leaves [D, ...]: float32, bool flags, int32 discrete
+actions. An episode ends at a row that is terminated or truncated, never both; the next row has
 `start`.
 
-Two kinds of `.npz` are read by one rule:
+`read_npz` reads two layouts:
 
-    ours          obs action reward next_obs terminated truncated start, extras/NAME, state/0 ...,
-                  and meta, a JSON text; what `write_npz` writes
-    NeoRL-2's     obs action reward next_obs done truncated, where done says terminated
+    jaxrl      obs action reward next_obs terminated truncated start, extras/NAME, state/0 ..., and
+               meta, a JSON text; written by `write_npz`
+    NeoRL-2    obs action reward next_obs done truncated, where done means terminated
 
-Of plain arrays, obs, action, reward, next_obs and terminated (or done) are enough: without flags
-that tell, an episode also ends where the next row does not begin at next_obs.
+The columns obs, action, reward, next_obs and terminated (or done) are sufficient. Without truncated
+and start, an episode also ends at a row whose next_obs is not the obs of the next row.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from jaxrl.errors import UserError
 from jaxrl.runs.files import atomic_write, plain
 from jaxrl.types import Transition
 
-Rows = Any  # a numpy array [D, ...]: to type checkers the leaves of a Transition are JAX's
+Rows = Any  # a numpy array [D, ...]; Any, since leaves of a Transition are annotated as jax.Array
 Read = tuple[Transition, dict[str, Any]]
 
 NEEDED = ("obs", "action", "reward", "next_obs")
 
 
 def bad(file: str | Path, key: str, what: str, row: int | None = None) -> UserError:
-    """The error that names file, key and, where one is to blame, the row."""
+    """A UserError that names file, key and, if given, the row."""
     place = "" if row is None else f", row {row}"
     return UserError(f"{file}: {key}{place}: {what}")
 
@@ -45,17 +45,21 @@ def bad(file: str | Path, key: str, what: str, row: int | None = None) -> UserEr
 
 
 def find(file: Path, columns: Mapping[str, Any], key: str) -> Any:
-    """The column; UserError names it where it is missing."""
+    """The column `key`.
+
+    Raises:
+      UserError: the column is missing.
+    """
     if key not in columns:
         raise bad(file, key, f"missing; the file has {', '.join(sorted(columns)) or 'nothing'}")
     return columns[key]
 
 
 def numbers(file: Path, key: str, x: Any, rows: int | None = None) -> Rows:
-    """Finite numbers [rows, ...] as float32, or as int32 and bool where they are such.
+    """Finite numbers [rows, ...]: floats as float32, integers as int32, bool as bool.
 
     Raises:
-      UserError: another number of rows, no row at all, texts or objects, NaN or infinite values.
+      UserError: another number of rows, no rows, not numeric, NaN or infinite values.
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
@@ -63,9 +67,9 @@ def numbers(file: Path, key: str, x: Any, rows: int | None = None) -> Rows:
     if x.ndim == 0 or not x.shape[0]:
         raise bad(file, key, f"has no rows, its shape is {x.shape}")
     if rows is not None and x.shape[0] != rows:
-        raise bad(file, key, f"has {x.shape[0]} rows, the columns before it have {rows}")
+        raise bad(file, key, f"has {x.shape[0]} rows, other columns have {rows}")
     kind = {"f": np.float32, "b": np.bool_}.get(x.dtype.kind, np.int32)
-    with np.errstate(over="ignore"):  # what is too large for float32 counts as infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
         x = x.astype(kind)
     broken = ~np.isfinite(x).reshape(x.shape[0], -1).all(1)
     if broken.any():
@@ -75,25 +79,40 @@ def numbers(file: Path, key: str, x: Any, rows: int | None = None) -> Rows:
 
 
 def scalars(file: Path, key: str, x: Any, rows: int) -> Rows:
-    """A column [rows] or [rows, 1] as float32 [rows]."""
+    """A column [rows] or [rows, 1] as float32 [rows].
+
+    Raises:
+      UserError: as `numbers`, or more than one number per row.
+    """
     x = numbers(file, key, x, rows)
     if x.size != rows:
-        raise bad(file, key, f"must have one number a row, its shape is {x.shape}")
+        raise bad(file, key, f"must have one number per row, its shape is {x.shape}")
     return x.reshape(rows).astype(np.float32)
 
 
 def flags(file: Path, key: str, x: Any, rows: int) -> Rows:
-    """A column of zeros and ones as bool [rows]."""
+    """A column of zeros and ones as bool [rows].
+
+    Raises:
+      UserError: as `scalars`, or another value than 0 and 1.
+    """
     x = scalars(file, key, x, rows)
     other = (x != 0) & (x != 1)
     if other.any():
         row = int(np.argmax(other))
-        raise bad(file, key, f"must be 0 or 1, is {x[row]:g}", row)
+        raise bad(file, key, f"must be 0 or 1, not {x[row]:g}", row)
     return x.astype(bool)
 
 
 def observations(file: Path, key: str, x: Any, like: Rows = None) -> Rows:
-    """A column of observations as float32 [rows, *obs]; `like` is one of the same shape."""
+    """A column of observations as float32 [rows, *obs].
+
+    Args:
+      like: observations that must have the same shape.
+
+    Raises:
+      UserError: as `numbers`, or a shape other than that of `like`.
+    """
     x = numbers(file, key, x, None if like is None else like.shape[0]).astype(np.float32)
     if like is not None and x.shape != like.shape:
         raise bad(file, key, f"has shape {x.shape}, other observations {like.shape}")
@@ -101,12 +120,12 @@ def observations(file: Path, key: str, x: Any, like: Rows = None) -> Rows:
 
 
 def starts(done: Rows) -> Rows:
-    """[D] bool: the rows after an end, and the first."""
+    """`start` [D] bool of `done` [D] bool: the first row, and rows after the end of an episode."""
     return np.concatenate([[True], done[:-1]])
 
 
 def arrays(transitions: Transition) -> dict[str, Rows]:
-    """The leaves by the names that they have in our files."""
+    """The leaves of `transitions` by their names in jaxrl's `.npz` layout."""
     columns: dict[str, Any] = transitions._asdict()
     extras = dict(columns.pop("extras"))
     state = extras.pop("state", ())
@@ -118,11 +137,15 @@ def arrays(transitions: Transition) -> dict[str, Rows]:
 
 
 def read_npz(file: Path) -> Read:
-    """Ours, NeoRL-2's and plain arrays."""
+    """Reads jaxrl's and NeoRL-2's layout, and files with the needed columns only.
+
+    Raises:
+      UserError: a damaged file, or missing or invalid columns.
+    """
     columns: dict[str, Rows] = {}
     key = "as a whole"
     try:
-        # Opened here, since numpy leaves it open where the archive is damaged.
+        # Opened here, since np.load(path) does not close the file if the archive is damaged.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             for key in archive.files:
                 columns[key] = archive[key]
@@ -171,14 +194,14 @@ def _meta(file: Path, columns: dict[str, Rows]) -> dict[str, Any]:
     try:
         meta = json.loads(str(columns["meta"]))
     except json.JSONDecodeError as error:
-        raise bad(file, "meta", f"is no JSON ({error})") from None
+        raise bad(file, "meta", f"is not JSON ({error})") from None
     if not isinstance(meta, dict):
         raise bad(file, "meta", "must be a JSON object")
     return meta
 
 
 def write_npz(file: Path, transitions: Transition, meta: Mapping[str, Any]) -> None:
-    """Ours, compressed, whole or not at all."""
+    """Writes jaxrl's layout, compressed and atomically."""
     text = np.array(json.dumps(plain(meta)))
     columns: dict[str, Any] = {**arrays(transitions), "meta": text}
     atomic_write(file, lambda to: np.savez_compressed(to, **columns))

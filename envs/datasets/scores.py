@@ -1,15 +1,15 @@
-"""Returns of a random and of an expert policy, between which scores are normalised.
+"""Reference returns of random and expert policies, for normalised scores.
 
-Those of D4RL are its own (d4rl/infos.py of Farama-Foundation/D4RL); a dataset made by `jaxrl data
-make` carries its own, and no score of another simulator compares with D4RL's. That of DMSD is
-NeoRL-2's.
+D4RL's values come from d4rl/infos.py of Farama-Foundation/D4RL, DMSD's from NeoRL-2. A dataset made
+by `jaxrl data make` contains its own; scores from another simulator than D4RL's are not comparable
+with D4RL's.
 """
 
 from __future__ import annotations
 
 import re
 
-# By how names begin; what follows is the kind of data: medium-v2, human-v0, ...
+# (random, expert) by the first words of dataset names; the kind of data follows: medium-v2, ...
 RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
     "walker2d": (1.629008, 4592.3),
@@ -28,13 +28,13 @@ RETURNS: dict[str, tuple[float, float]] = {
     "dmsd": (30.60, 849.51),
 }
 
-# Time limits of D4RL's environments, for files that do not say where episodes were cut.
+# Time limits of D4RL's environments in steps, for files without timeouts.
 LIMITS = {"halfcheetah": 1000, "walker2d": 1000, "hopper": 1000, "ant": 1000}
 
 
 def task(name: str) -> str | None:
-    """The task of the table that "hopper-medium-v2", "hopper_medium" or "hopper" is about."""
-    words = re.split("[-_]", name.lower().replace("ant_maze", "antmaze"))  # as some files say
+    """The key of `RETURNS` for a dataset name; "hopper" for "hopper-medium-v2", else None."""
+    words = re.split("[-_]", name.lower().replace("ant_maze", "antmaze"))  # spelling of some files
     for size in (2, 1):
         if "dense" not in words and (start := "-".join(words[:size])) in RETURNS:
             return start
@@ -42,6 +42,6 @@ def task(name: str) -> str | None:
 
 
 def reference(name: str) -> dict[str, float] | None:
-    """{"random", "expert"} by the name of a dataset or environment; None for an unknown one."""
+    """Reference returns {"random", "expert"} by the name of a dataset or environment, or None."""
     found = task(name)
     return None if found is None else dict(zip(("random", "expert"), RETURNS[found], strict=True))

@@ -1,1 +1,1 @@
-"""Small experiments with known answers: python -m jaxrl.experiments.studies.NAME runs one."""
+"""Small experiments with known answers, run by python -m jaxrl.experiments.studies.NAME."""

@@ -1,14 +1,16 @@
-"""CDSA's corrections on a circle, where one sees what each of them does.
+"""Study: the corrections of CDSA on a circle in the plane.
 
     python -m jaxrl.experiments.studies.circle --out DIR
 
-A point moves by 0.1 of its action. The data go round the unit circle; the policy to be corrected
-does so too, but also steers outwards by 0.25, and without correction spirals away. One score model,
-learned from the data, serves all rows of the table:
+A point moves by 0.1 times its action. In the data it runs round the unit circle. The base policy
+does so too, but also steers outwards by 0.25, so without correction it spirals away. One score
+model, trained on the data, is used by all rows of the table:
 
-    error   mean |radius - 1| of 256 episodes of 150 steps, from the 50th step on
-    p95     its 95th percentile
-    laps    rounds made in an episode: the return
+    error   mean |radius - 1| of 256 episodes of 150 steps, from step 50 on
+    p95     95th percentile of |radius - 1|
+    laps    laps per episode: the return
+
+DIR/circle.json has the table, DIR/circle.png shows episodes of three corrections.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrl import scores
 from jaxrl.agents import cdsa
 from jaxrl.experiments import jax_setup
 from jaxrl.policies import Trained
@@ -41,7 +44,7 @@ CONFIG = cdsa.Config(updates=20_000, hidden=(128, 128, 128))
 
 
 class Row(NamedTuple):
-    """A correction: static settings, and strengths."""
+    """One correction: entries of `cdsa.Config` (static) and of `cdsa.Hypers` (traced)."""
 
     name: str
     static: dict[str, Any]
@@ -49,6 +52,7 @@ class Row(NamedTuple):
 
 
 def one(sigma: float, steps: int) -> dict[str, Any]:
+    """Settings of the action correction with a single noise level."""
     return {"correction": "action", "ladder": (sigma,), "ladder_steps": steps}
 
 
@@ -67,7 +71,7 @@ ROWS = (
 
 
 def make() -> Env:
-    """The point in the plane, from somewhere near the circle. Laps are the return."""
+    """The environment: starts near the circle; the reward is the angle of a step in laps."""
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         key_angle, key_radius = jax.random.split(key)
@@ -87,7 +91,13 @@ def make() -> Env:
 
 
 def steer(inwards: float, outwards: float, spread: float) -> Policy:
-    """Along the circle, back to it in proportion to the distance, and always outwards."""
+    """A policy that runs along the circle.
+
+    Args:
+      inwards: gain of the radial action towards the circle, times the distance from it.
+      outwards: constant radial action away from the centre.
+      spread: standard deviation of the action noise.
+    """
 
     def act(state, hp, obs, start, memory, noise, explore):
         radius = jnp.linalg.norm(obs, axis=-1, keepdims=True)
@@ -104,7 +114,7 @@ BASE = steer(inwards=0.0, outwards=OUTWARDS, spread=0.0)
 
 
 def play(policy: Policy, state: PyTree, hp: PyTree, key: Array, episodes: int) -> Transition:
-    """Whole episodes [150, episodes]."""
+    """Complete episodes [150, episodes, ...]."""
     source = rollout(make(), policy, episodes, STEPS, resets=1)
     key_begin, key_steps = jax.random.split(key)
     begin = source.init(key_begin, state, HyperParams(hp), {})
@@ -112,13 +122,13 @@ def play(policy: Policy, state: PyTree, hp: PyTree, key: Array, episodes: int) -
 
 
 def data(key: Array) -> Transition:
-    """About 20,000 rows of the behaviour, episode after episode."""
+    """Dataset of 134 episodes (20,100 rows) of the behaviour policy."""
     t = play(BEHAVIOUR, (), (), key, 134)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), t)
 
 
-def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
-    """The networks of all corrections, trained on the rows."""
+def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> scores.ScoreModel:
+    """The networks of all corrections, trained on `rows`."""
     cfg = dataclasses.replace(cfg, correction="both")
     stage = Stage(
         name="model",
@@ -128,26 +138,26 @@ def learn(cfg: cdsa.Config, rows: Transition, key: Array) -> cdsa.Model:
     )
     hp = HyperParams(jax.tree.map(jnp.float32, cdsa.Hypers()))
     state = jax.jit(train(Program((stage,))))(key, hp, rows).states["model"]
-    return cdsa.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
+    return scores.trained(cdsa.networks(cfg, SPEC, box_scale("circle", SPEC)), state)
 
 
-def corrected(cfg: cdsa.Config, row: Row, model: cdsa.Model, key: Array) -> Transition:
-    """Episodes of the base policy with the correction of a row."""
-    policy = cdsa.adjust(BASE, dataclasses.replace(cfg, **row.static), SPEC)
+def corrected(cfg: cdsa.Config, row: Row, model: scores.ScoreModel, key: Array) -> Transition:
+    """Episodes [150, EPISODES, ...] of the base policy with the correction `row`."""
+    policy = cdsa.corrected_policy(BASE, dataclasses.replace(cfg, **row.static), SPEC)
     hp = jax.tree.map(jnp.float32, cdsa.Hypers(**row.traced))
-    adjusted = cdsa.Adjusted(Trained((), ()), model)
-    return jax.jit(lambda *args: play(policy, *args, episodes=EPISODES))(adjusted, hp, key)
+    state = cdsa.CorrectedState(Trained((), ()), model)
+    return jax.jit(lambda *args: play(policy, *args, episodes=EPISODES))(state, hp, key)
 
 
 def measure(t: Transition) -> dict[str, float]:
-    """`error`, `p95` and `laps` of episodes [150, N]."""
+    """`error`, `p95` and `laps` of episodes [150, N, ...]."""
     off = np.abs(np.linalg.norm(np.asarray(t.next_obs[SETTLED:]), axis=-1) - 1)
     laps = np.asarray(t.reward).sum(0).mean()
     return {"error": float(off.mean()), "p95": float(np.quantile(off, 0.95)), "laps": float(laps)}
 
 
 def draw(path: Path, rows: Transition, shown: dict[str, Transition]) -> None:
-    """Ten episodes of each, in front of the data."""
+    """Plots ten episodes of each correction in front of the data, as a PNG."""
     figure = Figure(figsize=(4 * len(shown), 4.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     for i, (name, t) in enumerate(shown.items()):

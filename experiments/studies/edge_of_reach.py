@@ -1,39 +1,43 @@
-"""The edge of reach in a plane: what no step begins in decides about all values.
+"""Study: values at the edge of reach of model rollouts (Sims et al. 2024, arXiv:2402.12527).
 
     python -m jaxrl.experiments.studies.edge_of_reach --seeds 10 --out DIR
 
-In `jaxrl.envs.reach` rollouts of ten steps begin where episodes do, in [-2, 2]², and the model is
-the environment itself. Values at 11 < |s|∞ ≤ 12 are bootstrapped from, but never learned, and those
-just inside are learned from next to no steps. Methods:
+In `jaxrl.envs.reach`, rollouts of ten steps start where episodes do, in [-2, 2]², and the dynamics
+model is the environment itself. Values at 11 < |s|∞ ≤ 12, the edge of reach, are bootstrapped from
+and never updated; values just inside are updated on very few steps. Methods:
 
-    base     SAC, two critics, in the true dynamics: MBPO with a perfect model
-    oracle   the same; a step into the edge of reach pays γ V*(s') and terminates, where V* is the
-             value of the optimal policy, known in closed form
-    sac_n    ten critics, without the oracle
-    ravl     ten critics with EDAC's diversity term, η 1, without the oracle
-    mild     the same with η .001: squared errors grow with the square of rewards, and the term does
-             not, so that rewards of at most 1 need less of it
+    base     SAC with two critics in the true dynamics: MBPO with a perfect model
+    oracle   base, where a step into the edge of reach has the additional reward γ V*(s') and
+             terminates; V* is the optimal value, known in closed form
+    sac_n    base with ten critics
+    ravl     ten critics with EDAC's diversity term, η 1
+    mild     ravl with η .001: squared TD errors scale with the square of rewards and the diversity
+             term does not, so rewards of at most 1 need a smaller η
 
-Values that grow with the distance run away at the published discount of .99, see
-`reach.largest_stable_discount`. How soon depends on how fast targets follow: the published .005 in
-3,000,000 updates comes to more than .03 in the 8,000 of here.
+Values that grow with the distance diverge at the published discount γ .99: for walks of k steps
+they diverge if γ > (2k - 1) / (2k + 2), see docs/agents/ravl.md. The time of divergence depends on
+the Polyak step size τ: the published .005 over 3,000,000 updates moves the targets further than
+.03 over the 8,000 updates of this study.
 
-Printed and written to DIR/edge_of_reach.json are means over seeds and their standard deviations of
+Means over seeds ± standard deviations are printed; DIR/edge_of_reach.json has all values:
 
-    return   of the last policy, 100 episodes of 30 steps a seed
-    |Q|      the largest in training, in multiples of 1 / (1 - γ), which no return exceeds
-    edge     the share of imagined steps that lead into the edge, in training's last stretch
-    within   min_i Q_i(s, mode(s)) - V*(s) where steps of the last policy begin, in such multiples
-    end      the same where its rollouts end
-    std      the deviation of the critics at successors where rollouts end, over that elsewhere
+    return   of the final policy, 100 episodes of 30 steps per seed
+    |Q|      largest |Q| during training, in units of 1 / (1 - γ), the bound of all returns
+    edge     fraction of model steps that end in the edge of reach, in the last fifth of training
+    within   mean of min_i Q_i(s, mode(s)) - V*(s) at the states of rollouts of the final policy
+             from which steps are taken, in the same units
+    end      the same at the last states of these rollouts
+    std      standard deviation over critics at the last states of rollouts, relative to that at
+             other successors
 
-DIR/edge_of_reach.png shows the first seed's value min_i Q_i(s, mode(s)) over the plane. Methods
-that DIR has already are not run again.
+DIR/edge_of_reach.png shows min_i Q_i(s, mode(s)) of the first seed over the plane. Methods with
+results in DIR are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +55,7 @@ from jaxrl.envs import reach
 from jaxrl.evaluate import evaluator
 from jaxrl.experiments import jax_setup
 from jaxrl.imagination import Model, Outcome, true_model
-from jaxrl.program import Program, Result, dataclasses, train
+from jaxrl.program import Program, Result, train
 from jaxrl.runs import files, provenance
 from jaxrl.types import Array, Env, HyperParams, PyTree, Transition, mean_where
 
@@ -63,14 +67,16 @@ COMMON: dict[str, Any] = {
     "rollout_steps": STEPS,
     "rollout_starts": 100,
     "rollout_every": 100,
-    "retain": 80,  # much is kept, so that little but the edge is forgotten
+    "retain": 80,  # large, so that almost no state outside the edge is forgotten
     "real_share": 0.0,
 }
 HYPERS = ravl.Hypers(tau=0.03, temperature=0.1)
-EXTENT = 14.0  # of the pictures
+EXTENT = 14.0  # figures cover [-EXTENT, EXTENT]²
 
 
 class Method(NamedTuple):
+    """One method: entries of `ravl.Config`, whether the model is patched, and η."""
+
     name: str
     static: dict[str, Any]
     patch: bool = False
@@ -87,16 +93,16 @@ METHODS = (
 
 
 def starts(env: Env, key: Array) -> Transition:
-    """Rows [D] of nothing but first states, which is all that is taken from the data here."""
+    """Dataset of STARTS initial states, the only data that rollouts use."""
     state, obs = jax.vmap(env.reset, (0, None))(jax.random.split(key, STARTS), env.params)
     none = jnp.zeros(STARTS, bool)
-    action, reward = jnp.zeros((STARTS, 2)), jnp.ones(STARTS)  # the largest reward that there is
+    action, reward = jnp.zeros((STARTS, 2)), jnp.ones(STARTS)  # the largest possible reward
     extras: Any = {"state": tuple(jax.tree.leaves(state))}
     return Transition(obs, action, reward, obs, none, none, ~none, extras)
 
 
 def patched(model: Model) -> Model:
-    """`model` with true values at the edge: γ V* is paid with the step there, which terminates."""
+    """`model` whose steps into the edge of reach have additional reward γ V* and terminate."""
 
     def step(
         inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
@@ -111,7 +117,7 @@ def patched(model: Model) -> Model:
 
 
 def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -> Result:
-    """Training of one member per key [P]."""
+    """Trains one member per key [P]; `data` is shared."""
     cfg = ravl.Config(**COMMON, **method.static, updates=updates)
     world = true_model(env)
     stage = ravl.learning(cfg, env, patched(world) if method.patch else world, EVALS, EPISODES)
@@ -125,13 +131,15 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
 
 
 class Judged(NamedTuple):
+    """Result of one evaluation of one member."""
+
     returns: Any  # [EPISODES]
-    within: Any  # [] min_i Q_i - V* where steps of the mode's rollouts begin
-    end: Any  # [] where they end
+    within: Any  # [] mean min_i Q_i - V* at states from which steps are taken
+    end: Any  # [] the same at the last states of rollouts
 
 
 def judged(cfg: ravl.Config, env: Env, agent: Any) -> Callable[..., Judged]:
-    """An evaluation that knows the true values."""
+    """Evaluation of returns, and of critics against the true values V*."""
     play, head = evaluator(env, agent, EPISODES), edac.head_of(cfg, env.spec)
 
     def evaluate(state: edac.State, hp: HyperParams, inputs: PyTree, key: Array) -> Judged:
@@ -150,7 +158,7 @@ def judged(cfg: ravl.Config, env: Env, agent: Any) -> Callable[..., Judged]:
 
 
 def least(head: Any, state: edac.State, position: Array) -> Array:
-    """min_i Q_i(s, mode(s)) [n] of positions [n, 2]."""
+    """min_i Q_i(s, mode(s)) [n] at positions [n, 2]."""
     mode = head.policy(state.actor, position).mode
     return jnp.min(
         jax.vmap(lambda critic: head.values(critic, position, mode)[:, 0])(state.critic), 0
@@ -158,7 +166,7 @@ def least(head: Any, state: edac.State, position: Array) -> Array:
 
 
 def counting(learner: Any) -> Any:
-    """`learner` with the share of steps that lead into the edge as a further metric."""
+    """`learner` with the additional metric "edge": fraction of steps into the edge of reach."""
 
     def update(state, hp, batch, key, step):
         state, metrics = learner.update(state, hp, batch, key, step)
@@ -169,7 +177,7 @@ def counting(learner: Any) -> Any:
 
 
 def summarise(result: Result, gamma: float) -> dict[str, list[float]]:
-    """name -> one number per seed [P]."""
+    """The numbers of the table by name, one per seed [P]."""
     means = {name: np.asarray(m.value)[:, -1] for name, m in result.metrics["agent"].items()}
     last = Judged(*(np.asarray(x)[:, -1] for x in result.evals["agent"]))
     return {
@@ -183,7 +191,7 @@ def summarise(result: Result, gamma: float) -> dict[str, list[float]]:
 
 
 def history(result: Result, gamma: float) -> dict[str, list[list[float]]]:
-    """Returns and errors of values of each seed [P] at each evaluation."""
+    """Mean returns and value errors of each seed at each evaluation, [P, evaluations]."""
     found: Judged = result.evals["agent"]
     return {
         "return": np.asarray(found.returns).mean(-1).tolist(),
@@ -192,11 +200,11 @@ def history(result: Result, gamma: float) -> dict[str, list[list[float]]]:
     }
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------------------
 
 
 def values(method: Method, env: Env, state: edac.State) -> np.ndarray:
-    """min_i Q_i(s, mode(s)) [H, W] over the plane, of one member."""
+    """min_i Q_i(s, mode(s)) [H, W] of one member over the plane."""
     cfg = ravl.Config(**COMMON, **method.static)
     head = edac.head_of(cfg, env.spec)
     value = least(head, state, jnp.asarray(grid().reshape(-1, 2)))
@@ -204,13 +212,16 @@ def values(method: Method, env: Env, state: edac.State) -> np.ndarray:
 
 
 def grid() -> np.ndarray:
-    """Positions [H, W, 2], the second element along rows."""
+    """Positions [H, W, 2]; the first coordinate varies along the second axis."""
     side = np.linspace(-EXTENT, EXTENT, 113, dtype=np.float32)
     return np.stack(np.meshgrid(side, side), -1)
 
 
 def draw(path: Path, panels: dict[str, np.ndarray], goal: tuple[float, ...]) -> None:
-    """One panel per method, with its own colours; the edge of reach lies between two squares."""
+    """Plots one panel per method, each with its own colour scale.
+
+    Squares show the start region and the inner and outer border of the edge of reach.
+    """
     figure = Figure((4.2 * len(panels), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, value) in zip(
@@ -254,7 +265,7 @@ def main() -> None:
 
 
 def report(out: Path, best: float, env: Env) -> None:
-    """What is there of all methods: printed, as one JSON, and drawn."""
+    """Prints, writes and plots the results in `out` of all methods."""
     panels, rows = {"optimal": np.asarray(optimal(env))}, []
     for name in [m.name for m in METHODS if (out / f"{m.name}.json").exists()]:
         row = json.loads((out / f"{name}.json").read_text())
@@ -270,7 +281,7 @@ def report(out: Path, best: float, env: Env) -> None:
 
 
 def optimal(env: Env) -> Array:
-    """V* [H, W] over the plane."""
+    """Optimal values [H, W] over the plane."""
     value: Callable[..., Array] = reach.optimal_value
     return value(jnp.asarray(grid()), env.params["goal"], HYPERS.gamma)
 

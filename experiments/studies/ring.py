@@ -1,19 +1,24 @@
-"""Mean flows on a ring of eight modes: what one step buys, and what a wrong critic breaks.
+"""Study: one-step mean flows on a mixture of eight Gaussians, also against a wrong critic.
 
     python -m jaxrl.experiments.studies.ring [--updates N] [--seeds N] [--out DIR]
 
-The data are eight normal distributions of deviation 0.1 on a circle of radius 0.8. The first table
-says how samples of several ways lie: the share within three deviations of a mode, how many modes
-have more than 2 % of all samples, the least and the greatest share of a mode (0.125 would be even),
-and the mean distance from the nearest mode. Neighbours are six deviations apart, so that points
-spread evenly over the circle count as inside; their mean distance is 0.157, that of the data 0.125.
-Means over seeds, in brackets the lowest and the highest; the first seed's samples are drawn in
-ring.png.
+The data are eight Gaussians with standard deviation 0.1 on a circle of radius 0.8. The first table
+compares samples of several models and samplers:
 
-The second table asks when the mean-flow loss keeps a policy on the data against a critic that is
-wrong, Q = 1 + x, which calls for actions beyond every mode: by weight η of Q, with and without a
-share of the loss's times at (r, t) = (0, 1), where alone the Q-term acts. It is learnt in half as
-many updates, actions clipped to ±1.2 before Q, as in OFQL.
+    inside     fraction of samples within three standard deviations of a mode
+    modes      number of modes with more than 2 % of the samples
+    least      smallest fraction of the samples in one mode (0.125 if uniform)
+    most       largest fraction
+    distance   mean distance from the nearest mode
+
+Neighbouring modes are six standard deviations apart, so points spread uniformly over the circle
+count as inside; their mean distance is 0.157, that of the data 0.125. Numbers are means over seeds
+(lowest to highest); DIR/ring.png shows the samples of the first seed.
+
+The second table shows when the mean-flow loss keeps a policy on the data against a wrong critic,
+Q = 1 + x, whose optimal actions lie outside all modes. It varies the weight η of Q, with and
+without a fraction of the times of the loss at (r, t) = (0, 1), the only point at which the Q term
+acts. Training has half as many updates; actions are clipped to ±1.2 before Q, as in OFQL.
 """
 
 from __future__ import annotations
@@ -40,57 +45,60 @@ from jaxrl.types import Array
 
 MODES, RADIUS, STD = 8, 0.8, 0.1
 SAMPLES, BATCH = 4096, 256
-LIMIT = 1.2  # of actions that critics see
+LIMIT = 1.2  # actions are clipped to [-LIMIT, LIMIT] before Q
 ETAS, CORNERS = (0.0, 0.001, 0.01, 0.1, 0.5, 3.0), (0.0, 0.25)
 ANGLES = 2 * np.pi * np.arange(MODES) / MODES
 CENTRES = (RADIUS * np.stack([np.cos(ANGLES), np.sin(ANGLES)], -1)).astype(np.float32)
 
 
 class Setting(NamedTuple):
-    """Traced settings of one training."""
+    """Traced settings of one training; [P] in a population."""
 
-    scale: Array | float = 1.0  # factor on times, before the network
+    scale: Array | float = 1.0  # factor of r and t before the network
     eta: Array | float = 0.0  # weight of the normalised Q
-    corner: Array | float = 0.0  # share of the times at (r, t) = (0, 1)
+    corner: Array | float = 0.0  # fraction of times at (r, t) = (0, 1)
     seed: Array | int = 0
 
 
 class Fit(NamedTuple):
-    """Where samples [n, 2] lie."""
+    """Quality of samples [n, 2]; see the module docstring."""
 
-    inside: float  # share within three deviations of a mode
-    modes: int  # that have more than 2 % of the samples
-    least: float  # share of the mode that has fewest
+    inside: float
+    modes: int
+    least: float
     most: float
-    distance: float  # mean, from the nearest mode
+    distance: float
 
 
 def ring(key: Array, count: int) -> Array:
-    """Data [count, 2]."""
+    """Samples [count, 2] of the data."""
     key_mode, key_noise = jax.random.split(key)
     mode = jax.random.randint(key_mode, (count,), 0, MODES)
     return jnp.asarray(CENTRES)[mode] + STD * jax.random.normal(key_noise, (count, 2))
 
 
-@functools.cache  # and not when this file is imported, since it starts JAX's backend
+@functools.cache  # not a constant, since its construction starts JAX's backend
 def network() -> nets.Net:
-    """(actions [n, 2], a context that is always 1, r, t) -> [n, 2]."""
+    """(z [n, 2], constant context 1, r, t) -> average velocity [n, 2]."""
     net = nets.ConditionalMLP((96, 96, 96), 2, embedding=16)
     return nets.flat(nets.from_linen(net, (2,), (1,), (), ()))
 
 
 def field(params: Array, scale: Array | float) -> flow.Field:
-    """u(z, r, t) of a network that sees scaled times, and no context."""
+    """u(z, r, t) of the network, with times multiplied by `scale`."""
     return lambda z, r, t: network().apply(params, z, jnp.ones((1, 1)), scale * r, scale * t)
 
 
 def wrong(action: Array) -> Array:
-    """Q = 1 + x [n] of actions [n, 2]: the best lies where there are no data."""
+    """Q = 1 + x [n] of actions [n, 2], which is largest outside the data."""
     return 1 + action[:, 0]
 
 
 def loss(params: Array, setting: Setting, key: Array, same: int, guided: bool) -> Array:
-    """The mean-flow loss, r = t in `same` rows; `guided`, minus η mean Q / mean |Q| of samples."""
+    """The mean-flow loss [], with r = t in `same` rows.
+
+    If `guided`, minus η mean Q / mean |Q| of one-step samples.
+    """
     key_data, key_noise, key_times, key_act = jax.random.split(key, 4)
     u = field(params, setting.scale)
     r, t = flow.pair_times(key_times, BATCH, same, corner=setting.corner)
@@ -105,7 +113,7 @@ def loss(params: Array, setting: Setting, key: Array, same: int, guided: bool) -
 
 @functools.partial(jax.jit, static_argnames=("same", "guided"))
 def trained(settings: Setting, updates: Array, same: int, guided: bool = False) -> Array:
-    """Parameters [P, size] of P settings [P]; Adam at 1e-3."""
+    """Trained parameters [P, size] for settings [P], by Adam with learning rate 1e-3."""
     optimiser = optax.adam(1e-3)
 
     def train(setting: Setting) -> Array:
@@ -124,7 +132,7 @@ def trained(settings: Setting, updates: Array, same: int, guided: bool = False) 
 
 
 def measure(x: np.ndarray) -> Fit:
-    """How samples [n, 2] lie to the modes."""
+    """The `Fit` of samples [n, 2] to the modes."""
     far = np.linalg.norm(x[:, None] - CENTRES[None], axis=-1)
     inside = far.min(1) < 3 * STD
     mass = np.bincount(far.argmin(1)[inside], minlength=MODES) / len(x)
@@ -138,7 +146,7 @@ def measure(x: np.ndarray) -> Fit:
 
 
 def one_step_samples(updates: int, seeds: int) -> dict[str, np.ndarray]:
-    """Samples [seeds, SAMPLES, 2] by the way they were made."""
+    """Samples [seeds, SAMPLES, 2] by model and sampler."""
     noise = jax.random.normal(jax.random.key(1), (SAMPLES, 2))
 
     def fitted(same: int, scale: float = 1.0) -> Array:
@@ -161,7 +169,7 @@ def one_step_samples(updates: int, seeds: int) -> dict[str, np.ndarray]:
 
 
 def against_a_wrong_critic(updates: int) -> list[tuple[float, float, Fit, float]]:
-    """(η, corner, fit, mean Q) of each setting."""
+    """(η, corner, `Fit`, mean Q) of each setting, trained against the wrong critic."""
     grid = np.array([(eta, corner) for corner in CORNERS for eta in ETAS], np.float32)
     eta, corner = jnp.asarray(grid.T)
     settings = Setting(jnp.ones(len(grid)), eta, corner, jnp.zeros(len(grid), jnp.int32))
@@ -176,7 +184,10 @@ def against_a_wrong_critic(updates: int) -> list[tuple[float, float, Fit, float]
 
 
 def draw(file: Path, found: Mapping[str, np.ndarray]) -> None:
-    """One panel of samples [n, 2] each, as a PNG; circles of three deviations around the modes."""
+    """Plots a panel per entry of samples [n, 2], as a PNG.
+
+    Circles show three standard deviations around the modes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -197,7 +208,7 @@ def draw(file: Path, found: Mapping[str, np.ndarray]) -> None:
 
 
 def table(*columns: str) -> tuple[Table, Callable[..., None]]:
-    """An empty table, and what adds a row of texts and numbers to it."""
+    """An empty table, and a function that adds a row of texts and numbers."""
     out = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         out.add_column(name, justify="right")
@@ -206,7 +217,7 @@ def table(*columns: str) -> tuple[Table, Callable[..., None]]:
 
 
 def over_seeds(fits: Sequence[Fit]) -> list[str]:
-    """Each column of `Fit` as its mean (lowest to highest)."""
+    """Each field of `Fit` as "mean (lowest-highest)" over `fits`."""
     columns = zip(*fits, strict=True)
     return [f"{np.mean(x):.3g} ({min(x):.3g}-{max(x):.3g})" for x in columns]
 
@@ -214,8 +225,8 @@ def over_seeds(fits: Sequence[Fit]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Mean flows on a ring of eight modes")
     parser.add_argument("--updates", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, default=5, help="of the first table")
-    parser.add_argument("--out", type=Path, default=Path("runs/ring"), help="folder of ring.png")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the first table")
+    parser.add_argument("--out", type=Path, default=Path("runs/ring"), help="folder for ring.png")
     args = parser.parse_args()
     jax_setup.start()
     found = one_step_samples(args.updates, args.seeds)
