@@ -51,8 +51,6 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
     Raises:
       UserError: `found`, which `name` names in the message, is no agent.
     """
-    from jaxrl.program import Algorithm  # imports JAX
-
     found = getattr(found, "ALGORITHM", found)
     if isinstance(found, Algorithm):
         return found
