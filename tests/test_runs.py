@@ -183,7 +183,7 @@ def assert_same_run(path: Path, other: Path) -> None:
             pair = (table[column].to_numpy() for table in (here, there))
             assert column == "stage" or same_bits(*pair), (name, column)
     summaries = [records.RunDir(each).summary() or {} for each in (path, other)]
-    timing = ("wall_s", "compile_s", "steps_per_s")
+    timing = ("wall_s", "compile_s", "steps_per_s", "updates_per_s")
     mine, theirs = ({k: v for k, v in s.items() if k not in timing} for s in summaries)
     assert mine == theirs
 
