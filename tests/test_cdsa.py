@@ -110,21 +110,6 @@ def test_the_ladder_brings_actions_back() -> None:
     assert jnp.mean(jnp.linalg.norm(once - want, axis=-1)) < 0.05 * 0.5
 
 
-def test_anneal_step_by_step() -> None:
-    """Against a numpy loop, with the ε of a normal distribution; clipped."""
-    mean, var = np.array([[0.3, -0.9]]), np.array([[0.04, 0.25]])
-    predict = lambda x, s: s[:, None] * (x - mean) / (var + s[:, None] ** 2)
-    start = np.array([[0.9, -1.0], [-3.0, 4.0]])
-    got = jax.jit(lambda x: diffusion.anneal(predict, x, (0.5, 0.1), 2, 1.7))(jnp.float32(start))
-    x, clipped = start, False
-    for sigma in (0.5, 0.5, 0.1, 0.1):
-        free = x - 1.7 * sigma**2 * (x - mean) / (var + sigma**2)
-        x = np.clip(free, -1, 1)
-        clipped |= bool((x != free).any())
-    np.testing.assert_allclose(got, x, rtol=1e-5)
-    assert clipped
-
-
 # --- learning ------------------------------------------------------------------------------------
 
 SMALL = cdsa.Config(updates=8, batch_size=8, hidden=(5,), embedding=4)

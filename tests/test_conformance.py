@@ -361,7 +361,8 @@ def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
     pairs = zip(types(before), types(after), strict=True)
     assert not [(old, new) for old, new in pairs if old != new]
     assert not any(x.weak_type for x in jax.tree.leaves(after)) or kind != "arrays"
-    assert metrics and all(x.shape == () for x in jax.tree.leaves(metrics))
+    assert metrics or name == "cdsa"  # corrected policies learn nothing
+    assert all(x.shape == () for x in jax.tree.leaves(metrics))
 
 
 @every_agent

@@ -14,6 +14,7 @@ from logged import BOX, numbers, rows, table
 
 from jaxrl.agents import cql
 from jaxrl.policies import squashed_head
+from jaxrl.spaces import box_scale
 from jaxrl.types import Batch, Box, EnvSpec
 
 
@@ -49,7 +50,7 @@ def test_regulariser_lowers_q_elsewhere_and_lifts_that_of_the_data() -> None:
 def test_proposals_estimate_the_integral() -> None:
     """∫ exp(a) da over [-1, 1] is 2 sinh 1, from each kind of proposal by its own density."""
     spec, samples = EnvSpec("lever", (1,), Box((0.0,), (4.0,), (1,)), 1), 20_000
-    head, space = squashed_head((3,), spec), cql.action_range("cql", spec)
+    head, space = squashed_head((3,), spec), box_scale("cql", spec)
     t = table([0.3], [[1.0]], [0], [-0.9], [1], [0])
     actor = 0.3 * jnp.asarray(head.actor(jax.random.key(0)))
     propose = jax.jit(lambda actor, key: cql.propose(head, space, actor, t, key, samples))

@@ -236,3 +236,44 @@ def test_score() -> None:
     few = diffusion.dsm_loss(lambda x, s: x, x[:4], e[:4], sigma[:4])
     want = np.mean([(x[j] + (sigma[j] - 1) * e[j]) ** 2 for j in range(4)])
     np.testing.assert_allclose(few, want, rtol=1e-4)
+
+
+def test_anneal_step_by_step() -> None:
+    """Against a numpy loop, with the ε of a normal distribution; clipped."""
+    mean, var = np.array([[0.3, -0.9]]), np.array([[0.04, 0.25]])
+    predict = lambda x, s: s[:, None] * (x - mean) / (var + s[:, None] ** 2)
+    start = np.array([[0.9, -1.0], [-3.0, 4.0]])
+    got = jax.jit(lambda x: diffusion.anneal(predict, x, (0.5, 0.1), 2, 1.7))(jnp.float32(start))
+    x, clipped = start, False
+    for sigma in (0.5, 0.5, 0.1, 0.1):
+        free = x - 1.7 * sigma**2 * (x - mean) / (var + sigma**2)
+        x = np.clip(free, -1, 1)
+        clipped |= bool((x != free).any())
+    np.testing.assert_allclose(got, x, rtol=1e-5)
+    assert clipped
+
+
+def test_scores_of_scaled_networks() -> None:
+    """Inputs x / √(1 + σ²), the context and log σ; a score step is -σ ε."""
+    net = lambda x, context, log_sigma: x + 2 * context + log_sigma[:, None]
+    x, context = jnp.array([[1.0, 2.0], [3.0, -4.0]]), jnp.array([[0.5, 1.0]])
+    sigma = jnp.array([0.75])
+    epsilon = jax.jit(diffusion.scaled_epsilon(net, context))
+    expected = np.asarray(x) / 1.25 + [[1.0, 2.0]] + np.log(0.75)
+    np.testing.assert_allclose(epsilon(x, sigma), expected, rtol=1e-6)
+    np.testing.assert_allclose(diffusion.score_step(epsilon, x, sigma), -0.75 * expected, rtol=1e-5)
+    assert diffusion.no_context().shape == (1, 0)
+
+
+def test_sampled_dsm_loss_draws_levels_in_range() -> None:
+    """Each row has a level of its own in [low, high]; the right ε has no loss."""
+    x, levels = jnp.full((200, 2), 3.0), []
+
+    def exact(noisy: Array, sigma: Array) -> Array:
+        levels.append(np.asarray(sigma))
+        return (noisy - x) / sigma[:, None]
+
+    loss = diffusion.sampled_dsm_loss(exact, x, jax.random.key(0), 0.1, 0.5)
+    np.testing.assert_allclose(loss, 0, atol=1e-8)
+    assert levels[0].shape == (200,) and len(set(levels[0].tolist())) > 150
+    assert 0.1 <= levels[0].min() < 0.12 and 0.45 < levels[0].max() <= 0.5

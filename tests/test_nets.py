@@ -89,3 +89,18 @@ def test_gradients_of_a_large_flat_network_are_put_together_without_sums() -> No
     slope = jax.jvp(lambda p: flat.apply(p, x), (vector,), (vector,))[1]
     expected = jax.jvp(lambda p: net.apply(split(p), x), (vector,), (vector,))[1]
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_joint_networks_share_one_vector() -> None:
+    """Parameters are one after another, by name; each network begins as with its own key."""
+    make = lambda inputs, out: nets.flat(nets.from_linen(nets.MLP((3,), out), (inputs,)))
+    parts = {"wide": make(4, 2), "narrow": make(1, 1)}
+    joint = nets.joint(parts)
+    params = joint.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0))
+    split = joint.split(params)
+    assert list(split) == ["wide", "narrow"]
+    assert params.shape == ((4 + 1) * 3 + (3 + 1) * 2 + (1 + 1) * 3 + (3 + 1) * 1,)
+    for (name, net), key in zip(parts.items(), keys, strict=True):
+        np.testing.assert_array_equal(split[name], net.init(key))
+    np.testing.assert_array_equal(jnp.concatenate(list(split.values())), params)
