@@ -1,4 +1,30 @@
-"""Agents, one file each: pure functions over `jaxrl` records."""
+"""Agents, one file each: pure functions over `jaxrl` records.
+
+`AGENTS` has their names. Importing this file does not import JAX.
+"""
 
 if __name__ == "agents":  # found in the working directory, it would be a second module object
     raise ImportError("import jaxrl.agents, not agents")
+
+AGENTS = {
+    "pqn": "parallelised Q-network: no replay buffer, no target network (arXiv:2407.04811)",
+    "pqn_rnn": "PQN with a GRU or LSTM, for partial observability (arXiv:2407.04811)",
+    "pqn_continuous": "PQN for continuous actions, with an actor and critics (arXiv:2407.04811)",
+    "ppo": "proximal policy optimisation with clipped probability ratios (arXiv:1707.06347)",
+    "mdpo": "mirror descent policy optimisation, on-policy (arXiv:2005.09814)",
+    "mdpo_offpolicy": "mirror descent policy optimisation, off-policy (arXiv:2005.09814)",
+    "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
+    "bc": "behaviour cloning by regression (offline)",
+    "td3bc": "TD3 with a behaviour cloning term, offline (arXiv:2106.06860)",
+    "cql": "conservative Q-learning, offline (arXiv:2006.04779)",
+    "edac": "SAC with an ensemble of diverse critics, and SAC-N, offline (arXiv:2110.01548)",
+    "ravl": "model-based offline RL with EDAC's critics, and MBPO, MOPO (arXiv:2402.12527)",
+    "iql": "implicit Q-learning, offline, with online fine-tuning (arXiv:2110.06169)",
+    "cdsa": "corrects trained policies with scores of a dataset (arXiv:2406.07541)",
+    "dql": "offline Q-learning with a diffusion policy (arXiv:2208.06193)",
+    "ofql": "offline Q-learning with a one-step flow policy (arXiv:2508.13904)",
+    "pgd_iql": "IQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
+    "pgd_td3bc": "TD3+BC on samples of a policy-guided diffusion model (arXiv:2404.06356)",
+    "pgd_ofql": "OFQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
+    "dqn": "deep Q-network with replay, double and n-step (arXiv:1509.06461)",
+}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import optax
 from flax import struct
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.losses import action_distance, cloning_loss
 from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, minimise
@@ -24,8 +25,6 @@ from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +90,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

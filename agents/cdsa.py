@@ -40,6 +40,7 @@ import numpy as np
 from flax import struct
 
 from jaxrl import diffusion, nets, scores
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import HostEvaluator, evaluator
 from jaxrl.losses import action_distance
@@ -62,9 +63,6 @@ from jaxrl.types import (
     PyTree,
     Transition,
 )
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 NEEDED = {
     "action": ("action",),
@@ -294,3 +292,8 @@ def program(
         evaluate=measured(cfg, env.spec, bases, evaluator(env, agent, episodes)),
     )
     return Program((modelling, playing))
+
+
+ALGORITHM = Algorithm(
+    Config, Hypers, make, program, offline=True, extras=("next_known",), base_points=base_points
+)

@@ -30,6 +30,7 @@ from flax import struct
 
 from jaxrl import policies
 from jaxrl.agents.sac import State, actor_loss, begin
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
@@ -38,8 +39,6 @@ from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,3 +197,6 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

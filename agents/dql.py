@@ -35,6 +35,7 @@ import optax
 from flax import struct
 
 from jaxrl import diffusion, nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
@@ -43,8 +44,6 @@ from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,3 +310,6 @@ def check(cfg: Any) -> None:
     at_least(1, ema_every=cfg.ema_every)
     at_least(0, ema_start=cfg.ema_start)
     at_least(2, embedding=cfg.embedding)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -25,6 +25,7 @@ import optax
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
@@ -167,3 +168,6 @@ def optimiser(hp: Hypers) -> optax.GradientTransformation:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
     return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -37,6 +37,7 @@ from flax import struct
 
 from jaxrl import policies
 from jaxrl.agents.sac import actor_loss, begin
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
@@ -46,7 +47,6 @@ from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
-OFFLINE = True
 DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
 
 
@@ -248,3 +248,6 @@ def disagreement(spread: Array, t: Transition) -> dict[str, Any]:
         return {"q_std": jnp.mean(spread)}
     edge = t.extras["rollout_end"]
     return {"q_std": mean_where(spread, ~edge), "q_std_edge": mean_where(spread, edge)}
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -32,6 +32,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
@@ -44,8 +45,6 @@ from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,3 +355,6 @@ def finetuning(
         evaluate=evaluator(env, agent, episodes),
     )
     return (online,)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

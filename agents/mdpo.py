@@ -30,6 +30,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.agents import ppo
 from jaxrl.agents.ppo import State
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import sgd_epochs
@@ -197,3 +198,6 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

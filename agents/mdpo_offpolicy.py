@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.agents import sac
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
 from jaxrl.policies import ActionSamples, expectation, sum_log_probs
 from jaxrl.program import Program
@@ -131,3 +132,6 @@ def actor_loss(
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -34,6 +34,7 @@ from flax import struct
 
 from jaxrl import flow, nets
 from jaxrl.agents.dql import Generator, check, learner, timed_net
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
@@ -41,7 +42,6 @@ from jaxrl.recipes import offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
 
-OFFLINE = True
 MANY = 20  # Euler steps of the reference samples in `diagnose`
 
 
@@ -203,3 +203,6 @@ def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes, explore=True)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -11,11 +11,9 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import iql, pgd
+from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
 
@@ -36,3 +34,15 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     online = iql.finetuning(cfg, env, Hypers(), evals, episodes)
     policy = log_prob(cfg, env.spec)
     return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
+
+
+ALGORITHM = Algorithm(
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
+)

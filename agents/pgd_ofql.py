@@ -11,11 +11,9 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import ofql, pgd
+from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 make, check_request = ofql.make, pgd.check_request
 log_prob = pgd.unit_log_prob(ofql.make)
@@ -36,3 +34,15 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
     policy = log_prob(cfg, env.spec)
     return pgd.program(cfg, env, agent, policy, evals, episodes, explore=True)
+
+
+ALGORITHM = Algorithm(
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
+)

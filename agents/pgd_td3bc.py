@@ -11,11 +11,9 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import pgd, td3bc
+from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
-
-OFFLINE = True
-EXTRAS = ("next_known",)  # of the data
 
 make, check_request = td3bc.make, pgd.check_request
 log_prob = pgd.unit_log_prob(td3bc.make)
@@ -35,3 +33,15 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
     return pgd.program(cfg, env, agent, log_prob(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    check_request=check_request,
+    log_prob=log_prob,
+)

@@ -30,6 +30,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError
 from jaxrl.minibatch import sgd_epochs
@@ -339,3 +340,6 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -26,6 +26,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import batchnorm, nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
@@ -217,3 +218,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

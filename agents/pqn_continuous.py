@@ -25,6 +25,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
@@ -234,3 +235,6 @@ def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` noise-free episodes."""
     return on_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -29,6 +29,7 @@ from flax import linen as nn
 from jaxrl import batchnorm, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers, State
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
@@ -198,3 +199,6 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -31,6 +31,7 @@ import jax
 from flax import struct
 
 from jaxrl.agents import edac
+from jaxrl.algorithm import Algorithm
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
@@ -38,9 +39,6 @@ from jaxrl.imagination import Model, imagined, penalised, true_model
 from jaxrl.program import Program, Stage
 from jaxrl.sources import labelled, mix, uniform, whole
 from jaxrl.types import Agent, Env, EnvSpec, Source
-
-OFFLINE = True
-EXTRAS = ("state", "next_known")  # of the data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,3 +172,6 @@ def learning(cfg: Config, env: Env, world: Model, evals: int, episodes: int) -> 
         evals=evals,
         evaluate=evaluator(env, agent, episodes),
     )
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, extras=("state", "next_known"))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
@@ -234,3 +235,6 @@ def actor_loss(now: ActionSamples, q: Array, temperature: Array) -> Array:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes of the policy's mode."""
     return off_policy(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program)

@@ -27,6 +27,7 @@ import optax
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
@@ -36,8 +37,6 @@ from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, as_mean
-
-OFFLINE = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,3 +182,6 @@ def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
     return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+
+
+ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -1,16 +1,15 @@
-"""The names of environments, and nothing that needs JAX.
+"""Names of environments and their checks, without JAX.
 
-Notes are written out, since making the environments would take seconds; a test compares them with
-the environments.
+The notes are those of `registry.describe`, written out because making all environments takes
+seconds. A test compares them with the environments.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 
-from jaxrl.envs import modules
+from jaxrl import own_code
 from jaxrl.errors import UserError, nearest
 
 GYMNAX = {
@@ -78,23 +77,26 @@ BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first 
 
 
 class EnvError(UserError):
-    """An environment that cannot be made as asked; the message is one line that says why."""
+    """The environment cannot be made; the message is one line with the reason."""
 
 
 class UnknownEnv(EnvError):
-    """No environment of that name."""
+    """There is no environment of this name."""
 
 
 def names() -> list[tuple[str, str]]:
-    """(name, note) of every environment that comes with jaxrl."""
+    """(name, note) of all environments that come with jaxrl, as in `jaxrl list envs`."""
     return [*GYMNAX.items(), *BRAX.items(), *OWN.items(), *PROBES.items()]
 
 
 def check_name(name: str) -> None:
-    """Raises UnknownEnv, with the nearest name, unless `make(name)` has something to try.
+    """Checks that an environment of this name can exist, without importing it.
 
-    For names of your own (`jaxrl.envs.modules`) only the file or the top-level module is looked
-    for; nothing is imported.
+    Names of gymnasium's environments are not checked. Of the user's own environments
+    (`jaxrl.own_code`) only the file or the top-level package is looked for.
+
+    Raises:
+      UnknownEnv: there is no such environment; the message has the nearest name.
     """
     if name in GYMNAX or name in OWN or name in PROBES:
         return
@@ -102,43 +104,47 @@ def check_name(name: str) -> None:
         brax_parts(name)
         return
     if name.startswith("gymnasium:") and name != "gymnasium:":
-        return  # which has names of its own, and looks for the nearest
-    module, attribute = modules.split(name)
-    is_own = module not in ("maze", "probe") and (attribute or modules.exists(module))
+        return  # gymnasium suggests its nearest name itself
+    module, attribute = own_code.split(name)
+    reason, is_file = own_code.missing(module), module.endswith(".py")
+    is_own = module not in ("maze", "probe") and (attribute or is_file or not reason)
     if not is_own or (":" in name and not attribute):
         raise UnknownEnv(
-            f"unknown environment {name!r}{_nearest_env(name)}; `jaxrl list envs` names them all, "
-            "and module:attribute or file.py:attribute gives your own"
+            f"unknown environment {name!r}{_nearest_env(name)}; `jaxrl list envs` lists all, and "
+            "your own are named module:attribute or file.py:attribute"
         )
-    parts, is_file = module.split("."), module.endswith(".py")
-    if not is_file and not all(part.isidentifier() for part in [*parts, attribute or "make"]):
+    parts = [attribute or "make", *([] if is_file else module.split("."))]
+    if not all(part.isidentifier() for part in parts):
         raise UnknownEnv(f"{name!r} is not of the form module:attribute, as in my_module:my_env")
-    if not modules.exists(module):
-        what = "file" if is_file else "module"
-        where = "" if is_file else " or among the installed packages"
-        raise UnknownEnv(
-            f"{name!r}: no {what} {(module if is_file else parts[0])!r} in {os.getcwd()}{where}"
-        )
+    if reason:
+        raise UnknownEnv(f"{name}: {reason}")
 
 
 def brax_parts(name: str) -> tuple[str, str]:
-    """("hopper", "mjx") of "brax:hopper:mjx", ("hopper", "spring") of "brax:hopper"."""
+    """(task, backend) of a name: ("hopper", "spring") for "brax:hopper".
+
+    Raises:
+      UnknownEnv: brax has no such task or backend, or the task does not work.
+    """
     task, *rest = name.removeprefix("brax:").split(":")
     if task == "swimmer":
-        raise UnknownEnv(f"{name!r}: brax's swimmer does not work, it calls what JAX has removed")
+        raise UnknownEnv(f"{name!r}: brax's swimmer does not work with this version of JAX")
     if f"brax:{task}" in BRAX and (not rest or (len(rest) == 1 and rest[0] in BACKENDS)):
         return task, (rest or BACKENDS)[0]
     full = [f"{each}:{backend}" for each in BRAX for backend in BACKENDS]
     raise UnknownEnv(
         f"unknown environment {name!r}{nearest(name.lower(), [*BRAX, *full])}; `jaxrl list envs` "
-        f"names them all, and one of {', '.join(BACKENDS)} may follow, as in brax:hopper:mjx"
+        f"lists all, and one of {', '.join(BACKENDS)} may follow, as in brax:hopper:mjx"
     )
 
 
 def _nearest_env(name: str) -> str:
-    # "pong" should find Pong-misc: compare without case, with and without the name's affixes.
+    """ ", did you mean 'x'?" for the nearest name, or nothing.
+
+    Names are compared in lower case, with and without prefix and suffix: "pong" finds "Pong-misc".
+    """
     table = {}
-    for known in [*BRAX, *OWN, *GYMNAX, *PROBES]:  # "reacher" is gymnax's
+    for known in [*BRAX, *OWN, *GYMNAX, *PROBES]:  # later ones win: "reacher" finds Reacher-misc
         full = known.lower()
         table |= {full: known, re.sub("^(brax|maze|probe):|-.*$", "", full): known}
     close = difflib.get_close_matches(name.lower(), table, n=1)

@@ -1,4 +1,4 @@
-"""Environments by name."""
+"""`make` and `check_env`: environments by name, and the check of their contract."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl.envs import dmsd, maze, modules, names, probes, reach
-from jaxrl.envs.names import EnvError, UnknownEnv, check_name
+from jaxrl.envs import dmsd, maze, names, probes, reach
+from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
-from jaxrl.errors import nearest
+from jaxrl.errors import UserError
+from jaxrl.own_code import load_attribute
 from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
 
 
 def make(name: str, /, **options: Any) -> Env:
-    """Environment by name; raises EnvError with one line that says what is wrong.
-
-    Names are gymnax's ("CartPole-v1"), "brax:hopper" and the like, also with a backend as in
-    "brax:hopper:mjx" (`jaxrl.envs.brax`), "dmsd", "reach", "maze:large" and the like
-    (`jaxrl.envs.dmsd`, `jaxrl.envs.reach`, `jaxrl.envs.maze`), "probe:delay" and the like
-    (`jaxrl.envs.probes`), "gymnasium:HalfCheetah-v5" and the like for evaluation on the host
-    (`jaxrl.envs.gymnasium`), and "module:attribute" or "file.py:attribute" for an `Env` of your
-    own or a function that returns one, `make` where no attribute is named (`jaxrl.envs.modules`).
+    """The environment `name` with options.
 
     Args:
-      options: for every environment `max_steps`, the time limit (None: its own), `hide=[1, 3]`,
-        elements taken out of observations, and `sticky=0.25`, the probability that an action is
-        repeated (both in `jaxrl.envs.wrappers`); `normalise_obs=true` and `normalise_reward=0.99`,
-        by running statistics, the number being the discount (`jaxrl.envs.normalise`); gymnax's
-        physical parameters and constructor arguments; those of brax's constructors; arguments of
-        the function, where the name gives one; entries of `params`, where they are a dict.
+      name: one of
+        "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
+        "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
+        "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
+        "probe:delay" (`jaxrl.envs.probes`);
+        "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
+        "module", "module:attribute", "file.py" or "file.py:attribute" for an `Env` of your own or
+        a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
+      options: for all environments
+        max_steps: time limit; None for the environment's own;
+        hide: indices of the elements to remove from observations, as [1, 3];
+        sticky: probability that the previous action is repeated;
+        normalise_obs: True to standardise observations by running statistics;
+        normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
+          sums;
+        further constructor arguments of gymnax and brax, arguments of your own function, and
+        entries of `Env.params`.
+
+    Raises:
+      EnvError: unknown names (`UnknownEnv`) and options, invalid values, or an environment of your
+        own that cannot be imported or violates the contract of `Env`.
     """
     check_name(name)
     options = {k: v for k, v in options.items() if not (k in OPTIONS and v is None)}
@@ -52,29 +61,38 @@ def make(name: str, /, **options: Any) -> Env:
     own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
-    found = _load(name)
+    try:
+        found = load_attribute(name)
+    except UserError as error:
+        raise EnvError(str(error)) from error
     if isinstance(found, Env):
         env = _with_options(found, options)
     elif callable(found):
         env = _call(name, found, options)
     else:
-        raise EnvError(f"{name} is a {type(found).__name__}, not an Env or a function giving one")
+        raise EnvError(
+            f"{name} is of type {type(found).__name__}, not an Env or a function that returns one"
+        )
     env = dataclasses.replace(env, params=strong(env.params))
     check_env(env)
     return env
 
 
 def describe(spec: EnvSpec) -> str:
-    """One line on what an agent sees and does, as in `jaxrl list envs`."""
-    action = spec.action
-    does = f"{action.n} actions" if isinstance(action, Discrete) else f"actions {action.shape}"
+    """Shape of observations, actions and time limit in one line, as in `jaxrl list envs`."""
+    space = spec.action
+    action = f"{space.n} actions" if isinstance(space, Discrete) else f"actions {space.shape}"
     limit = spec.max_steps
     steps = "no time limit" if limit is None else "1 step" if limit == 1 else f"{limit} steps"
-    return f"obs {spec.obs_shape}, {does}, {steps}"
+    return f"obs {spec.obs_shape}, {action}, {steps}"
 
 
 def check_env(env: Env) -> None:
-    """Raises EnvError unless shapes and dtypes are as `jaxrl.types` says. Computes nothing."""
+    """Checks the shapes and dtypes of `reset`, `step` and `persist`, by abstract evaluation.
+
+    Raises:
+      EnvError: the environment violates the contract of `jaxrl.types.Env`.
+    """
     name, shape = env.spec.name, env.spec.obs_shape
     floats, bools = jnp.dtype("float32"), jnp.dtype("bool")
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -97,15 +115,15 @@ def check_env(env: Env) -> None:
 
 
 def _same_state(name: str, state: PyTree, after: PyTree, function: str) -> None:
-    # A scan carries the state, so a step must return the very type that it took.
+    # `scan` carries the state, so its structure, shapes and dtypes must not change.
     if jax.tree.structure(state) != jax.tree.structure(after):
-        raise EnvError(f"{name}: {function} returns another state structure than reset")
+        raise EnvError(f"{name}: {function} returns a state of another structure than reset")
     paths = jax.tree_util.tree_leaves_with_path(state)
     for (path, old), new in zip(paths, jax.tree.leaves(after), strict=True):
         leaf = f"{name}: state{jax.tree_util.keystr(path)}"
         _expect(f"{leaf} after a {function}", new, old.shape, old.dtype)
         if old.weak_type or new.weak_type:
-            raise EnvError(f"{leaf} is a Python number somewhere: give it a dtype")
+            raise EnvError(f"{leaf} has a weak type (from a Python number): give it a dtype")
 
 
 def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
@@ -114,27 +132,12 @@ def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
         raise EnvError(f"{what} must be {dtype} of shape {shape}, got {got[1]} of shape {got[0]}")
 
 
-def _load(name: str) -> Any:
-    """What `module:attribute` or `file.py:attribute` names; the attribute is `make` by default."""
-    module_name, attribute = modules.split(name)
-    attribute = attribute or "make"
-    try:
-        module = modules.load(module_name)
-    except Exception as error:
-        raise EnvError(f"{name}: importing {module_name} failed: {error!r}") from error
-    if not hasattr(module, attribute):
-        public = [each for each in vars(module) if not each.startswith("_")]
-        hint = nearest(attribute, public)
-        raise UnknownEnv(f"module {module_name} has no {attribute!r}{hint}")
-    return getattr(module, attribute)
-
-
 def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:
-    """The Env that `function` returns; options that it does not take go to `_with_options`."""
+    """The `Env` that `function` returns; other options than its arguments go to `_with_options`."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise EnvError(f"{name} is not a function whose arguments can be read") from error
+        raise EnvError(f"{name} has no signature, so its options are unknown") from error
     parameters = signature.parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         own = options
@@ -151,12 +154,13 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
     except Exception as error:
         raise EnvError(f"{name} failed: {error}") from error
     if not isinstance(env, Env):
-        raise EnvError(f"{name} returned a {type(env).__name__}, not an Env")
+        raise EnvError(f"{name} returned an object of type {type(env).__name__}, not an Env")
     rest = {key: value for key, value in options.items() if key not in own}
     return _with_options(env, rest, known=parameters)
 
 
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
+    """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
     steps, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
     env = with_params(env, known, **options)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 from typing import Any
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.values import Field, fields_of, kind_name, text
 
@@ -17,7 +18,7 @@ WIDTH, INDENT = 100, 6
 def agent_help(
     command: str,
     agent: str,
-    module: ModuleType,
+    algorithm: Algorithm,
     extra: type | None = None,
     preset: Mapping[str, Any] | None = None,
 ) -> str:
@@ -32,15 +33,15 @@ def agent_help(
         groups[f"options of `jaxrl {command}`"] = fields_of(extra, help=True).values()
     groups |= {
         "options of the run": fields_of(Options, help=True).values(),
-        "settings of the agent, fixed for all members": _own(module.Config),
-        "hyperparameters of the agent, which may differ between members": _own(module.Hypers),
+        "settings of the agent, fixed for all members": _own(algorithm.Config),
+        "hyperparameters of the agent, which may differ between members": _own(algorithm.Hypers),
     }
     varied = {
         "sweep": " --sweep NAME=VALUES ...",
         "search": " --range NAME=VALUES ...",
     }.get(command, "")
     lines = [f"usage: jaxrl {command} {agent} --env ENV{varied} [options]", ""]
-    lines += [*(module.__doc__ or "").strip().splitlines(), ""]
+    lines += [*(sys.modules[algorithm.module].__doc__ or "").strip().splitlines(), ""]
     for title, fields in groups.items():
         lines += [f"{title}:", ""]
         for field in fields:

@@ -31,7 +31,7 @@ class Options:
     """seed of the first member; the others count on from it. The key of the member with seed s is
     jax.random.fold_in(jax.random.key(0), s)"""
     evals: int = dataclasses.field(default=20, metadata={"least": 1})
-    """evaluations during the run, the last one at its end"""
+    """evaluations during the run, the last one at its end; by default up to 20"""
     eval_episodes: int = dataclasses.field(default=32, metadata={"least": 1})
     """whole episodes in each evaluation of each member"""
     out: Path | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import envs, population
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.policies import Trained
@@ -56,7 +57,7 @@ class Plan(NamedTuple):
     """
 
     settings: Settings
-    module: ModuleType
+    algorithm: Algorithm
     env: Env
     program: Program
     layout: population.Layout  # of this process's members
@@ -115,14 +116,14 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     Raises:
       UserError: in one line, what cannot be met.
     """
-    options, module = settings.options, agents.load(settings.agent)
-    check_request(settings, module)
+    options, algorithm = settings.options, agents.load(settings.agent)
+    check_request(settings, algorithm)
     env = envs.make(options.env, **options.env_options)
-    inputs, meta = read_inputs(settings, module, env, earlier.data)
+    inputs, meta = read_inputs(settings, algorithm, env, earlier.data)
     bases = earlier.bases
     if bases is not None:
         inputs["base"] = bases.trained
-    program = module.program(
+    program = algorithm.program(
         settings.cfg,
         env,
         evals=options.evals,
@@ -138,9 +139,10 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the members there are")
     hp = hypers_of(settings, env)
-    if hasattr(module, "check_request"):
-        module.check_request(settings.cfg, hp.agent, inputs)
+    if algorithm.check_request is not None:
+        algorithm.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
+    check_evals(settings, program)
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
@@ -149,7 +151,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))
     return Plan(
         settings,
-        module,
+        algorithm,
         env,
         program,
         *place(count, width, options.devices, processes),
@@ -165,17 +167,17 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     )
 
 
-def check_request(settings: Settings, module: ModuleType) -> None:
+def check_request(settings: Settings, algorithm: Algorithm) -> None:
     """Raises UserError for options that do not fit the agent or one another; reads nothing."""
     options, agent = settings.options, settings.agent
     if options.seed + options.seeds > 2**31:
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
-    offline = getattr(module, "OFFLINE", False)
+    offline = algorithm.offline
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
     if not offline and options.data is not None:
         raise UserError(f"{agent} learns by acting and takes no --data")
-    if not hasattr(module, "base_points"):
+    if algorithm.base_points is None:
         return
     count = len(options.base)
     if not count:
@@ -185,20 +187,37 @@ def check_request(settings: Settings, module: ModuleType) -> None:
         raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
 
 
+def check_evals(settings: Settings, program: Program) -> None:
+    """Raises UserError if a number of `--evals` is asked for that a stage has no room for.
+
+    The default stands for as many as there is room for, up to its number.
+    """
+    asked = settings.options.evals
+    if asked == Options.evals:
+        return
+    for stage in program.stages:
+        room = len(stage.chunks)
+        if stage.evaluate is not None and stage.updates and room < asked:
+            raise UserError(
+                f"--evals {asked} is more than {stage.updates} updates of stage {stage.name!r} "
+                f"allow: pass --evals {room} or fewer"
+            )
+
+
 def read_inputs(
-    settings: Settings, module: ModuleType, env: Env, data: datasets.Dataset | None
+    settings: Settings, algorithm: Algorithm, env: Env, data: datasets.Dataset | None
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """The dataset of an offline agent, which has to be one of the environment, and its metadata;
     else {} and {}.
 
-    Only the dataset extras named in the agent's `EXTRAS` are kept.
+    Only the dataset extras named in the agent's `extras` are kept.
     """
-    if env.host is not None and not getattr(module, "OFFLINE", False):
+    if env.host is not None and not algorithm.offline:
         raise UserError(f"{settings.agent} learns by acting; {env.spec.name} runs on the host only")
     if data is None:
         return {}, {}
     datasets.check(data, env.spec)
-    wanted = getattr(module, "EXTRAS", ())
+    wanted = algorithm.extras
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
     return {"data": rows._replace(extras=extras)}, data.meta

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import yaml
@@ -19,6 +21,7 @@ import yaml
 from jaxrl.errors import UserError
 from jaxrl.experiments.values import Words, text
 
+RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` whose module may hold it
 REPEATED = ("base", "sweep", "range")  # options whose values add up when given again
 
 
@@ -128,7 +131,7 @@ def from_call(agent: Any, given: Mapping[str, Any], varied: str = "sweep") -> Re
     """The request in the keyword arguments of a call.
 
     Args:
-      agent: a name, or the agent's module.
+      agent: a name, the agent's module, or its `Algorithm` record.
       given: options; the agent's own settings under "agent", a mapping.
       varied: the key of what is swept or searched.
     """
@@ -139,13 +142,37 @@ def from_call(agent: Any, given: Mapping[str, Any], varied: str = "sweep") -> Re
 
 
 def agent_name(agent: Any) -> str:
-    """The name under which `agents.load` finds an agent: a name, or a module."""
+    """The name under which `agents.load` finds an agent again.
+
+    Args:
+      agent: a name, a module, or an `Algorithm` that is an attribute of the module of its `program`
+        or `Config`.
+
+    Raises:
+      UserError: `agent` is something else, or is defined in a script or notebook.
+    """
     if isinstance(agent, str):
         return agent
-    name = getattr(agent, "__name__", None)
-    if not isinstance(name, str) or name == "__main__":
-        raise UserError(f"an agent is a name or an importable module, not {agent!r}")
+    if isinstance(agent, ModuleType):
+        name = agent.__name__
+    else:
+        homes = [getattr(getattr(agent, part, None), "__module__", "") for part in RECORD_PARTS]
+        found = (name for home in homes for name in _attributes(home, agent))
+        name = next(found, "__main__")
+    if name.partition(":")[0] == "__main__":
+        raise UserError(
+            "an agent is a name, an importable module or an Algorithm in one, as ALGORITHM = "
+            f"Algorithm(...) in a file.py, not {str(agent)[:80]}"
+        )
     return name.removeprefix("jaxrl.agents.")
+
+
+def _attributes(module: str, agent: Any) -> list[str]:
+    """Names of `agent` in the imported module: `module` for ALGORITHM, else `module:attribute`."""
+    held = vars(sys.modules[module]) if module in sys.modules else {}
+    if held.get("ALGORITHM") is agent:
+        return [module]
+    return [f"{module}:{name}" for name, value in held.items() if value is agent]
 
 
 def from_mapping(mapping: Any, what: str, varied: str = "sweep") -> Request:

@@ -97,7 +97,7 @@ def dataset(path: Path) -> datasets.Dataset:
     """A dataset, read once while its files stay the same: it names the run and is trained on."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
-    return _dataset(path.resolve(), tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
+    return _dataset(path, tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
 
 
 @functools.lru_cache(maxsize=2)

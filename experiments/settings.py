@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import OPTIONS as WRAPPERS
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
@@ -68,16 +68,16 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
     Raises:
       UserError: an unknown option or preset, a missing environment, or a value that does not fit.
     """
-    module = agents.load(agent)
-    known = known_fields(module)
+    algorithm = agents.load(agent)
+    known = known_fields(algorithm)
     options = flatten(options)
     points = options.pop("points", None)
-    given = canonical(module, options)
+    given = canonical(algorithm, options)
     env = given.get("env")
     if env in (None, "", (), ("",)):
         raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
     values = {name: convert(known[name], value) for name, value in given.items()}
-    preset = preset_values(agent, module, values["env"], values.get("preset", "auto"))
+    preset = preset_values(agent, algorithm, values["env"], values.get("preset", "auto"))
     values = merged(preset, values)
     of = lambda record, prefix="": {
         field.name: values[f"{prefix}{field.name}"]
@@ -86,40 +86,40 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
     }
     own = Options(**of(Options))
     own = dataclasses.replace(own, env_options=_env_options(own.env_options))
-    hp = module.Hypers(**of(module.Hypers, "agent."))
-    settings = Settings(agent, own, module.Config(**of(module.Config, "agent.")), hp)
+    hp = algorithm.Hypers(**of(algorithm.Hypers, "agent."))
+    settings = Settings(agent, own, algorithm.Config(**of(algorithm.Config, "agent.")), hp)
     settings = dataclasses.replace(settings, given=frozenset(values))
     if points is not None:
         return dataclasses.replace(settings, points=_points(points))
     if not own.base:
         return settings
-    if not hasattr(module, "base_points"):
+    if algorithm.base_points is None:
         raise UserError(f"{agent} builds on no other run and takes no --base")
-    return dataclasses.replace(settings, points=module.base_points(hp, len(own.base)))
+    return dataclasses.replace(settings, points=algorithm.base_points(hp, len(own.base)))
 
 
-def known_fields(module: ModuleType) -> dict[str, Field]:
+def known_fields(algorithm: Algorithm) -> dict[str, Field]:
     """Every option of a run of the agent, by dotted name."""
-    own = fields_of(module.Config, "agent.") | fields_of(module.Hypers, "agent.")
+    own = fields_of(algorithm.Config, "agent.") | fields_of(algorithm.Hypers, "agent.")
     return fields_of(Options) | own
 
 
-def canonical(module: ModuleType, options: Mapping[str, Any]) -> dict[str, Any]:
+def canonical(algorithm: Algorithm, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options under the names of their fields.
 
     What only the agent has needs no "agent."; "from" is short for "from_run".
     """
-    known = known_fields(module)
+    known = known_fields(algorithm)
     bare = {name.removeprefix("agent."): name for name in known if name.startswith("agent.")}
     aliases = {short: name for short, name in bare.items() if short not in known}
     return named(known, options, aliases | {"from": "from_run"})
 
 
-def preset_values(agent: str, module: ModuleType, env: str, preset: str) -> dict[str, Any]:
+def preset_values(agent: str, algorithm: Algorithm, env: str, preset: str) -> dict[str, Any]:
     """The typed values of a preset."""
-    known = known_fields(module)
+    known = known_fields(algorithm)
     try:
-        found = canonical(module, flatten(load_preset(agent, env, preset)))
+        found = canonical(algorithm, flatten(load_preset(agent, env, preset)))
         return {name: convert(known[name], value) for name, value in found.items()}
     except UserError as error:
         if preset == "auto":

@@ -61,7 +61,7 @@ def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str,
               sweep={"agent.lr": "log:1e-5:1e-2:4", "agent.num_steps": [32, 64]})
 
     Args:
-      agent: its name, or its module.
+      agent: its name, its module, or its `Algorithm` record.
       sweep: dotted name -> values, or a text as on the command line.
       given: options; `agent` and `env_options` are mappings. `dry_run=True` only prints the plan.
 

@@ -11,12 +11,12 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrl import envs
+from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import with_params
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
@@ -46,8 +46,8 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     """
     if not request.sweep:
         raise UserError("nothing is swept; say what, as in --sweep agent.lr=1e-4,3e-4")
-    module = agents.load(request.agent)
-    set_too = set(canonical(module, request.options)) & set(request.sweep)
+    algorithm = agents.load(request.agent)
+    set_too = set(canonical(algorithm, request.options)) & set(request.sweep)
     if set_too:
         raise UserError(f"{min(set_too)} is swept and also set")
     rest = {name: values for name, values in request.sweep.items() if name != "env"}
@@ -55,7 +55,7 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     for env in request.sweep.get("env", [None]):
         static = {} if env is None else {"env": env}
         own = request.replace(static)._replace(sweep=rest)
-        found += _of_one_env(own, module, processes, static, len(found))
+        found += _of_one_env(own, algorithm, processes, static, len(found))
     seen = [program.static for program in found]
     for static in seen:
         if seen.count(static) > 1:
@@ -64,7 +64,7 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
 
 
 def _of_one_env(
-    request: Request, module: ModuleType, processes: Processes, static: dict[str, Any], first: int
+    request: Request, algorithm: Algorithm, processes: Processes, static: dict[str, Any], first: int
 ) -> list[Program]:
     """The programs in one environment, which `static` names if there are several."""
     base = settle(request.agent, request.options)
@@ -79,7 +79,7 @@ def _of_one_env(
     columns = {
         name: _traced(name, values, env)
         for name, values in request.sweep.items()
-        if _is_traced(name, module, env)
+        if _is_traced(name, algorithm, env)
     }
     points = tuple(
         dict(zip(columns, point, strict=True)) for point in itertools.product(*columns.values())
@@ -97,11 +97,11 @@ def _of_one_env(
     return found
 
 
-def _is_traced(name: str, module: ModuleType, env: Env) -> bool:
+def _is_traced(name: str, algorithm: Algorithm, env: Env) -> bool:
     """Whether members of one program may differ in it; UserError where nothing has that name."""
     part, _, field = name.partition(".")
     names = lambda record: [each.name for each in dataclasses.fields(record)]
-    hypers, config = names(module.Hypers), names(module.Config)
+    hypers, config = names(algorithm.Hypers), names(algorithm.Config)
     if part == "agent" and field in (*hypers, *config):
         return field in hypers
     if part == "env" and field:

@@ -27,7 +27,7 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
         run("pqn", env="CartPole-v1", seeds=8, agent={"lr": 3e-4}, out="runs/x")
 
     Args:
-      agent: its name, or its module.
+      agent: its name, its module, or its `Algorithm` record.
       env: the environment's name.
       options: `agent` is a mapping of the agent's own settings, `env_options` one of those of the
         environment.

@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxrl.algorithm import Algorithm
     from jaxrl.api import TrainedPolicy, policy
     from jaxrl.envs import make
     from jaxrl.errors import UserError
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "jaxrl.experiments.restore",
     "TrainedPolicy": "jaxrl.api",
     "UserError": "jaxrl.errors",
+    "Algorithm": "jaxrl.algorithm",
     "Program": "jaxrl.program",
     "Result": "jaxrl.program",
     "Stage": "jaxrl.program",
@@ -64,6 +66,7 @@ _HOMES = {
 
 __all__ = [
     "Agent",
+    "Algorithm",
     "Batch",
     "Box",
     "Discrete",

@@ -67,8 +67,8 @@ class Stage:
       updates: 0 evaluates once what the learner begins with.
       source: needed for updates only.
       evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
-        in as often. Between them lie whole multiples of `source.every` updates, so a stage that is
-        not evaluated may have fewer.
+        in as often. Between them lie whole multiples of `source.every` updates, so a short stage
+        has fewer.
       shared: whether one learner is trained for all members instead of one for each.
       reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
         equal in all members; see `check_shared`.
@@ -96,11 +96,6 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs a source for its updates")
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
-        if self.evaluate is not None and len(self.chunks) < self.evals:
-            raise UserError(
-                f"evals={self.evals} exceeds the {len(self.chunks)} that {self.updates} updates of "
-                f"stage {self.name!r} allow: pass --evals {len(self.chunks)} or fewer"
-            )
         if self.name in RESERVED:
             raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
 

@@ -1,14 +1,15 @@
-"""PPO beside brax's own (brax 0.14.2), in one run: speed, and the return of what was learnt.
+"""Speed and returns of PPO, compared with brax's own PPO (brax 0.14.2).
 
     python profiling/against_brax_ppo.py [--task hopper] [--steps 1_000_000] [--json FILE]
 
 Equal: physics (spring), environments, window, minibatches, epochs, networks (tanh, 64 x 64, normal
-with a standard deviation of its own), coefficients, Adam, running statistics of observations, and
-the evaluation: 128 episodes of the mode, by jaxrl's evaluator. Not equal: brax computes advantages
-anew in every minibatch, shuffles whole stretches of a window, starts episodes from a state fixed at
-the start, learns a window with statistics that include it, and lets unclipped actions count in
-rewards. Environment steps per CPU second (all threads) on one device, compiling apart; of brax's
-four stretches between looks the first, which compiles, is left out.
+policy with learned, state-independent standard deviation), coefficients, Adam, running observation
+statistics, and the evaluation: 128 episodes of the mode, by jaxrl's evaluator. Different: brax
+recomputes advantages in every minibatch, shuffles whole segments of a window, resets episodes to
+initial states fixed at the start, includes a window in the statistics before learning from it, and
+passes unclipped actions to rewards. Reported are environment steps per CPU second (all threads) on
+one device without compilation; of brax's four segments between evaluations, the first, which
+compiles, is left out.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def brax(cfg: ppo.Config, env: Env, seed: int, task: str) -> dict[str, float]:
     from brax.training.agents.ppo import networks
     from brax.training.agents.ppo import train as peer
 
-    if not hasattr(jax, "device_put_replicated"):  # JAX has removed what brax calls
+    if not hasattr(jax, "device_put_replicated"):  # removed from JAX, but called by brax
         jax.device_put_replicated = lambda tree, devices: jax.tree.map(  # type: ignore[attr-defined]
             lambda x: jnp.stack([jnp.asarray(x)] * len(devices)), tree
         )
@@ -134,7 +135,7 @@ def main() -> None:
     jax_setup.start()
     env = envs.make(f"brax:{args.task}")
     window = SIZES["num_envs"] * SIZES["num_steps"]
-    steps = -(-args.steps // (4 * window)) * 4 * window  # in four equal stretches, for brax
+    steps = -(-args.steps // (4 * window)) * 4 * window  # a multiple of brax's four segments
     cfg, rows = ppo.Config(total_steps=steps, **SIZES), []
     print(
         f"{args.task}, {steps:,} steps\nseed  who      return  steps/CPU s   steps/s  compile CPU s"

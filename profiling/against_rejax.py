@@ -1,12 +1,12 @@
-"""PQN's speed beside rejax 0.1.3's, in one run: equal network, environments and minibatches.
+"""Speed of PQN, compared with rejax 0.1.3 at equal network, environments and minibatches.
 
     python profiling/against_rejax.py [--members 1 32 256] [--json FILE]
 
-rejax works with gymnax 0.0.9, which jaxrl does not, so it gets a virtual environment of its own
-(`--peer DIR`, made if missing; needs a package index) and is measured in a second process. The two
-take turns. Environment steps per CPU second (all threads), compiling apart, CartPole-v1, 64 x 64
-network, 32 environments x 64 steps, 16 minibatches x 4 epochs. Each trains as its users would have
-it: rejax under one vmap, jaxrl in its own layout of tiles and devices.
+rejax needs gymnax 0.0.9, which is incompatible with jaxrl. It runs in a second process with its own
+virtual environment (`--peer DIR`, created if missing; needs a package index). The two alternate.
+Reported are environment steps per CPU second (all threads) without compilation, CartPole-v1, 64 x
+64 network, 32 environments x 64 steps, 16 minibatches x 4 epochs. Each is run as its users would:
+rejax under one vmap, jaxrl in its own layout of tiles and devices.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PINS = ["rejax==0.1.3", "gymnax==0.0.9", "six", "jax==0.10.2"]
 
 
 def rejax(members: int, steps: int, repeats: int) -> list[float]:
-    """Runs in the peer's environment: CPU seconds of each repeat."""
+    """CPU seconds of each repeat of rejax; runs in its virtual environment."""
     import jax
     from rejax import PQN  # type: ignore[import-not-found]
 
@@ -81,7 +81,7 @@ def _time(run, repeats: int) -> list[float]:
 
 
 def measure(python: Path | str, name: str, members: int, steps: int, repeats: int) -> float:
-    """Environment steps per CPU second, measured by this script in a process of its own."""
+    """Environment steps per CPU second, measured by a new process of this script."""
     words = [str(python), __file__, "--only", name, "--members", str(members)]
     words += ["--steps", str(steps), "--repeats", str(repeats)]
     done = subprocess.run(words, capture_output=True, text=True)

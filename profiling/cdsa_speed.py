@@ -1,10 +1,11 @@
-"""What CDSA's corrections cost at decision time: microseconds per action.
+"""Cost of CDSA's corrections per action, in microseconds.
 
     python profiling/cdsa_speed.py [--calls 200] [--json FILE]
 
-The base is a deterministic policy of two layers of 256 (that of bc, td3bc), in the sizes of hopper;
-networks of 3 x 256 and the ladder of 4 levels, 3 steps each, as by default. Wall time of a compiled
-call, the median of repeats, divided by the rows of its batch; compiling apart.
+The base policy is deterministic with two layers of 256 (as in bc and td3bc), in the sizes of
+hopper. Score networks have 3 x 256 units, the noise ladder 4 levels with 3 steps each (the
+defaults). Reported is the median wall time of a compiled call divided by the batch size, without
+compilation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def dataset() -> Transition:
 
 
 def policies() -> dict[str, tuple[Policy, PyTree, Any]]:
-    """The base and its corrections: policy, state and hyperparameters by name."""
+    """(policy, state, hyperparameters) of the base policy and of each correction, by name."""
     inputs, key = {"data": dataset()}, jax.random.key(0)
     agent, own = bc.make(bc.Config(), SPEC), jax.tree.map(jnp.float32, bc.Hypers())
     base = Trained(agent.init(key, own, inputs), own)
@@ -57,7 +58,7 @@ def policies() -> dict[str, tuple[Policy, PyTree, Any]]:
 
 
 def measure(policy: Policy, state: PyTree, hp: Any, batch: int, calls: int) -> float:
-    """Microseconds per action: the median over calls."""
+    """Microseconds per action, median over calls."""
 
     @jax.jit
     def act(state: PyTree, hp: Any, obs: Array) -> Array:

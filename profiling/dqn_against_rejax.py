@@ -1,12 +1,12 @@
-"""DQN's speed beside rejax 0.1.3's, in one run: equal network, environments, batches and updates.
+"""Speed of DQN, compared with rejax 0.1.3 at equal network, environments, batches and updates.
 
     python profiling/dqn_against_rejax.py [--members 1 8 32] [--capacity 50000] [--json FILE]
 
-As `against_rejax.py`, with whose virtual environment it works (`--peer DIR`). Environment steps per
-CPU second (all threads), compiling apart, warm-up included. Double DQN on CartPole-v1 at the sizes
-of rejax's own configuration: 10 environments, 5 gradient steps on 100 rows after each step of all,
-50,000 transitions of replay; 64 x 64 ReLU networks. Each trains as its users would have it: rejax
-under one vmap, jaxrl in its own layout of tiles and devices.
+Uses the virtual environment of `against_rejax.py` (`--peer DIR`). Reported are environment steps
+per CPU second (all threads) without compilation, warm-up included. Double DQN on CartPole-v1 with
+the sizes of rejax's configuration: 10 environments, 5 gradient steps on 100 rows after each step of
+all environments, a replay buffer of 50,000 transitions, 64 x 64 ReLU networks. Each is run as its
+users would: rejax under one vmap, jaxrl in its own layout of tiles and devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENVS, GRADIENT_STEPS, BATCH, WARMUP, TAU = 10, 5, 100, 1_000, 0.02
 
 
 def rejax(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
-    """Runs in the peer's environment: CPU seconds of each repeat."""
+    """CPU seconds of each repeat of rejax; runs in its virtual environment."""
     import jax
     from rejax import DQN  # type: ignore[import-not-found]
 
@@ -88,7 +88,7 @@ def jaxrl(members: int, steps: int, capacity: int, repeats: int) -> list[float]:
 
 
 def measure(python: Path | str, name: str, members: int, steps: int, args: Any) -> float:
-    """Environment steps per CPU second, measured by this script in a process of its own."""
+    """Environment steps per CPU second, measured by a new process of this script."""
     words = [str(python), __file__, "--only", name, "--members", str(members)]
     words += ["--steps", str(steps), "--repeats", str(args.repeats)]
     words += ["--capacity", str(args.capacity)]

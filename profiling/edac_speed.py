@@ -1,14 +1,14 @@
-"""How fast EDAC learns with 2, 10 and 50 critics, beside the bare matrix products of its updates.
+"""Speed of EDAC with 2, 10 and 50 critics, compared with the matrix products of its updates alone.
 
     python profiling/edac_speed.py [--critics 2 10 50] [--updates 30] [--json FILE]
 
-Observations of 11 and actions of 3 elements, batches of 256, networks of 3 x 256; two critics go
-without the diversity term, as in SAC. CPU seconds (process time of all threads) per 1,000 updates
-of one member, compiling and the first state apart, both programs in turns, medians of repeats:
+Observations have 11 elements, actions 3; batches of 256, networks of 3 x 256. Two critics are
+trained without the diversity term, as in SAC. Reported are CPU seconds (all threads) per 1,000
+updates of one member without compilation and initialisation, medians of alternating repeats:
 
-    edac     whole updates: drawing rows, losses, gradients, Adam, targets
-    floor    the matrix products of an update and nothing else, those of N critics as one batch;
-             each result goes into an operand by one element, so that none can be left out
+    edac     complete updates: sampling, losses, gradients, Adam, target networks
+    floor    the matrix products of an update only, those of N critics as one batch; one element of
+             each result is added to an operand, so that XLA cannot remove any
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SPEC = EnvSpec("hopper", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
 
 
 class Product(NamedTuple):
-    """[e, m, k] by [e, k, n]."""
+    """A batch of e matrix products [e, m, k] x [e, k, n]."""
 
     e: int
     m: int
@@ -55,11 +55,11 @@ def dataset() -> Transition:
 
 
 def products(cfg: edac.Config) -> list[Product]:
-    """Every matrix product of one update.
+    """All matrix products of one update.
 
-    A pass forward; gradients by the inputs of layers backwards; gradients by weights. The diversity
-    term takes the critics' slopes by the action, which is a pass backwards down to the input, and
-    differentiates them: each product of that pass gives two more.
+    A forward pass, gradients with respect to the inputs of layers, and gradients with respect to
+    weights. The diversity term differentiates the critics' gradients with respect to the action, a
+    backward pass down to the input: each product of this pass gives two more.
     """
     batch = cfg.batch_size
 
@@ -79,7 +79,7 @@ def products(cfg: edac.Config) -> list[Product]:
 
 
 def floor(cfg: edac.Config) -> Callable[[PyTree], PyTree]:
-    """`cfg.updates` times the products of an update."""
+    """A program that computes the products of an update `cfg.updates` times."""
     shapes = products(cfg)
     sizes = sorted({(e, m, k) for e, m, k, _ in shapes} | {(e, k, n) for e, _, k, n in shapes})
     index = {size: i for i, size in enumerate(sizes)}
@@ -100,7 +100,7 @@ def floor(cfg: edac.Config) -> Callable[[PyTree], PyTree]:
 
 
 def whole(cfg: edac.Config) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
-    """`cfg.updates` updates of one member, and their arguments: its first state, made already."""
+    """A program of `cfg.updates` updates of one member, and its arguments: the initial state."""
     agent = edac.make(cfg, SPEC)
     stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     hp = HyperParams(jax.tree.map(jnp.float32, edac.Hypers()))
@@ -139,7 +139,7 @@ def main() -> None:
             cpu_seconds(*run)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(args.repeats):
-            for name, run in runs.items():  # in turns, since the machine's load changes
+            for name, run in runs.items():  # alternating, since the load of the machine changes
                 seconds[name].append(cpu_seconds(*run))
         each = {name: statistics.median(x) * 1000 / cfg.updates for name, x in seconds.items()}
         share = statistics.median(

@@ -1,16 +1,15 @@
-"""How fast IQL learns, beside the bare matrix products of its updates.
+"""Speed of IQL, compared with the matrix products of its updates alone.
 
     python profiling/iql_speed.py [--members 1 8 32] [--width W] [--updates 800] [--json FILE]
 
-Observations of 11 and actions of 3 elements, batches of 256, networks of 2 x 256: the matrix
-products of one update are 0.56 GFLOP. CPU seconds (process time of all threads) per 1,000 updates
-of one member, compiling and first states apart, both programs in turns, medians of repeats. All
-members together make 800 updates, a launch of some five seconds, which is how long those of a run
-are:
+Observations have 11 elements, actions 3; batches of 256, networks of 2 x 256: the matrix products
+of one update are 0.56 GFLOP. Reported are CPU seconds (all threads) per 1,000 updates of one member
+without compilation and initialisation, medians of alternating repeats. All members together make
+800 updates per launch of about five seconds, as in a run:
 
-    iql      whole updates: drawing rows, losses, gradients, Adam, targets
-    floor    the same matrix products and nothing else, in a loop, one member after another; each
-             result goes into the next operand by one element, so that none can be left out
+    iql      complete updates: sampling, losses, gradients, Adam, target networks
+    floor    the same matrix products only, in a loop over members; one element of each result is
+             added to the next operand, so that XLA cannot remove any
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def dataset() -> Transition:
 
 
 def products(cfg: iql.Config) -> list[tuple[int, int, int]]:
-    """(m, k, n) of every matrix product of one update; inputs of networks need no gradient."""
+    """(m, k, n) of all matrix products of one update; network inputs need no gradient."""
     batch, widths = cfg.batch_size, cfg.hidden
 
     def layers(inputs: int, out: int, rows: int) -> list[tuple[int, int, int]]:
@@ -72,7 +71,7 @@ def products(cfg: iql.Config) -> list[tuple[int, int, int]]:
 
 
 def floor(cfg: iql.Config, members: int) -> Callable[[PyTree], PyTree]:
-    """`cfg.updates` times the products of an update, for as many members."""
+    """A program that computes the products of an update `cfg.updates` times for each member."""
     shapes = products(cfg)
     sizes = sorted({(m, k) for m, k, _ in shapes} | {(k, n) for _, k, n in shapes})
     index = {size: i for i, size in enumerate(sizes)}
@@ -94,7 +93,7 @@ def floor(cfg: iql.Config, members: int) -> Callable[[PyTree], PyTree]:
 def whole(
     cfg: iql.Config, members: int, plan: population.Layout
 ) -> tuple[Callable[..., PyTree], tuple[Any, ...]]:
-    """`cfg.updates` updates of a population, and their arguments: its first state, made already."""
+    """A program of `cfg.updates` updates of a population, and its arguments: initial states."""
     agent = iql.make(cfg, SPEC)
     stage = Stage(name="agent", learner=agent, source=uniform(cfg.batch_size), updates=cfg.updates)
     spread = lambda tree: plan.split(plan.pad(tree, members))
@@ -144,7 +143,7 @@ def main() -> None:
             cpu_seconds(*run)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(args.repeats):
-            for name, run in runs.items():  # in turns, since the machine's load changes
+            for name, run in runs.items():  # alternating, since the load of the machine changes
                 seconds[name].append(cpu_seconds(*run))
         done = cfg.updates * members / 1000
         each = {name: statistics.median(values) / done for name, values in seconds.items()}

@@ -1,16 +1,16 @@
-"""How fast OFQL learns and acts, beside DQL of five steps.
+"""Speed of OFQL in learning and acting, compared with DQL with five denoising steps.
 
     python profiling/ofql_against_dql.py [--updates 200] [--repeats 5] [--json FILE]
 
-Observations of 17 and actions of 6 elements, batches of 256, networks of 3 x 256, embeddings of 64
-numbers for both. Compiling and first states apart; both in turns, medians of repeats; seconds of
-CPU (process time of all threads) on CPUs, of the clock elsewhere:
+Observations have 17 elements, actions 6; batches of 256, networks of 3 x 256, time embeddings of 64
+for both. Without compilation and initialisation; medians of alternating repeats; CPU seconds (all
+threads) on CPUs, wall time elsewhere:
 
-    updates     whole updates: drawing rows, losses, gradients, Adam, slow copies
-    actions     of the policy alone, 2,500 in a call
-    decisions   of one state each, 50 in a call: 50 candidates, scored, one chosen
+    updates     complete updates: sampling, losses, gradients, Adam, EMA networks
+    actions     actions of the policy alone, 2,500 per call
+    decisions   decisions in single states, 50 per call: 50 candidates, scored by Q, one chosen
 
-The paper (arXiv:2508.13904) has 1.86 times the updates and 3.55 times the actions.
+The paper (arXiv:2508.13904) reports 1.86 times the updates and 3.55 times the actions of DQL.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from jaxrl.types import Box, EnvSpec, HyperParams, PyTree, Transition
 OBS, ACT, ROWS = 17, 6, 100_000
 SPEC = EnvSpec("cheetah", (OBS,), Box((-1.0,) * ACT, (1.0,) * ACT, (ACT,)), 1000)
 STATES, CANDIDATES, CALLS = 50, 50, 20
-Timed = tuple[Callable[..., PyTree], tuple[Any, ...], int]  # program, arguments, how many it makes
+Timed = tuple[Callable[..., PyTree], tuple[Any, ...], int]  # program, arguments, results per call
 
 
 def dataset() -> Transition:
@@ -50,7 +50,7 @@ def dataset() -> Transition:
 
 
 def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
-    """What is timed of one agent."""
+    """The timed programs of one agent, by name."""
     cfg = module.Config(updates=updates, embedding=64, candidates=CANDIDATES)
     agent, hp = module.make(cfg, SPEC), jax.tree.map(jnp.float32, module.Hypers())
     space = box_scale(module.__name__, SPEC)
@@ -64,7 +64,7 @@ def programs(module: Any, updates: int, data: Transition) -> dict[str, Timed]:
     obs = data.obs[: STATES * CANDIDATES]
 
     def again(make: Callable[[PyTree, jax.Array], jax.Array]) -> Callable[..., PyTree]:
-        """CALLS calls of it, each with noise of its own."""
+        """CALLS calls of the function, each with new noise."""
         keys = jax.random.split(jax.random.key(1), CALLS)
         return lambda learnt: jax.lax.map(lambda key: make(learnt, key), keys)
 
@@ -108,7 +108,7 @@ def main() -> None:
             seconds(*runs[name][:2])
         taken = {name: [] for name in runs}
         for _ in range(args.repeats):
-            for name, (run, given, _) in runs.items():  # in turns, since the load changes
+            for name, (run, given, _) in runs.items():  # alternating, since the load changes
                 taken[name].append(seconds(run, given))
         speed = {name: runs[name][2] / statistics.median(taken[name]) for name in runs}
         ratios = [b / a for a, b in zip(taken["ofql"], taken["dql"], strict=True)]

@@ -1,15 +1,15 @@
-"""How fast PGD makes trajectories, and what share of a run's time that is.
+"""Speed of PGD's trajectory generation, and its fraction of the time of a run.
 
     python profiling/pgd_speed.py [--features 16 32 64] [--steps 32] [--json FILE]
 
-Observations of 6 and actions of 2 elements, trajectories of 32 steps, IQL of 2 x 256 as it guides
-and learns. CPU seconds (process time of all threads), compiling apart, medians of repeats:
+Observations have 6 elements, actions 2; trajectories of 32 steps; the guiding and learning agent is
+IQL with 2 x 256. Without compilation; CPU seconds (all threads), medians of repeats:
 
     unguided, guided    trajectories per second
     model               updates of the diffusion model per second, 32 windows each
     agent               updates of IQL per second, 256 rows each
-    share               of the time of a run's agent stage that generation takes: a set of as many
-                        trajectories every so many updates as `--set` and `--every` say
+    share               fraction of the agent stage spent on generation, for `--set` trajectories
+                        every `--every` updates
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def dataset(*axes: int) -> Transition:
 
 
 def repeated(update: Callable[..., Any], hp: Any, batch: Batch) -> Callable[[PyTree], PyTree]:
-    """`UPDATES` updates on one batch."""
+    """A program of `UPDATES` updates on one batch."""
 
     def run(state: PyTree) -> PyTree:
         def one(i: Array, state: PyTree) -> PyTree:
@@ -57,7 +57,7 @@ def repeated(update: Callable[..., Any], hp: Any, batch: Batch) -> Callable[[PyT
 
 
 def seconds(run: Callable[..., PyTree], *args: Any, repeats: int) -> float:
-    """CPU seconds of a call, the median."""
+    """Median CPU seconds of a call."""
     compiled = jax.jit(run).lower(*args).compile()
     jax.block_until_ready(compiled(*args))
     found = []

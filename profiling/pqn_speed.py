@@ -1,13 +1,13 @@
-"""How fast PQN trains, beside what the environment alone and the network alone would allow.
+"""Speed of PQN, compared with the bounds set by the environment alone and the network alone.
 
     python profiling/pqn_speed.py [--members 1 32 256] [--hidden 64 64] [--json FILE]
 
-Environment steps per CPU second (process time of all threads), compiling apart, median of repeats:
+Environment steps per CPU second (all threads) without compilation, medians of repeats:
 
-    pqn          whole updates: rollout, targets, shuffling, learning
-    environment  the same rollouts with ready-made actions: stepping and resetting, nothing else
-    network      the same passes forward (acting) and both ways (learning), nothing else; parameters
-                 move a little, so that no pass can be left out
+    pqn          complete updates: rollout, targets, shuffling, learning
+    environment  the same rollouts with precomputed actions: steps and resets only
+    network      the same forward passes (acting) and backward passes (learning) only; parameters
+                 change a little, so that XLA cannot remove any pass
     ceiling      1 / (1 / environment + 1 / network)
 """
 
@@ -39,7 +39,7 @@ def program(learner: Learner, env: Env, policy: Policy, cfg: pqn.Config) -> Prog
 
 
 def idle(num_actions: int) -> tuple[Learner, Policy]:
-    """Acts at random from numbers drawn at once, and learns nothing."""
+    """An agent with random actions, all drawn in advance, that does not learn."""
 
     def act(state, hp, obs, start, memory, noise, explore):
         return noise, memory, {}
@@ -53,7 +53,7 @@ def idle(num_actions: int) -> tuple[Learner, Policy]:
 
 
 def passes(cfg: pqn.Config, env: Env) -> Program:
-    """The network's share of PQN: T forward passes [N], then epochs x minibatches both ways."""
+    """The network passes of PQN: T forward passes [N], then epochs x minibatches of gradients."""
     net = nets.from_linen(nets.MLP(cfg.hidden, 2, norm=True), env.spec.obs_shape)
     size = cfg.num_envs * cfg.num_steps // cfg.minibatches
     obs = jnp.ones((cfg.num_envs, *env.spec.obs_shape))
@@ -84,7 +84,7 @@ def passes(cfg: pqn.Config, env: Env) -> Program:
 
 
 def measure(run: Program, env: Env, members: int, steps: int, repeats: int) -> dict[str, float]:
-    """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of training `members` to the end."""
+    """{"steps_per_cpu_s", "steps_per_s", "compile_s"} of the complete training of `members`."""
     plan = population.layout(members)
     hp = plan.split(plan.pad(hyper_table(HyperParams(pqn.Hypers(), env.params), members), members))
     ids = plan.split(plan.pad(jnp.arange(members), members))

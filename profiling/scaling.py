@@ -1,9 +1,9 @@
-"""How total speed grows with the population: tiles against one vmap, one device against all.
+"""Total speed over population size: tiles against one vmap, one device against all.
 
     python profiling/scaling.py [--members 1 8 64 512 4096] [--steps 4_000_000] [--json FILE]
 
-Environment steps per second of all members together, PQN (64 x 64) on CartPole, compiling apart. On
-a CPU each core is a device. The larger width takes all members of a device in one tile.
+Environment steps per second of all members together without compilation, PQN (64 x 64) on CartPole.
+On a CPU each core is a device. The larger width takes all members of a device in one tile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxrl.types import HyperParams
 
 
 def measure(members: int, devices: list[Any], width: int | None, steps: int) -> dict[str, Any]:
-    """Steps per second of a run of about `steps` steps, all members together; best of two."""
+    """Steps per second of all members together in a run of about `steps` steps; best of two."""
     env, window = envs.make("CartPole-v1"), pqn.Config.num_envs * pqn.Config.num_steps
     cfg = pqn.Config(hidden=(64, 64), total_steps=max(steps // (members * window), 1) * window)
     agent = pqn.make(cfg, env.spec)

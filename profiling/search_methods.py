@@ -1,15 +1,15 @@
-"""Successive halving and population-based training against random search, at equal steps.
+"""Successive halving and population-based training against random search, at equal training steps.
 
     python profiling/search_methods.py [--env CartPole-v1 --steps 8192] [--repetitions 5]
 
-PQN (64 x 64), few environment steps a trial, four settings searched, one seed a trial. 64 trials
-with successive halving (one in four goes on, three rungs) make as many steps of training as ten
-whole ones, so the other two methods have ten. Every method hands over one policy, the best by its
-last evaluation; what is compared is its return in 256 fresh episodes, since that of the evaluation
-it was chosen by is too high.
+PQN (64 x 64), few environment steps per trial, four hyperparameters, one seed per trial. 64 trials
+with successive halving (three rungs, one in four survives) make as many training steps as ten
+complete trials, so the other two methods have ten. Each method returns one policy, the best in its
+last evaluation. Methods are compared by the return of this policy in 256 new episodes, since the
+return in the evaluation that selected it is biased upwards.
 
-A task can tell methods apart where random search rarely comes to the best return there is. With
---random 32 so many random trials show what a task is like, before anything is compared.
+A task distinguishes the methods only if random search rarely finds the best possible return. With
+--random 32, the returns of 32 random trials are printed and nothing is compared.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
 
 def run(task: Task, method: Mapping[str, Any], seed: int, out: Path) -> dict[str, Any]:
-    """A search; returns its summary."""
+    """Runs a search and returns its summary."""
     agent = {"hidden": (64, 64), "total_steps": task.steps, "num_envs": 16, "num_steps": 32}
     return search.search(
         "pqn",
@@ -69,7 +69,7 @@ def run(task: Task, method: Mapping[str, Any], seed: int, out: Path) -> dict[str
 
 
 def once(task: Task, method: str, seed: int, out: Path) -> tuple[float, float, int]:
-    """(return of the policy it hands over, what it was chosen by, environment steps)."""
+    """(return of the selected policy in new episodes, its return at selection, env steps)."""
     found = run(task, METHODS[method], seed, out)
     trial = study.best(study.read_study(out), 1)[0]
     folder, row = records.RunDir(out / trial.user_attrs["run"]), trial.user_attrs["row"]
@@ -83,7 +83,7 @@ def once(task: Task, method: str, seed: int, out: Path) -> tuple[float, float, i
 
 
 def look(task: Task, trials: int) -> str:
-    """What random trials come to, from the worst to the best."""
+    """Returns of `trials` random trials as text, from worst to best."""
     with tempfile.TemporaryDirectory() as name:
         run(task, {"trials": trials, "batch": trials}, 7000, Path(name) / "it")
         values = [trial.value for trial in study.best(study.read_study(Path(name) / "it"), trials)]

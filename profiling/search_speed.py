@@ -1,10 +1,11 @@
-"""What a search costs, against the same trials as processes of their own.
+"""Cost of a search, compared with one process per trial.
 
     python profiling/search_speed.py [--trials 256] [--out profiling/results/search_speed_cpu.json]
 
-One command searches the learning rate and the trace decay of PQN (64 x 64) on CartPole, four seeds
-a trial, 5e4 steps each. Against it, three of its trials are trained by `jaxrl train`, one process
-each, and their mean stands for all; with an empty compilation cache each time, and with a warm one.
+One command searches the learning rate and the trace decay of PQN (64 x 64) on CartPole, with four
+seeds per trial and 5e4 steps each. For comparison, three of its trials are trained by `jaxrl
+train`, one process each, and their mean time stands for all trials. Each is timed with an empty and
+with a warm compilation cache.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SHARED = [
     *("--eval-episodes", "8", "--agent.hidden", "64", "64", "--agent.total-steps", "50000"),
 ]
 RANGES = ["--range", "agent.lr=log:1e-5:1e-2", "agent.lam=lin:0.5:1"]
-RATES = ("1e-4", "1e-3", "1e-2")  # of the trials that are trained as processes
+RATES = ("1e-4", "1e-3", "1e-2")  # learning rates of the trials trained as processes
 
 
 class Cost(NamedTuple):
@@ -36,7 +37,7 @@ class Cost(NamedTuple):
 
 
 def jaxrl(words: list[str], cache: Path) -> Cost:
-    """Seconds that one command takes, child processes included."""
+    """Wall and CPU seconds of one command, child processes included."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     line = [sys.executable, "-m", "jaxrl.experiments.cli", *words]

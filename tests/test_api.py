@@ -77,14 +77,14 @@ def test_result(results: Any) -> None:
 def test_hypers_by_default_and_with_parameters_of_the_environment(results: Any) -> None:
     _, _, train = results
     key = jax.random.key(5)
-    plain = jax.tree.leaves(train(key).states)
+    plain = jax.tree.leaves(train(key).states)  # constants in the program, so up to rounding
     given = jax.tree.leaves(train(key, pqn.Hypers()).states)
     env = tiny.walk()
     whole = jax.tree.leaves(train(key, HyperParams(pqn.Hypers(), env.params)).states)
     calm = train(key, HyperParams(pqn.Hypers(), {"noise": 0.0}))
     for a, b, c in zip(plain, given, whole, strict=True):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(a, c)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(b, c, rtol=1e-4, atol=1e-7)
     assert not np.array_equal(calm.returns, train(key).returns)
 
 

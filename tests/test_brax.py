@@ -215,6 +215,7 @@ def test_unknown_names(name, hint):
         ("brax:hopper", {"backend": "warp"}, "unknown environment 'brax:hopper:warp'"),
         ("brax:hopper:mjx", {"backend": "spring"}, "unknown environment 'brax:hopper:mjx:spring'"),
         ("brax:hopper", {"ctrl_cost": 1}, "no option 'ctrl_cost', did you mean 'ctrl_cost_weight'"),
+        ("brax:hopper", {"name": "x"}, "brax:hopper has no option 'name'"),
         (
             "brax:reacher",
             {"zzz": 1},

@@ -172,7 +172,11 @@ BAD = {
     ),
     "env-options, value": ([*NAMED, "probe:delay", "--env-options", "length=0"], "length"),
     "env-options, type": ([*NAMED, "probe:delay", "--env-options", "length=x"], "length"),
-    "env-options, limit": ([*TRAIN, "--env-options", "max_steps=0"], "time limit", "0"),
+    "env-options, limit": (
+        [*TRAIN, "--env-options", "max_steps=0"],
+        "max_steps of probe:match",
+        "0",
+    ),
     "out, a file": ([*TRAIN, "--out", "odd.py"], "odd.py"),
     "out, below a file": ([*TRAIN, "--out", "odd.py/run"], "odd.py"),
     "out, other files": ([*TRAIN, "--out", "files"], "files", "config.json"),
@@ -195,7 +199,7 @@ BAD = {
     "report csv without value": (["report", "files", "--csv", "--out", "x.png"], "--csv needs a"),
     "eval of jaxrl 0.1": (["eval", "old"], "old was made by jaxrl 0.1", "this version"),
     "out of jaxrl 0.1": ([*TRAIN, "--out", "old"], "made by jaxrl 0.1"),
-    "agent's file": (["train", "nowhere.py", "--env", "probe:obs"], "no file nowhere.py"),
+    "agent's file": (["train", "nowhere.py", "--env", "probe:obs"], "no file 'nowhere.py'"),
     "env's file": ([*NAMED, "nowhere.py:env"], "no file 'nowhere.py'"),
     "env-options, name=": ([*NAMED, "CartPole-v1", "--env-options", "name=x"], "'name'"),
     "list nothing": (["list"], "list what"),
@@ -637,3 +641,13 @@ def test_report_on_runs_of_all_ages(folder: Path, jaxrl: Callable[..., Outcome])
 def test_a_run_without_checkpoint(folder: Path, jaxrl: Callable[..., Outcome]) -> None:
     make_run(folder / "young", [[1, 2, 3]], [[1] * 3])
     check_refused(jaxrl, folder, ["eval", "young"], "young", "no checkpoint")
+
+
+def test_more_evaluations_than_there_is_room_for(jaxrl: Callable[..., Outcome]) -> None:
+    """The default takes as many as there are updates; another number has to fit."""
+    tiny = ["--env", "probe:match", "--agent.total-steps=64", "--agent.num-envs=4"]
+    tiny += ["--agent.num-steps=4", "--agent.minibatches=1"]
+    assert len(make_plan(resolve("pqn", tokenise(tiny)[1])).program.stages[0].chunks) == 4
+    refused = jaxrl("train", "pqn", *tiny, "--evals", "5")
+    assert refused.code == 2
+    assert "--evals 5 is more than 4 updates of stage 'agent' allow" in refused.err

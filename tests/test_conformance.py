@@ -71,7 +71,7 @@ class Case:
 def _case(module: Any, cfg: Any, env: Env, **hypers: float) -> Case:
     """A case of an agent with `Config`, `Hypers`, `make` and `program`."""
     plain = module.Hypers(**hypers)
-    offline = getattr(module, "OFFLINE", False)
+    offline = module.ALGORITHM.offline
     return Case(
         program=module.program(cfg, env, evals=2, episodes=3),
         agent=module.make(cfg, env.spec),

@@ -110,3 +110,20 @@ def test_a_trained_policy_needs_no_dataset(file: Path, capsys: Any) -> None:
     np.testing.assert_array_equal(jaxrl.load("it")(obs), before)
     write(file, seed=0)
     assert run(capsys, "eval", "it", "--episodes", "2")[0] == 0
+
+
+def test_load_beside_checkpoints_of_the_users_own(file: Path, capsys: Any) -> None:
+    """A loaded policy and orbax's manager serve one process, in any order."""
+    import orbax.checkpoint as ocp  # takes a second
+
+    assert run(capsys, *TRAIN, "--data", "aim.npz", "--out", "it")[0] == 0
+    state = {"x": np.arange(3.0)}
+    obs = jnp.ones((2, *AIM.obs_shape))
+    with ocp.CheckpointManager(file.parent / "own") as manager:
+        assert manager.save(1, args=ocp.args.StandardSave(state))
+        before = jaxrl.load("it")(obs)
+        assert manager.save(2, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+        found = manager.restore(2, args=ocp.args.StandardRestore(state))
+        np.testing.assert_array_equal(found["x"], state["x"])
+        np.testing.assert_array_equal(jaxrl.load("it")(obs), before)

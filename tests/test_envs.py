@@ -396,6 +396,8 @@ def test_names_need_no_jax():
         ("limit", "did you mean 'probe:limit'?"),
         ("qqqq", "`jaxrl list envs`"),
         ("no_such_module:env", "no module 'no_such_module'"),
+        ("no_such.py", "no file 'no_such.py'"),
+        ("no_such.py:env", "no file 'no_such.py'"),
         ("a b:env", "module:attribute"),
         ("module:", "module:attribute"),
         ("", "unknown environment ''"),
@@ -413,6 +415,9 @@ def test_unknown_names(name, hint):
     [
         ("CartPole-v1", {"lenght": 1}, "no option 'lenght', did you mean 'length'?"),
         ("CartPole-v1", {"zzz": 1}, "it has force_mag, gravity"),
+        ("CartPole-v1", {"name": "x"}, "CartPole-v1 has no option 'name'"),
+        ("probe:delay", {"name": "x"}, "probe:delay has no option 'name'"),
+        ("reach", {"name": "x"}, "reach has no option 'name'"),
         ("DeepSea-bsuite", {"siz": 1}, "did you mean 'size'?"),
         ("CartPole-v1", {"max_steps": 0}, "max_steps of CartPole-v1 must be a positive whole"),
         ("CartPole-v1", {"max_steps": 2.5}, "got 2.5"),
@@ -511,16 +516,19 @@ def test_own_environments(own):
     env = envs.make("own_envs:ENV", max_steps=1, mass=2)
     assert env.spec.max_steps == 1 and env.params["mass"] == np.float32(2)
     assert isinstance(env.params["mass"], jax.Array) and not env.params["mass"].weak_type
-    assert envs.make("own_envs:make").spec.max_steps == 2
+    for name in ("own_envs", "own_envs:make", "own_envs.py", "own_envs.py:make"):
+        check_name(name)
+        assert envs.make(name).spec.max_steps == 2
     assert envs.make("own_envs:make", length=5, max_steps=4).spec.max_steps == 4
 
 
 @pytest.mark.parametrize(
     ("name", "options", "hint"),
     [
-        ("own_envs:mke", {}, "module own_envs has no 'mke', did you mean 'make'?"),
-        ("own_envs:NUMBER", {}, "is a int, not an Env"),
-        ("own_envs:nothing", {}, "returned a NoneType, not an Env"),
+        ("own_envs:mke", {}, "own_envs has no attribute 'mke', did you mean 'make'?"),
+        ("own_envs.py:mke", {}, "own_envs.py has no attribute 'mke', did you mean 'make'?"),
+        ("own_envs:NUMBER", {}, "is of type int, not an Env"),
+        ("own_envs:nothing", {}, "returned an object of type NoneType, not an Env"),
         ("own_envs:needs", {}, "missing a required argument: 'length'"),
         ("own_envs:make", {"lengt": 2}, "did you mean 'length'?"),
         ("own_envs:ENV", {"mas": 2}, "did you mean 'mass'?"),
@@ -530,8 +538,8 @@ def test_own_environments(own):
         ("own_envs:broken", {"what": "reward"}, "reward must be float32 of shape (), got int32"),
         ("own_envs:broken", {"what": "obs"}, "next_obs must be float32 of shape (1,), got float32"),
         ("own_envs:broken", {"what": "carry"}, "state.t after a step must be int32"),
-        ("own_envs:broken", {"what": "weak"}, "state.sign is a Python number somewhere"),
-        ("own_envs:broken", {"what": "state"}, "another state structure"),
+        ("own_envs:broken", {"what": "weak"}, "state.sign has a weak type"),
+        ("own_envs:broken", {"what": "state"}, "a state of another structure"),
         ("own_envs:broken", {"what": "tuple"}, "must return (state, TimeStep), got tuple"),
     ],
 )

@@ -147,7 +147,7 @@ def test_eval_steps_of_a_run(
     assert told[0].split()[2] == alone != told[1].split()[2]
     for words, message in (
         (["bc", "--eval-steps", "2"], "bc has no setting eval_steps"),
-        (["ofql", "--eval-steps", "1,0"], "--eval-steps takes a whole number from 1 on, not '0'"),
+        (["ofql", "--eval-steps", "1,0"], "--eval-steps must be at least 1, not 0"),
     ):
         assert cli.main(["eval", *words]) == 2
         assert message in capsys.readouterr().err

@@ -183,7 +183,7 @@ def assert_same_run(path: Path, other: Path) -> None:
             pair = (table[column].to_numpy() for table in (here, there))
             assert column == "stage" or same_bits(*pair), (name, column)
     summaries = [records.RunDir(each).summary() or {} for each in (path, other)]
-    timing = ("wall_s", "compile_s", "steps_per_s")
+    timing = ("wall_s", "compile_s", "steps_per_s", "updates_per_s")
     mine, theirs = ({k: v for k, v in s.items() if k not in timing} for s in summaries)
     assert mine == theirs
 
@@ -316,8 +316,8 @@ def test_loaded_member_plays_the_last_evaluation_again(
     ready = restore.prepare(restore.settings_of(opened))
     saved = restore.read_state(ready, opened)
     assert (saved.stage, saved.step) == (0, UPDATES)
-    own = jax.tree.map(lambda x: x[member], saved.member)._replace(learner=state)
-    own.hp.agent = hp
+    own = jax.tree.map(lambda x: x[member], saved.member)
+    own = own._replace(learner=state, hp=own.hp._replace(agent=hp))
     # The same episodes, since evaluations draw from the member's own key and update.
     stage = dataclasses.replace(
         ready.program.stages[0], evaluate=evaluator(ready.env, policy, episodes=4)

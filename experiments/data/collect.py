@@ -197,7 +197,7 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data are made by one member of an agent that trains in one stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)
-    env, agent = ready.env, ready.module.make(settings.cfg, ready.env.spec)
+    env, agent = ready.env, ready.algorithm.make(settings.cfg, ready.env.spec)
 
     def act(state, hp, obs, start, memory, noise, explore):
         return agent.act(state, hp, obs[0], start, memory, noise, explore)

@@ -41,7 +41,8 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
     model = state.results["diffusion"]
     model = model if cfg.share_model else first(model)
     guided = cfg.synthetic == "guided"
-    sample = pgd.sampler(cfg, spec, ready.module.log_prob(cfg, spec) if guided else None)
+    log_prob = ready.algorithm.log_prob if guided else None
+    sample = pgd.sampler(cfg, spec, log_prob(cfg, spec) if log_prob else None)
     policy, hp = first(state.member.learner), first(state.member.hp.agent)
 
     @jax.jit

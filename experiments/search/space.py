@@ -108,8 +108,8 @@ def read_space(request: Request, processes: Processes = ALONE) -> Space:
         raise UserError("nothing is searched; say what, as in --range agent.lr=log:1e-5:1e-2")
     if "env" in request.sweep:
         raise UserError("env cannot be searched: returns of two environments do not compare")
-    module = agents.load(request.agent)
-    fixed = {field.name for field in dataclasses.fields(module.Config)}
+    algorithm = agents.load(request.agent)
+    fixed = {field.name for field in dataclasses.fields(algorithm.Config)}
     found, tried = {}, {}
     # Planned with one trial each, which may be fewer members than a tile of the search.
     plan = request.replace({"width": None})

@@ -1,0 +1,45 @@
+"""The record by which commands know an algorithm. Importing this file does not import JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxrl.program import Program
+    from jaxrl.types import Agent, Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """An algorithm as commands use it: `ALGORITHM` at the end of an agent's file.
+
+    Attributes:
+      Config: frozen dataclass of static settings.
+      Hypers: dataclass of traced hyperparameters.
+      make: make(cfg, spec) gives the `Agent`.
+      program: program(cfg, env, *, evals, episodes) gives the `Program` of a run; it also takes
+        `bases` where `base_points` is given.
+      offline: whether the agent learns from a dataset, `inputs["data"]`.
+      extras: the dataset extras that the agent reads.
+      check_request: check_request(cfg, hp, inputs) raises UserError for values and data that do not
+        fit together.
+      log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
+      base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs.
+    """
+
+    Config: type
+    Hypers: type
+    make: Callable[..., Agent]
+    program: Callable[..., Program]
+    offline: bool = False
+    extras: tuple[str, ...] = ()
+    check_request: Callable[..., None] | None = None
+    log_prob: Callable[..., Callable[..., Array]] | None = None
+    base_points: Callable[..., tuple[dict[str, float], ...]] | None = None
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that defines `program`."""
+        return self.program.__module__
