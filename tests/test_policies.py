@@ -48,10 +48,10 @@ def test_acting_stays_in_the_box() -> None:
 
     noise, scale = HEAD.noise(jax.random.key(1), 5), box_scale("test", BOX)
     for explore in (True, False):
-        action, memory, extras = acting(HEAD)(State, (), OBS, None, "kept", noise, explore)
+        action, memory, extras = acting(HEAD)(State, (), OBS, OBS[:, 0] > 9, "kept", noise, explore)
         assert memory == "kept" and not extras
         assert (jnp.abs(scale.unit(action)) <= 1 + 1e-6).all()
-    other = acting(HEAD)(State, (), OBS, None, (), noise, True)[0]
+    other = acting(HEAD)(State, (), OBS, OBS[:, 0] > 9, (), noise, True)[0]
     assert not np.array_equal(action, other)
 
 

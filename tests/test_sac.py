@@ -202,7 +202,7 @@ def test_minimum_over_discrete_actions_is_a_softmax() -> None:
     ids=["unbounded", "two axes"],
 )
 def test_refuses_boxes_it_cannot_act_in(space: Box) -> None:
-    with pytest.raises(UserError, match="a bounded box of one axis; arm has Box"):
+    with pytest.raises(UserError, match="a squashed normal policy .*; arm has Box"):
         sac.make(sac.Config(), EnvSpec("arm", (OBS,), space))
 
 
