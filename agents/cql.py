@@ -7,13 +7,11 @@ The critic loss is the squared TD error of twin critics plus the regulariser
 
   weight · E[log ∫ exp Q(s, a) da - Q(s, a_data)].
 
-The integral is estimated by importance sampling from uniform actions and from the policy's actions
-at s and at s'. Policy and temperature are SAC's. Targets leave out the entropy, as in the authors'
-code.
+The integral is estimated by importance sampling from uniform actions and the policy's at s and s'.
+Policy and temperature are SAC's. Targets leave out the entropy, as in the authors' code.
 
 Deviations from the authors' code:
-- An update goes critics, actor, temperature, each with the results of the previous one; there the
-  actor is trained on the critics before their update.
+- The actor is trained on the critics after their update (there on those before it).
 - The actor is not pretrained by behaviour cloning.
 - The integral is estimated by a mean over samples, which changes the loss by a constant.
 """

@@ -13,8 +13,7 @@ Deviations from the authors' code:
 - Step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K to 2 / K).
 - The learning rate may be annealed, as in the paper.
 - Time limits, running statistics and reward scaling are those of `jaxrl.agents.ppo`.
-- Tsallis entropies are left out: the authors' estimate of their divergence lacks the importance
-  ratio and has the wrong sign where it is the KL divergence.
+- Tsallis entropies are left out (the authors' estimate lacks the importance ratio).
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ from jaxrl.optim import linear
 from jaxrl.program import Program
 from jaxrl.recipes import on_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
-
-__all__ = ["Config", "Hypers", "State", "make", "program"]
 
 
 @dataclasses.dataclass(frozen=True)

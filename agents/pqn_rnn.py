@@ -6,11 +6,10 @@ Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, a
 The PQN of `jaxrl.agents.pqn` with a recurrent cell between the dense layers and the Q-values. The
 cell also takes the last action. Training unrolls whole windows from the memory stored at their
 start; a window is the rollout and the `memory_window` steps before it. Minibatches are sets of
-environments. Every minibatch computes targets with the current parameters.
+environments; each computes targets with the current parameters.
 
 Deviations from the authors' code:
-- The window's last step is trained too, since its true successor is known (there the last step
-  only serves for bootstrapping).
+- The window's last step is trained too (there it only serves for bootstrapping).
 - Time limits bootstrap from the true successor.
 - With BatchNorm the values of these successors use running statistics, all others the minibatch's.
 """
@@ -28,7 +27,7 @@ from flax import linen as nn
 
 from jaxrl import batchnorm, nets, recurrent
 from jaxrl.agents import pqn
-from jaxrl.agents.pqn import Hypers, State
+from jaxrl.agents.pqn import Hypers
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
@@ -41,8 +40,6 @@ from jaxrl.returns import lambda_returns
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
-
-__all__ = ["Config", "Hypers", "State", "make", "program"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +167,7 @@ def window_values(
       step: returns (carry, Q-values) of one step.
       window: transitions [T, B, ...].
       memory: (carry, last action [B, A]) before the window's first step.
-      one_limit: whether the window has at most one time limit per environment; one step of 2B rows
-        then values all successors outside the window.
+      one_limit: at most one time limit per environment, so that one step of 2B rows is enough.
     """
     size = window.reward.shape[1]
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
