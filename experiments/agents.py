@@ -1,4 +1,4 @@
-"""Finding agents: those of jaxrl and users' own. Importing this file does not import JAX."""
+"""Lookup of built-in and custom agents. Importing this file does not import JAX."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_name(name: str) -> None:
 
 
 def load(name: str) -> Algorithm:
-    """The algorithm of a name.
+    """Loads the algorithm of a name.
 
     Args:
       name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), which

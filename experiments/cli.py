@@ -25,32 +25,33 @@ T = TypeVar("T")
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
-  jaxrl train AGENT --env ENV [--seeds P] [options]   train a population; goes on where it stopped
+  jaxrl train AGENT --env ENV [--seeds P] [options]   train a population, or continue a stopped run
   jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [--sweep ...] [--dry-run] [options]
                                                       all combinations of values x seeds
   jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2 [--range ...] [options]
-                                                      hyperparameters by Optuna, batch by batch
-  jaxrl eval RUN [--episodes K] [--seed S]            fresh episodes of every member of a run
-  jaxrl eval RUN --eval-steps 1,2,4,8                 what steps of sampling an action buy (ofql)
+                                                      hyperparameter search with Optuna, in batches
+  jaxrl eval RUN [--episodes K] [--seed S]            evaluate every member on fresh episodes
+  jaxrl eval RUN --eval-steps 1,2,4,8                 return by number of sampling steps (ofql)
   jaxrl report RUN [RUN ...] [--over agent.lr=1e-4] [--csv FILE] [--out FILE.png]
-                                                      table and pictures, also during a run; of
-                                                      sweeps too
-  jaxrl render RUN [--member M] [--seed S]            an episode of a member as a GIF
+                                                      table and plots of runs and sweeps, also while
+                                                      they are training
+  jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
   jaxrl data make ENV --from-diffusion RUN --steps 100000
-                                                      a dataset that a run of pgd_iql dreams up
-  jaxrl list agents | envs                            what there is
-  jaxrl --version                                     this one's
+                                                      dataset sampled from the diffusion model of a
+                                                      pgd_iql run
+  jaxrl list agents | envs                            available agents and environments
+  jaxrl --version                                     installed version
 
   jaxrl train AGENT --help                            every option of an agent
-  jaxrl data --help                                   formats, and levels of data
-  jaxrl search AGENT --help                           what a search takes beside them
-  jaxrl train | sweep | search FILE.yaml [options]    the same from a file; options win over it
-  jaxrl train runs/NAME/config.json [options]         a run again, from what it recorded
+  jaxrl data --help                                   dataset formats and levels
+  jaxrl search AGENT --help                           options of a search
+  jaxrl train | sweep | search FILE.yaml [options]    settings from a file; options override it
+  jaxrl train runs/NAME/config.json [options]         repeat a recorded run
 
-values to sweep: 1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
-ranges to search: the same, and log:1e-5:1e-2   lin:0:1 without a number of values
+sweep values:  1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
+search ranges: the same, and log:1e-5:1e-2   lin:0:1 without a number of values
 
 example: jaxrl train pqn --env CartPole-v1 --seeds 8
 """
@@ -59,7 +60,8 @@ example: jaxrl train pqn --env CartPole-v1 --seeds 8
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
-    0, 2 for a request that cannot be met, 74 where the disk is full, 128 + n after signal n.
+    0 on success, 2 after a UserError, 74 if the disk is full, 128 + n after signal n, and 1 after
+    any other error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -78,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[words[0]](words[1:])
         return 0
     except UserError as error:
-        # One line, also where the text of somebody else's error in it has several.
+        # One line, even if the message quotes a multi-line error of a library.
         print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has seen enough, as in `jaxrl list envs | head`
+    except BrokenPipeError:  # the reader closed the pipe, as in `jaxrl list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Stopped as stop:
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int) -> int:
-    """Of several processes, one that fails must not wait for the others at its exit."""
+    """Exits at once in a distributed run: a failed process must not wait for the others."""
     if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -146,7 +148,7 @@ def _search(words: list[str]) -> None:
 
 
 def _request(command: str, words: list[str]) -> Request:
-    """What to train, of which the names of agent and environments exist."""
+    """Parses a request and checks the names of its agent and environments."""
     wants_help = bool({"-h", "--help"} & set(words))
     request = read(command, [word for word in words if word not in ("-h", "--help")])
     agents.check_name(request.agent)
@@ -265,7 +267,7 @@ def _list(words: list[str]) -> None:
 
 
 def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:
-    """The paths among the words, and the options as the record."""
+    """Splits `words` into paths and options; the options fill an instance of `record`."""
     if {"-h", "--help"} & set(words):
         print(USAGE, end="")
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""Hyperparameter points: what their members came to, compared with one another."""
+"""Comparison of hyperparameter points by the results of their members."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"steps": "environment steps", "updates": "updates"}  # on axes
 
 
 class Point(NamedTuple):
-    """The S members of a run that differ in nothing but their seeds."""
+    """The S members of a run that differ only in their seeds."""
 
     run: str
     agent: str
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
     @property
     def scores(self) -> np.ndarray:
-        """[S] the last returns, [0] before there are any."""
+        """[S] last returns, or [0] before the first evaluation."""
         return self.returns[-1] if len(self.returns) else np.zeros(0)
 
 
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 def results(points: Sequence[Point], over: str | None = None) -> list[Result]:
-    """Statistics of each point, beside those of the reference of its environment (`reference`)."""
+    """Statistics of each point and of the reference point of its environment (`reference`)."""
     references = reference(points, over)
     compared = []
     for point in points:
@@ -97,7 +97,7 @@ def _is(value: Any, text: str) -> bool:
 
 
 def swept(points: Sequence[Point]) -> list[str]:
-    """Dotted names of all values that set points apart."""
+    """Dotted names of all values that differ between points."""
     return list(dict.fromkeys(name for point in points for name in point.values))
 
 

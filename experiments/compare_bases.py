@@ -1,4 +1,4 @@
-"""CDSA's comparison: every corrected policy beside the base policy that it corrects."""
+"""CDSA's comparison of every corrected policy with its base policy."""
 
 from __future__ import annotations
 

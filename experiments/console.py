@@ -41,7 +41,7 @@ def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def short_path(path: Path) -> Path:
-    """A path as a person would type it."""
+    """A path as a user would type it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -82,7 +82,7 @@ def label(values: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a person would type it, numbers in four digits."""
+    """A value as a user would type it, numbers with four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -25,8 +25,8 @@ def agent_help(
     """The page behind `jaxrl COMMAND AGENT --help`.
 
     Args:
-      extra: a record of options that the command has beside those of a run.
-      preset: values by dotted name that take the place of defaults.
+      extra: dataclass with the options that only this command has.
+      preset: values by dotted name that replace the defaults.
     """
     groups: dict[str, Iterable[Field]] = {}
     if extra is not None:
@@ -48,7 +48,7 @@ def agent_help(
             default = (preset or {}).get(field.name, field.default)
             lines += describe(field._replace(default=default))
         lines.append("")
-    lines.append("--agent. may be left out where the run has no option of that name.")
+    lines.append("The prefix --agent. may be omitted unless the run has an option of that name.")
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def _own(record: type) -> Iterable[Field]:
 
 
 def describe(field: Field) -> list[str]:
-    """The lines of one option."""
+    """Help lines of one option."""
     part, dot, bare = field.name.rpartition(".")
     off = f", --{part}{dot}no-{bare}".replace("_", "-")
     kind = off if field.kind is bool else f" {kind_name(field.kind)}"
@@ -68,7 +68,7 @@ def describe(field: Field) -> list[str]:
 
 
 def default_of(field: Field) -> str:
-    """(default: 1), or (required)."""
+    """Text such as "(default: 1)" or "(required)"."""
     if field.default is dataclasses.MISSING:
         return "(required)"
     if isinstance(field.default, Mapping) or field.default == ():

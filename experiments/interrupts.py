@@ -1,4 +1,4 @@
-"""What ends a run before its end: signals, which are obeyed at the next launch, and a watchdog."""
+"""Early termination of a run: signals, handled at the next launch, and a watchdog."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Signals:
 
 
 class Watchdog:
-    """Ends the process when nothing was heard for `seconds`; 0 never does.
+    """Ends the process after `seconds` without a beat; 0 disables the watchdog.
 
-    Nothing can be saved then: whatever hangs holds the devices. Exit code 75, a failure that may
-    pass if the same command is tried again.
+    Nothing can be saved then, since the hanging computation holds the devices. Exit code 75
+    (EX_TEMPFAIL): the same command may succeed later.
     """
 
     CODE = 75

@@ -26,9 +26,9 @@ def start() -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     forced = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] < 0 and not forced:
-        # Those that this process may use; macOS does not tell.
+        # CPUs that this process may use; macOS does not report them.
         allowed = getattr(os, "sched_getaffinity", lambda pid: range(os.cpu_count() or 1))
-        with contextlib.suppress(RuntimeError):  # devices are in use already, and stay as they are
+        with contextlib.suppress(RuntimeError):  # devices are initialised already; unchanged
             jax.config.update("jax_num_cpu_devices", len(allowed(0)))
     logger = logging.getLogger("jax._src.xla_bridge")
     if logger.level == logging.NOTSET:

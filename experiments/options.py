@@ -1,4 +1,4 @@
-"""Options of a run, beside its agent's own settings."""
+"""Options of a training run, in addition to the settings of the agent."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every training run can be told, beside its agent's own settings."""
+    """Options of every training run, in addition to the settings of the agent."""
 
     env: str
-    """environment: a name of `jaxrl list envs`, or module:attribute or file.py:attribute for your
-    own"""
+    """environment: a name from `jaxrl list envs`, or module:attribute or file.py:attribute for a
+    custom environment"""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """settings of the environment, as in gravity=1.6; every one takes max_steps=200, hide=[1,3]
-    (elements of observations), sticky=0.25, normalise_obs=true, normalise_reward=0.99"""
+    """settings of the environment, for example gravity=1.6; all environments accept max_steps=200,
+    hide=[1,3] (indices of hidden observation elements), sticky=0.25, normalise_obs=true,
+    normalise_reward=0.99"""
     data: Path | None = None
-    """dataset that an offline agent learns from: .npz, D4RL's .hdf5, or a Minari folder"""
+    """dataset for an offline agent: .npz, D4RL's .hdf5, or a Minari folder"""
     base: tuple[Path, ...] = ()
-    """run whose trained policies are built on, for agents that do; several by giving it again"""
+    """run with trained policies to build on, for agents that need base policies; may be repeated"""
     from_run: Path | None = None
-    """run whose finished models are used, not trained anew; --from for short"""
+    """run with finished models to reuse instead of training them again; short form: --from"""
     preset: str = "auto"
-    """'auto' takes the one named like the environment, 'none' takes none"""
+    """tuned settings: 'auto' applies the preset named after the environment, 'none' applies none"""
     seeds: int = dataclasses.field(default=1, metadata={"least": 1})
-    """members of the population, one per seed"""
+    """number of seeds; each seed trains one member of the population"""
     seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    """seed of the first member; the others count on from it. The key of the member with seed s is
-    jax.random.fold_in(jax.random.key(0), s)"""
+    """seed of the first member; the other members use the following integers. The member with seed
+    s starts from jax.random.fold_in(jax.random.key(0), s)"""
     evals: int = dataclasses.field(default=20, metadata={"least": 1})
-    """evaluations during the run, the last one at its end; by default up to 20"""
+    """number of evaluations during training, the last one at the end; by default up to 20"""
     eval_episodes: int = dataclasses.field(default=32, metadata={"least": 1})
-    """whole episodes in each evaluation of each member"""
+    """complete episodes per member and evaluation"""
     out: Path | None = None
-    """folder of the run; by default runs/ and a name made from all settings"""
+    """folder of the run; by default runs/ plus a name derived from all settings"""
     overwrite: bool = False
-    """start again where the folder holds a run"""
+    """start from scratch if the folder already contains a run"""
     checkpoint_seconds: float = dataclasses.field(default=60.0, metadata={"least": 0})
-    """time between checkpoints; 0 writes one at every evaluation"""
+    """seconds between checkpoints; 0 writes a checkpoint at every evaluation"""
     keep: int = dataclasses.field(default=2, metadata={"least": 1})
-    """checkpoints that are kept"""
+    """number of most recent checkpoints to keep"""
     devices: int | None = None
-    """devices to use; by default all (on CPUs one per core)"""
+    """number of devices; by default all (on CPUs one per core)"""
     width: int | None = None
-    """members per tile; by default a rule chooses. Another width changes results by rounding"""
+    """members per tile (a vmapped batch of members); by default chosen automatically. The width
+    affects results only by rounding"""
     tensorboard: bool = False
-    """write TensorBoard files: quantiles over members"""
+    """write TensorBoard files with quantiles over members"""
     coordinator: str | None = None
-    """host:port of process 0, where no cluster tells; every process gets the same"""
+    """host:port of process 0, the same for every process; needed unless the cluster environment
+    provides the address"""
     processes: int | None = None
-    """processes that share the run; needs --coordinator"""
+    """number of processes of a distributed run; needs --coordinator"""
     process_id: int | None = None
-    """which of them this one is, from 0 on"""
+    """index of this process, starting at 0"""
     heartbeat: int = 100
-    """seconds of silence after which a process counts as dead, and ends the others"""
+    """seconds without a heartbeat after which a process counts as dead and the others exit"""
     watchdog: float = 3600.0
-    """seconds without progress after which the process ends itself; 0 never"""
+    """seconds without progress after which the process exits; 0 disables the watchdog"""
 
 
-# What may differ when a run is continued or repeated: results are the same but for rounding. Of the
-# data and of other runs it is the contents that decide, wherever they lie.
+# Options that may differ when a run is continued or repeated: results change only by rounding.
+# Datasets and other runs are compared by their contents, not by their paths.
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
     "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",

@@ -1,4 +1,4 @@
-"""What a request comes to before anything is compiled: members, layout, hyperparameters."""
+"""Plan of a run before compilation: members, layout, hyperparameters."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
 class Bases(NamedTuple):
-    """The base runs of an agent that builds on trained ones."""
+    """Base runs of an agent that builds on trained policies."""
 
-    policies: tuple[Policy, ...]  # how each acts
+    policies: tuple[Policy, ...]  # one per base run
     trained: tuple[Trained, ...]  # what each has learnt; leaves [M, ...], M the first members
 
 
@@ -51,7 +51,7 @@ NOTHING = Earlier({})
 
 
 class Plan(NamedTuple):
-    """A run made ready; nothing is compiled or written yet.
+    """A planned run; nothing is compiled or written yet.
 
     Its P members are points x seeds, point by point.
     """
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the results, and so names the run."""
+        """Everything that determines the results, and hence the name of the run."""
         return identity(self.settings, self.digests)
 
     @property
@@ -109,12 +109,12 @@ class Plan(NamedTuple):
 
 
 def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier = NOTHING) -> Plan:
-    """Everything that can be wrong with a request shows here, before any compile.
+    """Plans a run and checks the request completely, before any compilation.
 
     `restore.prepare` reads what is `earlier` and calls this.
 
     Raises:
-      UserError: in one line, what cannot be met.
+      UserError: the request is invalid; the message is one line.
     """
     options, algorithm = settings.options, agents.load(settings.agent)
     check_request(settings, algorithm)
@@ -168,7 +168,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:
-    """Raises UserError for options that do not fit the agent or one another; reads nothing."""
+    """Raises UserError for options that do not fit the agent or each other; reads no files."""
     options, agent = settings.options, settings.agent
     if options.seed + options.seeds > 2**31:
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
@@ -207,8 +207,8 @@ def check_evals(settings: Settings, program: Program) -> None:
 def read_inputs(
     settings: Settings, algorithm: Algorithm, env: Env, data: datasets.Dataset | None
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """The dataset of an offline agent, which has to be one of the environment, and its metadata;
-    else {} and {}.
+    """The dataset of an offline agent, checked against the environment, and its metadata;
+    {} and {} for other agents.
 
     Only the dataset extras named in the agent's `extras` are kept.
     """
@@ -245,7 +245,7 @@ def devices_of(limit: int | None, processes: Processes) -> list[int]:
 
 
 def swept_values(settings: Settings) -> dict[str, np.ndarray]:
-    """What differs between members beside their seeds: [P] values under each dotted name."""
+    """Values that differ between members, apart from seeds: dotted name -> [P]."""
     return {
         name: np.repeat([point[name] for point in settings.points], settings.options.seeds)
         for name in settings.swept

@@ -14,7 +14,7 @@ from jaxrl.experiments.console import clock, rate, size
 
 
 class Display:
-    """Tells a person what a run is doing. A context manager; `say` prints above the line."""
+    """Context manager that shows the progress of a run; `say` prints above the live line."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Display:
         self._bar.stop()
 
     def begin_at(self, done_steps: int) -> None:
-        """Of a continued run: what earlier processes did."""
+        """Progress of earlier processes of a continued run."""
         self.first = self.done = done_steps
         self._bar.update(self._task, completed=done_steps)
 

@@ -49,7 +49,7 @@ def episode(
 
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
-    """Draws one episode of a member into a GIF and tells what it shows."""
+    """Renders one episode of a member as a GIF and prints what the GIF shows."""
     settings = settings_of(open_run_folder(path))
     env = envs.make(settings.options.env, **settings.options.env_options)
     draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing

@@ -1,4 +1,4 @@
-"""Reports on runs and sweeps, finished or in progress: a table, pictures, and CSV."""
+"""Reports on runs and sweeps, finished or in progress: a table, plots and CSV files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrl.experiments.console import rate as short
 from jaxrl.experiments.run_folders import open_run_folder, read_sweep
 from jaxrl.runs import records, stats
 
-_ROWS = 40  # that are printed
+_ROWS = 40  # maximum number of printed rows
 
 
 def report(
@@ -144,7 +144,7 @@ def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over members that have a value."""
+    """Mean over members with a finite value, or NaN."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
 
@@ -213,7 +213,7 @@ def _print(compared: Sequence[Result], named: bool) -> None:
 
 
 def _cells(result: Result, several: bool) -> list[str]:
-    """What is known of a point so far."""
+    """Results of a point so far."""
     point, found = result.point, result.found
     number = lambda x: "-" if math.isnan(x) else f"{x:.4g}"
     low, high = found.get("ci95", (math.nan, math.nan))

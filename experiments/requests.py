@@ -1,9 +1,9 @@
-"""Requests: what a command is to do, as a mapping, from words, a file or keyword arguments.
+"""Requests of train, sweep and search, parsed from words, a file or keyword arguments.
 
     {"env": "CartPole-v1", "seeds": 8, "env_options": {"gravity": 1.6},
      "agent": {"name": "pqn", "lr": 1e-4}, "sweep": {"agent.num_steps": [32, 64]}}
 
-JAX is not imported here, so that slips in names are told at once.
+JAX is not imported here, so that misspelt names are reported at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPEATED = ("base", "sweep", "range")  # options whose values add up when given 
 
 
 class Request(NamedTuple):
-    """What to train.
+    """A parsed request.
 
     Attributes:
       agent: its name.
@@ -41,14 +41,14 @@ class Request(NamedTuple):
 
     @property
     def env(self) -> str | None:
-        """The environment's name; None where there is none."""
+        """Name of the environment, or None."""
         value = self.options.get("env")
         if isinstance(value, Words):
             return value[0] if value and value[0] else None
         return value if isinstance(value, str) and value else None
 
     def replace(self, options: Mapping[str, Any]) -> Request:
-        """The request with other values of some options."""
+        """The request with some options replaced."""
         return self._replace(options=merged(self.options, options))
 
 
@@ -60,7 +60,7 @@ def tokenise(
 ) -> tuple[list[str], dict[str, Words]]:
     """Positional words, and the words behind each option, by names with underscores.
 
-    The last of several equal options counts, but for those that add up.
+    The last occurrence of a repeated option counts, except for options that accumulate.
 
     Args:
       single: options that take one word; whatever follows is positional.
@@ -100,8 +100,8 @@ def _name(name: Any) -> str:
 def read(command: str, words: Sequence[str]) -> Request:
     """The request in `AGENT [options]` or `FILE [options]`, where options win over the file.
 
-    FILE is YAML, or the config.json of a run. An option takes the place of what the file sets or
-    sweeps under that name, and so does a sweep.
+    FILE is YAML, or the config.json of a run. An option or a sweep on the command line replaces
+    the value or the sweep of the same name in the file.
     """
     if not words or words[0].startswith("-"):
         raise UserError(f"which agent? As in: jaxrl {command} pqn --env CartPole-v1")
@@ -236,7 +236,7 @@ def option_names(given: Mapping[str, Any]) -> set[str]:
 
 
 def _without(options: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
-    """The options but for those that are swept."""
+    """The options that are not swept."""
     left = {name: value for name, value in options.items() if name not in swept}
     if isinstance(pairs := left.get("env_options"), Mapping):
         left["env_options"] = {k: v for k, v in pairs.items() if f"env.{k}" not in swept}

@@ -1,6 +1,6 @@
 """Earlier runs: their settings and trained states, for evaluation and for runs that build on them.
 
-No other file reads checkpoints of runs that are not its own.
+Only this file reads checkpoints of other runs.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def settle(agent: str, options: Mapping[str, Any]) -> Settings:
 
 
 def prepare(settings: Settings, processes: Processes = ALONE) -> Plan:
-    """The plan of a run, with what it takes from datasets and earlier runs."""
+    """The plan of a run, with its inputs from datasets and earlier runs."""
     return make_plan(settings, processes, read_earlier(settings))
 
 
 def read_earlier(settings: Settings) -> Earlier:
-    """What a run takes from datasets and earlier runs.
+    """Inputs of a run from datasets and earlier runs.
 
     Raises:
       UserError: something is missing, or comes from another environment or dataset.
@@ -252,7 +252,7 @@ def evaluate(
 ) -> tuple[Plan, Any]:
     """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
 
-    `eval_steps` takes the place of the agent's own setting. One seed gives the same episodes.
+    `eval_steps` replaces the agent's own setting. Equal seeds give equal episodes.
 
     Raises:
       UserError: the agent has no such setting, or no checkpoint yet.
@@ -275,7 +275,7 @@ def evaluate(
 
 
 def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
-    """A row per number of steps in which actions are sampled, of the same fresh episodes."""
+    """Prints one row per number of action-sampling steps, evaluated with the same seed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")

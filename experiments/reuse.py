@@ -1,4 +1,4 @@
-"""Stages that another run has finished (`--from RUN`): a model is trained once and used by many."""
+"""Reuse of stages that another run has finished (`--from RUN`), such as a world model."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def reuse(
 ) -> tuple[Program, dict[str, PyTree]]:
     """The program with the shared stages that a run has finished, and their states.
 
-    They stay in the program as stages of no updates, so that later ones have the random
-    numbers they always have.
+    The stages stay in the program with zero updates, so that the random numbers of later
+    stages do not change.
 
     Args:
       hp: hyperparameters [P].
 
     Raises:
-      UserError: there is none to use, or one of another size.
+      UserError: the run has no reusable stage, or a stage of another size.
     """
     mine = {stage.name: stage for stage in program.stages if stage.shared}
     states = {name: earlier.states[name] for name in mine if name in earlier.states}
@@ -56,6 +56,6 @@ def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) 
 
 
 def _finished(stage: Stage) -> Stage:
-    """A stage of no updates that begins with the result."""
+    """A stage of zero updates whose initial state is the result."""
     learner = Learner(init=lambda key, hp, inputs: inputs[INPUT][stage.name])
     return dataclasses.replace(stage, learner=learner, source=NO_SOURCE, updates=0, evals=1)

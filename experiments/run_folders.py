@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def open_run_folder(path: Path) -> records.RunDir:
-    """The run in a folder, or that of a sweep which has one only; UserError where there is none."""
+    """The run in a folder, or the only run of a sweep there; raises UserError if there is none."""
     if (path / "sweep.json").is_file():
         folders = [program["folder"] for program in read_sweep(path)["programs"]]
         if len(folders) > 1:
@@ -107,7 +107,7 @@ def open_record(
 
 
 def count_members(path: Path) -> int:
-    """How many members a run has."""
+    """Number of members of a run."""
     config = open_run_folder(path).config()["config"]
     return len(config.get("points", [{}])) * config["seeds"]
 

@@ -40,12 +40,12 @@ class Settings:
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """Dotted names of what differs between members, beside their seeds."""
+        """Dotted names of the values that differ between members, apart from seeds."""
         return tuple(self.points[0])
 
 
 def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the results, and so names the run.
+    """Everything that determines the results, and hence the name of the run.
 
     Args:
       digests: hashes of the contents of what the run reads, such as {"data": ..., "base": [...]}.
@@ -99,7 +99,7 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
 
 
 def known_fields(algorithm: Algorithm) -> dict[str, Field]:
-    """Every option of a run of the agent, by dotted name."""
+    """All options of a run of the agent, by dotted name."""
     own = fields_of(algorithm.Config, "agent.") | fields_of(algorithm.Hypers, "agent.")
     return fields_of(Options) | own
 

@@ -1,4 +1,4 @@
-"""What a run came to: summary.json, members.csv, and the lines printed at its end."""
+"""Results of a run: summary.json, members.csv, and the lines printed at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrl.types import Transition
 
 
 def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
-    """The run's results, from its metrics; writes members.csv on the way. Members that a search has
+    """Results of a run, from its metrics; also writes members.csv. Members that a search has
     stopped early count with what they had come to.
 
     Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
@@ -86,7 +86,7 @@ def last_trained(finite: np.ndarray) -> np.ndarray:
 
 
 def outcome(scores: np.ndarray) -> dict[str, Any]:
-    """What members with these returns [P] came to."""
+    """Results of members with these returns [P]."""
     found = stats.summarise(scores)
     return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
 
@@ -118,7 +118,7 @@ def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
 
 
 def result(summary: dict[str, Any]) -> str:
-    """The result in one line, and one more where Q has diverged."""
+    """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
     low, high = found["ci95"]
     line = (
@@ -136,7 +136,7 @@ def result(summary: dict[str, Any]) -> str:
 
 
 def listed(members: list[int]) -> str:
-    """The first few of them."""
+    """The first eight members as text."""
     return ", ".join(map(str, members[:8])) + (", ..." if len(members) > 8 else "")
 
 
@@ -146,7 +146,7 @@ def speed(summary: dict[str, Any], unit: str) -> str:
 
 
 def context(ready: Plan) -> dict[str, Any]:
-    """What config.json says beside the settings: all that a run is not named after."""
+    """Entries of config.json beside the settings; they do not affect the run's name."""
     options = ready.settings.options
     return {
         "versions": provenance.versions(),

@@ -2,7 +2,7 @@
 
 Traced values (an agent's `Hypers`, parameters of the environment) are members of one program. Each
 combination of static values (an agent's `Config`, other options of the environment, the environment
-itself) is a program of its own: an ordinary run, in a folder below the sweep's, that `jaxrl eval`,
+itself) is a separate program: an ordinary run in a subfolder of the sweep, which `jaxrl eval`,
 `report` and `render` read like any other.
 
     sweep.json               what is swept and in which folders; written first
@@ -48,14 +48,14 @@ from jaxrl.runs.processes import ALONE, Processes, join
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """Options of a sweep, beside those of its runs."""
+    """Options of a sweep, in addition to those of its runs."""
 
     dry_run: bool = False
-    """print the programs, and stop before anything is compiled or written"""
+    """print the programs without compiling or writing anything"""
 
 
 def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:
-    """What `jaxrl sweep` does, from Python. Every option of the command line is a keyword.
+    """Python interface of `jaxrl sweep`. Every option of the command line is a keyword.
 
         sweep("pqn", env="CartPole-v1", seeds=8, agent={"hidden": (64, 64)}, out="runs/x",
               sweep={"agent.lr": "log:1e-5:1e-2:4", "agent.num_steps": [32, 64]})
@@ -66,7 +66,7 @@ def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str,
       given: options; `agent` and `env_options` are mappings. `dry_run=True` only prints the plan.
 
     Returns:
-      What is in summary.json; {} of a dry run.
+      The contents of summary.json; {} for a dry run.
     """
     return run(from_call(agent, given | {"sweep": sweep}))
 
@@ -75,7 +75,7 @@ def run(request: Request) -> dict[str, Any]:
     """Trains every program that is not complete yet, and reports on all; returns the summary.
 
     Raises:
-      UserError: what cannot be met, before anything is compiled or written.
+      UserError: invalid request; raised before anything is compiled or written.
     """
     how, rest = take(SweepOptions, request.options)
     request = request._replace(options=rest)
@@ -121,7 +121,7 @@ def _join(request: Request) -> Processes:
 
 
 def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> None:
-    """Prints what is going to run."""
+    """Prints the plan of the sweep."""
     if not processes.leads:
         return
     plans = [program.plan for program in found]
@@ -165,7 +165,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
 
 
 def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
-    """What decides the results of a sweep, and so names it."""
+    """Everything that determines the results of a sweep, and hence its name."""
     swept = {name: {} for name in request.sweep}
     for program in found:
         for point in program.plan.settings.points:

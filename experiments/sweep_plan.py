@@ -1,4 +1,4 @@
-"""From what is swept to the programs of a sweep: traced values are members, static ones programs.
+"""Plan of a sweep: traced values become members, static values become programs.
 
 Bounds of observations and actions are static: where one follows a swept parameter of the
 environment, it stays at its default.

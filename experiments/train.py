@@ -22,7 +22,7 @@ from jaxrl.runs.processes import Processes, join
 
 
 def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
-    """What `jaxrl train` does, from Python. Every option of the command line is a keyword.
+    """Python interface of `jaxrl train`. Every option of the command line is a keyword.
 
         run("pqn", env="CartPole-v1", seeds=8, agent={"lr": 3e-4}, out="runs/x")
 
@@ -33,17 +33,17 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
         environment.
 
     Returns:
-      What is in summary.json.
+      The contents of summary.json.
 
     Raises:
-      UserError: what cannot be met, before anything is compiled or written.
+      UserError: invalid request; raised before anything is compiled or written.
     """
     request = from_call(agent, {"env": env, **options})
     return train(settle(request.agent, request.options))
 
 
 def train(settings: Settings) -> dict[str, Any]:
-    """Runs to the end, or goes on from the last checkpoint, and returns the summary.
+    """Trains to the end, from the last checkpoint if there is one, and returns the summary.
 
     A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
     processes of a cluster call it; the leader prints and writes what concerns the whole run.
@@ -53,7 +53,7 @@ def train(settings: Settings) -> dict[str, Any]:
     name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
     if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
-        # Told at once: making the environment may take seconds.
+        # Printed at once: making the environment may take seconds.
         run = _open(processes, path, own)
         if run.finished:
             summary = run.summary() or {}
@@ -94,7 +94,7 @@ def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
-    """What is about to run."""
+    """Lines that describe the run."""
     settings, layout = ready.settings, ready.layout
     updates = sum(stage.updates for stage in ready.program.stages)
     steps = ready.env_steps(*ready.end) * ready.members

@@ -1,4 +1,4 @@
-"""A run under way: launches, metrics, checkpoints and stops, by one process or by several."""
+"""Training loop of one or several processes: launches, metrics, checkpoints and stops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GO_ON, SAVE = 0, -1  # decisions after a launch; a signal's number saves and sto
 
 
 class Within(NamedTuple):
-    """What a search adds to one of its runs.
+    """Hooks of a search into one of its runs.
 
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
@@ -60,13 +60,13 @@ def run(
     """Trains this process's members to the end from wherever the run is.
 
     Args:
-      within: None for a run of its own.
+      within: None for a run that is not part of a search.
 
     Returns:
-      {"wall_s", "compile_s"}, those of earlier processes of the run included.
+      {"wall_s", "compile_s"}, including earlier processes of the run.
 
     Raises:
-      Stopped: asked to by a signal, in any process; all is saved.
+      Stopped: a signal arrived in any process; the state has been saved.
     """
     options = ready.settings.options
     first, last = ready.ranges[processes.index]
@@ -96,7 +96,7 @@ def run(
         saved, decision = time.perf_counter(), GO_ON
 
         def decide(stage: int, step: int, last: bool) -> bool:
-            """The same in every process, since all save the same points or none."""
+            """One decision for all processes, which save the same checkpoints or none."""
             nonlocal decision
             late = time.perf_counter() - saved >= options.checkpoint_seconds
             asked = signals.received or processes.stop_requested()
@@ -178,7 +178,7 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
         return None
     columns = dict(report.metrics)
     if report.evals is not None:
-        # A network of NaN still acts, somehow; that is no result.
+        # A network with NaN weights still produces actions; its returns are not results.
         sound = columns["finite"] == 1
         found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
         found |= stats.risk(report.evals.returns) | report.evals.measured

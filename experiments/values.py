@@ -1,4 +1,4 @@
-"""The one converter between what people give (words, YAML, Python values) and typed fields.
+"""Conversion of user input (command-line words, YAML, Python values) to typed fields.
 
 Importing this file does not import JAX.
 """
@@ -50,7 +50,7 @@ class Field(NamedTuple):
       kind: its type, such as int, `float | None`, `tuple[int, ...]` or a Literal.
       default: `dataclasses.MISSING` where a value is required.
       help: the docstring below the field.
-      least: the lowest number allowed, None without one.
+      least: the lowest number allowed, or None.
     """
 
     name: str
@@ -240,7 +240,7 @@ def _pairs(field: Field, value: Any) -> dict[str, Any]:
 
 
 def read_value(text: str, option: str = "--env-options") -> Any:
-    """The value that a text stands for, where no type is declared: 1.6, true, [1, 3]."""
+    """Parses a text without a declared type: 1.6, true, [1, 3]."""
     try:
         return plain_value(yaml.safe_load(text))
     except yaml.YAMLError:
@@ -259,7 +259,7 @@ def plain_value(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """A value as one would type it: true, null, 0.1, [64, 64]."""
+    """A value as a user would type it: true, null, 0.1, [64, 64]."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -302,7 +302,7 @@ def _docstrings(record: type) -> dict[str, str]:
             continue
         try:
             (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # made without a source
+        except (OSError, TypeError, SyntaxError, ValueError):  # no readable source
             continue
         body = node.body if isinstance(node, ast.ClassDef) else []
         for field, below in zip(body, body[1:], strict=False):

@@ -1,4 +1,4 @@
-"""jaxrl data info | convert | make: what is in a dataset, in another format, and new ones."""
+"""jaxrl data info | convert | make: describes, converts and generates datasets."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from jaxrl.runs.plots import COLOURS, compact
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
-  jaxrl data info FILE [--out FILE.png]        what it holds, with histograms
-  jaxrl data convert FROM TO                   to another format
+  jaxrl data info FILE [--out FILE.png]        describe a dataset, with histograms
+  jaxrl data convert FROM TO                   convert to another format
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
-                                               new ones, with simulator states; an agent is trained
-                                               for them, by default sac, or ppo for discrete actions
+                                               collect datasets with simulator states; trains an
+                                               agent first, by default sac, or ppo for discrete
+                                               actions
   jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M] [--seed S] [--out FILE]
-                                               what the diffusion model of a run of pgd_iql makes
+                                               sample the diffusion model of a pgd_iql run
 
-levels: random; expert, the best of the snapshots that training keeps, one per --evals; medium, the
-first a third of the way there; medium-replay, all up to that one; medium-expert, half and half.
-Mazes need no training: play, diverse, expert, random.
+levels: random; expert, the best training snapshot (training keeps one snapshot per evaluation);
+medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
+to medium; medium-expert, half medium and half expert.
+Mazes need no training; their levels are play, diverse, expert and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
@@ -46,7 +48,7 @@ class InfoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MakeOptions:
-    """Options of `jaxrl data make`, beside those of training."""
+    """Options of `jaxrl data make`, in addition to those of training."""
 
     level: str = ""
     steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
@@ -66,7 +68,7 @@ class DiffusionOptions:
 
 
 def main(words: Sequence[str]) -> None:
-    """One of the commands below, with its words."""
+    """Runs one `jaxrl data` command; `words` are the arguments after `data`."""
     if {"-h", "--help"} & set(words):
         print(USAGE, end="")
         return
@@ -150,16 +152,16 @@ def _check_free(file: Path) -> None:
 
 
 def _keep(file: Path, data: Dataset) -> None:
-    """Writes a dataset, and says what it holds."""
+    """Writes a dataset and prints a description of it."""
     datasets.save(file, data)
     print("\n".join([str(file), *describe(datasets.load(file))]))
 
 
-# --- what a dataset holds ------------------------------------------------------------------------
+# --- description of a dataset ---------------------------------------------------------------------
 
 
 def describe(data: Dataset) -> list[str]:
-    """Lines on sizes, ends, returns, actions, and what is suspicious."""
+    """Lines on size, episode ends, returns, actions, duplicates and extras of a dataset."""
     t, meta = data.transitions, data.meta
     returns, lengths = episode_returns(t)
     lines = [
@@ -192,7 +194,7 @@ def describe(data: Dataset) -> list[str]:
 
 
 def duplicates(data: Dataset) -> int:
-    """Rows whose obs, action, reward and next_obs are those of an earlier row."""
+    """Number of rows whose obs, action, reward and next_obs equal those of an earlier row."""
     t = data.transitions
     columns = [x.reshape(len(x), -1) for x in (t.obs, t.action, t.reward, t.next_obs)]
     rows = np.ascontiguousarray(np.concatenate(columns, 1, dtype=np.float32))

@@ -1,15 +1,16 @@
-"""Making datasets: behaviour policies trained with the engine, and what they live through.
+"""Dataset collection with behaviour policies that the engine trains.
 
 Levels, after those of D4RL:
 
     random          uniformly random actions
     medium          the first snapshot that is a third of the way from random to expert
     expert          the snapshot with the highest evaluation
-    medium-replay   equal shares of all snapshots up to the medium one: what learning saw on its way
+    medium-replay   equal shares of all snapshots up to and including the medium one
     medium-expert   half and half
 
-Policies act as in training, with their exploration. Mazes have journeys instead of training
-(`jaxrl.envs.maze_walks`): levels play, diverse, expert and random.
+Policies act as in training, with their exploration. For mazes, a
+shortest-path controller replaces training (`jaxrl.envs.maze_walks`); the levels are play, diverse,
+expert and random.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Behaviour(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MazeOptions:
-    """What data of mazes take beside --level and --steps."""
+    """Options for maze datasets, in addition to --level and --steps."""
 
     seed: int = dataclasses.field(default=0, metadata={"least": 0})
 
@@ -116,11 +117,11 @@ def make(
     """Yields (level, `Dataset` of `steps` rows) for each level.
 
     Args:
-      agent: what is trained; by default SAC for boxes and PPO for discrete actions.
-      options: more options of training, see `settings.resolve`; of mazes `seed` alone.
+      agent: name of the agent to train; by default SAC for boxes and PPO for discrete actions.
+      options: more options of training, see `settings.resolve`; mazes accept only `seed`.
 
     Raises:
-      UserError: a level that there is not, or a request that cannot be met; before training.
+      UserError: unknown level or invalid request; raised before training.
     """
     known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
     for level in levels:
@@ -166,7 +167,7 @@ def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settin
     return resolve(agent, {**options, "env": env})
 
 
-# --- who acts ------------------------------------------------------------------------------------
+# --- policies ------------------------------------------------------------------------------------
 
 
 def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
@@ -252,7 +253,7 @@ def showing(env: Env) -> Env:
     return dataclasses.replace(env, reset=reset, step=step, persist=persist if outlives else None)
 
 
-# --- what they do --------------------------------------------------------------------------------
+# --- rollouts -----------------------------------------------------------------------------------
 
 
 def mean_return(behaviour: Behaviour, key: Array) -> float:
@@ -262,10 +263,10 @@ def mean_return(behaviour: Behaviour, key: Array) -> float:
 
 
 def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
-    """`steps` rows [D] of whole episodes, but for the last; with simulator states.
+    """`steps` rows [D] of complete episodes (the last may be cut), with simulator states.
 
-    Several environments play side by side. Each goes on until the episodes that it began within its
-    share of the steps are over, so that short ones are no more likely to be kept than long ones.
+    Several environments run in parallel. Each runs until the episodes that started within its share
+    of the steps have ended, so that short episodes are not overrepresented.
     """
     actor, state, hp = behaviour
     share = -(-steps // ENVS)
@@ -288,7 +289,7 @@ def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
 
 
 def join(parts: Sequence[Transition]) -> Transition:
-    """One after the other; episodes that a part stops in the middle of are truncated there."""
+    """Concatenates parts; an episode that is incomplete at the end of a part is truncated there."""
     t = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     cut = np.append(t.start[1:], False) & ~t.terminated
     return t._replace(truncated=t.truncated | cut)

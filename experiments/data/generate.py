@@ -1,4 +1,4 @@
-"""Datasets of the trajectories that a run's diffusion model makes."""
+"""Datasets of trajectories sampled from the diffusion model of a run."""
 
 from __future__ import annotations
 

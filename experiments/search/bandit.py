@@ -1,7 +1,7 @@
-"""Choosing among trained policies by a few episodes, as one would where episodes are dear.
+"""Choice among trained policies from few episodes, for environments with costly episodes.
 
 Each policy is an arm, each episode a pull; UCB1 (Auer et al. 2002, "Finite-time Analysis of the
-Multiarmed Bandit Problem") says which is tried next, on returns normalised to about [0, 1], as in
+Multiarmed Bandit Problem") selects the next arm, on returns normalised to about [0, 1], as in
 the evaluation protocol of unifloral (Jackson et al. 2025, arXiv:2504.11453).
 """
 

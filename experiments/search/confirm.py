@@ -1,4 +1,4 @@
-"""After the trials of a search: the best again with fresh seeds, and a bandit's choice."""
+"""After the trials: the best are retrained with fresh seeds, and a bandit chooses a policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def confirm(
 ) -> list[dict[str, Any]]:
     """Trains points again with seeds that no trial had: {"values", "return", "failed"} of each.
 
-    The best of many is the best partly by luck; with fresh seeds it is not.
+    The best of many trials is partly lucky; fresh seeds remove this selection bias.
     """
     results: list[dict[str, Any]] = [{} for _ in points]
     statics = [{name: point[name] for name in space.static} for point in points]

@@ -1,9 +1,9 @@
 """Successive halving inside a population: at each rung the worst trials of a slot are stopped.
 
-A rung is the end of a chunk. The members of trials that go on move to the front, and the tiles
-behind them are not computed any more: no program is compiled for it, and nobody's bits change.
-Who was stopped is told by the metrics, which are NaN from then on, so that a continued run reads
-there with whom to go on.
+A rung is the end of a chunk. The members of promoted trials move to the front, and the tiles
+behind them are no longer computed: nothing is recompiled, and the results of the other members do
+not change. Metrics of stopped trials are NaN from the rung on; a continued run reads the promoted
+trials from the metrics.
 
 Non-stochastic Best Arm Identification and Hyperparameter Optimization. Kevin Jamieson, Ameet
 Talwalkar. AISTATS 2016, arXiv:1502.07943.
@@ -29,7 +29,7 @@ from jaxrl.runs import records
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
-    """One slot, filled up to `size` trials; one in `eta` goes on at each rung."""
+    """One slot, padded to `size` trials; one in `eta` is promoted at each rung."""
     trials, seeds = len(settings.points), settings.options.seeds
     settings = slots.filled(settings, size)
     objective, processes = engine.objective, engine.processes

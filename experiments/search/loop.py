@@ -1,6 +1,6 @@
 """Hyperparameter search: Optuna proposes, a batch of trials is trained as one population.
 
-    search.json      what is searched and how; written first
+    search.json      search space and options; written first
     journal.log      the study, which optuna-dashboard opens
     000-.../  ...    the slots: runs that other commands read like any other
     confirm/         the best trials with fresh seeds
@@ -9,8 +9,8 @@
     plots/           slices, parallel coordinates
 
 Trials of a slot have the same static values, so a batch of `programs` slots compiles at most that
-many; all slots have the same number of members, so that later batches compile nothing that an
-earlier one has. A killed search goes on with the same command, also with more `--trials`.
+many; all slots have the same number of members, so that later batches reuse the compiled
+programs of earlier ones. The same command continues a killed search, also with more `--trials`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a q
 
 
 def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
-    """What `jaxrl search` does, from Python. Every option of the command line is a keyword.
+    """Python interface of `jaxrl search`. Every option of the command line is a keyword.
 
         search("pqn", env="CartPole-v1", seeds=4, trials=64, out="runs/x",
                range={"agent.lr": "log:1e-5:1e-2", "agent.num_steps": [16, 32]})
 
     Returns:
-      What is in summary.json.
+      The contents of summary.json.
     """
     return run(from_call(agent, given | {"range": range}, "range"))
 
@@ -62,7 +62,7 @@ def run(request: Request) -> dict[str, Any]:
     """Searches until all trials are done; returns the summary.
 
     Raises:
-      UserError: what cannot be met, before anything is compiled or written.
+      UserError: invalid request; raised before anything is compiled or written.
     """
     own, rest = take(Options, request.options)
     goal = objective(own)
@@ -92,7 +92,7 @@ def run(request: Request) -> dict[str, Any]:
 
 
 def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]) -> None:
-    """All trials that are still to be done, batch after batch."""
+    """Trains all remaining trials, batch by batch."""
     processes, book = engine.processes, None
     seed = space.programs[0].options.seed
     if processes.leads:
@@ -154,7 +154,7 @@ def _tell(book: Study, slot: Slot, outcome: Outcome) -> None:
 
 
 def _spend(book: Study, spent: Mapping[str, float]) -> None:
-    """Adds to what the study has cost."""
+    """Adds to the recorded cost of the study."""
     before = book.user_attrs.get("spent", {})
     book.set_user_attr("spent", {name: before.get(name, 0) + x for name, x in spent.items()})
 
@@ -191,7 +191,7 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
 
 
 def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
-    """What decides which trials are made and what they come to, and so names the search."""
+    """Everything that determines the trials and their results, and hence the name of the search."""
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
     its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}

@@ -1,4 +1,4 @@
-"""What a search can be told beside the options of its runs."""
+"""Options of a search, in addition to the options of its training runs."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from jaxrl.experiments.search.slots import Objective
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of a search; `jaxrl train AGENT --help` shows the others, which it takes too."""
+    """Options of a search, in addition to those of `jaxrl train AGENT --help`."""
 
     trials: int = dataclasses.field(default=64, metadata={"least": 1})
-    """hyperparameter settings to try, each with --seeds seeds; more continue a search"""
+    """number of trials, each with --seeds seeds; a larger number continues a search"""
     batch: int = dataclasses.field(default=64, metadata={"least": 1})
-    """trials that are proposed and trained at a time"""
+    """number of trials that are proposed and trained together"""
     programs: int = dataclasses.field(default=4, metadata={"least": 1})
-    """programs that a batch may compile, where static settings are searched"""
+    """maximum number of programs compiled per batch if static settings are searched"""
     sampler: Literal["tpe", "cmaes", "qmc", "random", "grid"] = "tpe"
-    """who proposes; cmaes needs the package of that name, grid a list for each setting"""
+    """Optuna sampler; cmaes needs the package cmaes, grid needs a list of values per setting"""
     objective: str = "return"
-    """what counts: return, or metric:NAME for a column of the metrics, as metric:td_error"""
+    """objective: return, or metric:NAME for a logged metric, for example metric:td_error"""
     minimise: bool = False
-    """less is better"""
+    """minimise the objective instead of maximising it"""
     score: Literal["final", "mean"] = "final"
-    """the last evaluation, or the mean over all of them"""
+    """score of a trial: its last evaluation, or the mean over all its evaluations"""
     statistic: str = "iqm"
-    """over seeds: iqm, or cvar:SHARE for the mean of the worst of them"""
+    """aggregate over seeds: iqm, or cvar:SHARE for the mean of the worst fraction SHARE of seeds"""
     halving: bool = False
     """stop the worst trials of a batch early: successive halving"""
     eta: int = dataclasses.field(default=4, metadata={"least": 2})
-    """one of so many trials goes on at each rung of --halving"""
+    """reduction factor of --halving: one trial in ETA is promoted at each rung"""
     pbt: bool = False
-    """population-based training: after each evaluation the worst quarter of a batch takes over
-    weights and settings of the best, and varies the settings"""
+    """population-based training: after each evaluation the worst quarter of a batch copies
+    weights and settings from the best and perturbs the settings"""
     confirm: int = 0
-    """the best trials to be trained again with fresh seeds"""
+    """number of best trials to train again with fresh seeds"""
     confirm_seeds: int = dataclasses.field(default=32, metadata={"least": 1})
-    """those seeds"""
+    """number of fresh seeds per trial of --confirm"""
     eval_budget: int = 0
-    """episodes in which a bandit chooses among the trained policies"""
+    """total evaluation episodes that a bandit spends to choose among the trained policies"""
 
 
-PHASES = ("trials", "confirm", "confirm_seeds", "eval_budget")  # more of them continue a search
+PHASES = ("trials", "confirm", "confirm_seeds", "eval_budget")  # larger values continue a search
 
 
 def objective(own: Options) -> Objective:
-    """The objective; UserError for options that cannot be met."""
+    """Objective of a search; raises UserError for options that exclude each other."""
     if own.halving and own.pbt:
         raise UserError("--halving and --pbt exclude each other")
     if own.pbt and (own.sampler not in ("random", "qmc") or own.confirm):

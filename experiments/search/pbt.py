@@ -6,8 +6,8 @@ generator; `exchange_members` carries them out on the population's state.
 
 Population Based Training of Neural Networks. Max Jaderberg et al. 2017, arXiv:1711.09846.
 
-Deviation: hyperparameters move by a fraction of their range, on its scale, instead of by a factor,
-which would hardly change a number such as a discount between 0.9 and 1.
+Deviation: hyperparameters change by a fraction of their range, on its scale, instead of by a
+factor. A factor would hardly change a discount between 0.9 and 1.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ FOLDER = "exchange"
 def evolve(
     engine: Engine, settings: Settings, path: Path, ranges: Mapping[str, Range], share: float
 ) -> Outcome:
-    """One slot, in which `share` of the trials takes over from as many best after every evaluation
-    but the last."""
+    """Trains one slot; after every evaluation but the last, the worst `share` of the trials copies
+    weights and settings from equally many of the best."""
     seeds, count = settings.options.seeds, len(settings.points)
     objective, processes = engine.objective, engine.processes
 
@@ -119,7 +119,7 @@ def _take_over(
         folder.mkdir(exist_ok=True)
         files.atomic_write(folder / f"{parent}", _bytes(learner(parent)))
     if away.size:
-        processes.all_true(True)  # until all files are there
+        processes.all_true(True)  # until all files are written
     new = state
     if own.size:
         here = np.where(home[parents[own]] == processes.index, parents[own], own) - first
@@ -172,9 +172,9 @@ def truncation(rng: np.random.Generator, scores: np.ndarray, share: float) -> np
     """Parents [Q]: each of the worst floor(share Q) trials gets one of as many best, others stay.
 
     Args:
-      scores: [Q], higher is better; NaN is worst. A trial without a score is no parent; where the
-        best have none, nobody moves.
-      share: of the trials that is replaced, at most a half.
+      scores: [Q], higher is better; NaN is worst. A trial without a score is never a parent; if the
+        best trials have no score, no trial is replaced.
+      share: fraction of the trials to replace, at most 0.5.
     """
     count = int(share * scores.size)
     parents = np.arange(scores.size)
@@ -192,8 +192,9 @@ def perturb(
     step: float = 0.1,
     resample: float = 0.25,
 ) -> np.ndarray:
-    """Settings after an exchange, [Q, V] in the unit cube: those who have a parent take its own,
-    each moved up or down by `step`, or drawn anew with probability `resample`."""
+    """Settings after an exchange, [Q, V] in the unit cube. A trial with a parent copies
+    the settings of the parent; each is moved up or down by `step`, or resampled with probability
+    `resample`."""
     moved = units[parents] + step * rng.choice([-1.0, 1.0], units.shape)
     fresh = rng.uniform(size=units.shape)
     new = np.where(rng.uniform(size=units.shape) < resample, fresh, np.clip(moved, 0, 1))

@@ -1,4 +1,4 @@
-"""What a search came to: its best trials, which settings matter, and pictures of both."""
+"""Results of a search: its best trials, the importance of settings, and plots of both."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jaxrl.runs import plots, records
 if TYPE_CHECKING:
     from optuna import Study
 
-ROWS = 10  # trials that are printed
+ROWS = 10  # maximum number of printed trials
 
 
 def summary(book: Study) -> dict[str, Any]:
-    """The study in numbers; "best" is its best trial, {} without any."""
+    """Summary statistics of the study; "best" is its best trial, or {}."""
     from optuna.trial import TrialState
 
     trials = study.current(book)

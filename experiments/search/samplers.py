@@ -1,4 +1,4 @@
-"""Who proposes the trials of a search: samplers of Optuna, and what each needs."""
+"""Optuna samplers that propose the trials of a search, and their requirements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check(sampler: str, space: Space) -> None:
-    """Raises UserError where Optuna or what the sampler needs is missing, or it cannot do that."""
+    """Raises UserError for missing packages, or a space that the sampler cannot handle."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -55,7 +55,7 @@ def make(name: str, seed: int, drawn: int, batch: int) -> BaseSampler:
                 seed=anew, popsize=max(batch, 4), warn_independent_sampling=False,
                 independent_sampler=samplers.RandomSampler(seed=anew),
             )  # fmt: skip
-        # Trials that are running count as bad, so that a batch does not crowd at one place.
+        # constant_liar: running trials count as bad, which spreads the trials of a batch.
         return samplers.TPESampler(seed=anew, constant_liar=True)
 
 

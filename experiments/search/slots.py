@@ -29,13 +29,13 @@ from jaxrl.runs.processes import Processes
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a trial comes to.
+    """Objective of a trial.
 
     Attributes:
       metric: a column of the metrics, "return" that of evaluation episodes.
-      mean: over all evaluations, not the last one.
-      cvar: None for the IQM over seeds, else the share of the worst of them to average.
-      minimise: less is better.
+      mean: score the mean over all evaluations instead of the last one.
+      cvar: None for the IQM over seeds, else the fraction of the worst seeds to average.
+      minimise: lower values are better.
     """
 
     metric: str = "return"
@@ -68,14 +68,14 @@ class Objective:
 
 
 class Outcome(NamedTuple):
-    """What Q trials came to.
+    """Results of Q trials.
 
     Attributes:
       members: [Q, S] scores.
       values: [Q] objective, NaN where it failed.
-      stopped: [Q] updates after which a trial was stopped, 0 where it was not.
+      stopped: [Q] updates after which a trial was stopped, 0 if it was not stopped.
       env_steps: of all members together.
-      final: the trials' settings at the end, where they have changed.
+      final: settings of the trials at the end, if they changed during training.
     """
 
     members: np.ndarray
@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """What all slots of a search share.
+    """State shared by all slots of a search.
 
     `built` holds the compiled functions of each (static values, members).
     """
@@ -104,8 +104,7 @@ class Engine(NamedTuple):
 def train(engine: Engine, settings: Settings, path: Path, size: int) -> Outcome:
     """All points of `settings` to the end, in one run; filled up to `size` trials.
 
-    A last slot that is smaller than the others repeats its last trial, so as to need no program of
-    its own.
+    A last slot with fewer trials repeats its last trial, which avoids another compilation.
     """
     return run(engine, filled(settings, size), path, len(settings.points))
 
@@ -171,7 +170,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     """The width of tiles of a slot of `size` trials.
 
     Raises:
-      UserError: it does not fit into memory, or has no metric that is the objective.
+      UserError: the slot does not fit into memory, or the run has no such metric.
     """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)

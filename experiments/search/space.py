@@ -1,4 +1,4 @@
-"""Search spaces: what `--range NAME=...` means, and which of it may differ within one program.
+"""Search spaces: the syntax of `--range NAME=...`, and which settings may differ in one program.
 
 agent.lr=log:1e-5:1e-2      any number, at equal ratios         traced settings only
 agent.gamma=lin:0.9:0.999   any number, at equal distances      traced settings only
@@ -69,7 +69,7 @@ class Range:
 
 
 class Space(NamedTuple):
-    """What is searched.
+    """A search space.
 
     Attributes:
       traced: may differ between the members of one program.

@@ -1,6 +1,6 @@
-"""The Optuna study of a search: asked for trials, told of results, kept in a journal file.
+"""The Optuna study of a search (ask-and-tell), stored in a journal file.
 
-A trial that has been handed out carries `run`, the folder it is trained in, and `row`, its place
+A trial assigned to a slot carries `run`, the folder it is trained in, and `row`, its place
 there, among its user attributes. One that a killed search left running is marked as failed, and a
 copy of it, whose `again` is its number, takes its place in the same folder, where training goes on
 from the last checkpoint. Only the process that holds the search's lock opens the study.
@@ -37,7 +37,7 @@ class Slot(NamedTuple):
       run: name of their folder.
       trials: numbers of the trials.
       points: traced values of each.
-      waiting: of each, whether its result has not been told.
+      waiting: of each, whether its result is still to be reported.
     """
 
     run: str
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
 
 
 def open_study(path: Path, minimise: bool) -> Study:
-    """The study in a folder, made where there is none."""
+    """Opens the study in a folder; creates it if necessary."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -66,7 +66,7 @@ def open_study(path: Path, minimise: bool) -> Study:
 
 
 def read_study(path: Path) -> Study:
-    """The study in a folder, to be read only."""
+    """Opens the study in a folder for reading only."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -88,7 +88,7 @@ def _drop_half_line(file: Path) -> None:
 
 
 def current(study: Study) -> list[FrozenTrial]:
-    """Trials that count: handed out, and not replaced by a copy."""
+    """Trials that count: assigned to a slot, and not replaced by a copy."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
     replaced = {trial.user_attrs.get("again") for trial in trials}
     return [trial for trial in trials if trial.number not in replaced]
@@ -194,7 +194,7 @@ def tell(
     pruned_at: int | None = None,
     final: Mapping[str, Any] | None = None,
 ) -> None:
-    """The result of a trial: NaN has failed.
+    """The result of a trial: NaN marks a failed trial.
 
     Args:
       scores: [S] of its seeds.
@@ -218,7 +218,7 @@ def tell(
 
 
 def best(study: Study, count: int) -> list[FrozenTrial]:
-    """The best of those trained to the end, best first."""
+    """The best trials among those trained to the end, best first."""
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
