@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Stopped as stop:
-        print(f"jaxrl: {stop}; the same command goes on from there", file=sys.stderr)
+        print(f"jaxrl: {stop}; the same command continues from there", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         goes_on = words[0] in ("train", "sweep", "search")
-        hint = "; the same command goes on from the last checkpoint" if goes_on else ""
+        hint = "; the same command continues from the last checkpoint" if goes_on else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -184,7 +184,7 @@ class EvalOptions:
 def _eval(words: list[str]) -> None:
     paths, own = _simple(EvalOptions, words)
     if len(paths) != 1:
-        raise UserError("which run? As in: jaxrl eval runs/NAME --episodes 128")
+        raise UserError("eval needs one run: jaxrl eval runs/NAME --episodes 128")
     if own.eval_steps and min(own.eval_steps) < 1:
         raise UserError(f"--eval-steps must be at least 1, not {min(own.eval_steps)}")
 
@@ -214,7 +214,7 @@ class RenderOptions:
 def _render(words: list[str]) -> None:
     paths, own = _simple(RenderOptions, words)
     if len(paths) != 1:
-        raise UserError("which run? As in: jaxrl render runs/NAME --member 0")
+        raise UserError("render needs one run: jaxrl render runs/NAME --member 0")
 
     from jaxrl.experiments import jax_setup, render
 
@@ -234,7 +234,7 @@ class ReportOptions:
 def _report(words: list[str]) -> None:
     paths, own = _simple(ReportOptions, words)
     if not paths:
-        raise UserError("which run? As in: jaxrl report runs/NAME")
+        raise UserError("report needs a run or sweep: jaxrl report runs/NAME")
     if any((path / "search.json").is_file() for path in paths):
         if len(paths) > 1 or own != ReportOptions():
             raise UserError("a search is reported by itself, without --over, --csv and --out")
@@ -260,7 +260,7 @@ def _data(words: list[str]) -> None:
 def _list(words: list[str]) -> None:
     tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
     if len(words) != 1 or words[0] not in tables:
-        raise UserError("list what? `jaxrl list agents` or `jaxrl list envs`")
+        raise UserError("list needs agents or envs: `jaxrl list agents` or `jaxrl list envs`")
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")

@@ -104,7 +104,7 @@ def read(command: str, words: Sequence[str]) -> Request:
     the value or the sweep of the same name in the file.
     """
     if not words or words[0].startswith("-"):
-        raise UserError(f"which agent? As in: jaxrl {command} pqn --env CartPole-v1")
+        raise UserError(f"{command} needs an agent: jaxrl {command} pqn --env CartPole-v1")
     (first, *more), given = tokenise(words)
     if more:
         raise UserError(f"unexpected word {more[0]!r}; values follow options, as in --seeds 8")

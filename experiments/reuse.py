@@ -39,8 +39,9 @@ def reuse(
     mine = {stage.name: stage for stage in program.stages if stage.shared}
     states = {name: earlier.states[name] for name in mine if name in earlier.states}
     if not states:
-        wanted = " or ".join(mine) or "anything, and here nothing is"
-        raise UserError(f"{earlier.path} has not finished {wanted} shared by its members")
+        if not mine:
+            raise UserError("no stage of this run is shared by its members: leave out --from")
+        raise UserError(f"{earlier.path} has no finished and shared stage {' or '.join(mine)}")
     for name, state in states.items():
         _check(earlier.path, mine[name], state, hp, inputs)
     stages = (_finished(s) if s.name in states else s for s in program.stages)

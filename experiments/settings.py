@@ -75,7 +75,7 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
     given = canonical(algorithm, options)
     env = given.get("env")
     if env in (None, "", (), ("",)):
-        raise UserError(f"which environment? As in: jaxrl train {agent} --env CartPole-v1")
+        raise UserError(f"{agent} needs an environment: pass --env, as in --env CartPole-v1")
     values = {name: convert(known[name], value) for name, value in given.items()}
     preset = preset_values(agent, algorithm, values["env"], values.get("preset", "auto"))
     values = merged(preset, values)

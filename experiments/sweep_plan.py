@@ -45,7 +45,7 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
       UserError: an unknown name or a value that does not fit, or a program that cannot be made.
     """
     if not request.sweep:
-        raise UserError("nothing is swept; say what, as in --sweep agent.lr=1e-4,3e-4")
+        raise UserError("nothing is swept: pass --sweep, as in --sweep agent.lr=1e-4,3e-4")
     algorithm = agents.load(request.agent)
     set_too = set(canonical(algorithm, request.options)) & set(request.sweep)
     if set_too:

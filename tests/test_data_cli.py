@@ -109,13 +109,13 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
     [
         ([], "jaxrl data info FILE"),
         (["inof", "a.npz"], "did you mean 'info'?"),
-        (["info"], "which dataset?"),
+        (["info"], "data info needs one dataset"),
         (["info", "none.npz"], "none.npz cannot be read: No such file"),
         (["info", "a.npz", "--out"], "--out needs a value"),
-        (["convert", "a.npz"], "from where to where?"),
+        (["convert", "a.npz"], "data convert needs two paths"),
         (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
-        (["make", "--level", "random"], "which environment and level?"),
-        (["make", "CartPole-v1"], "which environment and level?"),
+        (["make", "--level", "random"], "data make needs an environment and a level"),
+        (["make", "CartPole-v1"], "data make needs an environment and a level"),
         (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),
         (
             ["make", "CartPole-v1", "--level", "random", "--steps", "0"],

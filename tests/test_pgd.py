@@ -399,7 +399,7 @@ def test_a_model_serves_other_runs(
 
     for words, says in (
         ([*common, "--agent.model-features", "16"], "of another size"),
-        ([*common, "--agent.synthetic", "none"], "has not finished anything"),
+        ([*common, "--agent.synthetic", "none"], "leave out --from"),
     ):
         words = ["train", "pgd_iql", *words, "--out", "third", "--from", "first"]
         assert cli.main(words) == 2

@@ -464,6 +464,6 @@ def test_terminal_shows_live_progress_until_interrupted(lab: Path, whole: tuple[
     assert all(len(line) <= 80 for line in lines if " left" in line)
     told = [line for line in lines if line.startswith("jaxrl: ")]
     assert told == [
-        "jaxrl: stopped by SIGINT, and all is saved; the same command goes on from there"
+        "jaxrl: stopped by SIGINT, and all is saved; the same command continues from there"
     ]
     assert "Traceback" not in text and lines[-2:] == [told[0], ""], lines[-4:]

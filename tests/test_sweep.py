@@ -251,8 +251,8 @@ def test_dry_run_compiles_and_writes_nothing(
 
 # Words after `jaxrl sweep`, and what the one line must say.
 BAD = {
-    "no agent": ([], "which agent", "jaxrl sweep"),
-    "nothing": (MATCH, "nothing is swept"),
+    "no agent": ([], "sweep needs an agent", "jaxrl sweep"),
+    "nothing": (MATCH, "nothing is swept: pass --sweep"),
     "form": ([*MATCH, "--sweep", "agent.lr"], "NAME=VALUES", "'agent.lr'"),
     "field": ([*MATCH, "--sweep", "agent.lrr=1,2"], "agent.lrr", "'agent.lr'"),
     "field, bare": ([*MATCH, "--sweep", "num_steps=1,2"], "num_steps", "'agent.num_steps'"),
@@ -260,7 +260,7 @@ BAD = {
     "option": ([*MATCH, "--sweep", "seeds=1,2"], "seeds cannot be swept"),
     "env's field": ([*MATCH, "--sweep", "env.max_step=1,2"], "'max_step'", "'max_steps'"),
     "env": (["pqn", "--sweep", "env=CartPole-v1,CartPole-v2"], "'CartPole-v2'", "'CartPole-v1'"),
-    "no env": (["pqn", "--sweep", "agent.lr=1,2"], "which environment"),
+    "no env": (["pqn", "--sweep", "agent.lr=1,2"], "pqn needs an environment: pass --env"),
     "number": ([*MATCH, "--sweep", "agent.lr=1,high"], "agent.lr", "'high'"),
     "nan": ([*MATCH, "--sweep", "agent.lr=1,nan"], "agent.lr", "nan"),
     "int": ([*MATCH, "--sweep", "agent.num_steps=32,6.5"], "--agent.num-steps", "6.5"),

@@ -89,7 +89,7 @@ def main(words: Sequence[str]) -> None:
 def _info(paths: list[str], given: dict[str, Words]) -> None:
     own = fill(InfoOptions, given)
     if len(paths) != 1:
-        raise UserError("which dataset? As in: jaxrl data info data.npz")
+        raise UserError("data info needs one dataset: jaxrl data info data.npz")
     path = Path(paths[0])
     data = datasets.load(path)
     picture = own.out or path.with_suffix(".png")
@@ -101,7 +101,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
 
 def _convert(paths: list[str], given: dict[str, Words]) -> None:
     if len(paths) != 2 or given:
-        raise UserError("from where to where? As in: jaxrl data convert data.hdf5 data.npz")
+        raise UserError("data convert needs two paths: jaxrl data convert data.hdf5 data.npz")
     source, target = map(Path, paths)
     _check_free(target)
     data = datasets.load(source)
@@ -115,8 +115,8 @@ def _make(envs: list[str], given: dict[str, Words]) -> None:
     own, rest = take(MakeOptions, given)
     if len(envs) != 1 or not own.level:
         raise UserError(
-            "which environment and level? As in: jaxrl data make Pendulum-v1 --level medium "
-            "--steps 20000"
+            "data make needs an environment and a level: jaxrl data make Pendulum-v1 "
+            "--level medium --steps 20000"
         )
     (env,) = envs
     names.check_name(env)
@@ -136,7 +136,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
     own = fill(DiffusionOptions, given)
     if len(envs) != 1:
         raise UserError(
-            "which environment? As in: jaxrl data make dmsd --from-diffusion runs/NAME "
+            "data make needs an environment: jaxrl data make dmsd --from-diffusion runs/NAME "
             "--steps 20000 --out data.npz"
         )
     (env,) = envs
