@@ -11,11 +11,10 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import iql, pgd
-from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
 
-make, log_prob, check_request = iql.make, iql.log_prob, pgd.check_request
+make, log_prob = iql.make, iql.log_prob
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +35,12 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
 
 
-ALGORITHM = Algorithm(
-    Config,
-    Hypers,
-    make,
-    program,
-    offline=True,
+ALGORITHM = dataclasses.replace(
+    iql.ALGORITHM,
+    Config=Config,
+    Hypers=Hypers,
+    program=program,
     extras=("next_known",),
-    check_request=check_request,
+    check_request=pgd.check_request,
     log_prob=log_prob,
 )

@@ -11,12 +11,10 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import ofql, pgd
-from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
 
-make, check_request = ofql.make, pgd.check_request
-log_prob = pgd.unit_log_prob(ofql.make)
+make, log_prob = ofql.make, pgd.unit_log_prob(ofql.make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +34,12 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return pgd.program(cfg, env, agent, policy, evals, episodes, explore=True)
 
 
-ALGORITHM = Algorithm(
-    Config,
-    Hypers,
-    make,
-    program,
-    offline=True,
+ALGORITHM = dataclasses.replace(
+    ofql.ALGORITHM,
+    Config=Config,
+    Hypers=Hypers,
+    program=program,
     extras=("next_known",),
-    check_request=check_request,
+    check_request=pgd.check_request,
     log_prob=log_prob,
 )

@@ -11,12 +11,10 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import pgd, td3bc
-from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.types import Env
 
-make, check_request = td3bc.make, pgd.check_request
-log_prob = pgd.unit_log_prob(td3bc.make)
+make, log_prob = td3bc.make, pgd.unit_log_prob(td3bc.make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +33,12 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     return pgd.program(cfg, env, agent, log_prob(cfg, env.spec), evals, episodes)
 
 
-ALGORITHM = Algorithm(
-    Config,
-    Hypers,
-    make,
-    program,
-    offline=True,
+ALGORITHM = dataclasses.replace(
+    td3bc.ALGORITHM,
+    Config=Config,
+    Hypers=Hypers,
+    program=program,
     extras=("next_known",),
-    check_request=check_request,
+    check_request=pgd.check_request,
     log_prob=log_prob,
 )

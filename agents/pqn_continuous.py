@@ -27,6 +27,7 @@ from flax import struct
 from jaxrl import nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
+from jaxrl.losses import huber
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
@@ -181,7 +182,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def critic_loss(params: PyTree, obs: Array, action: Array, target: Array) -> Array:
             error = q_values(params, obs, action) - target[None]
-            return jnp.sum(jnp.mean(smooth_l1(error), -1))
+            return jnp.sum(jnp.mean(huber(error, 1.0), -1))
 
         def actor_loss(params: PyTree, critic: PyTree, obs: Array, before: Array) -> Any:
             action = policy(params, obs)
@@ -220,16 +221,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 
 
-def smooth_l1(x: Array) -> Array:
-    """Huber loss with β = 1."""
-    return jnp.where(jnp.abs(x) < 1, 0.5 * x * x, jnp.abs(x) - 0.5)
-
-
 def trust_penalty(change: Array, threshold: Array | float) -> tuple[Array, Array]:
-    """Mean smooth L1 [B] of action changes [B, A] with mean |change| above the threshold, else 0;
+    """Mean Huber loss [B] of action changes [B, A] with mean |change| above the threshold, else 0,
     and whether the threshold is exceeded [B]."""
     far = jnp.mean(jnp.abs(change), -1) > threshold
-    return jnp.where(far, jnp.mean(smooth_l1(change), -1), 0.0), far
+    return jnp.where(far, jnp.mean(huber(change, 1.0), -1), 0.0), far
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -120,16 +120,9 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     check_request(settings, algorithm)
     env = envs.make(options.env, **options.env_options)
     inputs, meta = read_inputs(settings, algorithm, env, earlier.data)
-    bases = earlier.bases
-    if bases is not None:
-        inputs["base"] = bases.trained
-    program = algorithm.program(
-        settings.cfg,
-        env,
-        evals=options.evals,
-        episodes=options.eval_episodes,
-        **({} if bases is None else {"bases": bases.policies}),
-    )
+    if earlier.bases is not None:
+        inputs["base"] = earlier.bases.trained
+    program = program_of(settings, env, earlier.bases)
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise UserError(f"--devices must be between 1 and {len(devices)}, those there are")
@@ -165,6 +158,14 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         meta,
         earlier.digests,
     )
+
+
+def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
+    """The program of a run in `env`, on top of `bases` if the agent builds on trained runs."""
+    own = settings.options
+    more = {} if bases is None else {"bases": bases.policies}
+    program = agents.load(settings.agent).program
+    return program(settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more)
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:

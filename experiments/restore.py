@@ -23,7 +23,15 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents
 from jaxrl.experiments.console import print_line, short_path
 from jaxrl.experiments.options import Options
-from jaxrl.experiments.plan import Bases, Earlier, Plan, check_request, hypers_of, make_plan
+from jaxrl.experiments.plan import (
+    Bases,
+    Earlier,
+    Plan,
+    check_request,
+    hypers_of,
+    make_plan,
+    program_of,
+)
 from jaxrl.experiments.requests import of_run
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.run_folders import (
@@ -39,7 +47,7 @@ from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.checkpoint import SKIP
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.snapshot import abstract_learner
+from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
 from jaxrl.types import Agent, Discrete, EnvSpec, Policy, PyTree, Transition
 
 # --- what a run takes from earlier ones ----------------------------------------------------------
@@ -73,10 +81,7 @@ def read_earlier(settings: Settings) -> Earlier:
     check_request(settings, agents.load(settings.agent))
     digests = digests_of(options)
     data = dataset(options.data) if options.data is not None else None
-    bases = None
-    if options.base:
-        found = [_base(path, options, digests.get("data")) for path in options.base]
-        bases = Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
+    bases = read_bases(options, digests.get("data")) if options.base else None
     reused = _reused(options.from_run, options.env) if options.from_run is not None else None
     return Earlier(digests, data, bases, reused)
 
@@ -103,6 +108,12 @@ def dataset(path: Path) -> datasets.Dataset:
 @functools.lru_cache(maxsize=2)
 def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
     return datasets.load(path)
+
+
+def read_bases(options: Options, data: str | None) -> Bases:
+    """The runs of `--base`; for `data` see `_base`."""
+    found = [_base(path, options, data) for path in options.base]
+    return Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
 
 
 def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
@@ -146,19 +157,19 @@ def settings_of(run: records.RunDir) -> Settings:
     return resolve(request.agent, request.options)
 
 
-def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> drive.RunState:
+def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> RunState:
     """The newest checkpoint of a run, which may be in progress: of all members, or of a range."""
     first, last = members or (0, ready.members)
 
-    def target(meta: dict[str, Any], part: Range) -> drive.RunState:
+    def target(meta: dict[str, Any], part: Range) -> RunState:
         hp = jax.tree.map(lambda x: x[slice(*part)], ready.hp)
-        return drive.abstract_state(ready.program, hp, ready.inputs, meta["stage"])
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"])
 
     found = shards.newest(run.checkpoints, (first, last), target)
     if found is None:
         raise UserError(f"{short_path(run.path)} has no checkpoint yet")
     stage, step = found.meta["stage"], found.meta["step"]
-    return drive.assemble(ready.program, stage, step, found.parts, (first, last))
+    return assemble(ready.program, stage, step, found.parts, (first, last))
 
 
 def load(path: str | Path, member: int = 0) -> TrainedPolicy:
@@ -179,31 +190,27 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
 def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
     """The policy of a run and what its members [M] act with, from the newest checkpoint.
 
-    Only that is read: no dataset, no replay buffer, no optimiser of earlier stages.
+    No dataset, no replay buffer and no state of earlier stages is read.
 
     Raises:
       UserError: see `load`; also a base run that has changed since.
     """
     settings = settings_of(run)
-    module = agents.load(settings.agent)
-    env = envs.make(settings.options.env, **settings.options.env_options)
-    inputs: dict[str, PyTree] = {}
-    if settings.options.data is not None:
-        inputs["data"] = abstract_rows(env.spec)
-    policies = {}
-    if settings.options.base:
-        check_unchanged(run, {"base": [state_digest(path) for path in settings.options.base]})
-        found = [_base(path, settings.options, None) for path in settings.options.base]
-        policies = {"bases": tuple(policy for policy, _ in found)}
-        inputs["base"] = tuple(trained for _, trained in found)
-    program = module.program(settings.cfg, env, evals=settings.options.evals, **policies)
+    own, bases = settings.options, None
+    env = envs.make(own.env, **own.env_options)
+    inputs: dict[str, PyTree] = {} if own.data is None else {"data": abstract_rows(env.spec)}
+    if own.base:
+        check_unchanged(run, {"base": [state_digest(path) for path in own.base]})
+        bases = read_bases(own, None)
+        inputs["base"] = bases.trained
+    program = program_of(settings, env, bases)
     hp = hypers_of(settings, env)
 
-    def target(meta: dict[str, Any], part: Range) -> drive.RunState:
+    def target(meta: dict[str, Any], part: Range) -> RunState:
         own = jax.tree.map(lambda x: x[slice(*part)], hp)
         learner = abstract_learner(program, own, inputs, meta["stage"])
-        member = MemberState(learner, SKIP, own, SKIP, SKIP)  # type: ignore[arg-type]
-        return drive.RunState(member, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
+        member = MemberState(learner, SKIP, own._replace(env=SKIP), SKIP, SKIP)  # type: ignore[arg-type]
+        return RunState(member, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
 
     found = shards.newest(run.checkpoints, members, target)
     if found is None:

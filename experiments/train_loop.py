@@ -20,6 +20,7 @@ from jaxrl.runs import records, stats
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
+from jaxrl.snapshot import abstract_state, assemble
 from jaxrl.types import PyTree
 
 PACE_S = 5.0  # of one launch: how long a signal waits, and how precisely checkpoints are timed
@@ -76,7 +77,7 @@ def run(
     some = lambda a, b: jax.tree.map(lambda x: x[a:b], ready.hp)
 
     def target(meta: dict[str, int], members: Range) -> PyTree:
-        return drive.abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
+        return abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
 
     shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
@@ -88,7 +89,7 @@ def run(
             at = found.meta["stage"], found.meta["step"]
             display.begin_at(within.progress(ready, *at))
             display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
-            resume = drive.assemble(ready.program, *at, found.parts, (first, last))
+            resume = assemble(ready.program, *at, found.parts, (first, last))
         writer = None
         if options.tensorboard and processes.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)

@@ -23,10 +23,7 @@ from jaxrl.program import (
     initialise_fn,
     stage_key,
 )
-from jaxrl.snapshot import RunState as RunState
-from jaxrl.snapshot import abstract_state as abstract_state
-from jaxrl.snapshot import assemble as assemble
-from jaxrl.snapshot import fetch
+from jaxrl.snapshot import RunState, fetch
 from jaxrl.types import Array, Mean, PyTree, as_hyperparams
 
 

@@ -11,11 +11,11 @@ from jaxrl.types import Array, Transition
 
 
 def q_of_action(q: Array, action: Array) -> Array:
-    """Q(s, a) [B] of q [B, A]. A one-hot product: its gradient is cheaper than a gather's."""
+    """Q(s, a) [...] of q [..., A]. A one-hot product: its gradient is cheaper than a gather's."""
     return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)
 
 
-def huber(error: Array, limit: Array) -> Array:
+def huber(error: Array, limit: Array | float) -> Array:
     """½ e² up to |e| = limit, linear beyond. Exact for any limit, also in its gradient, where
     optax's form loses all digits of small errors to a large limit.
     """
@@ -30,7 +30,7 @@ def td_target(t: Transition, gamma: Array, value: Array) -> Array:
 
 def q_loss(q: Array, action: Array, target: Array) -> tuple[Array, Array]:
     """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). q [..., A], action and target [...]."""
-    q = jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)  # cheaper than gather and scatter
+    q = q_of_action(q, action)
     return 0.5 * jnp.mean((q - target) ** 2), jnp.mean(q)
 
 

@@ -265,11 +265,9 @@ def advance_fn(stage: Stage) -> StageFn:
 
         totals = jax.tree.map(lambda x: jnp.where(shared["fresh"], 0, x), state.metrics)
         loop = ((state.learner, state.source), totals)
-        if not stage.updates:
-            pass
-        elif source.refresh is None:
+        if stage.updates and source.refresh is None:
             loop = jax.lax.fori_loop(first, end, body, loop)
-        else:
+        elif stage.updates:
             blocks = (end + source.every - 1) // source.every
             loop = jax.lax.fori_loop(first // source.every, blocks, block, loop)
         (learner_state, src), metrics = loop

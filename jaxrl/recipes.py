@@ -16,18 +16,27 @@ from jaxrl.types import Agent, Env, PyTree, Source
 
 
 def single_stage(
-    cfg: Any, agent: Agent, source: Source, evaluate: Callable[..., PyTree], evals: int
+    cfg: Any,
+    agent: Agent,
+    source: Source,
+    evaluate: Callable[..., PyTree],
+    evals: int,
+    after: tuple[Stage, ...] = (),
 ) -> Program:
-    """`cfg.updates` updates of `agent` from `source`, with `evals` evaluations."""
+    """`cfg.updates` updates of `agent` from `source`, with `evals` evaluations.
+
+    Args:
+      after: stages that continue from this one, which then is called "offline", not "agent".
+    """
     stage = Stage(
-        name="agent",
+        name="offline" if after else "agent",
         learner=agent,
         source=source,
         updates=cfg.updates,
         evals=evals,
         evaluate=evaluate,
     )
-    return Program((stage,))
+    return Program((stage, *after))
 
 
 def on_policy(cfg: Any, env: Env, agent: Agent, evals: int, episodes: int) -> Program:
@@ -59,17 +68,10 @@ def offline_program(
     Args:
       source: of the batches; by default uniform batches of inputs["data"].
       explore: evaluate with exploration, as agents do that choose among fresh candidates.
-      after: stages that continue from this one, which then is called "offline", not "agent".
+      after: see `single_stage`.
     """
-    stage = Stage(
-        name="offline" if after else "agent",
-        learner=agent,
-        source=source or uniform(cfg.batch_size),
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluator(env, agent, episodes, explore=explore),
-    )
-    return Program((stage, *after))
+    evaluate = evaluator(env, agent, episodes, explore=explore)
+    return single_stage(cfg, agent, source or uniform(cfg.batch_size), evaluate, evals, after)
 
 
 def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
@@ -113,11 +115,7 @@ def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
         raise UserError(
             f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = {rows}"
         )
-    if cfg.updates < 1:
-        raise UserError(
-            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
-            f"{rows}"
-        )
+    check_length(cfg)
 
 
 def check_replay(cfg: Any) -> None:
@@ -131,14 +129,19 @@ def check_replay(cfg: Any) -> None:
         n_step=cfg.n_step,
         warmup=cfg.warmup,
     )
-    if cfg.updates < 1:
-        raise UserError(
-            f"total_steps={cfg.total_steps} is less than one window of num_envs * num_steps = "
-            f"{cfg.window}"
-        )
+    check_length(cfg)
     slots = cfg.capacity // cfg.window
     if slots < math.ceil(cfg.warmup / cfg.window):
         raise UserError(
             f"capacity={cfg.capacity} holds {slots} windows of {cfg.window} steps, too few for "
             f"warmup={cfg.warmup}"
+        )
+
+
+def check_length(cfg: Any) -> None:
+    """Raises UserError if a run has fewer steps than one rollout of all environments."""
+    if cfg.updates < 1:
+        raise UserError(
+            f"total_steps={cfg.total_steps} is less than one rollout of num_envs * num_steps = "
+            f"{cfg.num_envs * cfg.num_steps}"
         )

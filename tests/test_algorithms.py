@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 import jaxrl
 from jaxrl.agents import AGENTS, pqn
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, requests, train
-from tests import tiny
 
 CONTINUOUS = ("bc", "cql", "pqn_continuous", "td3bc", "edac", "ravl", "cdsa", "dql", "ofql")
 

@@ -19,6 +19,7 @@ from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import resolve
+from jaxrl.runs import arrays
 
 AIM = envs.make("probe:aim").spec
 TRAIN = ["train", "bc", "--env", "probe:aim", "--agent.updates", "2", "--agent.hidden", "4"]
@@ -94,11 +95,18 @@ def test_contents_name_the_run(file: Path, capsys: Any) -> None:
     assert action[0].shape == (3, 1)
 
 
-def test_a_trained_policy_needs_no_dataset(file: Path, capsys: Any) -> None:
+def test_a_trained_policy_needs_no_dataset(
+    file: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It acts as before where the dataset is gone or another; `eval` refuses the other one."""
     assert run(capsys, *TRAIN, "--data", "aim.npz", "--out", "it")[0] == 0
     obs = jnp.zeros((2, *AIM.obs_shape))
     before = jaxrl.load("it")(obs)
+    read, names = arrays.read, []
+    monkeypatch.setattr(arrays, "read", lambda *args: (names.append(args[1]), read(*args))[1])
+    loaded = jaxrl.load("it")
+    counters = 2  # stage and step
+    assert len(names) == len(jax.tree.leaves((loaded.state, loaded.hp))) + counters
     write(file, seed=1)
     np.testing.assert_array_equal(jaxrl.load("it")(obs), before)
     code, _, err = run(capsys, "eval", "it", "--episodes", "2")

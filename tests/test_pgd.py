@@ -335,10 +335,10 @@ def test_nothing_is_silently_unguided() -> None:
     many = lambda *values: dataclasses.replace(pgd_iql.Hypers(), guidance=jnp.array(values))
     assert pgd_iql.Hypers().guidance > 0
     cfg = pgd_iql.Config(**SMALL)
-    pgd_iql.check_request(cfg, many(0.5, 1.0), inputs)
+    pgd.check_request(cfg, many(0.5, 1.0), inputs)
     with pytest.raises(UserError, match="guidance=0 turns guidance off: pass .*unguided"):
-        pgd_iql.check_request(cfg, many(0.5, 0.0), inputs)
-    pgd_iql.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
+        pgd.check_request(cfg, many(0.5, 0.0), inputs)
+    pgd.check_request(dataclasses.replace(cfg, synthetic="unguided"), many(0.0), inputs)
     rates = many(0.5, 0.5).replace(model_lr=np.float32([1e-3, 2e-3]))
     check = lambda cfg: check_shared(pgd_iql.program(cfg, tiny.glide(), evals=1), rates)
     with pytest.raises(
@@ -347,7 +347,7 @@ def test_nothing_is_silently_unguided() -> None:
         check(cfg)
     check(dataclasses.replace(cfg, share_model=False))
     with pytest.raises(UserError, match="no episode has a window of horizon=4"):
-        pgd_iql.check_request(dataclasses.replace(cfg, horizon=4), many(1.0), inputs)
+        pgd.check_request(dataclasses.replace(cfg, horizon=4), many(1.0), inputs)
     for change, says in {"sample_batch": "does not divide", "real_share": "between"}.items():
         with pytest.raises(UserError, match=says):
             pgd.check(dataclasses.replace(cfg, **{change: 4}))

@@ -36,13 +36,6 @@ CFG = pqn_continuous.Config(
 )
 
 
-def test_smooth_l1_is_the_integral_of_a_clipped_identity() -> None:
-    x = jnp.linspace(-3, 3, 25)
-    slope = jax.vmap(jax.grad(pqn_continuous.smooth_l1))(x)
-    np.testing.assert_allclose(slope, np.clip(x, -1, 1), atol=1e-6)
-    assert pqn_continuous.smooth_l1(jnp.float32(0)) == 0
-
-
 def test_penalty_acts_beyond_the_threshold_only() -> None:
     change = jnp.array([[0.1, -0.1], [0.5, 0.1], [3.0, 0.0]])
     pull, far = pqn_continuous.trust_penalty(change, 0.2)

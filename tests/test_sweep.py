@@ -371,7 +371,7 @@ def test_a_sweep_from_end_to_end(
         patch.setattr(train, "train", once)
         assert cli.main(asked) == 130
     told = capsys.readouterr()
-    assert "the same command goes on" in told.err
+    assert "the same command continues" in told.err
     first, second = (folder / "it" / f"00{i}-num_steps={n}" for i, n in ((0, 4), (1, 8)))
     known = json.loads((folder / "it/sweep.json").read_text())
     assert known["sweep"] == {

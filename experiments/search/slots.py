@@ -25,6 +25,7 @@ from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.runs import device_memory, records, stats
 from jaxrl.runs.processes import Processes
+from jaxrl.snapshot import abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     padded = filled(dataclasses.replace(settings, options=its), size)
     ready = prepare(padded, engine.processes)
     last = len(ready.program.stages) - 1
-    state = drive.abstract_state(ready.program, ready.hp, ready.inputs, last).member
+    state = abstract_state(ready.program, ready.hp, ready.inputs, last).member
     known = ["return", "length", *state.metrics]
     if engine.objective.metric not in known:
         raise UserError(
