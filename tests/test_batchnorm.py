@@ -25,13 +25,6 @@ from jaxrl.types import Array, Batch, HyperParams, PyTree
 SHAPES = [(16, 5), (4, 3, 2, 5)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def batches(shape: tuple[int, ...], count: int) -> list[np.ndarray]:
     """Of means and deviations that differ by feature and drift from batch to batch."""
     rng = np.random.default_rng(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import logged
@@ -14,14 +12,6 @@ from logged import BOX, BUTTONS, numbers, rows
 from jaxrl.agents import bc
 from jaxrl.errors import UserError
 from jaxrl.types import Batch, Box, EnvSpec
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 CFG = bc.Config(batch_size=8, hidden=(5,))
 HP = numbers(bc.Hypers(lr=0.01))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ from jaxrl.runs import records, stats
 from jaxrl.sources import HELD, held_out
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Batch, Box, EnvSpec, HyperParams, Policy, PyTree, Transition
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -295,9 +287,9 @@ def unit(action: Array) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_circle() -> None:
     """A policy that spirals outwards stays on the circle of the data."""
-    jax.config.update("jax_disable_most_optimizations", False)
     keys = jax.random.split(jax.random.key(0), 3)
     model = circle.learn(circle.CONFIG, jax.jit(circle.data)(keys[0]), keys[1])
     rows_of = {row.name: row for row in circle.ROWS}

@@ -300,13 +300,6 @@ AGENTS: dict[str, Callable[[], Case]] = {
 every_agent = pytest.mark.parametrize("name", AGENTS)
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # --- one agent -----------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,14 +15,6 @@ from jaxrl.agents import cql
 from jaxrl.policies import squashed_head
 from jaxrl.spaces import box_scale
 from jaxrl.types import Batch, Box, EnvSpec
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,), "samples": 3}
 

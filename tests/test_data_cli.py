@@ -26,13 +26,6 @@ FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def jaxrl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

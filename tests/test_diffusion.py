@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxrl import diffusion
 from jaxrl.flow import along
@@ -15,13 +12,6 @@ from jaxrl.types import Array
 
 M, S = np.float32([[0.7, -1.2]]), np.float32([[0.4, 1.5]])
 ROWS = 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(seed: int, *shape: int) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,6 @@ from jaxrl.types import Env
 
 FILE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 HALF = 49  # the step in which targets may be drawn again
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

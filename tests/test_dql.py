@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,13 +19,6 @@ from jaxrl.types import Array, Batch, Box, EnvSpec, PyTree, Transition
 
 SIZES: dict[str, Any] = {"hidden": (5,), "embedding": 4, "normalise_obs": False}
 CFG = dql.Config(**SIZES, steps=3, backup_actions=3, candidates=4, ema_every=2, ema_start=3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def begun(agent: Any, hp: Any, data: Transition) -> PyTree:

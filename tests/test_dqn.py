@@ -25,13 +25,6 @@ SIZES: dict[str, Any] = {"batch_size": BATCH, "gradient_steps": STEPS, "hidden":
 NET = nets.flat(nets.from_linen(nets.MLP((5,), ACTIONS), (OBS,)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def rows(seed: int, count: int = STEPS * BATCH) -> Transition:
     """Folded rows: each with a discount of its own, and NaN behind terminations."""
     rng = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,13 +19,6 @@ SPEC = EnvSpec("cart", (2,), Box((-1.0,), (1.0,), (1,)), 20)
 DRIFT = np.array([[0.1, -0.2], [0.3, 0.0], [0.2, 0.4]], np.float32)  # s' - s = [s, a] DRIFT + noise
 NOISE = np.array([0.05, 0.2, 0.1], np.float32)  # of both observations and the reward
 SMALL = Ensemble(members=3, elites=2, hidden=(16,), batch_size=32, patience=8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def linear(rows: int, seed: int = 0) -> Transition:

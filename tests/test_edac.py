@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,13 +17,6 @@ from jaxrl.policies import sum_log_probs
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_similarity_by_pairs() -> None:

@@ -28,13 +28,6 @@ ENVS, STEPS, WINDOWS, MEMBERS, GAMMA = 3, 7, 4, 2, 0.9
 HP: Any = HyperParams(())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def played(env: Env) -> tuple[Transition, np.ndarray]:
     """Random actions in WINDOWS windows of MEMBERS members, vmapped: transitions [P, T, N, ...] and
     the means of `episode_return` [P, WINDOWS]."""

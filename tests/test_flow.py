@@ -6,8 +6,6 @@ Data N(M, S²), in each element its own, and z_t = (1 - t) x + t e. Then z_t is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +16,6 @@ from jaxrl.types import Array
 
 M, S = np.float32([[0.7, -1.2]]), np.float32([[0.4, 1.5]])
 ROWS = 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def moved(z: Array, r: Array, t: Array) -> Array:

@@ -24,13 +24,6 @@ FILE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 STARTS, STEPS, EVERY, RETAIN, BATCH = 7, 3, 2, 2, 64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # --- a world that counts -------------------------------------------------------------------------
 
 

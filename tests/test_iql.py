@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,13 +20,6 @@ SPECS = {"box": BOX, "discrete": BUTTONS}
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
 
 every_space = pytest.mark.parametrize("kind", SPECS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # --- losses --------------------------------------------------------------------------------------

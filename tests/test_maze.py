@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +17,6 @@ from jaxrl.envs.names import EnvError
 
 ALL = pytest.mark.parametrize("layout", maze.LAYOUTS)
 SPEED = 0.2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @ALL

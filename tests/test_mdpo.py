@@ -29,13 +29,6 @@ RNG = np.random.default_rng(0)
 LOGITS, ADVANTAGE = RNG.normal(size=ACTIONS), RNG.normal(size=ACTIONS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def double() -> Iterator[None]:
     with jax.enable_x64(True):

@@ -26,13 +26,6 @@ Q = jnp.array([[0.1, -0.4, 0.3, 0.0, -0.1]])
 OLD = jnp.array([[0.5, 1.2, -0.3, 0.0, -1.0]])  # logits of π_k
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def hypers(**values: float) -> mdpo.Hypers:
     return jax.tree.map(jnp.float32, mdpo.Hypers(**values))
 

@@ -5,7 +5,6 @@ Critics, slow copies and the choice among candidates are those of DQL: see test_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ from jaxrl.types import Batch
 
 SIZES: dict[str, Any] = {"hidden": (5,), "embedding": 4, "normalise_obs": False, "candidates": 3}
 SPACE = box_scale("ofql", BOX)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def parts(**settings: Any) -> tuple[Any, Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +47,6 @@ SMALL: dict[str, Any] = {
 }
 CODE = codec(BOX)
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def some_moments(seed: int = 0) -> Moments:

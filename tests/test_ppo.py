@@ -38,13 +38,6 @@ SPACES: dict[str, Discrete | Box] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def spec(space: str, max_steps: int | None = STEPS) -> EnvSpec:
     return EnvSpec("made", (OBS,), SPACES[space], max_steps)
 

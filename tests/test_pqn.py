@@ -44,13 +44,6 @@ def hypers(**values: float) -> pqn.Hypers:
     return jax.tree.map(jnp.float32, pqn.Hypers(**values))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @jax.jit
 def best(params: PyTree, obs: Array) -> Array:
     """max_a Q(obs, a); obs [T, N, obs]."""

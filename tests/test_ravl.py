@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,13 +33,6 @@ SIZES: dict[str, Any] = {
     "real_share": 0.25,
 }
 HP = ravl.Hypers(lr=0.005, temperature=0.1, model_lr=0.01)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def aimed(widest: float, rows: int = 1024) -> Transition:

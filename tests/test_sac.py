@@ -28,13 +28,6 @@ SIZES: dict[str, Any] = {"batch_size": BATCH, "hidden": (5,), "warmup": 8}
 every_space = pytest.mark.parametrize("kind", SPECS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def rows(spec: EnvSpec, seed: int = 0) -> Transition:
     """Folded rows [B] with actions of the space, and NaN behind terminations."""
     rng = np.random.default_rng(seed)

@@ -46,18 +46,15 @@ FAST = ["--range", "agent.lr=log:1e-2:10", "agent.lam=lin:0:1"]  # so that trial
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory with nothing but an environment, this process's own JAX, and a compiler
-    that is quick."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with nothing but an environment, and this process's own JAX."""
     shutil.copy(Path(__file__).with_name("tiny.py"), tmp_path / "mine.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(jax_setup, "start", lambda: None)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield tmp_path
-    jax.config.update("jax_disable_most_optimizations", False)
+    return tmp_path
 
 
 @pytest.fixture

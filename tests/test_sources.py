@@ -22,13 +22,6 @@ SLOTS, LENGTH, ENVS = 3, 4, 2
 GAMMA = 0.9
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Any:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # --- folding -------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -332,13 +332,6 @@ def test_train_refuses_to_sweep(folder: Path, capsys: pytest.CaptureFixture[str]
 # --- one that is trained -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def states_of(run: records.RunDir) -> dict[str, np.ndarray]:
     """Every number [P, ...] of the last checkpoint; of keys, the data."""
     state = restore.read_state(restore.prepare(restore.settings_of(run)), run).member
@@ -351,7 +344,6 @@ def test_a_sweep_from_end_to_end(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    quick_compiler: None,
 ) -> None:
     """2 static x 2 traced x 2 seeds: stopped between programs, continued, and left alone."""
     own = ["pqn", *SMALL, "--width", "1"]

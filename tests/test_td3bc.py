@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import logged
 import numpy as np
-import pytest
 from logged import BOX, numbers, rows, table
 
 from jaxrl.agents import bc, td3bc
 from jaxrl.types import Batch, Box, EnvSpec
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,), "normalise_obs": False}
 
