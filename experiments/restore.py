@@ -50,14 +50,14 @@ from jaxrl.runs.shards import Range
 from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
 from jaxrl.types import Agent, Discrete, EnvSpec, Policy, PyTree, Transition
 
-# --- what a run takes from earlier ones ----------------------------------------------------------
+# --- inputs from earlier runs --------------------------------------------------------------------
 
 
 def settle(agent: str, options: Mapping[str, Any]) -> Settings:
-    """`resolve`, with as many seeds as each base run has members where none were given.
+    """`resolve`; without `seeds`, one seed per member of the smallest base run.
 
     Raises:
-      UserError: see `resolve`; also a base that is no run.
+      UserError: see `resolve`; also a `--base` folder without a run.
     """
     settings = resolve(agent, options)
     if not settings.options.base or "seeds" in settings.given:
@@ -75,7 +75,7 @@ def read_earlier(settings: Settings) -> Earlier:
     """Inputs of a run from datasets and earlier runs.
 
     Raises:
-      UserError: something is missing, or comes from another environment or dataset.
+      UserError: an input is missing, or belongs to another environment or dataset.
     """
     options = settings.options
     check_request(settings, agents.load(settings.agent))
@@ -87,7 +87,7 @@ def read_earlier(settings: Settings) -> Earlier:
 
 
 def digests_of(options: Options) -> dict[str, Any]:
-    """Hashes of the contents of the dataset and of the runs that a run takes from."""
+    """Hashes of the contents of the dataset and of the earlier runs that a run reads."""
     found: dict[str, Any] = {}
     if options.data is not None:
         found["data"] = dataset(options.data).meta["sha256"]
@@ -99,7 +99,7 @@ def digests_of(options: Options) -> dict[str, Any]:
 
 
 def dataset(path: Path) -> datasets.Dataset:
-    """A dataset, read once while its files stay the same: it names the run and is trained on."""
+    """A dataset, read again only after its files change: its hash is part of the run's name."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
     return _dataset(path, tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
@@ -111,16 +111,16 @@ def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
 
 
 def read_bases(options: Options, data: str | None) -> Bases:
-    """The runs of `--base`; for `data` see `_base`."""
+    """Policies and states of the runs of `--base`; for `data` see `_base`."""
     found = [_base(path, options, data) for path in options.base]
     return Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
 
 
 def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
-    """The policy of a base run, and its first members' states [M, ...].
+    """The policy of a base run, and the states [M, ...] of its first members.
 
     Args:
-      data: the hash of the dataset that the run has to come from; None allows any.
+      data: hash of the dataset that the run must have been trained on; None allows any.
     """
     run = open_run_folder(path)
     config = run.config()["config"]
@@ -130,14 +130,12 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
         raise UserError(f"{path} was not trained on {options.data}")
     count = options.seed + options.seeds
     if count > count_members(path):
-        raise UserError(
-            f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
-        )
+        raise UserError(f"{path} has {count_members(path)} members, but --seeds asks for {count}")
     return read_policies(run, (0, count))
 
 
 def _reused(path: Path, env: str) -> Reused:
-    """The finished states that the members of a run share (`--from RUN`)."""
+    """The finished stages of a run that its members share (`--from RUN`)."""
     run = open_run_folder(path)
     if run.config()["config"]["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
@@ -152,13 +150,13 @@ def _reused(path: Path, env: str) -> Reused:
 
 
 def settings_of(run: records.RunDir) -> Settings:
-    """The settings that a run was made with, from its config.json."""
+    """The settings of a run, from its config.json."""
     request = of_run(run.config(), str(run.path / "config.json"))
     return resolve(request.agent, request.options)
 
 
 def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> RunState:
-    """The newest checkpoint of a run, which may be in progress: of all members, or of a range."""
+    """The newest checkpoint of all members, or of a range; the run may be in progress."""
     first, last = members or (0, ready.members)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
@@ -176,7 +174,7 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
     """The policy of one member of a run, from its newest checkpoint; the dataset is not read.
 
     Raises:
-      UserError: there is no such run or member, or it has not come to its policy yet.
+      UserError: there is no such run or member, or the run has not trained its policy yet.
     """
     run = open_run_folder(Path(path))
     count = count_members(run.path)
@@ -188,9 +186,9 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
 
 
 def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
-    """The policy of a run and what its members [M] act with, from the newest checkpoint.
+    """The policy of a run and the trained states of its members [M], from the newest checkpoint.
 
-    No dataset, no replay buffer and no state of earlier stages is read.
+    Datasets, replay buffers and states of earlier stages are not read.
 
     Raises:
       UserError: see `load`; also a base run that has changed since.
@@ -217,7 +215,7 @@ def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
         raise UserError(f"{short_path(run.path)} has no checkpoint yet")
     policy = program.stages[found.meta["stage"]].learner
     if not isinstance(policy, Agent):
-        raise UserError(f"{short_path(run.path)} has not come to its policy yet")
+        raise UserError(f"{short_path(run.path)} has not trained its policy yet")
     rows = []
     for (first, _), state in found.parts:
         some = slice(max(members[0] - first, 0), max(members[1] - first, 0))
@@ -230,20 +228,20 @@ def check_unchanged(run: records.RunDir, digests: Mapping[str, Any]) -> None:
     """Raises UserError if the contents of a dataset or an earlier run differ from the run's.
 
     Args:
-      digests: their hashes now, see `digests_of`.
+      digests: the present hashes, see `digests_of`.
     """
     names = {"data": "its dataset", "base": "one of its base runs", "from": "the run of --from"}
     stored = run.config()["config"]
     for name, digest in digests.items():
         if stored.get(name) != digest:
             raise UserError(
-                f"{names[name]} has changed since {short_path(run.path)} was made: put the old "
-                "one back, or train again"
+                f"{names[name]} has changed since {short_path(run.path)} was made: restore the "
+                "old version, or train again"
             )
 
 
 def abstract_rows(spec: EnvSpec) -> Transition:
-    """Two rows of a dataset for `spec`, as shapes and dtypes."""
+    """Shapes and dtypes of two rows of a dataset for `spec`."""
     box = not isinstance(spec.action, Discrete)
 
     def row(dtype: Any, *shape: int) -> Any:
@@ -257,9 +255,9 @@ def abstract_rows(spec: EnvSpec) -> Transition:
 def evaluate(
     path: Path, episodes: int, seed: int, eval_steps: int | None = None
 ) -> tuple[Plan, Any]:
-    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
+    """Evaluates every member on fresh episodes: the plan of the run, and `Episodes` [P, episodes].
 
-    `eval_steps` replaces the agent's own setting. Equal seeds give equal episodes.
+    `eval_steps` replaces the agent's setting of this name. Equal seeds give equal episodes.
 
     Raises:
       UserError: the agent has no such setting, or no checkpoint yet.
@@ -282,7 +280,7 @@ def evaluate(
 
 
 def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
-    """Prints one row per number of action-sampling steps, evaluated with the same seed."""
+    """Prints one row per number of action-sampling steps; all rows use the same seed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")
