@@ -99,7 +99,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, {name: begin(part) for name, part in params.items()})
 
     def update(state, hp, batch, key, step):
-        data = ppo.experience(cfg, spec, model, state.params, hp, batch.transitions)
+        data = ppo.experience(cfg, model, state.params, hp, batch.transitions)
         old = model.actor.apply(state.params["actor"], data.obs)
         t_k = step_size(cfg, hp, step)
 

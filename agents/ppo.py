@@ -206,7 +206,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0]))
 
     def update(state, hp, batch, key, step):
-        data = experience(cfg, spec, model, state.params, hp, batch.transitions)
+        data = experience(cfg, model, state.params, hp, batch.transitions)
         adam = optimiser(hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
 
         def loss(params: dict[str, PyTree], part: Experience) -> tuple[Array, dict[str, Array]]:
@@ -271,20 +271,18 @@ def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
 
 def experience(
     cfg: Config,
-    spec: EnvSpec,
     model: Networks,
     params: dict[str, PyTree],
     hp: Any,
     window: Transition,
 ) -> Experience:
     """The rows [T * N], with advantages, of a rollout [T, N] collected with `params`."""
-    # A rollout no longer than an episode has at most one time limit per environment.
-    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     value = window.extras["value"]
+    value_of = lambda obs: model.value(params["critic"], obs)
     advantage = gae(
         window.reward,
         value,
-        successor_values(lambda obs: model.value(params["critic"], obs), window, one_limit),
+        successor_values(value_of, window.next_obs, value, window.truncated),
         window.terminated,
         window.truncated,
         hp.gamma,

@@ -246,7 +246,7 @@ def test_policy_update_by_hand(space: str) -> None:
 
     @jax.jit
     def by_hand(actor: PyTree, t: Transition) -> tuple[PyTree, Array]:
-        rows = ppo.experience(CFG, spec(space), model, state.params, hp, t)
+        rows = ppo.experience(CFG, model, state.params, hp, t)
         old = model.actor.apply(actor, rows.obs)
 
         def loss(params: PyTree) -> Array:

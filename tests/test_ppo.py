@@ -201,9 +201,7 @@ def test_where_advantages_are_standardised(where: Any) -> None:
     state, t = start("discrete")
     cfg = ppo.Config(**(vars(CFG) | {"advantages": where}))
     model = ppo.networks(cfg, spec("discrete"))
-    run = jax.jit(lambda state, t: ppo.experience(
-        cfg, spec("discrete"), model, state.params, hypers(), t
-    ))  # fmt: skip
+    run = jax.jit(lambda state, t: ppo.experience(cfg, model, state.params, hypers(), t))
     rows = run(state, t)
     plain = np.asarray(rows.target - rows.value)
     if where == "batch":
