@@ -277,6 +277,15 @@ def test_refuses_minibatches_that_do_not_divide() -> None:
         mdpo.make(cfg, spec("discrete"))
 
 
+def test_refuses_to_standardise_single_rows_of_the_policy_only() -> None:
+    rows = CFG.num_envs * CFG.num_steps
+    cfg = dataclasses.replace(CFG, advantages="minibatch", minibatches=rows)
+    mdpo.make(cfg, spec("discrete"))
+    cfg = dataclasses.replace(cfg, policy_minibatches=rows)
+    with pytest.raises(UserError, match=f"policy_minibatches of at most {rows // 2}, not {rows}"):
+        mdpo.make(cfg, spec("discrete"))
+
+
 # --- probes --------------------------------------------------------------------------------------
 
 
