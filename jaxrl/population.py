@@ -227,18 +227,19 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 # --- driver one: a whole population as one pure function ------------------------------------------
 
 
-def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
-    """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
+def train(program: Program, plan: Layout) -> Callable[..., Result]:
+    """The whole run of a population as a pure function (root key, ids [P], hp, inputs, own=None).
 
-    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P.
+    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P. So have those of
+    `own`, the inputs of each member.
     P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
     axis of chunks where there is one; those of shared stages do not.
     """
     run = compose(program, lift(plan))
 
-    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
+    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree, own: PyTree = None) -> Result:
         hp = as_hyperparams(hp)
-        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
+        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs, own or {})
 
     return whole
 

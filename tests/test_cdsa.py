@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from jaxrl import diffusion, envs, nets, scores
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments import cli, jax_setup, requests, sweep_plan
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.studies import circle
 from jaxrl.exploration import random_policy
 from jaxrl.normalise import change_moments
-from jaxrl.policies import Trained
+from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage, check_shared, train
 from jaxrl.runs import records, stats
 from jaxrl.sources import HELD, held_out
@@ -214,28 +217,31 @@ def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
     """Of each member of two different runs, alone and vmapped; others do not."""
     cfg = dataclasses.replace(SMALL, correction=correction)
     policies, trained = zip(*[base_of(module) for module in (bc, td3bc)], strict=True)
-    agent = cdsa.make(cfg, BOX, policies)
-    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX)), "base": trained}
+    agent = cdsa.make(cfg, BOX, one_of(policies))
+    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX))}
     begin = jax.jit(cdsa.modeller(cfg, BOX).init)
     inputs["model"] = begin(jax.random.key(1), numbers(SLOW), inputs)
+    members = [(run, member) for run in range(2) for member in range(2)]
+    own = [
+        Trained(Switch(jnp.int32(run), jax.tree.map(lambda x, m=m: x[m], trained)), ())
+        for run, m in members
+    ]
     off = {
         "current": [{"w": 0.0}],
         "both": [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.0, "beta": 0.0}],
     }[correction]
 
-    def act(hp: Any) -> Array:
-        return acting(agent, agent.init(jax.random.key(0), hp, inputs), hp)
+    def act(hp: Any, base: Trained) -> Array:
+        return acting(agent, agent.init(jax.random.key(0), hp, inputs | {"base": base}), hp)
 
     alone, many = jax.jit(act), jax.jit(jax.vmap(act))
     bases = [jax.jit(functools.partial(acting, policy)) for policy in policies]
-    members = [(run, member) for run in range(2) for member in range(2)]
     for strengths in (*off, {}):
-        each = [numbers(cdsa.Hypers(run=r, member=m, **strengths)) for r, m in members]
-        stacked = many(jax.tree.map(lambda *x: jnp.stack(x), *each))
-        for i, (run, member) in enumerate(members):
-            own = jax.tree.map(lambda x, m=member: x[m], trained[run])
-            want = np.asarray(bases[run](*own)).tobytes()
-            for got in (alone(each[i]), stacked[i]):
+        hp = numbers(cdsa.Hypers(**strengths))
+        stacked = many(*jax.tree.map(lambda *x: jnp.stack(x), *[(hp, base) for base in own]))
+        for i, (run, _) in enumerate(members):
+            want = np.asarray(bases[run](*own[i].state.each[run])).tobytes()
+            for got in (alone(hp, own[i]), stacked[i]):
                 assert (np.asarray(got).tobytes() == want) == bool(strengths)
 
 
@@ -359,16 +365,98 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
         if row["corrected"]:
             change = np.mean(returns[i] - returns[i - 1])
             np.testing.assert_allclose(row["change"]["return"]["mean"], change, rtol=1e-4)
-    act = lambda policy, *args: jax.jit(functools.partial(acting, policy, obs=SHOWN))(*args)
     for i in (0, 3):
-        corrected, base = jaxrl.load(out, 2 * i), jaxrl.load(folder / found[i]["run"], 0)
-        got, want = np.asarray(act(*corrected)), np.asarray(act(*base))
-        assert (got.tobytes() != want.tobytes()) == found[i]["corrected"]
+        got, want = shown(out, 2 * i), shown(folder / found[i]["run"], 0)
+        assert (got != want) == found[i]["corrected"]
+
+
+def shown(run: Path, member: int) -> bytes:
+    """The actions of a loaded member at `SHOWN`."""
+    policy, state, hp = jaxrl.load(run, member)
+    act = jax.jit(functools.partial(acting, policy, obs=SHOWN))
+    return np.asarray(act(state, hp)).tobytes()
+
+
+def test_members_act_as_their_bases_in_tiles_and_resumed(folder: Path) -> None:
+    """The base is that of the point and the seed: of seed 1, three of four members in a tile."""
+    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--seed", "1", "--seeds"]
+    words += ["1", "--width", "3", "--checkpoint-seconds", "0", "--keep", "9"]
+    whole, cut = folder / "whole", folder / "cut"
+    assert run_cdsa(folder, *words, "--out", str(whole)) == 0
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    *_, _, newest = sorted(cut.glob("checkpoints/*/*"), key=lambda path: int(path.name))
+    shutil.rmtree(newest)  # the one before is of the networks
+    assert run_cdsa(folder, *words, "--out", str(cut)) == 0
+    returns = [records.RunDir(run).members()["final_return"] for run in (whole, cut)]
+    np.testing.assert_array_equal(*returns)
+    acted = [shown(whole, member) for member in range(4)]
+    assert acted == [shown(cut, member) for member in range(4)]
+    assert (acted[0], acted[2]) == (shown(folder / "narrow", 1), shown(folder / "wide", 1))
+    assert len({*acted}) == 4
+
+
+def test_a_corrected_policy_is_loaded_without_its_base(folder: Path) -> None:
+    """Its state holds the base's: of the base run no array is read."""
+    words = ["--base", f"{folder}/narrow", "--seeds", "1", "--out", str(folder / "single")]
+    assert run_cdsa(folder, *words) == 0
+    acted = shown(folder / "single", 0), shown(folder / "narrow", 0)
+    (state,) = folder.glob("narrow/checkpoints/*/*/state")
+    away = state.rename(state.with_name("away"))
+    try:
+        assert acted == (shown(folder / "single", 0),) * 2
+        with pytest.raises(UserError, match="no checkpoint yet"):
+            jaxrl.load(folder / "narrow")
+    finally:
+        away.rename(state)
+
+
+def swept(folder: Path, *words: str) -> Plan:
+    """The plan of a sweep over the base runs `narrow` and `wide`."""
+    bases = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide"]
+    asked = requests.read("sweep", ["cdsa", *COMMON, "--data", f"{folder}/aim.npz", *bases, *words])
+    (program,) = sweep_plan.programs(asked)
+    return program.plan
+
+
+def test_a_sweep_takes_bases_by_index(folder: Path) -> None:
+    """Each member gets the state of its point's base run and of its own seed."""
+    plan = swept(folder, "--sweep", "base=1,0", "--sweep", "agent.alpha=0,0.5")
+    points = [(1, 0.0), (1, 0.5), (0, 0.0), (0, 0.5)]
+    assert plan.settings.points == tuple({"base": b, "agent.alpha": a} for b, a in points)
+    switch = plan.own["base"].state
+    np.testing.assert_array_equal(switch.which, [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(plan.hp.agent.alpha, [0, 0, 0.5, 0.5] * 2)
+    for member, (which, seed) in enumerate(zip(switch.which, plan.seeds, strict=True)):
+        own = jax.tree.map(lambda x, i=member: x[i], switch.each[which])
+        base = jaxrl.load(folder / ("narrow", "wide")[which], int(seed))
+        assert same(own, (base.state, base.hp))
+    for word, line in (
+        ("agent.run=0,1", "agent.run is now base: pass --sweep base=0,1"),
+        ("base=0", "a sweep covers every --base by its index: pass --sweep base=0,1"),
+        ("base=0,1,2", "a sweep covers every --base by its index: pass --sweep base=0,1"),
+        ("base=0,x", "base: 'x' is no index"),
+        ("base=1,1", "base is 1 twice"),
+    ):
+        with pytest.raises(UserError, match=re.escape(line)):
+            swept(folder, "--sweep", word)
+
+
+def test_a_file_names_bases_and_sweeps_them(tmp_path: Path) -> None:
+    """Neither replaces the other, on the command line either."""
+    file = tmp_path / "asked.yaml"
+    file.write_text("agent: cdsa\nbase: [a, b]\nsweep: {base: [0, 1]}\n")
+    request = requests.read("sweep", [str(file)])
+    assert (request.options["base"], request.sweep) == (["a", "b"], {"base": ["0", "1"]})
+    request = requests.read("sweep", [str(file), "--base", "c"])
+    assert (request.options["base"], request.sweep) == (("c",), {"base": ["0", "1"]})
+    request = requests.read("sweep", [str(file), "--sweep", "base=1"])
+    assert (request.options["base"], request.sweep) == (["a", "b"], {"base": ["1"]})
 
 
 def test_shared_networks_are_learned_in_one_way() -> None:
     swept = lambda name: cdsa.Hypers().replace(**{name: np.float32([1e-3, 2e-3])})
-    program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), bases=[random_policy(AIM.action)])
+    program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), base=random_policy(AIM.action))
     check_shared(program, swept("alpha"))
     for name in ("lr", "tau"):
         with pytest.raises(
