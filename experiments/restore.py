@@ -216,7 +216,7 @@ def _newest_policy(
     run: records.RunDir,
     program: Program,
     members: Range,
-    target: Callable[[dict[str, Any], Range], RunState],
+    target: Callable[[dict[str, Any], Range], PyTree],
 ) -> tuple[Agent, shards.Found]:
     """What a run trains in the stage of its newest checkpoint, and this checkpoint."""
     found = shards.newest(run.checkpoints, members, target)
@@ -255,8 +255,7 @@ def _abstract_bases(options: Options) -> Bases:
     policies, trained = [], []
     for run in map(open_run_folder, options.base):
         program, shapes = _shapes(run)
-        nothing = lambda meta, part: RunState(SKIP, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
-        policy, found = _newest_policy(run, program, members, nothing)
+        policy, found = _newest_policy(run, program, members, lambda meta, part: SKIP)
         policies.append(policy)
         trained.append(shapes(found.meta["stage"], members))
     return Bases(one_of(policies), tuple(trained))

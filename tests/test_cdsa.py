@@ -22,7 +22,7 @@ from jaxrl import diffusion, envs, nets, scores
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup, requests, sweep_plan
+from jaxrl.experiments import cli, jax_setup, requests, restore, sweep_plan
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.studies import circle
 from jaxrl.exploration import random_policy
@@ -346,8 +346,9 @@ def run_cdsa(folder: Path, *words: str) -> int:
 def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
     """Members are those that both have, with and without correction; these act as their bases."""
     out = folder / "cdsa"
-    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--out", str(out)]
-    assert run_cdsa(folder, *words) == 0
+    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--width", "3"]
+    words += ["--checkpoint-seconds", "0", "--keep", "9"]
+    assert run_cdsa(folder, *words, "--out", str(out)) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())
     found = summary["bases"]
@@ -365,50 +366,48 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
         if row["corrected"]:
             change = np.mean(returns[i] - returns[i - 1])
             np.testing.assert_allclose(row["change"]["return"]["mean"], change, rtol=1e-4)
+    act = lambda policy, *args: jax.jit(functools.partial(acting, policy, obs=SHOWN))(*args)
     for i in (0, 3):
-        got, want = shown(out, 2 * i), shown(folder / found[i]["run"], 0)
-        assert (got != want) == found[i]["corrected"]
+        corrected, base = jaxrl.load(out, 2 * i), jaxrl.load(folder / found[i]["run"], 0)
+        got, want = np.asarray(act(*corrected)), np.asarray(act(*base))
+        assert (got.tobytes() != want.tobytes()) == found[i]["corrected"]
+    check_bases(folder, out)
+    check_resumed(folder, out, words)
 
 
-def shown(run: Path, member: int) -> bytes:
-    """The actions of a loaded member at `SHOWN`."""
-    policy, state, hp = jaxrl.load(run, member)
-    act = jax.jit(functools.partial(acting, policy, obs=SHOWN))
-    return np.asarray(act(state, hp)).tobytes()
-
-
-def test_members_act_as_their_bases_in_tiles_and_resumed(folder: Path) -> None:
-    """The base is that of the point and the seed: of seed 1, three of four members in a tile."""
-    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--seed", "1", "--seeds"]
-    words += ["1", "--width", "3", "--checkpoint-seconds", "0", "--keep", "9"]
-    whole, cut = folder / "whole", folder / "cut"
-    assert run_cdsa(folder, *words, "--out", str(whole)) == 0
-    shutil.copytree(whole, cut)
-    (cut / "summary.json").unlink()
-    *_, _, newest = sorted(cut.glob("checkpoints/*/*"), key=lambda path: int(path.name))
-    shutil.rmtree(newest)  # the one before is of the networks
-    assert run_cdsa(folder, *words, "--out", str(cut)) == 0
-    returns = [records.RunDir(run).members()["final_return"] for run in (whole, cut)]
-    np.testing.assert_array_equal(*returns)
-    acted = [shown(whole, member) for member in range(4)]
-    assert acted == [shown(cut, member) for member in range(4)]
-    assert (acted[0], acted[2]) == (shown(folder / "narrow", 1), shown(folder / "wide", 1))
-    assert len({*acted}) == 4
-
-
-def test_a_corrected_policy_is_loaded_without_its_base(folder: Path) -> None:
-    """Its state holds the base's: of the base run no array is read."""
-    words = ["--base", f"{folder}/narrow", "--seeds", "1", "--out", str(folder / "single")]
-    assert run_cdsa(folder, *words) == 0
-    acted = shown(folder / "single", 0), shown(folder / "narrow", 0)
+def check_bases(folder: Path, out: Path) -> None:
+    """The state of each member holds that of its base, of which no array is read any more."""
+    held, bases = trained(out, 8), [trained(folder / name, 2) for name in ("narrow", "wide")]
+    switch = held.state.base.state
+    np.testing.assert_array_equal(switch.which, [0, 0, 0, 0, 1, 1, 1, 1])
+    for member, which in enumerate(switch.which):
+        row = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+        assert same(row(switch.each[which], member), row(bases[which], member % 2))
     (state,) = folder.glob("narrow/checkpoints/*/*/state")
     away = state.rename(state.with_name("away"))
     try:
-        assert acted == (shown(folder / "single", 0),) * 2
         with pytest.raises(UserError, match="no checkpoint yet"):
             jaxrl.load(folder / "narrow")
+        assert same(trained(out, 8), held)
     finally:
         away.rename(state)
+
+
+def check_resumed(folder: Path, out: Path, words: list[str]) -> None:
+    """From the end of the first stage: the last one gets the bases anew."""
+    cut = shutil.copytree(out, folder / "cut")
+    (cut / "summary.json").unlink()
+    *_, _, newest = sorted(cut.glob("checkpoints/*/*"), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    assert run_cdsa(folder, *words, "--out", str(cut)) == 0
+    one, two = (records.RunDir(run).members()["final_return"] for run in (out, cut))
+    np.testing.assert_array_equal(one, two)
+    assert same(trained(out, 8), trained(cut, 8))
+
+
+def trained(run: Path, count: int) -> Trained:
+    """What the first members of a run act with."""
+    return restore.read_policies(records.RunDir(run), (0, count))[1]
 
 
 def swept(folder: Path, *words: str) -> Plan:
