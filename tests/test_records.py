@@ -20,7 +20,9 @@ import pytest
 from jaxrl.errors import UserError
 from jaxrl.runs import files, provenance
 from jaxrl.runs.files import plain
-from jaxrl.runs.records import ConfigMismatch, RunDir, default_name, open_run, read_metrics
+from jaxrl.runs.folders import FORMAT, ConfigMismatch, lock
+from jaxrl.runs.metrics import part_name
+from jaxrl.runs.records import RESULTS, RunDir, default_name, open_run, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Config:
 
 
 CONFIG = {"agent": Config(), "env": {"name": "CartPole-v1", "bound": np.inf}, "seeds": 4}
+
+
+def opened(*args, **options) -> RunDir:
+    """A run that was opened and is no longer locked."""
+    with open_run(*args, **options) as run:
+        return run
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -143,17 +151,18 @@ def test_git_hash(tmp_path: Path) -> None:
 
 def test_new_resumed_finished(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a"
-    run = open_run(path, CONFIG, {"width": 4})
+    run = opened(path, CONFIG, {"width": 4})
     assert (run.resumed, run.finished) == (False, False)
-    again = open_run(path, CONFIG, {"width": 8, "versions": provenance.versions()})
+    again = opened(path, CONFIG, {"width": 8, "versions": provenance.versions()})
     assert (again.resumed, again.finished) == (True, False)
-    assert again.config() == {"format": 2, "config": plain(CONFIG), "context": {"width": 4}}
+    assert again.config() == {"format": FORMAT, "config": plain(CONFIG), "context": {"width": 4}}
     assert run.summary() is None
     run.write_summary({"finished": False, "iqm": np.float32("nan")})
-    assert open_run(path, CONFIG).finished is False
-    run.write_summary({"finished": True, "iqm": np.float32(1.5)})
-    assert open_run(path, CONFIG).finished is True
-    assert run.summary() == {"finished": True, "iqm": 1.5}
+    assert opened(path, CONFIG).finished is False
+    done = {"finished": True, **dict.fromkeys(RESULTS, np.float32(1.5))}
+    run.write_summary(done)
+    assert opened(path, CONFIG).finished is True
+    assert run.summary() == {"finished": True, **dict.fromkeys(RESULTS, 1.5)}
 
 
 @pytest.mark.parametrize(
@@ -166,20 +175,20 @@ def test_new_resumed_finished(tmp_path: Path) -> None:
     ],
 )
 def test_another_configuration_is_refused(tmp_path: Path, other, message: str) -> None:
-    open_run(tmp_path, CONFIG)
+    opened(tmp_path, CONFIG)
     with pytest.raises(ConfigMismatch, match=message) as error:
-        open_run(tmp_path, other)
+        opened(tmp_path, other)
     assert "\n" not in str(error.value) and isinstance(error.value, UserError)
 
 
 def test_overwrite_starts_again_and_spares_what_is_not_its_own(tmp_path: Path) -> None:
-    run = open_run(tmp_path, CONFIG)
-    run.write_part("0", {"stage": "a", "member": [0], "update": 1, "env_steps": 1, "x": [1.0]})
+    run = opened(tmp_path, CONFIG)
+    run.write_part(part_name(0, 1, 0), part("a", [0], 1, x=[1.0]))
     run.write_members({"id": [0]})
     run.write_summary({"finished": True})
     (run.checkpoints / "1").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
-    run = open_run(tmp_path, {"seeds": 1}, overwrite=True)
+    run = opened(tmp_path, {"seeds": 1}, overwrite=True)
     assert (run.resumed, run.finished) == (False, False)
     assert sorted(x.name for x in tmp_path.iterdir()) == [".lock", "config.json", "notes.txt"]
     assert run.config()["config"] == {"seeds": 1} and read_metrics(run) == {} == run.members()
@@ -189,22 +198,22 @@ def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not the folder of a run"):
-            open_run(tmp_path, CONFIG, overwrite=overwrite)
+            opened(tmp_path, CONFIG, overwrite=overwrite)
     assert [x.name for x in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_unreadable_config_is_an_error_until_overwritten(tmp_path: Path) -> None:
-    open_run(tmp_path, CONFIG)
+    opened(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text('{"config": ')
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        open_run(tmp_path, CONFIG)
-    assert not open_run(tmp_path, CONFIG, overwrite=True).resumed
-    assert open_run(tmp_path, CONFIG).resumed
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        opened(tmp_path, CONFIG)
+    assert not opened(tmp_path, CONFIG, overwrite=True).resumed
+    assert opened(tmp_path, CONFIG).resumed
 
 
 def test_config_that_is_not_json_makes_no_folder(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        open_run(tmp_path / "run", {"x": object()})
+        opened(tmp_path / "run", {"x": object()})
     assert not (tmp_path / "run").exists()
 
 
@@ -231,11 +240,11 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     code = f"""
 import itertools
 from jaxrl.runs.records import open_run
-run = open_run({str(tmp_path)!r}, {{}})
-print("ready", flush=True)
-for i in itertools.count():
-    run.write_summary({{"i": i, "same": i, "long": "x" * 500_000}})
-    run.write_members({{"id": range(1000), "i": [i] * 1000}})
+with open_run({str(tmp_path)!r}, {{}}) as run:
+    print("ready", flush=True)
+    for i in itertools.count():
+        run.write_summary({{"finished": False, "i": i, "same": i, "long": "x" * 500_000}})
+        run.write_members({{"id": range(1000), "i": [i] * 1000}})
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         try:
@@ -252,7 +261,7 @@ for i in itertools.count():
             child.kill()
     assert len(seen) == 20
     (tmp_path / ".summary.json.1.tmp").write_text("half")  # as a kill may leave it
-    assert open_run(tmp_path, {}).resumed and not list(tmp_path.glob(".*.tmp"))
+    assert opened(tmp_path, {}).resumed and not list(tmp_path.glob(".*.tmp"))
 
 
 # --- members and metrics -------------------------------------------------------------------------
@@ -287,12 +296,13 @@ def part(stage, members, update, **metrics) -> dict:
 
 
 def test_parts_are_read_in_order_while_more_are_written(tmp_path: Path) -> None:
-    run = open_run(tmp_path / "lr=0.1", {})  # not a partition of a data set
+    run = opened(tmp_path / "lr=0.1", {})  # not a partition of a data set
     assert read_metrics(run) == {}
-    run.write_part("0-model-1", part("model", [0, 1], 10, loss=np.float32([0.5, 0.25])))
-    run.write_part("1-agent-2", part("agent", [1, 0], 20, loss=[4.0, 3.0], value=jnp.ones(2)))
-    run.write_part("1-agent-1", part("agent", [1, 0], 10, loss=[2.0, np.nan]))
-    (run.path / "metrics" / ".part-1-agent-3.parquet.1.tmp").write_bytes(b"PAR1 half")
+    run.write_part(part_name(0, 10, 0), part("model", [0, 1], 10, loss=np.float32([0.5, 0.25])))
+    later = part("agent", [1, 0], 20, loss=[4.0, 3.0], value=jnp.ones(2))
+    run.write_part(part_name(1, 20, 0), later)
+    run.write_part(part_name(1, 10, 0), part("agent", [1, 0], 10, loss=[2.0, np.nan]))
+    (run.path / "metrics" / f".{part_name(1, 30, 0)}.1.tmp").write_bytes(b"PAR1 half")
     seen = read_metrics(run.path)
     assert list(seen) == ["stage", "member", "update", "env_steps", "loss", "value"]
     assert seen["stage"].tolist() == ["model"] * 2 + ["agent"] * 4
@@ -309,16 +319,16 @@ def test_parts_are_read_in_order_while_more_are_written(tmp_path: Path) -> None:
 
 def test_rewritten_part_replaces_the_old(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    run.write_part("1", part("a", [0, 1], 10, x=[1.0, 2.0]))
-    run.write_part("1", part("a", [0, 1], 10, x=[1.0, 3.0]))
+    run.write_part(part_name(0, 1, 0), part("a", [0, 1], 10, x=[1.0, 2.0]))
+    run.write_part(part_name(0, 1, 0), part("a", [0, 1], 10, x=[1.0, 3.0]))
     assert read_metrics(run)["x"].tolist() == [1.0, 3.0]
 
 
 def test_rows_met_twice_are_one(tmp_path: Path) -> None:
     """Two hosts wrote the second half, then one host went on with all members."""
     run = RunDir(tmp_path)
-    run.write_part("1-host0", part("a", [0, 1, 2, 3], 10, x=[0.0, 1.0, 2.0, 3.0]))
-    run.write_part("1-host1", part("a", [2, 3], 10, x=[2.0, np.nan], y=[5.0, np.nan]))
+    run.write_part(part_name(1, 10, 0), part("a", [0, 1, 2, 3], 10, x=[0.0, 1.0, 2.0, 3.0]))
+    run.write_part(part_name(1, 10, 2), part("a", [2, 3], 10, x=[2.0, np.nan], y=[5.0, np.nan]))
     seen = read_metrics(run)
     assert seen["member"].tolist() == [0, 1, 2, 3] and seen["x"].tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(seen["y"], [np.nan, np.nan, 5, np.nan])
@@ -328,14 +338,14 @@ def test_parts_keep_precision_and_refuse_ragged_columns(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     big = 2**40 + 1
     columns = part("a", [0], 1, count=np.array([big]), d=[0.1], f=np.float32([0.1]))
-    run.write_part("1", columns | {"env_steps": big})
+    run.write_part(part_name(0, 1, 0), columns | {"env_steps": big})
     seen = read_metrics(run)
     assert seen["env_steps"][0] == big and seen["count"][0] == big
     assert seen["d"][0] == 0.1 and seen["f"][0] == np.float32(0.1)
-    with pytest.raises(ValueError, match=r"part-2.parquet: column x is \[3\], not \[4\]"):
-        run.write_part("2", part("a", range(4), 1, x=np.zeros(3)))
+    with pytest.raises(ValueError, match=r"-0000000.parquet: column x is \[3\], not \[4\]"):
+        run.write_part(part_name(0, 2, 0), part("a", range(4), 1, x=np.zeros(3)))
     with pytest.raises(ValueError, match="no column env_steps"):
-        run.write_part("2", {"stage": "a", "member": 0, "update": 1})
+        run.write_part(part_name(0, 2, 0), {"stage": "a", "member": 0, "update": 1})
     assert len(list((tmp_path / "metrics").iterdir())) == 1
 
 
@@ -343,13 +353,13 @@ def test_parts_keep_precision_and_refuse_ragged_columns(tmp_path: Path) -> None:
 def test_a_run_in_progress_loses_no_file_to_a_second_process(
     tmp_path: Path, overwrite: bool
 ) -> None:
-    run = open_run(tmp_path / "run", CONFIG)
-    with run.lock():
-        run.write_part("1", part("a", [0], 1, x=[1.0]))
+    run = opened(tmp_path / "run", CONFIG)
+    with lock(run.path):
+        run.write_part(part_name(0, 1, 0), part("a", [0], 1, x=[1.0]))
         (run.path / "metrics" / ".part-2.parquet.1.tmp").write_bytes(b"being written")
         before = sorted(run.path.rglob("*"))
         with pytest.raises(UserError, match="another process is writing"):
-            open_run(run.path, CONFIG, overwrite=overwrite)
+            opened(run.path, CONFIG, overwrite=overwrite)
         assert sorted(run.path.rglob("*")) == before
-    assert open_run(run.path, CONFIG, overwrite=overwrite).resumed is not overwrite
+    assert opened(run.path, CONFIG, overwrite=overwrite).resumed is not overwrite
     assert not list(run.path.glob("*/.*.tmp"))
