@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from jaxrl.errors import UserError
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import label, print_line, shown, write_csv
@@ -43,7 +44,14 @@ def report(
         write_csv(members, _member_rows(found))
         print_line(f"points: {csv_file}, members: {members}")
     file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
-    drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    try:
+        drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    except OSError as error:  # a run folder that may be read only
+        told = f"{file} cannot be written: {error.strerror}"
+        if out is not None:
+            raise UserError(told) from error
+        print_line(f"no pictures: {told}; pass --out FILE.png")
+        return
     if drawn:
         print_line(f"pictures: {', '.join(map(str, drawn))}")
 
@@ -51,7 +59,7 @@ def report(
 def draw_run(run: records.RunDir) -> None:
     """plots/learning_curve.png of one run, and sensitivity.png where members have several points;
     nothing where it has no returns."""
-    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}))
+    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
     compare.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
@@ -78,12 +86,16 @@ def gather(paths: Iterable[Path]) -> list[Point]:
 
 
 def _points_of(
-    run: records.RunDir, name: str, config: dict[str, Any], static: dict[str, Any]
+    run: records.RunDir,
+    name: str,
+    config: dict[str, Any],
+    static: dict[str, Any],
+    say: Callable[[str], None] | None = print_line,
 ) -> list[Point]:
-    """The points of one run, which may not have begun yet."""
-    summary, seeds = run.summary(), config["seeds"]
+    """The points of one run, which may not have begun yet; `say` is told of damaged files."""
+    summary, seeds = run.summary(say), config["seeds"]
     values = config.get("points", [{}])
-    unit, steps, returns, failed = curves(run, len(values) * seeds)
+    unit, steps, returns, failed = curves(run, len(values) * seeds, say)
     risk = last_risk(run, len(values) * seeds)
     state, speed = "nothing yet", None
     if len(steps):
@@ -111,13 +123,15 @@ def _points_of(
     return found
 
 
-def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+def curves(
+    run: records.RunDir, members: int, say: Callable[[str], None] | None = None
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """(unit, steps [C], returns [C, P], who has failed [P]) of the last stage that has returns: of
     whole evaluation episodes, or else of training episodes.
 
     The unit is "steps" of the environment, or "updates" of a stage that makes none.
     """
-    metrics = records.read_metrics(run)
+    metrics = records.read_metrics(run, say=say, complete=run.as_found().finished)
     nobody = np.zeros(members, bool)
     for name in ("return", "episode_return"):
         known = np.isfinite(metrics.get(name, np.zeros(0)))

@@ -67,14 +67,15 @@ def some(found: Sequence[Image], count: int) -> list[Image]:
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """Runs of the same identity and layout compile once, for all of their continuations."""
+    """Runs of the same identity, seeds aside, and layout compile once, with all continuations."""
     built: dict[str, dict] = {}
     run = train_loop.run
 
     def shared(ready: Any, *rest: Any, **more: Any) -> dict[str, float]:
         folder, processes, display, *given = rest
         within = given[0] if given else more.get("within") or train_loop.Within({})
-        key = json.dumps(files.plain([ready.identity, ready.layout.width, ready.members]))
+        same = ready.identity | {"seed": 0}
+        key = json.dumps(files.plain([same, ready.layout.width, ready.members]))
         within = within._replace(built=built.setdefault(key, {}))
         return run(ready, folder, processes, display, within)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -15,13 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jaxrl.errors import UserError
 from jaxrl.runs import files, provenance
 from jaxrl.runs.files import plain
-from jaxrl.runs.folders import FORMAT, ConfigMismatch, lock
-from jaxrl.runs.metrics import part_name
+from jaxrl.runs.folders import FORMAT, ConfigMismatch, difference, lock
+from jaxrl.runs.metrics import by_chunk, part_name
 from jaxrl.runs.records import RESULTS, RunDir, default_name, open_run, read_metrics
 
 
@@ -363,3 +366,140 @@ def test_a_run_in_progress_loses_no_file_to_a_second_process(
         assert sorted(run.path.rglob("*")) == before
     assert opened(run.path, CONFIG, overwrite=overwrite).resumed is not overwrite
     assert not list(run.path.glob("*/.*.tmp"))
+
+
+# --- damaged and missing parts -------------------------------------------------------------------
+
+
+def three_parts(path: Path, seed: int = 0) -> RunDir:
+    """Three chunks of two members, and a plan that says so."""
+    stages = {"a": {"updates": 30, "evals": 3, "every": 1}}
+    run = opened(path, CONFIG, {"members": 2, "stages": stages})
+    rng = np.random.default_rng(seed)
+    for update in (10, 20, 30):
+        row = part("a", [0, 1], update, x=rng.normal(size=2), y=rng.normal(size=2))
+        run.write_part(part_name(0, update, 0), row)
+    return run
+
+
+def told(run: RunDir, **how) -> tuple[dict[str, np.ndarray], list[str]]:
+    lines: list[str] = []
+    return read_metrics(run, say=lines.append, **how), lines
+
+
+@pytest.mark.parametrize("tries", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_flipped_bits_are_never_read_as_other_numbers(tmp_path: Path, tries: int) -> None:
+    run = three_parts(tmp_path)
+    whole, lines = told(run, complete=True)
+    assert lines == [] and whole["update"].tolist() == [10, 10, 20, 20, 30, 30]
+    rng, files_ = np.random.default_rng(1), sorted((tmp_path / "metrics").iterdir())
+    for _ in range(tries):
+        file = files_[rng.integers(3)]
+        before = file.read_bytes()
+        data = bytearray(before)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        seen, lines = told(run, complete=True)
+        assert lines == [f"{file} is damaged and left out"]
+        rest = whole["update"] != int(file.name.split("-")[2])
+        for name, values in whole.items():
+            np.testing.assert_array_equal(seen[name], values[rest])
+        file.write_bytes(before)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"PAR1" * 3, b"\0" * 5000])
+def test_parts_that_are_no_parquet(tmp_path: Path, damage: bytes) -> None:
+    run = three_parts(tmp_path)
+    first, second, _ = sorted((tmp_path / "metrics").iterdir())
+    first.write_bytes(damage)
+    assert told(run)[1] == [f"{first} is damaged and left out"]
+    second.write_bytes(damage)
+    assert told(run)[1] == [f"{first} and 1 more are damaged and left out"]
+
+
+def test_parts_are_read_by_others(tmp_path: Path) -> None:
+    three_parts(tmp_path)
+    table = pq.read_table(tmp_path / "metrics" / part_name(0, 20, 0))
+    assert table["update"].to_pylist() == [20, 20]
+    assert pq.read_table(tmp_path / "metrics").num_rows == 6
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    run = three_parts(tmp_path)
+    (tmp_path / "metrics" / part_name(0, 20, 0)).unlink()
+    line = f"{tmp_path / 'metrics' / part_name(0, 20, '*')} is missing: no metrics of 2 members at "
+    assert told(run)[1] == [f"{line}update 20 of stage a"]
+    (tmp_path / "metrics" / part_name(0, 30, 0)).unlink()
+    assert told(run)[1] == []  # of a run in progress
+    assert told(run, complete=True)[1] == [
+        f"{line.replace(' is missing', ' and 1 more are missing')}update 20 of stage a"
+    ]
+    run.write_part(part_name(0, 20, 1), part("a", [1], 20, x=[0.0]))  # by one of two processes
+    seen, lines = told(run, complete=True)
+    assert "no metrics of 1 members at update 20" in lines[0]
+    table = by_chunk(seen, 2)
+    np.testing.assert_array_equal(table["update"], [[10, 10], [20, 20]])
+    np.testing.assert_array_equal(table["env_steps"], [[640, 640], [1280, 1280]])
+    assert np.isnan(table["x"][1]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"finished": true}', "é" * 9])
+def test_damaged_summary_is_none_and_told(tmp_path: Path, text: str) -> None:
+    run = opened(tmp_path, CONFIG)
+    (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    lines: list[str] = []
+    assert run.summary(lines.append) is None
+    assert len(lines) == 1 and lines[0].startswith(f"{tmp_path / 'summary.json'} is damaged (")
+    assert opened(tmp_path, CONFIG).finished is False
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"config": 1}', f'{{"format": {FORMAT}, "config": {{}}}}', "[" * 9999]
+)
+def test_damaged_config_is_one_line(tmp_path: Path, text: str) -> None:
+    opened(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(text)
+    for attempt in (lambda: opened(tmp_path, CONFIG), RunDir(tmp_path).config):
+        with pytest.raises(UserError, match=r"config.json is damaged|cannot be read") as error:
+            attempt()
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_locked_while_it_is_open(tmp_path: Path) -> None:
+    with open_run(tmp_path, CONFIG):
+        for other in (CONFIG, {"seeds": 1}):
+            for overwrite in (False, True):
+                with pytest.raises(UserError, match="another process is writing|seeds is 4"):
+                    opened(tmp_path, other, overwrite=overwrite)
+    assert opened(tmp_path, CONFIG).resumed
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"cannot be locked: No locks available; choose .*--out"):
+        opened(tmp_path / "a" / "b", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [".config.json.1.tmp", ".lock", ".search.json.99.tmp"])
+def test_a_kill_at_the_first_file_leaves_a_folder_to_start_in(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("half")
+    assert not opened(tmp_path, CONFIG).resumed
+    assert {x.name for x in tmp_path.iterdir()} == {".lock", "config.json"}
+
+
+def test_difference_names_the_first_field() -> None:
+    assert difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == ""
+    assert (
+        difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c is 2 there and 3 here"
+    )
+    assert difference([{"x": 1}], [{"x": 1}, {"x": 2}]) == "1.x is absent there and 2 here"

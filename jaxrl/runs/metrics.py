@@ -174,12 +174,12 @@ def told(path: Path, damaged: Sequence[str], absent: Sequence[Missing]) -> list[
     """At most one line about damaged parts, and one about missing ones that are not damaged."""
     lines = []
     if damaged:
-        more = f" and {len(damaged) - 1} more parts are" if len(damaged) > 1 else " is"
+        more = f" and {len(damaged) - 1} more are" if len(damaged) > 1 else " is"
         lines.append(f"{path / damaged[0]}{more} damaged and left out")
     stems = {name.rpartition("-")[0] for name in damaged}
     if absent := [each for each in absent if each.name.rpartition("-")[0] not in stems]:
         first = absent[0]
-        more = f" and {len(absent) - 1} more parts are" if len(absent) > 1 else " is"
+        more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
         lines.append(
             f"{path / first.name}{more} missing: no metrics of {first.members} members at update "
             f"{first.update} of stage {first.stage}"
