@@ -140,7 +140,11 @@ class _Recorder:
         self.seen.add((kind, what))
         to = self.into / f"{len(self.found):04d}-{kind}"
         to.mkdir(parents=True)
-        copy(to / self.folder.name)
+        try:
+            copy(to / self.folder.name)
+        except FileNotFoundError:  # another thread has just moved a file: no state of this kind
+            shutil.rmtree(to)
+            return
         self.found.append(Image(kind, before, to / self.folder.name))
 
     def halved(self, to: Path, path: Path, size: int, grown: int) -> None:
@@ -168,7 +172,7 @@ class _Synced:
         self.bytes: dict[int, bytes] = {}
         self.entries: dict[int, dict[str, tuple[int, bool]]] = {}
         self.held: list[int] = []
-        for path in (folder.parent, folder, *folder.rglob("*")):
+        for path in (folder.parent, folder, *_walk(folder)):
             if path.exists():
                 fd = os.open(path, os.O_RDONLY)
                 self.fsync(fd)
@@ -180,9 +184,12 @@ class _Synced:
             return
         self.held.append(os.dup(fd))
         if path.is_dir():
-            rows = {x.name: (x.stat().st_ino, x.is_dir()) for x in path.iterdir()}
-            if path == self.folder.parent:  # holds other things, too
-                rows = {name: row for name, row in rows.items() if name == self.folder.name}
+            # Of the folder above, which holds other things too, only this folder.
+            names = os.listdir(path) if path != self.folder.parent else [self.folder.name]
+            rows = {}
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    rows[name] = (path / name).stat().st_ino, (path / name).is_dir()
             self.entries[path.stat().st_ino] = rows
         elif path.is_file():
             self.bytes[path.stat().st_ino] = path.read_bytes()
@@ -207,7 +214,7 @@ class _Synced:
     def torn(self, to: Path | None) -> Any:
         """As `lost`, but with all names."""
         rows = []
-        for path in (self.folder, *sorted(self.folder.rglob("*"))):
+        for path in (self.folder, *_walk(self.folder)):
             with contextlib.suppress(FileNotFoundError):
                 data = None if path.is_dir() else self.bytes.get(path.stat().st_ino, b"")
                 rows.append((path.relative_to(self.folder), data))
@@ -274,10 +281,18 @@ def _writes(args: tuple) -> bool:
     return bool((flags or 0) & _WRITES)
 
 
+def _walk(folder: Path) -> list[Path]:
+    """All files and folders, folders first, without those that another thread removes meanwhile."""
+    found = []
+    for at, folders, names in os.walk(folder):
+        found += [Path(at) / name for name in (*folders, *names)]
+    return sorted(found)
+
+
 def _listing(folder: Path) -> Any:
     """Changes with every change of the folder."""
     rows = []
-    for path in sorted(folder.rglob("*")):
+    for path in _walk(folder):
         with contextlib.suppress(FileNotFoundError):
             found = path.lstat()
             what = (found.st_size, found.st_mtime_ns) if path.is_file() else ()
@@ -290,7 +305,7 @@ def _copy(folder: Path, to: Path) -> None:
     if not folder.exists():
         return
     to.mkdir()
-    for path in sorted(folder.rglob("*")):
+    for path in _walk(folder):
         there = to / path.relative_to(folder)
         with contextlib.suppress(FileNotFoundError):
             there.mkdir() if path.is_dir() else shutil.copy2(path, there, follow_symlinks=False)

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +21,13 @@ import jax
 import numpy as np
 import pytest
 import toys
+from flax import struct
 
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
-from jaxrl.experiments import sweep, train
-from jaxrl.runs import files, records, shards
+from jaxrl.errors import UserError
+from jaxrl.experiments import jax_setup, report, restore, sweep, train, train_loop
+from jaxrl.runs import files, plots, records, shards
 
 KINDS = ("kill", "half", "torn", "lost")
 
@@ -77,7 +81,7 @@ class Config:
     """No settings."""
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Hypers:
     """Of `toys`."""
 
@@ -146,7 +150,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
     with crash.shared_programs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "draw_run", lambda run: None)  # takes longer than all the rest
-        patch.setattr(sweep.report, "report", lambda paths: None)
+        patch.setattr(sweep, "report", types.SimpleNamespace(report=lambda paths: None))
         yield record
 
 
@@ -201,3 +205,210 @@ def test_checkpoints_survive_a_power_failure(recorded: Callable[[str], Recorded]
     counts = [len(shards.indices(image.path / "checkpoints")) for image in lost]
     first = next(i for i, count in enumerate(counts) if count)
     assert min(counts[first:]) >= 1 and len(counts) > 8
+
+
+# --- damaged folders -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(recorded: Callable[[str], Recorded], tmp_path: Path) -> Iterator[Path]:
+    """A copy of a finished run of `train_tiny`; nothing is compiled again."""
+    reference = recorded("train").reference
+    shutil.copytree(reference, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = lambda *args, **kw: pytest.fail("something is compiled")
+        patch.setattr(jax.stages.Lowered, "compile", compiled)
+        yield tmp_path / "run"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    """Removes an entry of nested JSON."""
+
+    def remove(file: Path) -> None:
+        known = inner = json.loads(file.read_text())
+        for name in names[:-1]:
+            inner = inner[name]
+        del inner[names[-1]]
+        file.write_text(json.dumps(known))
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("summary.json", cut, "summary.json is damaged ("),
+        ("summary.json", lambda file: file.write_text(""), "summary.json is damaged ("),
+        ("summary.json", lambda file: file.write_text("[]"), "summary.json is damaged ("),
+        ("summary.json", without("return"), "summary.json is damaged (no 'return')"),
+        ("summary.json", delete, "continuing from update 8"),
+        ("members.csv", delete, "return "),
+        ("plots", shutil.rmtree, "is finished: return "),
+    ],
+)
+def test_results_are_made_again(
+    name: str,
+    damage: Callable[[Path], Any],
+    says: str,
+    finished: Path,
+    recorded: Callable[[str], Recorded],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (finished / "plots").mkdir(exist_ok=True)
+    damage(finished / name)
+    train_tiny(finished)
+    out = capsys.readouterr().out
+    assert sum(says in line for line in out.splitlines()) == 1, out
+    assert results(finished) == results(recorded("train").reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("config.json", cut, "is damaged ("),
+        ("config.json", without("context"), "is damaged (no 'context')"),
+        ("config.json", without("config"), "is damaged (no 'config')"),
+        ("config.json", without("context", "width"), "is damaged (no width in its context)"),
+        ("config.json", without("format"), "was made by jaxrl 0.1"),
+        ("config.json", without("config", "seeds"), "seeds is absent there and 2 here"),
+    ],
+)
+def test_damaged_configurations_are_refused(
+    name: str, damage: Callable[[Path], Any], says: str, finished: Path
+) -> None:
+    damage(finished / name)
+    delete(finished / "summary.json")
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    with pytest.raises(UserError) as error:
+        train_tiny(finished)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    for read in (lambda: restore.load(finished), lambda: report.report([finished])):
+        with pytest.raises(UserError, match=r"config\.json|jaxrl 0\.1"):
+            read()
+    assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
+
+
+def test_a_finished_run_without_checkpoints(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delete(finished / "checkpoints")
+    delete(finished / "members.csv")
+    train_tiny(finished)
+    assert (finished / "members.csv").is_file() and not (finished / "checkpoints").exists()
+    capsys.readouterr()
+    train_tiny(finished)
+    assert "its checkpoints are missing; --overwrite starts again" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"checkpoints has no undamaged .* --overwrite"):
+        restore.load(finished)
+
+
+def test_a_run_is_finished_without_one_of_its_parts(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = sorted((finished / "metrics").iterdir())
+    expected = results(finished)
+    delete(finished / "summary.json")
+    cut(first)
+    train_tiny(finished)
+    out = capsys.readouterr().out.replace("\n", "")
+    assert out.count("is damaged and left out") == 1 and first.name in out
+    assert (finished / "members.csv").read_bytes() != b""
+    found = records.RunDir(finished).summary() or {}
+    assert found["return"] == expected[-1]["return"]  # that of the last part
+    for file in (first, last):
+        delete(file)
+    delete(finished / "summary.json")
+    with pytest.raises(UserError, match=r"metrics has no undamaged part of stage 'agent'"):
+        train_tiny(finished)
+
+
+def test_checkpoints_of_another_run_are_refused(finished: Path) -> None:
+    seven = finished.with_name("seven")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY, "seed", 7)
+        train_tiny(seven)
+    shutil.rmtree(finished / "checkpoints")
+    shutil.copytree(seven / "checkpoints", finished / "checkpoints")
+    delete(finished / "summary.json")
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    says = "checkpoints holds another run's checkpoints: seed is 7 there and 0 here; put back"
+    for attempt in (lambda: train_tiny(finished), lambda: restore.load(finished)):
+        with pytest.raises(UserError, match=says):
+            attempt()
+    assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
+
+
+# --- two processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{}, {"overwrite": True}, {"overwrite": True, "evals": 1}])
+@pytest.mark.parametrize("kind", ["train", "sweep"])
+def test_a_run_in_progress_is_left_alone(
+    kind: str,
+    change: dict[str, Any],
+    recorded: Callable[[str], Recorded],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second process meets the folder in the middle of the run."""
+    reference, out = recorded(kind).reference, tmp_path / "run"
+    shown, met = train_loop.shown, []
+
+    def kept() -> set[Path]:  # checkpoints come and go
+        return {path for path in out.rglob("*") if "checkpoints" not in path.parent.parts}
+
+    def second(columns: Any) -> Any:
+        if not met:
+            met.append(kept())
+            (out / ".summary.json.1.tmp").write_text("being written")
+            with monkeypatch.context() as patch, pytest.raises(UserError, match="another process"):
+                patch.setattr(sys.modules[__name__], "TINY", TINY | change)
+                WORK[kind](out)
+            assert met[0] < kept()
+            (out / ".summary.json.1.tmp").unlink()
+        return shown(columns)
+
+    monkeypatch.setattr(train_loop, "shown", second)
+    WORK[kind](out)
+    assert met and results(out) == results(reference)
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def test_a_report_in_a_folder_that_cannot_be_written(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(plots, "atomic_write", refuse)
+    report.report([finished])
+    out = capsys.readouterr().out
+    assert " finished" in out and "no pictures: " in out and "Permission denied; pass --out" in out
+    with pytest.raises(UserError, match="Permission denied"):
+        report.report([finished], out=finished / "x.png")
+
+
+def test_the_cache_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(jax_setup.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(jax_setup.Path, "home", homeless)
+    folder = jax_setup.cache_folder()
+    assert folder == tmp_path / f"jaxrl-{os.getuid()}" and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # others could put programs there
+    assert jax_setup.cache_folder() is None
+    monkeypatch.setattr(jax_setup.Path, "home", lambda: tmp_path / "home")
+    assert jax_setup.cache_folder() == tmp_path / "home/.cache/jaxrl"
+    assert not (tmp_path / "home").exists()
