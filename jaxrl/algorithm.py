@@ -1,4 +1,4 @@
-"""The record by which commands know an algorithm. Importing this file does not import JAX."""
+"""The record that describes an algorithm to commands. Importing this file does not import JAX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """An algorithm as commands use it: `ALGORITHM` at the end of an agent's file.
+    """Description of an algorithm for commands: `ALGORITHM` at the end of an agent's file.
 
     Attributes:
       Config: frozen dataclass of static settings.
@@ -23,8 +23,8 @@ class Algorithm:
         `bases` where `base_points` is given.
       offline: whether the agent learns from a dataset, `inputs["data"]`.
       extras: the dataset extras that the agent reads.
-      check_request: check_request(cfg, hp, inputs) raises UserError for values and data that do not
-        fit together.
+      check_request: check_request(cfg, hp, inputs) raises UserError if values and data do not fit
+        together.
       log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
       base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs.
     """

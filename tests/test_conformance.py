@@ -46,7 +46,7 @@ from jaxrl.policies import Trained
 from jaxrl.program import Program, Result, Stage, train
 from jaxrl.snapshot import abstract_learner, abstract_state
 from jaxrl.sources import uniform
-from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, Learner, PyTree
+from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, PyTree
 
 WIDTH = 2
 
@@ -356,7 +356,7 @@ def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
     pairs = zip(types(before), types(after), strict=True)
     assert not [(old, new) for old, new in pairs if old != new]
     assert not any(x.weak_type for x in jax.tree.leaves(after)) or kind != "arrays"
-    assert metrics or case.agent.update is Learner.update  # which learns nothing
+    assert metrics or name == "cdsa"  # corrected policies learn nothing
     assert all(x.shape == () for x in jax.tree.leaves(metrics))
 
 

@@ -178,7 +178,7 @@ def test_a_short_stage_has_as_many_evaluations_as_fit() -> None:
 @pytest.mark.parametrize("name", RESERVED)
 def test_no_stage_has_the_name_of_another_input(name: str) -> None:
     (stage,) = toys.ROWS["uniform data"]().stages
-    with pytest.raises(ValueError, match=f"no stage can be called '{name}'"):
+    with pytest.raises(ValueError, match=f"a stage cannot be called '{name}'"):
         dataclasses.replace(stage, name=name)
 
 
