@@ -85,7 +85,8 @@ def open_together(processes: Processes, path: Path, what: str, make: Callable[[]
         try:
             made = make()
         except OSError as problem:  # the path is a file, or permission is denied
-            error = f"{path} cannot be the folder of a {what}: {problem.strerror}"
+            reason = problem.strerror or problem
+            error = f"{path} cannot be the folder of a {what} ({reason}): choose another --out"
         except UserError as problem:
             error = str(problem)
     if error := processes.broadcast(error):

@@ -447,5 +447,5 @@ def test_overwrite_removes_what_was_swept_and_nothing_else(
     assert (folder / "it/000").is_dir()
     assert cli.main([*asked, "agent.lam=1,2", "agent.conv=[]", "--overwrite"]) == 130
     assert {path.name for path in (folder / "it").iterdir()} == {
-        *("sweep.json", "notes.txt", "000-conv=_"),
+        *(".lock", "sweep.json", "notes.txt", "000-conv=_"),
     }

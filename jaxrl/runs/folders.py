@@ -101,7 +101,7 @@ def _known(
         check(known)
         return known
     folder = file.parent
-    if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+    if folder.exists() and any(map(_is_foreign, folder.iterdir())):
         raise UserError(
             f"{folder} holds files but no {file.name}: this is not the folder of a {what}"
         )
