@@ -71,7 +71,8 @@ def train(settings: Settings) -> dict[str, Any]:
 def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str, Any] | None:
     """Reports a run that is finished and has all of its results; None for any other run."""
     run = open_together(processes, path, "run", lambda: records.find_run(path, own))
-    complete = run is not None and run.finished and (run.path / "members.csv").is_file()
+    summary = run and run.finished and run.summary()
+    complete = bool(run and summary and run.has_members(summary["members"]))
     if not processes.broadcast_int(int(complete)):
         return None
     summary = records.RunDir(path.resolve()).summary() or {}

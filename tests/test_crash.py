@@ -114,6 +114,15 @@ def train_stages(out: Path) -> None:
     train.run(ALGORITHM, **TINY | {"env": "toys:drift", "data": data}, out=out)
 
 
+def overwrite_tiny(out: Path) -> None:
+    """A finished run is started again; a kill leaves a run that continues without --overwrite."""
+    if not out.exists():
+        train_tiny(out)
+        train.run("pqn", **TINY, agent=AGENT | {"epochs": 1}, out=out, overwrite=True)
+    else:
+        train_tiny(out)
+
+
 def sweep_tiny(out: Path) -> None:
     swept = {"agent.epochs": [1, 2], "agent.lr": [1e-3, 1e-4]}
     sweep.sweep("pqn", **TINY | {"seeds": 1}, agent=AGENT, sweep=swept, out=out)
@@ -123,6 +132,7 @@ WORK: dict[str, Callable[[Path], None]] = {
     "train": train_tiny,
     "stages": train_stages,
     "sweep": sweep_tiny,
+    "overwrite": overwrite_tiny,
 }
 
 
@@ -251,6 +261,8 @@ def without(*names: str) -> Callable[[Path], None]:
         ("summary.json", without("return"), "summary.json is damaged (no 'return')"),
         ("summary.json", delete, "continuing from update 8"),
         ("members.csv", delete, "return "),
+        ("members.csv", cut, "return "),
+        ("members.csv", lambda file: file.write_text(""), "return "),
         ("plots", shutil.rmtree, "is finished: return "),
     ],
 )

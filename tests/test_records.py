@@ -427,16 +427,16 @@ def test_parts_are_read_by_others(tmp_path: Path) -> None:
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     run = three_parts(tmp_path)
     (tmp_path / "metrics" / part_name(0, 20, 0)).unlink()
-    line = f"{tmp_path / 'metrics' / part_name(0, 20, '*')} is missing: no metrics of 2 members at "
-    assert told(run)[1] == [f"{line}update 20 of stage a"]
+    line = f"{tmp_path / 'metrics' / part_name(0, 20, '*')} is missing: members without metrics "
+    assert told(run)[1] == [f"{line}at update 20 of stage a: 2"]
     (tmp_path / "metrics" / part_name(0, 30, 0)).unlink()
     assert told(run)[1] == []  # of a run in progress
     assert told(run, complete=True)[1] == [
-        f"{line.replace(' is missing', ' and 1 more are missing')}update 20 of stage a"
+        f"{line.replace(' is missing', ' and 1 more are missing')}at update 20 of stage a: 2"
     ]
     run.write_part(part_name(0, 20, 1), part("a", [1], 20, x=[0.0]))  # by one of two processes
     seen, lines = told(run, complete=True)
-    assert "no metrics of 1 members at update 20" in lines[0]
+    assert lines[0].endswith("members without metrics at update 20 of stage a: 1")
     table = by_chunk(seen, 2)
     np.testing.assert_array_equal(table["update"], [[10, 10], [20, 20]])
     np.testing.assert_array_equal(table["env_steps"], [[640, 640], [1280, 1280]])

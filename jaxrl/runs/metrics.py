@@ -181,8 +181,8 @@ def told(path: Path, damaged: Sequence[str], absent: Sequence[Missing]) -> list[
         first = absent[0]
         more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
         lines.append(
-            f"{path / first.name}{more} missing: no metrics of {first.members} members at update "
-            f"{first.update} of stage {first.stage}"
+            f"{path / first.name}{more} missing: members without metrics at update "
+            f"{first.update} of stage {first.stage}: {first.members}"
         )
     return lines
 

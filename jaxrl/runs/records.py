@@ -98,14 +98,31 @@ class RunDir:
         atomic_write(self.path / "members.csv", text.getvalue().encode())
 
     def members(self) -> dict[str, np.ndarray]:
-        """The columns [P] of members.csv as booleans, numbers or strings; {} without the file."""
+        """The columns [P] of members.csv as booleans, numbers or strings; {} without the file.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         file = self.path / "members.csv"
         if not file.is_file():
             return {}
-        with file.open(newline="", encoding="utf-8") as text:
-            names, *rows = csv.reader(text)
-        columns = zip(*rows, strict=True) if rows else [()] * len(names)
-        return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
+        try:
+            with file.open(newline="", encoding="utf-8") as text:
+                names, *rows = csv.reader(text)
+            columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+            return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
+        except (ValueError, csv.Error) as error:
+            raise UserError(
+                f"{file} is damaged: remove the file, and the command that made the run writes it "
+                "again"
+            ) from error
+
+    def has_members(self, count: int) -> bool:
+        """Whether members.csv is undamaged and has `count` rows."""
+        try:
+            return len(self.members().get("id", ())) == count
+        except UserError:
+            return False
 
     def write_part(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
         """Writes metrics/`name`, a `metrics.part_name`; see `metrics.write_part`."""
