@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
 from jaxrl.errors import UserError
 from jaxrl.runs import files, folders, provenance, records, shards
 from jaxrl.runs.processes import Processes
@@ -71,7 +73,9 @@ def check_processes(
     """
     if processes.count > 1:
         request = {"command": what, "folder": path, "overwrite": overwrite, "request": identity}
-        processes.check_same(files.plain({"versions": provenance.versions(), **request}))
+        precision = jax.config.values["jax_default_matmul_precision"]
+        request |= {"versions": provenance.versions(), "matmul_precision": precision}
+        processes.check_same(files.plain(request))
 
 
 def open_together(processes: Processes, path: Path, what: str, make: Callable[[], T]) -> T | None:

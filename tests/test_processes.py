@@ -18,7 +18,7 @@ import pytest
 
 from jaxrl import population
 from jaxrl.errors import UserError
-from jaxrl.runs import records, shards
+from jaxrl.runs import checkpoint, records, shards
 from jaxrl.runs.processes import ALONE, Processes, in_cluster, join
 
 SLOW = cluster.SLOW
@@ -310,6 +310,45 @@ def test_width_of_tiles(
 )
 def test_cover(ranges: Any, members: Any, expected: Any) -> None:
     assert shards.cover(ranges, members) == expected
+
+
+def write_shard(path: Path, members: shards.Range, identity: Any = "own") -> None:
+    """Index 1 of members whose state is their number."""
+    with checkpoint.Checkpoints(path / shards.folder(members)) as ckpt:
+        ckpt.save(1, np.arange(*members), {"identity": identity})
+
+
+def read_shards(path: Path) -> shards.Found | None:
+    target = lambda meta, members: np.arange(*members)
+    return shards.newest(path, "own", (0, 4), target)
+
+
+def test_a_damaged_shard_is_replaced_by_others_of_the_same_members(tmp_path: Path) -> None:
+    for members in ((0, 4), (0, 2), (2, 4)):
+        write_shard(tmp_path, members)
+    found = read_shards(tmp_path)
+    assert found is not None and [members for members, _ in found.parts] == [(0, 4)]
+    (tmp_path / "0000000-0000004/1/meta/metadata").write_bytes(b"")
+    found = read_shards(tmp_path)
+    assert found is not None and [members for members, _ in found.parts] == [(0, 2), (2, 4)]
+    np.testing.assert_array_equal(np.concatenate([x for _, x in found.parts]), range(4))
+    (tmp_path / "0000002-0000004/1/meta/metadata").write_bytes(b"")
+    assert read_shards(tmp_path) is None
+
+
+def test_one_shard_of_another_run_is_enough(tmp_path: Path) -> None:
+    write_shard(tmp_path, (0, 2))
+    write_shard(tmp_path, (2, 4), identity="other")
+    with pytest.raises(UserError, match='is "other" there and "own" here; put back'):
+        read_shards(tmp_path)
+    ranges = [(0, 2), (2, 4)]
+
+    def restore(processes: Processes) -> Any:
+        with shards.Shards(tmp_path, "own", ranges, processes=processes) as own:
+            return own.restore(lambda meta, x: np.arange(*x), ranges[processes.index])
+
+    one, two = together(restore, 2)  # only the second reads the other run's shard
+    assert one == two and "checkpoints" in one
 
 
 def test_flags_and_clusters() -> None:
