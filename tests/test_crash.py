@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import crash
 import jax
@@ -136,32 +136,41 @@ WORK: dict[str, Callable[[Path], None]] = {
 }
 
 
-class Recorded(NamedTuple):
-    reference: Path
-    images: list[crash.Image]
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """Runs of each kind, each made when first asked for."""
+
+    folder: Path
+    recorded: dict[str, list[crash.Image]] = dataclasses.field(default_factory=dict)
+
+    def reference(self, kind: str) -> Path:
+        """An undisturbed run."""
+        path = self.folder / kind / "reference"
+        if not path.exists():
+            path.parent.mkdir()
+            WORK[kind](path)
+        return path
+
+    def images(self, kind: str) -> list[crash.Image]:
+        """The images of a second run."""
+        if kind not in self.recorded:
+            its = self.reference(kind).parent
+            work = lambda: WORK[kind](its / "run")
+            self.recorded[kind] = crash.images(its / "run", its / "images", work, KINDS)
+        return self.recorded[kind]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Recorded]]:
-    """The undisturbed run of a kind, and images of another one; all share their programs."""
-    folder, done = tmp_path_factory.mktemp("crash"), {}
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Runs that share their compiled programs, and draw nothing."""
+    folder = tmp_path_factory.mktemp("crash")
     t = jax.device_get(toys.dataset(jax.random.key(7)))
     t = t._replace(action=np.clip(t.action, -1, 1))
     datasets.save(folder / "data.npz", datasets.Dataset(t, {"env": "toys:drift"}))
-
-    def record(kind: str) -> Recorded:
-        if kind not in done:
-            its, work = folder / kind, WORK[kind]
-            its.mkdir()
-            work(its / "reference")
-            images = crash.images(its / "run", its / "images", lambda: work(its / "run"), KINDS)
-            done[kind] = Recorded(its / "reference", images)
-        return done[kind]
-
     with crash.shared_programs(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "draw_run", lambda run: None)  # takes longer than all the rest
         patch.setattr(sweep, "report", types.SimpleNamespace(report=lambda paths: None))
-        yield record
+        yield Lab(folder)
 
 
 def results(path: Path) -> Any:
@@ -178,10 +187,10 @@ def results(path: Path) -> Any:
     return leaves, columns, (path / "members.csv").read_bytes(), rest
 
 
-def assert_continues(kind: str, found: Recorded, images: list[crash.Image]) -> None:
-    expected = results(found.reference)
+def assert_continues(lab: Lab, kind: str, images: list[crash.Image]) -> None:
+    """The same command gives the same results from every image."""
+    expected, path = results(lab.reference(kind)), lab.folder / kind / "again"
     for image in images:
-        path = found.reference.parent / "again"
         if image.path.exists():
             shutil.copytree(image.path, path)
         try:
@@ -194,24 +203,21 @@ def assert_continues(kind: str, found: Recorded, images: list[crash.Image]) -> N
         shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("kind", ["train"])
-def test_some_images_continue(kind: str, recorded: Callable[[str], Recorded]) -> None:
-    found = recorded(kind)
-    assert {image.kind for image in found.images} == set(KINDS)
-    assert_continues(kind, found, crash.some(found.images, 8))
+def test_some_images_continue(lab: Lab) -> None:
+    found = lab.images("train")
+    assert {image.kind for image in found} == set(KINDS)
+    assert_continues(lab, "train", crash.some(found, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WORK)
-def test_all_images_continue(kind: str, recorded: Callable[[str], Recorded]) -> None:
-    found = recorded(kind)
-    assert_continues(kind, found, found.images)
+def test_all_images_continue(kind: str, lab: Lab) -> None:
+    assert_continues(lab, kind, lab.images(kind))
 
 
-def test_checkpoints_survive_a_power_failure(recorded: Callable[[str], Recorded]) -> None:
+def test_checkpoints_survive_a_power_failure(lab: Lab) -> None:
     """Once a checkpoint is on disk, there is always one."""
-    found = recorded("train")
-    lost = [image for image in found.images if image.kind == "lost"]
+    lost = [image for image in lab.images("train") if image.kind == "lost"]
     counts = [len(shards.indices(image.path / "checkpoints")) for image in lost]
     first = next(i for i, count in enumerate(counts) if count)
     assert min(counts[first:]) >= 1 and len(counts) > 8
@@ -221,10 +227,9 @@ def test_checkpoints_survive_a_power_failure(recorded: Callable[[str], Recorded]
 
 
 @pytest.fixture
-def finished(recorded: Callable[[str], Recorded], tmp_path: Path) -> Iterator[Path]:
+def finished(lab: Lab, tmp_path: Path) -> Iterator[Path]:
     """A copy of a finished run of `train_tiny`; nothing is compiled again."""
-    reference = recorded("train").reference
-    shutil.copytree(reference, tmp_path / "run")
+    shutil.copytree(lab.reference("train"), tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         compiled = lambda *args, **kw: pytest.fail("something is compiled")
         patch.setattr(jax.stages.Lowered, "compile", compiled)
@@ -271,7 +276,7 @@ def test_results_are_made_again(
     damage: Callable[[Path], Any],
     says: str,
     finished: Path,
-    recorded: Callable[[str], Recorded],
+    lab: Lab,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (finished / "plots").mkdir(exist_ok=True)
@@ -279,7 +284,7 @@ def test_results_are_made_again(
     train_tiny(finished)
     out = capsys.readouterr().out
     assert sum(says in line for line in out.splitlines()) == 1, out
-    assert results(finished) == results(recorded("train").reference)
+    assert results(finished) == results(lab.reference("train"))
 
 
 @pytest.mark.parametrize(
@@ -361,17 +366,24 @@ def test_checkpoints_of_another_run_are_refused(finished: Path) -> None:
 # --- two processes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{}, {"overwrite": True}, {"overwrite": True, "evals": 1}])
-@pytest.mark.parametrize("kind", ["train", "sweep"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("train", {}),
+        ("train", {"overwrite": True}),
+        ("train", {"overwrite": True, "evals": 1}),
+        ("sweep", {"overwrite": True}),
+    ],
+)
 def test_a_run_in_progress_is_left_alone(
     kind: str,
     change: dict[str, Any],
-    recorded: Callable[[str], Recorded],
+    lab: Lab,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second process meets the folder in the middle of the run."""
-    reference, out = recorded(kind).reference, tmp_path / "run"
+    reference, out = lab.reference(kind), tmp_path / "run"
     shown, met = train_loop.shown, []
 
     def kept() -> set[Path]:  # checkpoints come and go
