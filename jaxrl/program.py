@@ -59,6 +59,15 @@ def _no_batch(src, learner_state, hp, inputs, key, step):
 NO_SOURCE = Source(init=_nothing, next=_no_batch)
 
 
+def chunk_ends(updates: int, evals: int, every: int) -> list[int]:
+    """The updates after which a stage is evaluated, see `Stage`; [0] for one without updates."""
+    if not updates:
+        return [0]
+    blocks = updates / every
+    ends = {round(blocks * i / evals) * every for i in range(1, evals)}
+    return sorted({updates} | {end for end in ends if 0 < end < updates})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """`updates` updates of one learner from one source.
@@ -102,13 +111,8 @@ class Stage:
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """(first update, number of updates) of each chunk; a chunk ends with an evaluation."""
-        if not self.updates:
-            return [(0, 0)]
-        every = self.source.every
-        blocks = self.updates / every
-        ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
-        marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
-        return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+        ends = chunk_ends(self.updates, self.evals, self.source.every)
+        return [(a, b - a) for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property  # so that `initialise` and `advance` share one trace
     def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
