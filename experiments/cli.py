@@ -17,11 +17,13 @@ from typing import TypeVar
 
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
-from jaxrl.experiments import agents
+from jaxrl.experiments import agents, interrupts, streams
 from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
 
 T = TypeVar("T")
+
+CONTINUES = "; the same command continues from the last checkpoint"
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
@@ -64,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     any other error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    hint = CONTINUES if words[:1] and words[0] in ("train", "sweep", "search") else ""
+    if argv is None:  # the process is that of the command
+        interrupts.watch(hint)
+        if hint or words[:2] == ["data", "make"]:  # the result matters without its output
+            streams.outlast_readers()
     try:
         asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
         if asked and words[:1] != ["data"]:
@@ -90,8 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxrl: {stop}; the same command continues from there", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        resumable = words[0] in ("train", "sweep", "search")
-        hint = "; the same command continues from the last checkpoint" if resumable else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
     except OSError as error:
