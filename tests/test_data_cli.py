@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxrl import envs
 from jaxrl.envs import datasets, maze
-from jaxrl.envs.datasets import Dataset, npz
+from jaxrl.envs.datasets import Dataset, episodes
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.data import cli as data_cli
 from jaxrl.experiments.data import collect
@@ -159,7 +159,7 @@ def check_replay(env: Env, t: Any) -> None:
     assert not (np.asarray(ts.truncated) & ~t.truncated).any()
     inside = ~t.start[1:]
     np.testing.assert_array_equal(t.next_obs[:-1][inside], t.obs[1:][inside])
-    np.testing.assert_array_equal(t.start, npz.starts(t.terminated | t.truncated))
+    np.testing.assert_array_equal(t.start, episodes.starts(t.terminated | t.truncated))
 
 
 def test_make_maze_data(jaxrl: Run, tmp_path: Path) -> None:

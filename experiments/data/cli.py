@@ -22,6 +22,7 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
   jaxrl data info FILE [--out FILE.png]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
+     both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
@@ -44,6 +45,14 @@ class InfoOptions:
     """Options of `jaxrl data info`."""
 
     out: Path | None = None
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `jaxrl data convert`."""
+
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +91,8 @@ def main(words: Sequence[str]) -> None:
         raise UserError(
             f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
         )
-    single = [*fields_of(MakeOptions), *fields_of(DiffusionOptions)]
+    records = (InfoOptions, ConvertOptions, MakeOptions, DiffusionOptions)
+    single = [name for record in records for name in fields_of(record)]
     commands[words[0]](*tokenise(words[1:], single))
 
 
@@ -91,7 +101,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     if len(paths) != 1:
         raise UserError("data info needs one dataset: jaxrl data info data.npz")
     path = Path(paths[0])
-    data = datasets.load(path)
+    data = datasets.load(path, own.max_episode_steps)
     picture = own.out or path.with_suffix(".png")
     for line in describe(data):
         print(line)
@@ -100,11 +110,12 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
 
 
 def _convert(paths: list[str], given: dict[str, Words]) -> None:
-    if len(paths) != 2 or given:
+    own = fill(ConvertOptions, given)
+    if len(paths) != 2:
         raise UserError("data convert needs two paths: jaxrl data convert data.hdf5 data.npz")
     source, target = map(Path, paths)
     _check_free(target)
-    data = datasets.load(source)
+    data = datasets.load(source, own.max_episode_steps)
     datasets.save(target, data)
     print(f"{target}: {len(data.transitions.reward):,} rows")
 
@@ -147,6 +158,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
 
 
 def _check_free(file: Path) -> None:
+    datasets.check_suffix(file)
     if file.exists():
         raise UserError(f"{file} exists already")
 
@@ -177,6 +189,11 @@ def describe(data: Dataset) -> list[str]:
         lines.append(
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
+        )
+    if "splits" in meta:
+        lines.append(
+            f"split   {meta['splits']:,} episodes end only because next_obs differs from the next "
+            "row's obs"
         )
     score = normalised_score(meta, returns)
     if score is not None:
