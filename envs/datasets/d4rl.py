@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrl.envs.datasets import hdf5, layout, meta
@@ -102,7 +103,7 @@ def paired(path: Path, t: Transition, timeouts: Rows) -> Transition:
     if not len(index):
         raise bad(path, "timeouts", "no row has a successor")
     terminated = t.terminated[index]
-    extras = layout.take(t, index).extras | {"next_known": ~terminated}
+    extras = jax.tree.map(lambda x: x[index], t.extras) | {"next_known": ~terminated}
     cut = ~kept[index + 1]  # the next row of the episode is dropped
     return transition(
         t.obs[index], t.action[index], t.reward[index], t.obs[index + 1], terminated, cut, extras
@@ -165,7 +166,7 @@ def write(path: Path, t: Transition, about: Mapping[str, Any]) -> None:
     columns[META] = np.array([json.dumps(plain(about)).encode()])
 
     contents = io.BytesIO()  # h5py needs a readable and seekable file
-    with h5py.File(contents, "w") as file:
+    with h5py.File(contents, "w", libver=hdf5.WRITTEN) as file:
         for key, x in columns.items():
             file.create_dataset(
                 key, data=x, compression="gzip", compression_opts=4, fletcher32=True

@@ -19,10 +19,11 @@ from jaxrl.errors import UserError
 
 try:
     import h5py
-    from h5py import h5l
 except ImportError as error:
     raise UserError('HDF5 files need h5py: pip install "jaxrl[data]"') from error
 
+HARD, SOFT = 0, 1  # of h5py.h5l, which has no type hints
+WRITTEN = ("v108", "v108")  # first version with checksums of names, shapes and dtypes
 LINKS = 8  # longest chain of symbolic links inside a file
 
 
@@ -51,10 +52,10 @@ def find(file: Path, group: h5py.Group, path: str, links: int = LINKS) -> Any:
             return None
         kind = node.id.links.get_info(name.encode()).type
         key = posixpath.join(str(node.name), name).lstrip("/")
-        if kind == h5l.TYPE_SOFT and links:
+        if kind == SOFT and links:
             target = node.id.links.get_val(name.encode()).decode()
             node = find(file, node, target, links - 1)
-        elif kind == h5l.TYPE_HARD:
+        elif kind == HARD:
             node = node[name]
         else:
             raise bad(file, key, "links to another file or in a circle: store the data themselves")

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,28 +33,6 @@ def extra_arrays(t: Transition, prefix: str = "") -> dict[str, Rows]:
     state = extras.pop("state", ())
     named = {f"{prefix}extras/{name}": x for name, x in extras.items()}
     return named | {f"{prefix}state/{i}": x for i, x in enumerate(state)}
-
-
-def take(t: Transition, rows: Rows) -> Transition:
-    """Rows of all leaves."""
-    state = {"state": tuple(x[rows] for x in t.extras["state"])} if "state" in t.extras else {}
-    extras = {name: x[rows] for name, x in t.extras.items() if name != "state"} | state
-    columns: Any = (x[rows] for x in t[:-1])
-    return Transition(*columns, extras)
-
-
-def join(parts: Sequence[Transition]) -> Transition:
-    """Concatenates the rows of parts with the same extras."""
-    state = zip(*(t.extras.get("state", ()) for t in parts), strict=True)
-    extras: dict[str, Any] = {
-        name: np.concatenate([t.extras[name] for t in parts])
-        for name in parts[0].extras
-        if name != "state"
-    }
-    if "state" in parts[0].extras:
-        extras["state"] = tuple(np.concatenate(leaves) for leaves in state)
-    columns: Any = (np.concatenate(x) for x in zip(*(t[:-1] for t in parts), strict=True))
-    return Transition(*columns, extras)
 
 
 def parse(columns: Columns) -> Transition:

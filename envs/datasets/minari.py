@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrl.envs.datasets import hdf5, layout, meta
@@ -60,7 +61,7 @@ def read(file: Path) -> layout.Read:
         raise bad(file, "episode_0", "missing, the file has no episodes")
     for name, episode in zip(names, episodes, strict=True):
         _check_alike(file, name, episode, names[0], episodes[0])
-    found = layout.join(episodes)
+    found: Transition = jax.tree.map(lambda *x: np.concatenate(x), *episodes)
     # An episode without an end was cut by the data collection; only the last may be unfinished.
     cut: Rows = np.append(found.start[1:], False) & ~found.terminated
     return found._replace(truncated=found.truncated | cut), about
@@ -153,7 +154,7 @@ def write(folder: Path, t: Transition, about: Mapping[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     (part / "data").mkdir(parents=True)
     extras = layout.extra_arrays(t, f"{OWN}/")
-    with h5py.File(part / "data" / "main_data.hdf5", "w") as file:
+    with h5py.File(part / "data" / "main_data.hdf5", "w", libver=hdf5.WRITTEN) as file:
         for i, (a, b) in enumerate(bounds):
             group = file.create_group(f"episode_{i}")
             group.attrs.update({"id": i, "total_steps": b - a})

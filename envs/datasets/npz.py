@@ -7,6 +7,7 @@ are read are verified.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping
@@ -34,11 +35,22 @@ def read(file: Path) -> layout.Read:
     """
     with reading(file), zipfile.ZipFile(file) as archive:
         members = [x for x in archive.infolist() if x.filename.endswith(".npy")]
+        if _entries(file) not in (None, len(archive.infolist())):
+            raise ValueError("entries are missing")
         stored = {x.filename.removesuffix(".npy"): _stored(file, archive, x) for x in members}
         columns = Columns(file, stored)
         columns.check_memory()
         about = _meta(file, stored["meta"]) if "meta" in stored else {}
         return layout.parse(columns), about
+
+
+def _entries(file: Path) -> int | None:
+    """Number of entries by the last record of a zip file, which zipfile does not compare."""
+    with file.open("rb") as opened:
+        opened.seek(-22, io.SEEK_END)
+        record = opened.read()
+    count = int.from_bytes(record[10:12], "little")
+    return count if record.startswith(b"PK\5\6") and count < 2**16 - 1 else None
 
 
 def _stored(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Stored:
