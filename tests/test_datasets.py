@@ -274,6 +274,13 @@ def test_returns_and_lengths_by_a_loop(ends: str) -> None:
         ("dmsd", "dmsd"),
         ("brax:hopper", None),
         ("maze:umaze", None),
+        ("pen_data", None),
+        ("door-log", None),
+        ("ant-colony", None),
+        ("hopper-medium", "hopper"),
+        ("pen-human-v1", "pen"),
+        ("pen-demos-v0-bc-combined", "pen"),
+        ("kitchen_microwave_kettle_light_slider-v0", "kitchen"),
     ],
 )
 def test_reference_returns_by_name(name: str, found: str | None) -> None:

@@ -189,6 +189,16 @@ def check(dataset: Dataset, spec: EnvSpec) -> None:
         raise bad(file, "action", f"{t.action[row]} is outside the bounds of {spec.name}", row)
 
 
+def check_successors(dataset: Dataset, agent: str) -> None:
+    """Raises UserError unless models of s' have a row to learn from and a row to be judged by."""
+    t = dataset.transitions
+    count = int(np.sum(t.extras.get("next_known", np.ones(len(t.reward), bool))))
+    if count < 2:
+        file = dataset.meta.get("file", "the dataset")
+        what = f"{count} rows have a known successor, {agent} needs at least 2"
+        raise bad(file, "next_obs", what)
+
+
 def action_bounds(spec: EnvSpec) -> dict[str, Any]:
     """For `Dataset.meta`: {"action_low", "action_high"}, or {"action_count"} if discrete."""
     space = spec.action

@@ -119,7 +119,7 @@ class Columns:
         x = self._values(key, rows).reshape(rows)
         row = first_row(lambda x: (x != 0) & (x != 1), x)
         if row is not None:
-            raise bad(self.file, key, f"must be 0 or 1, not {x[row]:g}", row)
+            raise bad(self.file, key, f"must be 0 or 1, not {x[row]}", row)
         return x.astype(bool)
 
     def observations(self, key: str, like: Rows = None) -> Rows:

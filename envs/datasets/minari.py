@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxrl.envs.datasets import hdf5, layout, meta
-from jaxrl.envs.datasets.columns import Columns, Rows, Stored, bad
+from jaxrl.envs.datasets.columns import INT32, Columns, Rows, Stored, bad
 from jaxrl.envs.datasets.episodes import transition
 from jaxrl.envs.datasets.hdf5 import h5py
 from jaxrl.errors import UserError
@@ -203,7 +203,8 @@ def _action_space(x: Rows, low: Any, high: Any, count: int | None) -> dict[str, 
 def _box(x: Rows, low: Any = None, high: Any = None) -> dict[str, Any]:
     """Minari's description of a box of rows x [D, ...], with the range of bytes or ±infinity."""
     shape = x.shape[1:]
-    least, most = (0, 255) if x.dtype == np.uint8 else (-np.inf, np.inf)
+    ranges = {"uint8": (0, 255), "int32": (int(INT32.min), int(INT32.max))}
+    least, most = ranges.get(x.dtype.name, (-np.inf, np.inf))
     known = lambda bound: bound is not None and np.shape(bound) == shape
     bounds = {
         "low": np.asarray(low if known(low) else np.full(shape, least)).tolist(),
