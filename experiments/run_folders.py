@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 def open_run_folder(path: Path) -> records.RunDir:
-    """The run in a folder, or the only run of a sweep there; raises UserError if there is none."""
+    """The run in a folder, or the only run of a sweep; raises UserError if there is none."""
     if (path / "sweep.json").is_file():
         folders = [program["folder"] for program in read_sweep(path)["programs"]]
         if len(folders) > 1:
             raise UserError(
                 f"{path} is a sweep of {len(folders)} runs: choose {path / folders[0]} "
-                "or another one in it"
+                "or another one of them"
             )
         path = path / folders[0]
     if not (path / "config.json").is_file():
@@ -32,16 +32,16 @@ def open_run_folder(path: Path) -> records.RunDir:
     known = read_json(path / "config.json")
     records.check_format(path, known)
     if not known.get("config") or not known.get("context"):
-        raise UserError(f"{path / 'config.json'} is not that of a run")
+        raise UserError(f"{path / 'config.json'} is not the config.json of a run")
     return run
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """sweep.json of a folder that has one."""
+    """The contents of the sweep.json of a folder."""
     known = read_json(path / "sweep.json")
     records.check_format(path, known)
     if not {"agent", "sweep", "programs"} <= set(known):
-        raise UserError(f"{path / 'sweep.json'} is not that of a sweep")
+        raise UserError(f"{path / 'sweep.json'} is not the sweep.json of a sweep")
     return known
 
 
@@ -54,16 +54,16 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def open_together(processes: Processes, path: Path, what: str, make: Callable[[], T]) -> T | None:
-    """What the leader's `make` returns, which makes or opens the folder; None in other processes.
+    """Calls `make`, which creates or opens a folder, in the leader only; None in other processes.
 
     Raises:
-      UserError: in all processes alike, where the leader cannot.
+      UserError: `make` failed; raised in all processes.
     """
     made, error = None, ""
     if processes.leads:
         try:
             made = make()
-        except OSError as problem:  # a file in its place, no permission
+        except OSError as problem:  # the path is a file, or permission is denied
             error = f"{path} cannot be the folder of a {what}: {problem.strerror}"
         except UserError as problem:
             error = str(problem)
@@ -79,8 +79,9 @@ def open_record(
     context: Mapping[str, Any],
     overwrite: bool = False,
 ) -> dict[str, Any] | None:
-    """What sweep.json or search.json holds; writes one where there is none, and returns None.
-    `overwrite` writes one in any case.
+    """The contents of sweep.json or search.json; without the file, writes one and returns None.
+
+    `overwrite` writes the file in any case.
 
     Raises:
       UserError: the folder holds other files, or another `config`.
@@ -113,7 +114,7 @@ def count_members(path: Path) -> int:
 
 
 def state_digest(path: Path) -> str:
-    """Of the settings of a run and of how far it has come: what its final states follow from."""
+    """Hash of the settings of a run and of its newest checkpoint's index."""
     run = open_run_folder(path)
     points = shards.indices(run.checkpoints)
     if not points:
@@ -123,6 +124,6 @@ def state_digest(path: Path) -> str:
 
 
 def settings_digest(path: Path) -> str:
-    """Of all settings of a run, which its shared stages follow from."""
+    """Hash of all settings of a run, which determine its shared stages."""
     text = json.dumps(open_run_folder(path).config()["config"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -29,8 +29,8 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
     Args:
       agent: its name, its module, or its `Algorithm` record.
       env: the environment's name.
-      options: `agent` is a mapping of the agent's own settings, `env_options` one of those of the
-        environment.
+      options: `agent` is a mapping of agent settings, `env_options` a mapping of environment
+        settings.
 
     Returns:
       The contents of summary.json.
@@ -45,15 +45,15 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
 def train(settings: Settings) -> dict[str, Any]:
     """Trains to the end, from the last checkpoint if there is one, and returns the summary.
 
-    A finished run is reported and not repeated. `jaxrl.runs.records` describes what is written. All
-    processes of a cluster call it; the leader prints and writes what concerns the whole run.
+    A finished run is reported and not repeated. `jaxrl.runs.records` describes the files. All
+    processes of a cluster call this function; the leader prints, and writes the results.
     """
     options, own = settings.options, identity(settings, digests_of(settings.options))
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
     if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
-        # Printed at once: making the environment may take seconds.
+        # Reported before the environment is made, which may take seconds.
         run = _open(processes, path, own)
         if run.finished:
             summary = run.summary() or {}
@@ -68,7 +68,7 @@ def train(settings: Settings) -> dict[str, Any]:
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
     run = _open(processes, path, own, context(ready), options.overwrite)
-    # A continued run keeps the tile width it began with, since another one changes the bits.
+    # A continued run keeps its first tile width, since another width changes the bits.
     width = options.width or run.config()["context"]["width"]
     layout, ranges = place(ready.members, width, options.devices, processes)
     ready = ready._replace(layout=layout, ranges=ranges)
@@ -78,17 +78,17 @@ def train(settings: Settings) -> dict[str, Any]:
     with run.lock() if processes.leads else contextlib.nullcontext():
         times = train_loop.run(ready, run, processes, display)
         if processes.leads:
-            summary = files.plain(summarise(ready, run, **times))  # as it is read back
+            summary = files.plain(summarise(ready, run, **times))  # as read from the file
             draw_run(run)
             run.write_summary(summary)
             told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
             display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
-    processes.all_true(True)  # until the leader has written
+    processes.all_true(True)  # waits until the leader has written
     return run.summary() or {}
 
 
 def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
-    """The folder of the run, which the leader makes or opens; see `records.open_run`."""
+    """The folder of the run, created or opened by the leader; see `records.open_run`."""
     run = open_together(processes, path, "run", lambda: records.open_run(path, *args))
     return run or records.RunDir(path.resolve()).as_found()
 

@@ -108,7 +108,7 @@ def join(
       coordinator: "host:port" of process 0; None if the cluster is detected (see `in_cluster`).
       processes: number of processes, given together with `coordinator`.
       process_id: index of this process, given together with `coordinator`.
-      heartbeat: seconds without a sign of life after which a process counts as dead.
+      heartbeat: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
       UserError: only some of the three are given, or the processes do not find each other.

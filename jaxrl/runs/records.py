@@ -193,7 +193,7 @@ def _load(file: Path) -> dict[str, Any]:
 def check_format(path: Path, known: Mapping[str, Any]) -> None:
     """Raises UserError for the JSON of a folder that another version of jaxrl has made.
 
-    What is not the JSON of a run at all is left to later checks.
+    JSON of another kind is left to later checks.
     """
     made = known.get("format")
     if made == FORMAT or not {"config", "sweep", "search"} & set(known):
@@ -203,8 +203,7 @@ def check_format(path: Path, known: Mapping[str, Any]) -> None:
 
 
 def check_same(path: Path, what: str, there: Any, here: Any) -> None:
-    """Raises ConfigMismatch, with the first field that differs, where a folder holds another `what`
-    than is asked for; both are JSON."""
+    """Raises ConfigMismatch for the first field in which two JSON values of a `what` differ."""
     old, new = dict(_fields("", there)), dict(_fields("", here))
     for name in new | old:
         a, b = old.get(name, "absent"), new.get(name, "absent")
