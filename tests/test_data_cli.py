@@ -200,8 +200,10 @@ def test_make_trains_and_collects(jaxrl: Run, tmp_path: Path) -> None:
     options = [f"--agent.{name}={value}" for name, value in sizes.items()]
     options += ["--agent.actor", "4", "--agent.critic", "4", "--evals", "2", "--seed", "3"]
     words = ["make", "tiny:glide", "--level", "random,medium-expert", "--steps", "203"]
-    code, _, err = jaxrl(*words, "--agent", "ppo", "--env-options", "noise=0.0", *options)
+    code, out, err = jaxrl(*words, "--agent", "ppo", "--env-options", "noise=0.0", *options)
     assert code == 0, err
+    assert out.startswith("training ppo on tiny:glide for 256 steps; ")
+    assert out.count("return") >= 2 and "100%" in out
     env = tiny.glide()
     env = Env(env.spec, {"noise": jnp.float32(0)}, env.reset, env.step)
     for level, extras in (("random", {"state"}), ("medium-expert", {"state", "log_prob"})):
