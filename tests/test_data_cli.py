@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +98,21 @@ def test_convert_through_all_formats(jaxrl: Run, tmp_path: Path) -> None:
     assert jaxrl("convert", "a.hdf5", "b.npz")[0] == 2  # b.npz exists
 
 
+def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
+    t = datasets.load(FIXTURE).transitions
+    keys = {"observations": t.obs, "actions": t.action, "rewards": t.reward}
+    with h5py.File(tmp_path / "old.hdf5", "w") as file:
+        for key, x in {**keys, "terminals": t.terminated}.items():
+            file[key] = x
+    code, out, err = jaxrl("convert", "old.hdf5", "new.npz")
+    assert (code, out) == (2, "") and "--max-episode-steps N" in err and err.count("\n") == 1
+    assert jaxrl("convert", "old.hdf5", "new.npz", "--max-episode-steps", "100")[0] == 0
+    lengths = datasets.episode_returns(datasets.load(tmp_path / "new.npz").transitions)[1]
+    assert set(lengths) == {99}
+    code, out, _ = jaxrl("info", "old.hdf5", "--max-episode-steps=100")
+    assert code == 0 and "length  mean 99, " in out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -107,6 +123,8 @@ def test_convert_through_all_formats(jaxrl: Run, tmp_path: Path) -> None:
         (["info", "a.npz", "--out"], "--out needs a value"),
         (["convert", "a.npz"], "data convert needs two paths"),
         (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
+        (["convert", "none.npz", "a.csv"], "a.csv: use the suffix .npz"),
+        (["info", "a.npz", "--max-episode-steps", "0"], "--max-episode-steps must be at least 1"),
         (["make", "--level", "random"], "data make needs an environment and a level"),
         (["make", "CartPole-v1"], "data make needs an environment and a level"),
         (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from jaxrl.envs.datasets import episodes, layout, npz
 from jaxrl.envs.datasets.columns import Columns, bad, first_row, in_memory
+from jaxrl.envs.datasets.episodes import compact as compact
 from jaxrl.envs.datasets.episodes import episode_returns as episode_returns
 from jaxrl.envs.datasets.scores import reference
 from jaxrl.errors import UserError

@@ -59,6 +59,20 @@ def jumps(obs: Rows, next_obs: Rows) -> Rows:
     return found
 
 
+def compact(t: Transition) -> Transition:
+    """A dataset of byte observations with each frame stored once, see `sources.gather`.
+
+    Other datasets are returned as they are.
+    """
+    if t.obs.dtype != np.uint8:
+        return t
+    rows = len(t.reward)
+    new = np.flatnonzero(np.append(jumps(t.obs, t.next_obs), True))
+    index = np.arange(1, rows + 1, dtype=np.int32)
+    index[new] = rows + np.arange(len(new), dtype=np.int32)
+    return t._replace(obs=np.concatenate([t.obs, t.next_obs[new]]), next_obs=index)
+
+
 def episode_returns(t: Transition) -> tuple[np.ndarray, np.ndarray]:
     """Undiscounted returns [E] float64 and lengths [E] of the episodes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,9 +214,10 @@ def describe(data: Dataset) -> list[str]:
 def duplicates(data: Dataset) -> int:
     """Number of rows whose obs, action, reward and next_obs equal those of an earlier row."""
     t = data.transitions
-    columns = [x.reshape(len(x), -1) for x in (t.obs, t.action, t.reward, t.next_obs)]
-    rows = np.ascontiguousarray(np.concatenate(columns, 1, dtype=np.float32))
-    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    columns: list[Any] = [np.ascontiguousarray(x) for x in (t.obs, t.action, t.reward, t.next_obs)]
+    views = [x.reshape(len(x), -1).view(np.uint8) for x in columns]
+    digest = lambda row: int.from_bytes(hashlib.blake2b(b"".join(row), digest_size=8).digest())
+    whole = np.fromiter((digest(row) for row in zip(*views, strict=True)), np.uint64)
     return len(whole) - len(np.unique(whole))
 
 
