@@ -237,11 +237,17 @@ def test_sizes_are_compared_with_free_memory(
     )
     with h5py.File(file, "a") as to:
         to.create_dataset("rewards", (2**40,), "f4", chunks=(2**20,))
-    assert "a.hdf5 needs 8.19e+03 GiB, but 1 GiB are free" in refused(file)
+    assert "rewards: shape (1099511627776,) is declared, but not all rows" in refused(file)
+    with h5py.File(file, "a") as to:
+        del to["rewards"]
+        to.create_dataset("rewards", (2**27,), "f4", chunks=(2**20,))
+    assert "rewards: shape (134217728,) is declared, but not all rows" in refused(file)
     obs = np.zeros((4, 2**16), np.float32)
     path = plain(tmp_path / "a.npz", obs=obs, next_obs=obs)
     datasets.load(path)
     monkeypatch.setattr(memory, "free_bytes", lambda: obs.nbytes)
+    columns = d4rl_columns(made("....")) | {"observations": obs}
+    assert "a.hdf5 needs" in refused(write(file, columns))
     assert "free: use a smaller dataset" in refused(path)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ except ImportError as error:
 
 HARD, SOFT = 0, 1  # of h5py.h5l, which has no type hints
 WRITTEN = ("v108", "v108")  # first version with checksums of names, shapes and dtypes
+LARGE = 2**28  # bytes; smaller datasets may be zeros that were never written
 LINKS = 8  # longest chain of symbolic links inside a file
 
 
@@ -71,7 +73,10 @@ def stored(file: Path, key: str, node: Any) -> Stored:
     if isinstance(node, h5py.Dataset):
         if node.is_virtual or node.external:
             raise bad(file, key, "is stored in another file: store the data themselves")
-        return Stored(node.shape or (), node.dtype, lambda: np.asarray(node[()]))
+        found = Stored(node.shape or (), node.dtype, lambda: np.asarray(node[()]))
+        if found.nbytes > LARGE and not _written(node):
+            raise bad(file, key, f"shape {node.shape} is declared, but not all rows were written")
+        return found
     if not isinstance(node, h5py.Group) or not len(node):
         raise bad(file, key, "holds no numbers")
     parts = [stored(file, f"{key}/{name}", find(file, node, name)) for name in sorted(node)]
@@ -80,13 +85,21 @@ def stored(file: Path, key: str, node: Any) -> Stored:
         raise bad(file, key, f"its entries have {sorted(x.shape for x in parts)} rows and columns")
     with reading(file, key):
         dtype = np.result_type(*(x.dtype for x in parts))
-    width = sum(int(np.prod(x.shape[1:], dtype=object)) for x in parts)
+    width = sum(prod(x.shape[1:]) for x in parts)
 
     def read() -> np.ndarray:
         flat = [x.read() for x in parts]
         return np.concatenate([x.reshape(len(x), -1) for x in flat], 1)
 
     return Stored((parts[0].shape[0], width), dtype, read)
+
+
+def _written(node: h5py.Dataset) -> bool:
+    """Whether a large dataset is stored as a whole; HDF5 fills the rest with zeros."""
+    if node.chunks is None:
+        return node.id.get_storage_size() > 0
+    each = zip(node.shape, node.chunks, strict=True)
+    return node.id.get_num_chunks() >= prod(-(-length // chunk) for length, chunk in each)
 
 
 def tree(file: Path, group: h5py.Group, prefix: str) -> dict[str, Stored]:
