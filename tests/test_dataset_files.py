@@ -54,6 +54,8 @@ def test_large_integers_keep_their_values(tmp_path: Path) -> None:
         ("terminated", 0.5, "terminated, row 1: must be 0 or 1, not 0.5"),
         ("action", 2**31, "action, row 1: beyond 32 bits: 2147483648"),
         ("extras/x", -(2**31) - 1, "extras/x, row 1: beyond 32 bits"),
+        ("extras/state", 0, "extras/state: no name for an extra"),
+        ("extras/", 0, "extras/: no name for an extra"),
         ("extras/next_known", 2, "extras/next_known, row 1: must be 0 or 1"),
     ],
 )

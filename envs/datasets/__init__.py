@@ -26,6 +26,7 @@ from jaxrl.errors import UserError
 from jaxrl.types import Box, EnvSpec, Transition
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK"  # first bytes of the files
+OWN = ("file", "splits")  # entries of the metadata that `load` makes
 
 
 class Dataset(NamedTuple):
@@ -65,6 +66,7 @@ def load(path: str | Path, max_episode_steps: int | None = None) -> Dataset:
     """
     path = Path(path)
     transitions, meta = _read(path, max_episode_steps)
+    meta = {key: value for key, value in meta.items() if key not in OWN}
     digest = sha256(transitions)
     if meta.get("sha256", digest) != digest:
         what = "the arrays have another sha256: the file is damaged or was changed"
@@ -90,7 +92,7 @@ def save(path: str | Path, dataset: Dataset) -> None:
     columns = layout.arrays(dataset.transitions)
     checked = layout.parse(Columns("dataset", {k: in_memory(x) for k, x in columns.items()}))
     transitions, _ = episodes.split(checked)
-    meta = {k: v for k, v in dataset.meta.items() if k not in ("file", "splits")}
+    meta = {k: v for k, v in dataset.meta.items() if k not in OWN}
     meta |= {"sha256": sha256(transitions)}
     if path.suffix == ".npz":
         write = npz.write

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
-from jaxrl.envs.datasets.columns import Columns, Rows
+from jaxrl.envs.datasets.columns import Columns, Rows, bad
 from jaxrl.envs.datasets.episodes import jumps, transition
 from jaxrl.types import Transition
 
@@ -78,6 +79,8 @@ def extras(columns: Columns, rows: int, prefix: str = "") -> dict[str, Any]:
     for key in columns.stored:
         name = key.removeprefix(begin)
         if key.startswith(begin):
+            if name in ("state", ".", "..") or not re.fullmatch(r"[\w .-]+", name):
+                raise bad(columns.file, key, "no name for an extra: use letters and digits")
             read = {"next_known": columns.flags, "log_prob": columns.scalars}
             found[name] = read.get(name, columns.exact)(key, rows)
     count = sum(key.startswith(f"{prefix}state/") for key in columns.stored)
