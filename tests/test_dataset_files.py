@@ -395,6 +395,15 @@ def test_minari_space_of_integers(tmp_path: Path, action: Any, count: Any, space
     np.testing.assert_array_equal(found.action, action.astype(np.int32))
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_places_that_cannot_be_written(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written: ") as caught:
+        datasets.save(tmp_path / "file" / f"a{suffix}", Dataset(made(), {}))
+    assert "\n" not in str(caught.value)
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
 def test_saved_arrays_pass_the_checks_of_files(tmp_path: Path) -> None:
     t = made()
     reward = t.reward.copy()

@@ -85,7 +85,7 @@ def save(path: str | Path, dataset: Dataset) -> None:
     All formats keep extras and metadata. The arrays pass the same checks as those of files.
 
     Raises:
-      UserError: another suffix, a Minari folder that exists, or invalid arrays.
+      UserError: another suffix, a Minari folder that exists, invalid arrays, or a full disk.
     """
     path = Path(path)
     check_suffix(path)
@@ -100,7 +100,11 @@ def save(path: str | Path, dataset: Dataset) -> None:
         from jaxrl.envs.datasets.d4rl import write
     else:
         from jaxrl.envs.datasets.minari import write
-    write(path, transitions, meta)
+    try:
+        write(path, transitions, meta)
+    except (OSError, RuntimeError) as error:  # h5py raises both on a full disk
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be written: {why}") from None
 
 
 def check_suffix(path: Path) -> None:

@@ -11,6 +11,7 @@ Dictionary observations are concatenated in alphabetical order of their keys.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from jaxrl.envs.datasets.columns import INT32, Columns, Rows, Stored, bad
 from jaxrl.envs.datasets.episodes import transition
 from jaxrl.envs.datasets.hdf5 import h5py
 from jaxrl.errors import UserError
-from jaxrl.runs.files import write_json
+from jaxrl.runs.files import sync_folder, write_json
 from jaxrl.types import Transition
 
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -148,38 +149,53 @@ def write(folder: Path, t: Transition, about: Mapping[str, Any]) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder} exists already")
-    first = np.flatnonzero(t.start)
-    bounds = zip(first, [*first[1:], len(t.reward)], strict=True)
     part = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
-    (part / "data").mkdir(parents=True)
+    try:
+        (part / "data").mkdir(parents=True)
+        _write_episodes(part / "data" / "main_data.hdf5", t)
+        write_json(part / "data" / "metadata.json", _description(folder.name, t, about))
+        sync_folder(part)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_episodes(file: Path, t: Transition) -> None:
+    """Writes main_data.hdf5, and waits until it is on disk."""
+    first = np.flatnonzero(t.start)
     extras = layout.extra_arrays(t, f"{OWN}/")
-    with h5py.File(part / "data" / "main_data.hdf5", "w", libver=hdf5.WRITTEN) as file:
-        for i, (a, b) in enumerate(bounds):
-            group = file.create_group(f"episode_{i}")
+    with h5py.File(file, "w", libver=hdf5.WRITTEN) as to:
+        for i, (a, b) in enumerate(zip(first, [*first[1:], len(t.reward)], strict=True)):
+            group = to.create_group(f"episode_{i}")
             group.attrs.update({"id": i, "total_steps": b - a})
             group["observations"] = np.concatenate([t.obs[a:b], t.next_obs[b - 1 : b]])
             group["actions"], group["rewards"] = t.action[a:b], t.reward[a:b]
             group["terminations"], group["truncations"] = t.terminated[a:b], t.truncated[a:b]
             for key, x in extras.items():
                 group[key] = x[a:b]
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _description(name: str, t: Transition, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of metadata.json."""
     scores = about.get("reference", {})
-    bounds_of = about.get("action_low"), about.get("action_high")
-    metadata = {
-        "dataset_id": folder.name,
-        "total_episodes": len(first),
+    bounds = about.get("action_low"), about.get("action_high")
+    found = {
+        "dataset_id": name,
+        "total_episodes": int(t.start.sum()),
         "total_steps": len(t.reward),
         "data_format": "hdf5",
         "observation_space": json.dumps(_box(t.obs)),
-        "action_space": json.dumps(_action_space(t.action, *bounds_of, about.get("action_count"))),
+        "action_space": json.dumps(_action_space(t.action, *bounds, about.get("action_count"))),
         "minari_version": "0.5.4",
         "ref_min_score": scores.get("random"),
         "ref_max_score": scores.get("expert"),
         "jaxrl": about,
     }
-    metadata = {key: value for key, value in metadata.items() if value is not None}
-    write_json(part / "data" / "metadata.json", metadata)
-    part.rename(folder)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _action_space(x: Rows, low: Any, high: Any, count: int | None) -> dict[str, Any]:
