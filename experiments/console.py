@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jaxrl.errors import UserError
 from jaxrl.runs import files
-from jaxrl.runs.plots import compact
+from jaxrl.runs.figures import compact
 
 
 def print_line(what: str | Table) -> None:

@@ -42,7 +42,7 @@ from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, records
-from jaxrl.runs.plots import compact
+from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
 

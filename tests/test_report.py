@@ -144,7 +144,9 @@ def test_another_reference(folder: Path, table: Callable) -> None:
         assert found.index("reference") == (2 if num_steps == 8 else 5)
         expected = improvement(scores_of(made, 8, 1), scores_of(made, num_steps, 2))
         assert found[1] == f"{expected:.4g}"
-    with pytest.raises(UserError, match="agent.lr=0.5 matches no point; an example is --over agent"):
+    with pytest.raises(
+        UserError, match="agent.lr=0.5 matches no point; an example is --over agent"
+    ):
         report.report([folder / "it"], over="agent.lr=0.5")
 
 

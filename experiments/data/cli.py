@@ -15,8 +15,7 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
-from jaxrl.runs.files import atomic_write
-from jaxrl.runs.plots import COLOURS, compact
+from jaxrl.runs import figures, trial_plots
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
@@ -93,6 +92,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     path = Path(paths[0])
     data = datasets.load(path)
     picture = own.out or path.with_suffix(".png")
+    figures.check_format(picture)
     for line in describe(data):
         print(line)
     draw(picture, data)
@@ -209,37 +209,14 @@ def _spread(x: Any) -> str:
 
 
 def draw(file: Path, data: Dataset) -> None:
-    """Histograms of returns, episode lengths, rewards and actions, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    returns, lengths = episode_returns(data.transitions)
-    action = data.transitions.action.reshape(len(data.transitions.action), -1)
+    """Histograms of returns, episode lengths, rewards and actions."""
+    t = data.transitions
+    returns, lengths = episode_returns(t)
     panels = {
-        "return of an episode": returns[:, None],
-        "length of an episode": lengths[:, None],
-        "reward": data.transitions.reward[:, None],
-        "action, each dimension": action,
+        "return of an episode": (returns, "episodes"),
+        "length of an episode": (lengths, "episodes"),
+        "reward": (t.reward, "steps"),
+        "action, each dimension": (t.action.reshape(len(t.action), -1), "steps"),
     }
-    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (label, columns) in enumerate(panels.items()):
-        axes = figure.add_subplot(2, 2, i + 1)
-        bins: Any = np.histogram_bin_edges(columns, 50)
-        for j, column in enumerate(columns.T):
-            colour = COLOURS[j % len(COLOURS)]
-            if columns.shape[1] == 1:
-                axes.hist(column, bins, color=colour)
-            else:
-                axes.hist(column, bins, color=colour, histtype="step", label=str(j))
-        if 1 < columns.shape[1] <= 8:
-            axes.legend(frameon=False, fontsize=8)
-        axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(6))
-            axis.set_major_formatter(FuncFormatter(compact))
-    title = f"{data.meta['env']}: {len(action):,} rows, {len(returns):,} episodes"
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    atomic_write(file, lambda to: figure.savefig(to, format="png"))
+    title = f"{data.meta['env']}: {len(t.reward):,} rows, {len(returns):,} episodes"
+    trial_plots.histograms(file, panels, title)

@@ -13,7 +13,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import clock, plural, print_line, shown, write_csv
 from jaxrl.experiments.run_folders import read_json
 from jaxrl.experiments.search import study
-from jaxrl.runs import plots, records
+from jaxrl.runs import records, trial_plots
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -115,8 +115,8 @@ def draw(book: Study, folder: Path) -> list[Path]:
     columns = {name: [trial.params[name] for trial in trials] for name in names}
     values = np.array([_value(trial) for trial in trials], np.float64)
     files = [folder / "slices.png", folder / "parallel.png"]
-    plots.slices(files[0], columns, values)
-    plots.parallel(files[1], columns, values)
+    trial_plots.slices(files[0], columns, values)
+    trial_plots.parallel(files[1], columns, values)
     return files
 
 
