@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.experiments import compare_bases
-from jaxrl.experiments.console import clock, device_kind, plural, rate
+from jaxrl.experiments.console import clock, device_kind, interval, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
 from jaxrl.runs import provenance, records, stats
 from jaxrl.types import Transition
@@ -88,7 +88,7 @@ def last_trained(finite: np.ndarray) -> np.ndarray:
 def outcome(scores: np.ndarray) -> dict[str, Any]:
     """Statistics of the returns [P] of members."""
     found = stats.summarise(scores)
-    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
+    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max", "members")}
 
 
 def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[str, Any]]:
@@ -120,10 +120,8 @@ def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
 def result(summary: dict[str, Any]) -> str:
     """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
-    low, high = found["ci95"]
     line = (
-        f"return {found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
-        f"lowest member {found['min']:.4g})"
+        f"return {found['iqm']:.4g} (IQM, {interval(found)}; lowest member {found['min']:.4g})"
         if found["iqm"] is not None
         else "no return"
     )

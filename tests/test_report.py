@@ -223,7 +223,7 @@ def test_csv_has_a_row_per_point_and_per_member(folder: Path, table: Callable) -
     row, scores = rows[4], scores_of(made, 16, 1)
     assert (row["run"], row["env"], row["agent.num_steps"]) == ("it/001", "walk", "16")
     assert (float(row["agent.lr"]), row["env_steps"], row["failed"]) == (1e-2, "300", "0")
-    expected = {"mean": scores.mean(), "std": scores.std(), "min": scores.min()}
+    expected = {"mean": scores.mean(), "std": scores.std(ddof=1), "min": scores.min()}
     expected |= {"iqm": np.sort(scores)[1:-1].mean(), "max": scores.max()}
     expected |= {"p_better": improvement(scores, scores_of(made, 8, 0))}
     # Six members: the worst quarter is the worst one and half of the next.
@@ -256,7 +256,7 @@ def test_curves_of_the_best_and_the_worst(folder: Path, drawn: list[Figure]) -> 
     axes = drawn[0].axes[0]
     assert "the 5 best of 9 points, and the worst" in axes.get_title(loc="left")
     assert [line.get_ydata()[-1] for line in axes.lines] == [16, 14, 12, 10, 8, 0]
-    assert axes.lines[0].get_label() == "agent.lr=1  (n = 6)"
+    assert axes.lines[0].get_label() == "lr=1  (n = 6)"
 
 
 def test_axes_and_the_table_say_what_is_counted(
@@ -278,10 +278,8 @@ def test_sensitivity_has_lines_for_few_combinations(folder: Path, drawn: list[Fi
     made = write_sweep(folder / "it")
     report.report([folder / "it"])
     num_steps, lr = drawn[1].axes
-    assert (lr.get_xlabel(), lr.get_xscale(), num_steps.get_xscale()) == (
-        *("agent.lr", "log", "linear"),
-    )
-    assert [line.get_label() for line in lr.lines] == ["agent.num_steps=8", "agent.num_steps=16"]
+    assert (lr.get_xlabel(), lr.get_xscale(), num_steps.get_xscale()) == (*("lr", "log", "linear"),)
+    assert [line.get_label() for line in lr.lines] == ["num_steps=8", "num_steps=16"]
     for line, steps in zip(lr.lines, (8, 16), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), LRS)
         expected = [stats.iqm(scores_of(made, steps, i)) for i in range(3)]

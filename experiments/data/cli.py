@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
+from jaxrl.experiments.commands import DiffusionOptions, InfoOptions, MakeOptions
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
@@ -19,7 +19,7 @@ from jaxrl.runs import figures, trial_plots
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
-  jaxrl data info FILE [--out FILE.png]        describe a dataset, with histograms
+  jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
@@ -36,34 +36,6 @@ Mazes need no training; their levels are play, diverse, expert and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class InfoOptions:
-    """Options of `jaxrl data info`."""
-
-    out: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeOptions:
-    """Options of `jaxrl data make`, in addition to those of training."""
-
-    level: str = ""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    agent: str | None = None
-    out: Path = Path("data")
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionOptions:
-    """Options of `jaxrl data make --from-diffusion`."""
-
-    from_diffusion: Path
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    out: Path | None = None
 
 
 def main(words: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.console import clock, plural, print_line, shown, write_csv
+from jaxrl.experiments.console import clock, interval, plural, print_line, shown, write_csv
 from jaxrl.experiments.run_folders import read_json
 from jaxrl.experiments.search import study
 from jaxrl.runs import records, trial_plots
@@ -99,8 +99,7 @@ def _confirmed(result: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name}={shown(value)}" for name, value in result["values"].items())
     line = "no return"
     if found["iqm"] is not None:
-        low, high = found["ci95"]
-        line = f"{found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g})"
+        line = f"{found['iqm']:.4g} (IQM, {interval(found)})"
     return (
         f"with fresh seeds, trial {result['trial']} ({values}): {line}, {result['failed']} failed"
     )
