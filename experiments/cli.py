@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
     0 on success, 2 after a UserError, 74 if the disk is full, 128 + n after signal n, and 1 after
-    any other error.
+    any other error, also if all members of a run or sweep failed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
                 "`jaxrl --help` lists the commands"
             )
-        COMMANDS[words[0]](words[1:])
-        return 0
+        return COMMANDS[words[0]](words[1:]) or 0
     except UserError as error:
         # One line, even if the message quotes a multi-line error of a library.
         print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -122,7 +121,7 @@ def _fail(code: int) -> int:
     return code
 
 
-def _train(words: list[str]) -> None:
+def _train(words: list[str]) -> int:
     request = _request("train", words)
     if request.sweep:
         raise UserError("sweeps are run by `jaxrl sweep`, which takes the same options")
@@ -130,16 +129,18 @@ def _train(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup, restore, train
 
     jax_setup.start()
-    train.train(restore.settle(request.agent, request.options))
+    summary = train.train(restore.settle(request.agent, request.options))
+    return int("failure" in summary)
 
 
-def _sweep(words: list[str]) -> None:
+def _sweep(words: list[str]) -> int:
     request = _request("sweep", words)
 
     from jaxrl.experiments import jax_setup, sweep
 
     jax_setup.start()
-    sweep.run(request)
+    summary = sweep.run(request)
+    return int("best" in summary and not summary["best"])
 
 
 def _search(words: list[str]) -> None:
@@ -254,7 +255,7 @@ def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:
     return [Path(path) for path in paths], fill(record, given)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "sweep": _sweep,
     "search": _search,

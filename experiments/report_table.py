@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable, Sequence
 
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
-from jaxrl.experiments.console import label, print_line, shown
+from jaxrl.experiments.console import label, shown
 from jaxrl.experiments.console import rate as short
-from jaxrl.experiments.tables import Column, print_table
+from jaxrl.experiments.tables import Column, print_table, print_words
 from jaxrl.runs import stats
 
 _ROWS = 40  # maximum number of printed rows
@@ -21,17 +22,14 @@ def print_results(compared: Sequence[Result], named: bool) -> None:
     rows = list(compared)
     if len(rows) > _ROWS:
         rows = sorted(rows, key=lambda r: math.inf if math.isnan(r.iqm) else -r.iqm)[:_ROWS]
-    several = sum(bool(result.found) for result in compared) > 1
-    names = print_table(list(_columns(rows, compared, named, several)))
+    names = print_table(list(_columns(rows, compared, named)))
     if len(rows) < len(compared):
-        print_line(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
+        print_words(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
     for note in filter(None, _notes(compared, set(names))):
-        print_line(note)
+        print_words(note)
 
 
-def _columns(
-    rows: Sequence[Result], compared: Sequence[Result], named: bool, several: bool
-) -> Iterable[Column]:
+def _columns(rows: Sequence[Result], compared: Sequence[Result], named: bool) -> Iterable[Column]:
     """The columns of `rows`; which there are depends on all results in `compared`."""
     points = [result.point for result in rows]
     if named:
@@ -45,8 +43,10 @@ def _columns(
     if any(point.risk for point in points):
         cvar = [_number(point.risk.get("cvar_0.1", math.nan)) for point in points]
         yield Column(_CVAR, cvar, 6)
-    if several:
-        better = ["reference" if r.is_reference else _number(r.better) for r in rows]
+    if references := _references(compared):
+        better = [
+            "reference" if any(r is x for x in references) else _number(r.better) for r in rows
+        ]
         yield Column(_BETTER, better, 3)
     failed = [_count(point, int(point.failed.sum())) for point in points]
     yield Column("failed", failed, 4 if set(failed) <= {"0", "-"} else 1)
@@ -56,6 +56,12 @@ def _columns(
         yield Column(f"{' or '.join(units)}/s", speeds, 8)
     if named or any(result.point.state != "finished" for result in compared):
         yield Column("state", [point.state for point in points], 7, left=True)
+
+
+def _references(compared: Sequence[Result]) -> list[Result]:
+    """The reference of each environment in which another point has results, too."""
+    counts = collections.Counter(result.point.env for result in compared if result.found)
+    return [r for r in compared if r.is_reference and counts[r.point.env] > 1]
 
 
 def _count(point: Point, count: int) -> str:
@@ -82,12 +88,8 @@ def _notes(compared: Sequence[Result], columns: set[str]) -> Iterable[str]:
     if any(result.found for result in compared):
         yield "; ".join(text for name, text in meanings.items() if name in columns)
     if _BETTER in columns:
-        for result in compared:
-            if result.is_reference:
-                name = label(result.point.values) or result.point.run
-                yield (
-                    f"P(better): probability that a member scores above one of {name}; ties count "
-                    "half"
-                )
+        for result in _references(compared):
+            name = label(result.point.values) or result.point.run
+            yield f"P(better): probability to score above a member of {name}; ties count half"
     if any(0 < result.found.get("members", 0) < stats.FEW for result in compared):
         yield f"intervals and P(better) of fewer than {stats.FEW} members are unreliable: add seeds"

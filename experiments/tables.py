@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -61,8 +62,16 @@ def print_table(columns: Sequence[Column]) -> list[str]:
     print_line(table)
     hidden = [column.name for column in columns if column not in shown]
     if hidden:
-        print_line(f"a wider terminal also shows: {', '.join(hidden)}")
+        print_words(f"a wider terminal also shows: {', '.join(hidden)}")
     return [column.name for column in shown]
+
+
+def print_words(text: str) -> None:
+    """Prints a sentence, wrapped between words in a terminal."""
+    width = terminal_width()
+    keep: Any = {"break_long_words": False, "break_on_hyphens": False}
+    for line in textwrap.wrap(text, width, **keep) if width else [text]:
+        print_line(line)
 
 
 def _width(columns: Sequence[Column]) -> int:
