@@ -98,6 +98,11 @@ class Env:
 
     `host` makes a gymnasium-like environment, for environments that cannot run on a device. Their
     `reset` and `step` raise an error, and they are used only for evaluations between chunks.
+
+    `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
+    [L + 1, ...]), as images or as the text of an HTML page:
+
+    render(states, params) -> images [L + 1, H, W, 3] uint8, or str
     """
 
     spec: EnvSpec
@@ -107,6 +112,7 @@ class Env:
     host: Callable[[], Any] | None = None
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
+    render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def test_an_episode_stops_at_its_end() -> None:
     act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([2]), memory, {})
     nothing = lambda *args: None
     policy = Agent(init=nothing, update=nothing, act=act)  # type: ignore[arg-type]
-    seen, total = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
+    played = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
+    seen, total = played.observations, played.returns[-1]
     positions = seen[:, 0]
     assert 2 <= len(seen) <= tiny.LIMIT + 1
     assert (np.abs(positions[:-1]) <= 1).all()
