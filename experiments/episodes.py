@@ -44,15 +44,15 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
     for head, rank in heads.items():
         told.append(Column(head, [_number(x) for x in numbers[_SHOWN.get(head, head)]], rank))
     names = print_table(told)
+    if "CVaR10%" in names:
+        print_line(
+            "std, min, CVaR10% (mean of the worst tenth) and max are over a member's episodes"
+        )
     result = stats.summarise(outcome.returns)
     print_line(
         f"return {result['iqm']:.4g} (IQM over members, {interval(result)}), "
         f"{result['episodes']} episodes each"
     )
-    if "CVaR10%" in names:
-        print_line(
-            "std, min, CVaR10% (mean of the worst tenth) and max are over a member's episodes"
-        )
 
 
 def _number(x: float) -> str:

@@ -16,7 +16,7 @@ from jaxrl.errors import UserError
 from jaxrl.runs import figures, trial_plots
 from jaxrl.runs.figures import compact
 from jaxrl.runs.plots import Panel, learning_curves, sensitivity
-from jaxrl.runs.stats import iqm
+from jaxrl.runs.stats import RISKS, iqm
 from jaxrl.runs.trackers import TensorBoard
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -300,19 +300,32 @@ def events(folder: Path) -> list:
     return found
 
 
-def test_tensorboard_gets_quantiles_over_members(tmp_path: Path) -> None:
+def test_tensorboard_has_one_tag_per_metric_and_quantiles_of_returns(tmp_path: Path) -> None:
     with TensorBoard(tmp_path) as board:
-        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)})
+        risks = {name: np.arange(101.0) for name in RISKS}
+        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)} | risks)
         board.write(200, {"return": [np.nan, 3.0, np.inf], "loss": [np.nan]})
     found: dict[str, dict[int, float]] = {}
     for event in events(tmp_path):
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = value.simple_value
-    assert len(found) == 10  # whatever the population
-    names = ("min", "q25", "median", "q75", "max")
-    assert [found[f"return/{n}"][100] for n in names] == [0, 25, 50, 75, 100]
-    assert all(found[f"return/{n}"][200] == 3 for n in names)
-    assert found["loss/median"] == {100: 0.5}
+    quantiles = [f"return/{name}" for name in ("min", "median", "max")]
+    assert set(found) == {*quantiles, "loss", "cvar_0.1"}  # whatever the population
+    assert [found[name][100] for name in quantiles] == [0, 50, 100]
+    assert all(found[name][200] == 3 for name in quantiles)
+    assert found["loss"] == {100: 0.5} and found["cvar_0.1"] == {100: 50}
+
+
+def test_tensorboard_has_hyperparameters(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board.write_hyperparameters({"lr": 1e-3, "agent": "pqn", "normalise": True})
+        board.write(1, {"return": [1.0]})
+    tags = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
+    start = tags["_hparams_/session_start_info"].metadata.plugin_data
+    assert start.plugin_name == "hparams"
+    assert all(name in start.content for name in (b"lr", b"agent", b"pqn", b"normalise"))
+    metrics = tags["_hparams_/experiment"].metadata.plugin_data.content
+    assert b"return/median" in metrics and "return/median" in tags
 
 
 def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path: Path) -> None:
