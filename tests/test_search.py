@@ -138,11 +138,11 @@ def test_a_value_and_its_unit(each: Range) -> None:
         (["--range", "agent.lr=log:1:x"], "is not log:LOW:HIGH"),
         (["--range", "agent.lr=lin:2:1"], "LOW must be below HIGH"),
         (["--range", "agent.lr=lin:0:inf"], "both finite"),
-        (["--range", "agent.lr=1,1"], "twice"),
-        (["--range", "agent.lr=1,a"], "no number"),
+        (["--range", "agent.lr=1,1"], "listed twice"),
+        (["--range", "agent.lr=1,a"], "not a number"),
         (["--range", "agent.lr=1", "agent.lr=2"], "searched twice"),
         (["--range", "agent.lrr=log:1:2"], "did you mean 'agent.lr'"),
-        (["--range", "agent.conv=lin:4:8"], "is static: name its values"),
+        (["--range", "agent.conv=lin:4:8"], "is static: list its values"),
         (["--range", "keep=1,2"], "cannot be swept"),
         (["--range", "env=mine:walk,mine:glide"], "env cannot be searched"),
         (["--range", "env.wind=lin:0:1"], "wind"),
@@ -154,9 +154,9 @@ def test_a_value_and_its_unit(each: Range) -> None:
         ([*RANGE, "--objective", "metric:los"], "did you mean 'loss'"),
         ([*RANGE, "--objective", "score"], "return or metric:NAME"),
         ([*RANGE, "--statistic", "cvar:2"], "iqm or cvar:SHARE"),
-        ([*RANGE, "--halving", "--pbt"], "exclude each other"),
+        ([*RANGE, "--halving", "--pbt"], "cannot be combined"),
         ([*RANGE, "--pbt"], "--sampler random or qmc"),
-        ([*RANGE, "--eval-budget", "3"], "one episode for each of --trials"),
+        ([*RANGE, "--eval-budget", "3"], "must be at least --trials"),
         ([*RANGE, "--overwrite"], "is not overwritten"),
         ([*RANGE, "--agent.minibatches", "3"], "minibatches"),
     ],
@@ -319,7 +319,7 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     used = {trial.params["agent.num_steps"] for trial in trials}
     assert found["compiles"] == 3 * len(used)
     assert (found["trials"], found["complete"], found["failed"]) == (11, 11, 0)
-    assert "after 12 episodes a bandit takes trial" in out and "with fresh seeds, trial" in out
+    assert "bandit, 12 episodes: trial" in out and "with fresh seeds, trial" in out
     for trial in trials:
         opened = records.RunDir(folder / "it" / trial.user_attrs["run"])
         row = trial.user_attrs["row"]

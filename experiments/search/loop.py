@@ -1,16 +1,16 @@
-"""Hyperparameter search: Optuna proposes, a batch of trials is trained as one population.
+"""Hyperparameter search: Optuna proposes a batch of trials, which is trained as one population.
 
     search.json      search space and options; written first
-    journal.log      the study, which optuna-dashboard opens
-    000-.../  ...    the slots: runs that other commands read like any other
-    confirm/         the best trials with fresh seeds
+    journal.log      the Optuna study; optuna-dashboard can open it
+    000-.../  ...    the slots: ordinary run folders
+    confirm/         runs of the best trials with fresh seeds
     trials.csv       one row per trial
     summary.json     {"trials", "wall_s", "compiles", "best", ...}
     plots/           slices, parallel coordinates
 
-Trials of a slot have the same static values, so a batch of `programs` slots compiles at most that
-many; all slots have the same number of members, so that later batches reuse the compiled
-programs of earlier ones. The same command continues a killed search, also with more `--trials`.
+Trials of a slot have the same static values, so a batch of `programs` slots compiles at most
+`programs` programs. All slots have the same number of members, so that later batches reuse the
+compiled programs. The same command continues a killed search, also with more `--trials`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from jaxrl.runs.processes import Processes, join
 if TYPE_CHECKING:
     from optuna import Study
 
-SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a quarter
+SHARE = 0.25  # fraction of the trials of a slot replaced at each exchange of PBT
 
 
 def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str
 
 
 def run(request: Request) -> dict[str, Any]:
-    """Searches until all trials are done; returns the summary.
+    """Trains all remaining trials, then reports; returns the summary.
 
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
@@ -163,7 +163,7 @@ def _spend(book: Study, spent: Mapping[str, float]) -> None:
 
 
 def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str, Any]:
-    """Confirms, chooses, reports and writes summary.json."""
+    """Confirms the best trials, selects a policy, writes summary.json and reports."""
     processes = engine.processes
     book = study.open_study(path, own.minimise) if processes.leads else None
     chosen = study.best(book, own.confirm) if book is not None else []
@@ -187,11 +187,11 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
 
 
-# --- its folder ----------------------------------------------------------------------------------
+# --- the folder ----------------------------------------------------------------------------------
 
 
 def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
-    """Everything that determines the trials and their results, and hence the name of the search."""
+    """All settings that determine the trials and their results; their hash names the folder."""
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
     its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
@@ -201,10 +201,10 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
 def _open(
     processes: Processes, path: Path, config: dict[str, Any], overwrite: bool, width: int
 ) -> int:
-    """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
-    width that it has."""
+    """Creates or opens the folder of a search (in the leader); returns its tile width, which is
+    `width` for a new search."""
     if overwrite:
-        raise UserError("a search is not overwritten; remove its folder, or choose another --out")
+        raise UserError("a search is not overwritten: remove its folder, or pass another --out")
     context, file = {"width": width}, path / "search.json"
     known = open_together(
         processes, path, "search", lambda: open_record(file, "search", config, context)

@@ -1,9 +1,9 @@
 """The Optuna study of a search (ask-and-tell), stored in a journal file.
 
-A trial assigned to a slot carries `run`, the folder it is trained in, and `row`, its place
-there, among its user attributes. One that a killed search left running is marked as failed, and a
-copy of it, whose `again` is its number, takes its place in the same folder, where training goes on
-from the last checkpoint. Only the process that holds the search's lock opens the study.
+The user attributes of a trial assigned to a slot include `run`, the folder of the slot, and `row`,
+the index of the trial there. A trial left running by a killed search is marked as failed and
+replaced by a copy in the same folder, whose attribute `again` is the number of the original;
+training continues from the last checkpoint. Only the holder of the search's lock opens the study.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Slot(NamedTuple):
     """Trials with the same static values, trained together.
 
     Attributes:
-      run: name of their folder.
+      run: name of the folder.
       trials: numbers of the trials.
-      points: traced values of each.
-      waiting: of each, whether its result is still to be reported.
+      points: traced values of each trial.
+      waiting: whether the result of each trial is still to be recorded.
     """
 
     run: str
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
 
 
 def open_study(path: Path, minimise: bool) -> Study:
-    """Opens the study in a folder; creates it if necessary."""
+    """Opens or creates the study in a folder, for writing."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -76,7 +76,7 @@ def read_study(path: Path) -> Study:
 
 
 def _drop_half_line(file: Path) -> None:
-    """What a killed process was writing; the next line would be appended to it."""
+    """Removes an incomplete last line, left by a killed process."""
     data = file.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
@@ -88,14 +88,14 @@ def _drop_half_line(file: Path) -> None:
 
 
 def current(study: Study) -> list[FrozenTrial]:
-    """Trials that count: assigned to a slot, and not replaced by a copy."""
+    """Trials that are assigned to a slot and not replaced by a copy."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
     replaced = {trial.user_attrs.get("again") for trial in trials}
     return [trial for trial in trials if trial.number not in replaced]
 
 
 def requeue(study: Study) -> list[Slot]:
-    """Replaces all trials that a killed search left running; returns the slots they are in."""
+    """Replaces all trials left running by a killed search; returns their slots."""
     from optuna.trial import TrialState, create_trial
 
     trials = study.get_trials(deepcopy=False)
@@ -118,7 +118,7 @@ def requeue(study: Study) -> list[Slot]:
 
 
 def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
-    """The slot of this name; `static` are the names of its static values."""
+    """The slot in folder `run`; `static` holds the names of the static settings."""
     own = [trial for trial in current(study) if trial.user_attrs["run"] == run]
     own.sort(key=lambda trial: trial.user_attrs["row"])
     static = static or study.user_attrs["static"]
@@ -133,11 +133,11 @@ def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
 
 
 def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int]) -> list[Slot]:
-    """New trials, in slots of these sizes; the first trial of each decides its static values. A
-    grid gives as many as it still has, in as many slots as its static values need.
+    """New trials in slots of these sizes; the first trial of a slot determines its static values. A
+    grid proposes its remaining combinations, in as many slots as its static values need.
 
-    The sampler starts anew with every batch, from `seed` and how many trials there are, so that a
-    search which was killed draws no number twice.
+    Each batch has a new sampler, seeded by `seed` and the number of trials, so that a continued
+    search draws no random number twice.
     """
     study.set_user_attr("static", list(space.static))
     study.set_user_attr("traced", list(space.traced))
@@ -162,7 +162,7 @@ def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int
 def _ask_grid(
     study: Study, space: Space, its: Mapping[str, BaseDistribution], sizes: Sequence[int]
 ) -> list[Slot]:
-    """The next combinations, those with the same static values side by side."""
+    """The next combinations; combinations with equal static values are adjacent."""
     from optuna.trial import TrialState, create_trial
 
     done, runs = len(current(study)), []
@@ -194,12 +194,12 @@ def tell(
     pruned_at: int | None = None,
     final: Mapping[str, Any] | None = None,
 ) -> None:
-    """The result of a trial: NaN marks a failed trial.
+    """Records the result of a trial; the value NaN marks the trial as failed.
 
     Args:
-      scores: [S] of its seeds.
-      pruned_at: updates after which it was stopped, None for one trained to the end.
-      final: its settings at the end where they are not those it began with.
+      scores: [S] scores of the seeds.
+      pruned_at: updates after which the trial was stopped; None if it was trained to the end.
+      final: settings at the end, if they changed during training.
     """
     from optuna.trial import Trial, TrialState
 
@@ -218,7 +218,7 @@ def tell(
 
 
 def best(study: Study, count: int) -> list[FrozenTrial]:
-    """The best trials among those trained to the end, best first."""
+    """The best trials that were trained to the end, best first."""
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
@@ -228,11 +228,11 @@ def best(study: Study, count: int) -> list[FrozenTrial]:
 
 
 def importance(study: Study) -> dict[str, float]:
-    """The share of each setting, by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): how far the
-    distribution of the better half of all trials is from that of all of them.
+    """Importance of each setting by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): divergence
+    of the better half of all trials from all trials.
 
-    {} for fewer than eight trials that were trained to the end, where all came to the same, or
-    where settings have changed on the way.
+    {} for fewer than eight complete trials, for equal values of all trials, or if settings changed
+    during training.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -247,7 +247,7 @@ def importance(study: Study) -> dict[str, float]:
 
 
 def _next_run(study: Study, static: Mapping[str, Any]) -> str:
-    """Such as 003-num_steps=32."""
+    """Name of the next slot's folder, such as 003-num_steps=32."""
     runs = [trial.user_attrs["run"] for trial in current(study)]
     index = 1 + max((int(run.partition("-")[0]) for run in runs), default=-1)
     text = ",".join(f"{name.partition('.')[2]}={shown(value)}" for name, value in static.items())
