@@ -1,6 +1,6 @@
 """The command line: jaxrl train | sweep | search | eval | report | render | data | list.
 
-Names are checked and help is printed before JAX is imported, so that both are immediate.
+Checking names and printing help need no import of JAX, so both take no time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
-  jaxrl train AGENT --env ENV [--seeds P] [options]   train a population, or continue a stopped run
+  jaxrl train AGENT --env ENV [--seeds P] [options]   train P seeds, or continue a stopped run
   jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [--sweep ...] [--dry-run] [options]
                                                       all combinations of values x seeds
   jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2 [--range ...] [options]
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise UserError(
                 f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
-                "`jaxrl --help` shows them"
+                "`jaxrl --help` lists the commands"
             )
         COMMANDS[words[0]](words[1:])
         return 0
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxrl: {stop}; the same command continues from there", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        goes_on = words[0] in ("train", "sweep", "search")
-        hint = "; the same command continues from the last checkpoint" if goes_on else ""
+        resumable = words[0] in ("train", "sweep", "search")
+        hint = "; the same command continues from the last checkpoint" if resumable else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return _fail(1)
         print(
-            "jaxrl: the disk is full; with more room there, the same command goes on from the last "
+            "jaxrl: the disk is full; with space freed, the same command continues from the last "
             "checkpoint",
             file=sys.stderr,
         )
@@ -121,7 +121,7 @@ def _fail(code: int) -> int:
 def _train(words: list[str]) -> None:
     request = _request("train", words)
     if request.sweep:
-        raise UserError("a sweep is for `jaxrl sweep`, which takes the same options")
+        raise UserError("sweeps are run by `jaxrl sweep`, which takes the same options")
 
     from jaxrl.experiments import jax_setup, restore, train
 
@@ -162,7 +162,7 @@ def _request(command: str, words: list[str]) -> Request:
 
 
 def _help(command: str, request: Request) -> str:
-    """The options of an agent; with --env, the defaults are those of its preset."""
+    """Help for the options of an agent; with --env, the preset gives the defaults."""
     from jaxrl.experiments import search, settings, sweep
     from jaxrl.experiments.help import agent_help
 
@@ -237,7 +237,7 @@ def _report(words: list[str]) -> None:
         raise UserError("report needs a run or sweep: jaxrl report runs/NAME")
     if any((path / "search.json").is_file() for path in paths):
         if len(paths) > 1 or own != ReportOptions():
-            raise UserError("a search is reported by itself, without --over, --csv and --out")
+            raise UserError("pass one search at a time to report, without --over, --csv and --out")
 
         from jaxrl.experiments.search import report as search_report
 

@@ -1,4 +1,4 @@
-"""What the commands print: lines, tables, CSV files, and numbers as text."""
+"""Output of the commands: lines, tables, CSV files, and numbers as text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from jaxrl.runs.plots import compact
 
 
 def print_line(what: str | Table) -> None:
-    """Prints a line or a table in its whole width: a terminal that is narrower wraps it, which
-    looks bad, where rich would leave out digits."""
+    """Prints a line, or a table at its full width.
+
+    A narrower terminal wraps the table; rich would truncate its numbers.
+    """
     to = Console(highlight=False, markup=False)
     if isinstance(what, Table):
         to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
@@ -28,7 +30,7 @@ def print_line(what: str | Table) -> None:
 
 
 def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Columns are the union of those of all rows; empty where a row has none, or no number."""
+    """Writes one column per name in any row; missing values, NaN and infinities are empty cells."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -54,13 +56,13 @@ def device_kind() -> str:
 
 
 def rate(value: float) -> str:
-    """A speed in three digits: 38.7k, 1.24M."""
+    """A rate with three digits: 38.7k, 1.24M."""
     digits = 3 - len(str(int(value)))
     return compact(round(value, digits))
 
 
 def size(count: int) -> str:
-    """Bytes, as 806 KiB or 1.4 GiB."""
+    """A number of bytes as text: 806 KiB, 1.4 GiB."""
     for power, unit in ((30, "GiB"), (20, "MiB")):
         if count >= 2**power:
             return f"{count / 2**power:.1f} {unit}"
@@ -68,7 +70,7 @@ def size(count: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 42 s, 3:05 or 1:02:03."""
+    """A number of seconds as text: 42 s, 3:05 or 1:02:03."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -77,12 +79,12 @@ def clock(seconds: float) -> str:
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """Such as agent.lr=0.0001,agent.hidden=64x64."""
+    """Names and values as text: agent.lr=0.0001,agent.hidden=64x64."""
     return ",".join(f"{name}={shown(value)}" for name, value in values.items())
 
 
 def shown(value: Any) -> str:
-    """A value as a user would type it, numbers with four digits."""
+    """A value as a user would type it; floats have four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Signals:
-    """Within it, the first SIGINT or SIGTERM only sets `received`; a second one acts at once."""
+    """Context in which the first SIGINT or SIGTERM only sets `received`; a second acts at once."""
 
     def __init__(self, heard: Callable[[int], None] = lambda number: None) -> None:
         self.received, self._heard = 0, heard
@@ -37,7 +37,7 @@ class Signals:
 class Watchdog:
     """Ends the process after `seconds` without a beat; 0 disables the watchdog.
 
-    Nothing can be saved then, since the hanging computation holds the devices. Exit code 75
+    The state cannot be saved, since the hanging computation holds the devices. The exit code is 75
     (EX_TEMPFAIL): the same command may succeed later.
     """
 
@@ -59,7 +59,7 @@ class Watchdog:
         self._last = time.monotonic()
 
     def pause(self) -> None:
-        """Until the next beat, as long as it takes: compiling has no progress to show."""
+        """Stops the countdown until the next beat: a compilation reports no progress."""
         self._last = float("inf")
 
     def _watch(self) -> None:
@@ -67,7 +67,7 @@ class Watchdog:
             if time.monotonic() - self._last > self.seconds:
                 print(
                     f"jaxrl: no progress for {self.seconds:g} s (--watchdog), ended; the same "
-                    "command goes on from the last checkpoint",
+                    "command continues from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

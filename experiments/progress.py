@@ -29,7 +29,7 @@ class Display:
         self.compile_s = 0.0
         self._begun = self._since = time.perf_counter()
         self._doing, self._shown, self._unit = "starting", "", unit
-        self._news: tuple[str, float, float] | None = None  # of the last chunk: text, left, when
+        self._news: tuple[str, float, float] | None = None  # last chunk: text, s left, time
         self._bar = Progress(
             BarColumn(20),
             _Line(self._line),
@@ -49,7 +49,7 @@ class Display:
         self._bar.stop()
 
     def begin_at(self, done_steps: int) -> None:
-        """Progress of earlier processes of a continued run."""
+        """Sets the steps already done when a run is resumed."""
         self.first = self.done = done_steps
         self._bar.update(self._task, completed=done_steps)
 
@@ -59,16 +59,16 @@ class Display:
             self.say(f"compiling {what} ...", end=" ")
 
     def compiled(self, what: str, seconds: float, temporary_bytes: int) -> None:
-        """After a compilation; the bytes are those the program needs beside the state."""
+        """Reports a finished compilation; `temporary_bytes` excludes the training state."""
         self.compile_s += seconds
         self._doing, self._since = "running", time.perf_counter()
         took = f"{seconds:.1f} s, {size(temporary_bytes)} of temporary memory"
         self.say(f"compiled {what} in {took}" if self.live else took)
 
     def advance(self, done_steps: int, numbers: dict[str, float] | None) -> None:
-        """How far the run is, and what to show of a chunk's metrics; None inside of a chunk."""
+        """Updates the steps done and the metrics shown; `numbers` is None within a chunk."""
         self.done, now, self._doing = done_steps, time.perf_counter(), "running"
-        # Environment steps (or updates, where there are none) per second, compiling apart.
+        # Environment steps per second, or updates for offline agents; compile time excluded.
         speed = (self.done - self.first) / max(now - self._begun - self.compile_s, 1e-9)
         if numbers is not None:
             self._shown = "".join(f"{name} {value:.4g}  " for name, value in numbers.items())
@@ -82,7 +82,7 @@ class Display:
         self.console.print(line, markup=False, soft_wrap=True, end=end)
 
     def _line(self) -> str:
-        """What the live line says beside its bar; between two chunks, the clock goes on."""
+        """Text beside the bar; the clock also advances between chunks."""
         now, percent = time.perf_counter(), f"{100 * self.done / max(self.total, 1):3.0f}%  "
         if self._news is None or self._doing != "running":
             return f"{percent}{self._doing}, {clock(now - self._since)}"
@@ -91,7 +91,7 @@ class Display:
 
 
 class _Line(ProgressColumn):
-    """Text that is asked for at every refresh."""
+    """Column whose text is computed at every refresh."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxrl.experiments.plan import (
     Bases,
     Earlier,
     Plan,
+    base_inputs,
     check_request,
     hypers_of,
     make_plan,
@@ -39,25 +40,26 @@ from jaxrl.experiments.run_folders import (
     open_run_folder,
     settings_digest,
     state_digest,
+    width_of,
 )
 from jaxrl.experiments.settings import Settings, resolve
-from jaxrl.policies import Trained
-from jaxrl.program import MemberState
+from jaxrl.policies import Trained, one_of
+from jaxrl.program import MemberState, Program
 from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.checkpoint import SKIP
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
-from jaxrl.types import Agent, Discrete, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Agent, Discrete, EnvSpec, HyperParams, Policy, PyTree, Transition
 
-# --- what a run takes from earlier ones ----------------------------------------------------------
+# --- inputs from earlier runs --------------------------------------------------------------------
 
 
 def settle(agent: str, options: Mapping[str, Any]) -> Settings:
-    """`resolve`, with as many seeds as each base run has members where none were given.
+    """`resolve`; without `seeds`, one seed per member of the smallest base run.
 
     Raises:
-      UserError: see `resolve`; also a base that is no run.
+      UserError: see `resolve`; also a `--base` folder without a run.
     """
     settings = resolve(agent, options)
     if not settings.options.base or "seeds" in settings.given:
@@ -75,7 +77,7 @@ def read_earlier(settings: Settings) -> Earlier:
     """Inputs of a run from datasets and earlier runs.
 
     Raises:
-      UserError: something is missing, or comes from another environment or dataset.
+      UserError: an input is missing, or belongs to another environment or dataset.
     """
     options = settings.options
     check_request(settings, agents.load(settings.agent))
@@ -87,7 +89,7 @@ def read_earlier(settings: Settings) -> Earlier:
 
 
 def digests_of(options: Options) -> dict[str, Any]:
-    """Hashes of the contents of the dataset and of the runs that a run takes from."""
+    """Hashes of the contents of the dataset and of the earlier runs that a run reads."""
     found: dict[str, Any] = {}
     if options.data is not None:
         found["data"] = dataset(options.data).meta["sha256"]
@@ -99,7 +101,7 @@ def digests_of(options: Options) -> dict[str, Any]:
 
 
 def dataset(path: Path) -> datasets.Dataset:
-    """A dataset, read once while its files stay the same: it names the run and is trained on."""
+    """A dataset, read again only after its files change: its hash is part of the run's name."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
     return _dataset(path, tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
@@ -111,33 +113,32 @@ def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
 
 
 def read_bases(options: Options, data: str | None) -> Bases:
-    """The runs of `--base`; for `data` see `_base`."""
+    """Policies and states of the runs of `--base`; for `data` see `_base`."""
     found = [_base(path, options, data) for path in options.base]
-    return Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
+    return Bases(one_of([policy for policy, _ in found]), tuple(state for _, state in found))
 
 
 def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
-    """The policy of a base run, and its first members' states [M, ...].
+    """The policy of a base run, and the states [M, ...] of its first members.
 
     Args:
-      data: the hash of the dataset that the run has to come from; None allows any.
+      data: hash of the dataset that the run must have been trained on; None allows any.
     """
     run = open_run_folder(path)
     config = run.config()["config"]
-    if (config["env"], config["env_options"]) != (options.env, files.plain(options.env_options)):
+    own = options.env, files.plain(options.env_options)
+    if (config["env"], config.get("env_options")) != own:
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if data is not None and config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
     count = options.seed + options.seeds
     if count > count_members(path):
-        raise UserError(
-            f"{path} has {count_members(path)} members, of which --seeds asks for {count}"
-        )
+        raise UserError(f"{path} has {count_members(path)} members, but --seeds asks for {count}")
     return read_policies(run, (0, count))
 
 
 def _reused(path: Path, env: str) -> Reused:
-    """The finished states that the members of a run share (`--from RUN`)."""
+    """The finished stages of a run that its members share (`--from RUN`)."""
     run = open_run_folder(path)
     if run.config()["config"]["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
@@ -152,22 +153,20 @@ def _reused(path: Path, env: str) -> Reused:
 
 
 def settings_of(run: records.RunDir) -> Settings:
-    """The settings that a run was made with, from its config.json."""
+    """The settings of a run, from its config.json."""
     request = of_run(run.config(), str(run.path / "config.json"))
     return resolve(request.agent, request.options)
 
 
 def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> RunState:
-    """The newest checkpoint of a run, which may be in progress: of all members, or of a range."""
+    """The newest checkpoint of all members, or of a range; the run may be in progress."""
     first, last = members or (0, ready.members)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
-        hp = jax.tree.map(lambda x: x[slice(*part)], ready.hp)
-        return abstract_state(ready.program, hp, ready.inputs, meta["stage"])
+        hp, own = jax.tree.map(lambda x: x[slice(*part)], (ready.hp, ready.own))
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    found = shards.newest(run.checkpoints, (first, last), target)
-    if found is None:
-        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    found = _newest(run, (first, last), target)
     stage, step = found.meta["stage"], found.meta["step"]
     return assemble(ready.program, stage, step, found.parts, (first, last))
 
@@ -176,7 +175,7 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
     """The policy of one member of a run, from its newest checkpoint; the dataset is not read.
 
     Raises:
-      UserError: there is no such run or member, or it has not come to its policy yet.
+      UserError: there is no such run or member, or the run has not trained its policy yet.
     """
     run = open_run_folder(Path(path))
     count = count_members(run.path)
@@ -188,36 +187,21 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
 
 
 def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
-    """The policy of a run and what its members [M] act with, from the newest checkpoint.
+    """The policy of a run and the trained states of its members [M], from the newest checkpoint.
 
-    No dataset, no replay buffer and no state of earlier stages is read.
+    Datasets, replay buffers and states of earlier stages and of base runs are not read.
 
     Raises:
       UserError: see `load`; also a base run that has changed since.
     """
-    settings = settings_of(run)
-    own, bases = settings.options, None
-    env = envs.make(own.env, **own.env_options)
-    inputs: dict[str, PyTree] = {} if own.data is None else {"data": abstract_rows(env.spec)}
-    if own.base:
-        check_unchanged(run, {"base": [state_digest(path) for path in own.base]})
-        bases = read_bases(own, None)
-        inputs["base"] = bases.trained
-    program = program_of(settings, env, bases)
-    hp = hypers_of(settings, env)
+    program, shapes = _shapes(run)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
-        own = jax.tree.map(lambda x: x[slice(*part)], hp)
-        learner = abstract_learner(program, own, inputs, meta["stage"])
-        member = MemberState(learner, SKIP, own._replace(env=SKIP), SKIP, SKIP)  # type: ignore[arg-type]
+        own = shapes(meta["stage"], part)
+        member = MemberState(own.state, SKIP, HyperParams(own.hp, SKIP), SKIP, SKIP)  # type: ignore[arg-type]
         return RunState(member, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
 
-    found = shards.newest(run.checkpoints, members, target)
-    if found is None:
-        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
-    policy = program.stages[found.meta["stage"]].learner
-    if not isinstance(policy, Agent):
-        raise UserError(f"{short_path(run.path)} has not come to its policy yet")
+    policy, found = _newest_policy(run, program, members, target)
     rows = []
     for (first, _), state in found.parts:
         some = slice(max(members[0] - first, 0), max(members[1] - first, 0))
@@ -226,24 +210,86 @@ def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
     return policy, jax.tree.map(lambda *x: np.concatenate(x), *rows)
 
 
+def _newest(
+    run: records.RunDir, members: Range, target: Callable[[dict[str, Any], Range], Any]
+) -> shards.Found:
+    """The newest checkpoint of a run; for `target` see `shards.newest`."""
+    found = shards.newest(run.checkpoints, run.config()["config"], members, target)
+    if found is not None:
+        return found
+    if run.as_found().finished:
+        raise UserError(
+            f"{short_path(run.checkpoints)} has no undamaged checkpoint of all members: restore "
+            "the folder, or train again with --overwrite"
+        )
+    raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+
+
+def _newest_policy(
+    run: records.RunDir,
+    program: Program,
+    members: Range,
+    target: Callable[[dict[str, Any], Range], PyTree],
+) -> tuple[Agent, shards.Found]:
+    """The policy of a run in the stage of its newest checkpoint, and this checkpoint."""
+    found = _newest(run, members, target)
+    policy = program.stages[found.meta["stage"]].learner
+    if not isinstance(policy, Agent):
+        raise UserError(f"{short_path(run.path)} has not trained its policy yet")
+    return policy, found
+
+
+def _shapes(run: records.RunDir) -> tuple[Program, Callable[[int, Range], Trained]]:
+    """The program of a run, and (stage, members) -> shapes and dtypes of their trained states."""
+    settings = settings_of(run)
+    options, bases, own = settings.options, None, {}
+    env = envs.make(options.env, **options.env_options)
+    inputs: dict[str, PyTree] = {} if options.data is None else {"data": abstract_rows(env.spec)}
+    if options.base:
+        check_unchanged(run, {"base": [state_digest(path) for path in options.base]})
+        bases = _abstract_bases(options)
+        own = jax.eval_shape(functools.partial(base_inputs, settings), bases.trained)
+    program = program_of(settings, env, bases)
+    hp = hypers_of(settings, env)
+
+    def shapes(stage: int, members: Range) -> Trained:
+        rows = lambda tree: jax.tree.map(lambda x: x[slice(*members)], tree)
+        some = jax.eval_shape(rows, (hp, own))
+        return Trained(abstract_learner(program, some[0], inputs, stage, some[1]), some[0].agent)
+
+    return program, shapes
+
+
+def _abstract_bases(options: Options) -> Bases:
+    """Shapes and dtypes of `read_bases`; no array of the base runs is read."""
+    members = (0, options.seed + options.seeds)
+    policies, trained = [], []
+    for run in map(open_run_folder, options.base):
+        program, shapes = _shapes(run)
+        policy, found = _newest_policy(run, program, members, lambda meta, part: SKIP)
+        policies.append(policy)
+        trained.append(shapes(found.meta["stage"], members))
+    return Bases(one_of(policies), tuple(trained))
+
+
 def check_unchanged(run: records.RunDir, digests: Mapping[str, Any]) -> None:
     """Raises UserError if the contents of a dataset or an earlier run differ from the run's.
 
     Args:
-      digests: their hashes now, see `digests_of`.
+      digests: the present hashes, see `digests_of`.
     """
     names = {"data": "its dataset", "base": "one of its base runs", "from": "the run of --from"}
     stored = run.config()["config"]
     for name, digest in digests.items():
         if stored.get(name) != digest:
             raise UserError(
-                f"{names[name]} has changed since {short_path(run.path)} was made: put the old "
-                "one back, or train again"
+                f"{names[name]} has changed since {short_path(run.path)} was made: restore the "
+                "old version, or train again"
             )
 
 
 def abstract_rows(spec: EnvSpec) -> Transition:
-    """Two rows of a dataset for `spec`, as shapes and dtypes."""
+    """Shapes and dtypes of two rows of a dataset for `spec`."""
     box = not isinstance(spec.action, Discrete)
 
     def row(dtype: Any, *shape: int) -> Any:
@@ -257,9 +303,9 @@ def abstract_rows(spec: EnvSpec) -> Transition:
 def evaluate(
     path: Path, episodes: int, seed: int, eval_steps: int | None = None
 ) -> tuple[Plan, Any]:
-    """Fresh episodes of every member: the plan of the run and `Episodes` [P, episodes].
+    """Evaluates every member on fresh episodes: the plan of the run, and `Episodes` [P, episodes].
 
-    `eval_steps` replaces the agent's own setting. Equal seeds give equal episodes.
+    `eval_steps` replaces the agent's setting of this name. Equal seeds give equal episodes.
 
     Raises:
       UserError: the agent has no such setting, or no checkpoint yet.
@@ -275,14 +321,16 @@ def evaluate(
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)
     state = read_state(ready, run)
-    width = run.config()["context"]["width"]
-    layout = population.Layout(ready.layout.mesh, width)
+    layout = population.Layout(ready.layout.mesh, width_of(run))
     key = jax.random.fold_in(jax.random.key(1), seed)
-    return ready, drive.evaluate(ready.program, layout, state, key, ready.inputs, ids=ready.seeds)
+    found = drive.evaluate(
+        ready.program, layout, state, key, ready.inputs, own=ready.own, ids=ready.seeds
+    )
+    return ready, found
 
 
 def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
-    """Prints one row per number of action-sampling steps, evaluated with the same seed."""
+    """Prints one row per number of action-sampling steps; all rows use the same seed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")

@@ -16,7 +16,7 @@ INPUT = "reused"  # the name of finished states among inputs
 
 
 class Reused(NamedTuple):
-    """Finished states of an earlier run: stage -> state, of the stages its members share."""
+    """Finished shared stages of an earlier run: stage -> state."""
 
     path: Path
     states: dict[str, PyTree]
@@ -25,16 +25,16 @@ class Reused(NamedTuple):
 def reuse(
     earlier: Reused, program: Program, hp: PyTree, inputs: PyTree
 ) -> tuple[Program, dict[str, PyTree]]:
-    """The program with the shared stages that a run has finished, and their states.
+    """The program without the training of stages that an earlier run has finished; their states.
 
-    The stages stay in the program with zero updates, so that the random numbers of later
-    stages do not change.
+    These stages keep their places with zero updates, so that the random numbers of later stages
+    do not change.
 
     Args:
       hp: hyperparameters [P].
 
     Raises:
-      UserError: the run has no reusable stage, or a stage of another size.
+      UserError: the earlier run has no reusable stage, or a stage of another size.
     """
     mine = {stage.name: stage for stage in program.stages if stage.shared}
     states = {name: earlier.states[name] for name in mine if name in earlier.states}
@@ -53,7 +53,7 @@ def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) 
     wanted = jax.eval_shape(stage.learner.init, jax.random.key(0), own, inputs)
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     if shapes(wanted) != shapes(state):
-        raise UserError(f"{path} has a {stage.name} of another size than this run asks for")
+        raise UserError(f"{path} has a {stage.name} of another size than this run needs")
 
 
 def _finished(stage: Stage) -> Stage:

@@ -17,14 +17,15 @@ from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
+from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
 from jaxrl.snapshot import abstract_state, assemble
 from jaxrl.types import PyTree
 
-PACE_S = 5.0  # of one launch: how long a signal waits, and how precisely checkpoints are timed
-GO_ON, SAVE = 0, -1  # decisions after a launch; a signal's number saves and stops
+PACE_S = 5.0  # duration of one launch: the wait of a signal, and the precision of checkpoint times
+GO_ON, SAVE = 0, -1  # decisions after a launch; a signal number means save and stop
 
 
 class Within(NamedTuple):
@@ -33,8 +34,7 @@ class Within(NamedTuple):
     Attributes:
       built: programs compiled by earlier runs of the same shapes.
       adapt, select: change the population between chunks, see `jaxrl.drive.Hooks`.
-      members: (stage, update) -> the members of this process that a run which has come so far goes
-        on with.
+      members: (stage, update) -> the members of this process that are still trained from there.
       done: (stage, update) -> `Plan.progress` of all members so far.
     """
 
@@ -45,7 +45,7 @@ class Within(NamedTuple):
     done: Callable[[int, int], int] | None = None
 
     def progress(self, ready: Plan, stage: int, step: int) -> int:
-        """Of all members together, up to this update."""
+        """Progress of all members together, up to this update."""
         if self.done is not None:
             return self.done(stage, step)
         return ready.progress(stage, step) * ready.members
@@ -58,13 +58,13 @@ def run(
     display: Display,
     within: Within | None = None,
 ) -> dict[str, float]:
-    """Trains this process's members to the end from wherever the run is.
+    """Trains the members of this process to the end, from the newest checkpoint if there is one.
 
     Args:
       within: None for a run that is not part of a search.
 
     Returns:
-      {"wall_s", "compile_s"}, including earlier processes of the run.
+      {"wall_s", "compile_s"}, including the time before a restart.
 
     Raises:
       Stopped: a signal arrived in any process; the state has been saved.
@@ -72,14 +72,17 @@ def run(
     options = ready.settings.options
     first, last = ready.ranges[processes.index]
     idle = first == last
-    if idle:  # it trains a copy of the first member, so as to keep step, and writes nothing
+    if idle:  # trains a copy of the first member, to take part in all decisions; writes nothing
         first, last = 0, 1
-    some = lambda a, b: jax.tree.map(lambda x: x[a:b], ready.hp)
+    some = lambda tree, a, b: jax.tree.map(lambda x: x[a:b], tree)
 
     def target(meta: dict[str, int], members: Range) -> PyTree:
-        return abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
+        hp, own = some((ready.hp, ready.own), *members)
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
+    shards = Shards(
+        folder.checkpoints, ready.identity, ready.ranges, options.keep, processes, display.say
+    )
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
         within = within or Within({})
@@ -97,7 +100,7 @@ def run(
         saved, decision = time.perf_counter(), GO_ON
 
         def decide(stage: int, step: int, last: bool) -> bool:
-            """One decision for all processes, which save the same checkpoints or none."""
+            """One decision for all processes, so that all save the same checkpoints."""
             nonlocal decision
             late = time.perf_counter() - saved >= options.checkpoint_seconds
             asked = signals.received or processes.stop_requested()
@@ -116,8 +119,9 @@ def run(
             ready.program,
             ready.layout,
             ready.key,
-            some(first, last),
+            some(ready.hp, first, last),
             ready.inputs,
+            own=some(ready.own, first, last),
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,
@@ -141,7 +145,7 @@ def run(
             if columns is not None and not idle:
                 index = {"stage": report.stage, "member": np.arange(first, last)}
                 index |= {"update": report.step, "env_steps": steps}
-                folder.write_part(f"{stage:02d}-{report.step:010d}-{first:07d}", index | columns)
+                folder.write_part(part_name(stage, report.step, first), index | columns)
                 if writer is not None:
                     writer.write(ready.progress(stage, report.step), columns)
             if report.snapshot is not None:
@@ -159,7 +163,7 @@ def run(
 
 
 class _Times:
-    """Wall and compile seconds of a run, earlier processes included."""
+    """Wall and compile seconds of a run, including the time before a restart."""
 
     def __init__(self, before: dict[str, float], display: Display) -> None:
         self._before, self._display, self._start = before, display, time.perf_counter()
@@ -173,7 +177,7 @@ class _Times:
 def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
     """One column [P] per metric; evaluations add return, length and risk of their episodes.
 
-    None between the ends of chunks.
+    None for a report within a chunk.
     """
     if report.metrics is None:
         return None
@@ -188,7 +192,7 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
 
 
 def shown(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """What the progress line shows: the return over members that have one."""
+    """Numbers of the progress line: the IQM of the return, over members with a return."""
     for name in ("return", "episode_return"):
         values = columns.get(name, np.array([]))
         values = values[np.isfinite(values)]

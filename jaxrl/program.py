@@ -1,16 +1,16 @@
-"""A training run as one definition: stages of (learner, source), advanced by nested loops.
+"""Training programs: stages of (learner, source) and the loops that run them.
 
-The same functions serve two drivers. `train` composes them into one pure function of (key, hp,
+Two drivers use the same functions. `train` composes them into one pure function of (key, hp,
 inputs), to be jitted, vmapped, exported or embedded. `jaxrl.drive.drive` calls them from the
-host in chunks, with progress, checkpoints and resume. Both run the same compiled loops, so they
-give the same bits.
+host in chunks, with progress, checkpoints and resume. Both compile the same loops, so the results
+are bitwise equal.
 
-A stage's functions have one calling convention, so that one `lift` can spread any of them over a
+All functions of a stage have one calling convention, so that one `lift` maps any of them over a
 population:
 
     fn(carry, members, shared) -> (carry, outputs)
 
-`carry` and `members` belong to one member (a population adds a leading axis P), `shared` is common
+`carry` and `members` belong to one member (a population adds a leading axis P); `shared` is common
 to all members.
 """
 
@@ -44,7 +44,7 @@ from jaxrl.types import (
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
 
-RESERVED = ("data", "base", "reused", "source")  # inputs that are no stage's result
+RESERVED = ("data", "base", "reused", "source")  # inputs that are not results of stages
 
 
 def _nothing(key, learner_state, hp, inputs):
@@ -52,10 +52,19 @@ def _nothing(key, learner_state, hp, inputs):
 
 
 def _no_batch(src, learner_state, hp, inputs, key, step):
-    raise ValueError("a stage without a source makes no updates")
+    raise ValueError("a stage without a source must have updates=0")
 
 
 NO_SOURCE = Source(init=_nothing, next=_no_batch)
+
+
+def chunk_ends(updates: int, evals: int, every: int) -> list[int]:
+    """The updates after which a stage is evaluated, see `Stage`; [0] for one without updates."""
+    if not updates:
+        return [0]
+    blocks = updates / every
+    ends = {round(blocks * i / evals) * every for i in range(1, evals)}
+    return sorted({updates} | {end for end in ends if 0 < end < updates})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,19 +72,18 @@ class Stage:
     """`updates` updates of one learner from one source.
 
     Attributes:
-      name: names the result, under which later stages find it in `inputs`.
-      updates: 0 evaluates once what the learner begins with.
-      source: needed for updates only.
-      evals: evaluations during the stage, evenly spread, the last one at its end; the host looks
-        in as often. Between them lie whole multiples of `source.every` updates, so a short stage
-        has fewer.
-      shared: whether one learner is trained for all members instead of one for each.
-      reads: of a shared stage, the agent's hyperparameters that its learner reads, which have to be
-        equal in all members; see `check_shared`.
-      unshared: of a shared stage, what to do for several values of these: the end of the message.
-      start: None, or the name of the earlier stage whose state is trained on.
-      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, run after each chunk,
-        where inputs["source"] is the state of the source; a `HostEvaluator` is called by the host.
+      name: name of the stage, and of its result in the `inputs` of later stages.
+      updates: number of updates; 0 only evaluates the initial state of the learner.
+      source: source of the batches; required if there are updates.
+      evals: number of evaluations, evenly spaced, the last at the end of the stage. Their intervals
+        are multiples of `source.every` updates, so a short stage may have fewer.
+      shared: train one learner for all members instead of one per member.
+      reads: the agent's hyperparameters that a shared stage reads. They must be equal in all
+        members; see `check_shared`.
+      unshared: what to do for several values of these hyperparameters; ends the error message.
+      start: None, or the name of an earlier stage whose final state is the initial state.
+      evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, called after each
+        chunk, with the state of the source as inputs["source"]. The host calls a `HostEvaluator`.
     """
 
     name: str
@@ -97,18 +105,13 @@ class Stage:
         if self.evals < 1:
             raise ValueError(f"stage {self.name!r} needs at least one evaluation, at its end")
         if self.name in RESERVED:
-            raise ValueError(f"no stage can be called {self.name!r}, the name of another input")
+            raise ValueError(f"a stage cannot be called {self.name!r}: the name is reserved")
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        """(first update, number of updates) of each stretch between evaluations."""
-        if not self.updates:
-            return [(0, 0)]
-        every = self.source.every
-        blocks = self.updates / every
-        ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
-        marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
-        return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+        """(first update, number of updates) of each chunk; a chunk ends with an evaluation."""
+        ends = chunk_ends(self.updates, self.evals, self.source.every)
+        return [(a, b - a) for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property  # so that `initialise` and `advance` share one trace
     def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
@@ -128,7 +131,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Stages in order. A stage's final learner state is an input, under its name, to later ones."""
+    """A sequence of stages. Later stages receive a stage's final learner state under its name."""
 
     stages: tuple[Stage, ...]
 
@@ -145,7 +148,7 @@ class Program:
 
 
 def check_shared(program: Program, hp: PyTree) -> None:
-    """Raises UserError where members of a population differ in what a shared stage reads.
+    """Raises UserError if members of a population differ in what a shared stage reads.
 
     Args:
       hp: the agent's hyperparameters, leaves [P, ...] on the host or on devices.
@@ -160,26 +163,26 @@ def check_shared(program: Program, hp: PyTree) -> None:
 
 
 class MemberState(NamedTuple):
-    """What one member carries through one stage."""
+    """State of one member in a stage."""
 
     learner: PyTree
     source: PyTree
-    hp: HyperParams  # in the state, since population-based training changes it
-    key: Array  # the stage's own key; update s uses fold_in(key, s)
-    metrics: dict[str, Mean]  # summed since the last evaluation
+    hp: HyperParams  # part of the state, since population-based training changes it
+    key: Array  # key of the stage; update s uses fold_in(key, s)
+    metrics: dict[str, Mean]  # sums since the last evaluation
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Outcome of a whole run, of one member or, with an axis P, of a population.
+    """Result of a run of one member or, with an axis P, of a population.
 
     Attributes:
-      states: final state of the learner of each stage, by the stage's name.
+      states: final learner state of each stage, by name.
       metrics: sums of the training metrics of each stage, one row per chunk.
-      evals: what each stage's `evaluate` returned, one row per chunk.
+      evals: results of each stage's `evaluate`, one row per chunk.
       hp: the hyperparameters of the run.
-      program: what was run.
+      program: the program that was run.
     """
 
     states: dict[str, PyTree]
@@ -205,13 +208,13 @@ class Result:
 def _streams(key: Array, step: Array) -> Array:
     """Four independent keys [4] for update `step`: source, learner, refresh, evaluation.
 
-    One split, since a split and a fold_in of the same key can meet in the same key.
+    One split, since a split and a fold_in of the same key can give equal keys.
     """
     return jax.random.split(jax.random.fold_in(key, step), 4)
 
 
 def eval_key(key: Array, step: Array | int) -> Array:
-    """The key of the evaluation of a member of this key after `step` updates."""
+    """The evaluation key of a member with stage key `key` after `step` updates."""
     return _streams(key, jnp.int32(step))[3]
 
 
@@ -239,9 +242,9 @@ def initialise_fn(stage: Stage) -> StageFn:
 def advance_fn(stage: Stage) -> StageFn:
     """carry MemberState, members {inputs}, shared {inputs, step, n, fresh}: n updates from `step`.
 
-    Outputs the metrics as `Mean`s, summed since the last call with `fresh`; so any way to cut a
-    stretch into calls gives the same bits. `n` is traced: calls of any length share one program.
-    `step` and `n` have no member axis, so refreshes stay loops and never become selects.
+    Outputs are the metrics as `Mean`s, summed since the last call with `fresh`, so the split of a
+    chunk into calls does not change bits. `n` is traced: calls of any length share one program.
+    `step` and `n` have no member axis, so loops over refreshes do not become selects under vmap.
     """
     source = stage.source
 
@@ -282,7 +285,7 @@ def evaluate_fn(stage: Stage) -> StageFn:
     """members {state: MemberState, inputs}, shared {inputs, step} -> outputs of stage.evaluate.
 
     Raises:
-      ValueError: it is on the host, which `drive` can do but no compiled program.
+      ValueError: the evaluator runs on the host, so only `drive` can call it.
     """
     assert stage.evaluate is not None
     fn = stage.evaluate
@@ -306,21 +309,20 @@ def _finite(tree: PyTree) -> Array:
 
 
 def train(program: Program) -> Callable[..., Result]:
-    """The whole run of one member, evaluation included, as a pure function.
+    """The whole run of one member, evaluations included, as a pure function.
 
-    The function takes (key, hypers=None, data=None, inputs=None) and returns a `Result`. jit it,
-    vmap it over keys and hypers, export it, or embed it in a program of your own.
+    The function takes (key, hypers=None, data=None, inputs=None) and returns a `Result`. It can be
+    jitted, vmapped over keys and hypers, exported, or embedded in a larger program.
 
-      key: a typed random key. Member s of a run of the command line, which has `--seed s`, begins
-        from `jax.random.fold_in(jax.random.key(0), s)`.
-      hypers: the agent's `Hypers` (numbers, converted to float32), by default the agent's own;
-        `HyperParams` to change the physical parameters of the environment as well.
+      key: a typed random key. Seed s of the command line uses
+        `jax.random.fold_in(jax.random.key(0), s)`.
+      hypers: the agent's `Hypers` (numbers, converted to float32); the agent's defaults if None.
+        `HyperParams` sets the physical parameters of the environment as well.
       data: for offline agents, a `Transition` of rows [D, ...].
-      inputs: further arrays that the stages read, by name.
+      inputs: further inputs of the stages, by name.
 
     Raises:
-      UserError: `hypers` are those of another agent, or neither given nor defined by the last
-        stage's learner.
+      UserError: `hypers` are those of another agent, or None for a learner without defaults.
     """
     run = compose(program, lambda fn, stage: fn)
     defaults = program.stages[-1].learner.hypers
@@ -339,36 +341,38 @@ def train(program: Program) -> Callable[..., Result]:
             raise UserError(f"hypers are {named(wrong)}, this program takes {named(right)}")
         hp = jax.tree.map(as_float, hp)
         inputs = dict(inputs or {}) | ({} if data is None else {"data": data})
-        return run(key, key, hp, hp, inputs)
+        return run(key, key, hp, hp, inputs, {})
 
     return whole
 
 
 def named(kind: type) -> str:
-    """Such as pqn.Hypers."""
+    """Short name of a class, such as pqn.Hypers."""
     return f"{kind.__module__.split('.')[-1]}.{kind.__qualname__}"
 
 
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:
-    """The whole run as a pure function (run_key, keys, run_hp, hp, inputs).
+    """The whole run as a pure function (run_key, keys, run_hp, hp, inputs, own).
 
-    `lift` decides whether keys and hp are one member's or a population's. Shared stages take
-    `run_key` and `run_hp`.
+    keys, hp and the inputs `own` are those of one member or of a population, depending on `lift`.
+    Shared stages use `run_key` and `run_hp`.
     """
 
-    def run(run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree) -> Result:
-        shared, members = dict(inputs), {}
+    def run(
+        run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree, own: PyTree
+    ) -> Result:
+        shared, members = dict(inputs), dict(own)
         metrics, evals = {}, {}
         for index, stage in enumerate(program.stages):
-            own = {} if stage.shared else members
+            each = {} if stage.shared else members
             start = {
                 "key": stage_key(run_key if stage.shared else keys, index),
                 "hp": run_hp if stage.shared else hp,
-                "inputs": own,
+                "inputs": each,
             }
             _, state = lift(initialise_fn(stage), stage)((), start, {"inputs": shared})
             state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
-                stage, lift, state, own, dict(shared)
+                stage, lift, state, each, dict(shared)
             )
             (shared if stage.shared else members)[stage.name] = state.learner
         states = {stage.name: (shared | members)[stage.name] for stage in program.stages}
@@ -395,6 +399,6 @@ def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: Py
 
 
 def stage_key(key: Array, index: int) -> Array:
-    """The key of stage `index`, of one member ([]) or of each of a population ([P])."""
+    """The key of stage `index` of one member ([]) or of each member of a population ([P])."""
     fold = lambda k: jax.random.fold_in(k, index)
     return jax.vmap(fold)(key) if key.ndim else fold(key)

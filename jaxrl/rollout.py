@@ -1,4 +1,4 @@
-"""Acting in environments: the rollout source and the evaluator of whole episodes."""
+"""Rollouts: windows of experience from parallel environments."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from jaxrl.types import (
 
 
 class RolloutState(NamedTuple):
-    """N environments in the middle of their episodes."""
+    """State of N environments, and of the policy in them."""
 
     env: PyTree  # [N, ...]
-    obs: Array  # [N, *obs] act on this next
+    obs: Array  # [N, *obs] current observations
     start: Array  # [N] bool: obs is the first of its episode
-    memory: PyTree  # the policy's memory before it sees obs
-    returns: Array  # [N] float32, so far in this episode
-    lengths: Array  # [N] float32
-    past: PyTree = ()  # [keep, N, ...] (transitions, memory before each) of the steps before
+    memory: PyTree  # the policy's memory before obs
+    returns: Array  # [N] float32, sum of rewards in the current episode
+    lengths: Array  # [N] float32, steps in the current episode
+    past: PyTree = ()  # [keep, N, ...] (transitions, memory before each) of the last `keep` steps
 
 
 def rollout(
@@ -42,18 +42,18 @@ def rollout(
     resets: int | None = None,
     keep: int = 0,
 ) -> Source:
-    """Source of windows [T, N] from N environments that go on from window to window.
+    """Source of windows [T, N] from N environments, whose episodes continue across windows.
 
-    Batches carry the policy's memory as it was at the window's start. Metrics: `episode_return` and
-    `episode_length` over the episodes that ended in the window.
+    Batches contain the policy's memory at the start of the window. Metrics: `episode_return` and
+    `episode_length` of the episodes that ended in the window.
 
     Args:
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
-        draws one for every step, so that each episode starts from its own. A smaller number saves
-        time where `env.reset` is dear; then episodes of one environment that end within
-        num_steps / resets steps of each other start alike.
-      keep: steps of the past to put in front of each new window, which then is [keep + T, N]; at
-        most num_steps.
+        draws one per step, so that every episode has its own. A smaller number saves time if
+        `env.reset` is slow; then episodes of one environment that end within num_steps / resets
+        steps of each other may start from the same state.
+      keep: number of previous steps in front of each window, which is then [keep + T, N]; at most
+        num_steps.
     """
     resets = resets or num_steps
     if num_steps % resets:
@@ -88,9 +88,9 @@ def rollout(
     def unroll(
         src: RolloutState, learner_state: PyTree, hp: HyperParams, key: Array
     ) -> tuple[RolloutState, tuple[Transition, PyTree], dict[str, Any]]:
-        """T steps on: the state, (transitions, memory before each, if kept) [T, N], metrics."""
+        """The state after T steps, (transitions, memory before each, if kept) [T, N], metrics."""
         params = hp.env_params(env)
-        # All random numbers and initial states of the window at once: cheaper than step by step.
+        # Random numbers and initial states of the whole window at once: faster than per step.
         key_noise, key_step, key_reset = jax.random.split(key, 3)
         noise = jax.vmap(lambda k: policy.noise(k, num_envs))(
             jax.random.split(key_noise, num_steps)
@@ -154,7 +154,7 @@ def scored(ts: TimeStep) -> Array:
 
 
 def select(mask: Array, on: PyTree, off: PyTree) -> PyTree:
-    """Leaf-wise where; mask [N] against leaves [N, ...]."""
+    """Leafwise `where` of a mask [N] and leaves [N, ...]."""
 
     def one(a: Array, b: Array) -> Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)

@@ -1,11 +1,12 @@
-"""The records every part of jaxrl speaks in.
+"""The records that all parts of jaxrl share.
 
-Axis letters, fixed across the project: P population (members), N parallel environments, T time,
-B batch, D rows of a dataset. `key` is a typed JAX random key, `cfg` a frozen Config (static: a new
-value is a new program), `hp` a record of traced numbers, `state` whatever a function carries on.
+Axis letters are the same across the project: P population (members), N parallel environments,
+T time, B batch, D rows of a dataset. `key` is a typed JAX random key, `cfg` a frozen Config
+(static: a new value compiles a new program), `hp` a record of traced hyperparameters, `state` the
+state of a learner, source or environment.
 
-Environments, agents and sources are records of pure functions: everything a function needs comes in
-as an argument, everything it changes goes out as a result.
+Environments, agents and sources are records of pure functions: all inputs are arguments, and all
+changes are results.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What an agent may know of an environment when its networks are built. Hashable, static.
+    """Static description of an environment, from which agents build their networks. Hashable.
 
-    `max_steps` is the time limit, or None where episodes may go on for ever.
+    `max_steps` is the time limit, or None if there is none.
     """
 
     name: str
@@ -67,11 +68,11 @@ class EnvSpec:
 class TimeStep(NamedTuple):
     """Outcome of one step of one environment."""
 
-    next_obs: Array  # [*obs] float32: the true successor, also where the episode ends
+    next_obs: Array  # [*obs] float32: the true successor, also at the end of an episode
     reward: Array  # [] float32
-    terminated: Array  # [] bool: the task is over, so the successor has value zero
-    truncated: Array  # [] bool: a time limit cut the episode, so the successor keeps its value
-    score: Array | None = None  # [] float32: the reward to report, where it is not `reward`
+    terminated: Array  # [] bool: the task is over; the successor has value zero
+    truncated: Array  # [] bool: the episode was cut; the successor keeps its value
+    score: Array | None = None  # [] float32: the reward to report, if it differs from `reward`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +84,20 @@ class Env:
 
     `params` are the default physical parameters, a pytree of numbers, traced.
 
-    Most episodes begin with nothing of the last. Where something outlives an episode, as running
-    statistics do, sources that reset put it back by
+    `persist` carries state across episodes, such as running statistics. Sources call it at each
+    reset; None if no state outlives an episode:
 
     persist(last state, fresh state, fresh obs [*obs]) -> (state, obs [*obs])
 
-    Where reward and termination follow from observations, those who model its dynamics need not
-    learn them:
+    `outcome` computes reward and termination from observations, for models that then need not learn
+    them; None if they do not follow from observations:
 
     outcome(obs [*obs], action, next_obs [*obs], params) -> (reward [], terminated [])
 
-    A wrapper that changes what is seen, done or paid puts None there.
+    Wrappers that change observations, actions or rewards set it to None.
 
-    An environment that cannot run on a device has `host` instead, which makes one like gymnasium's:
-    its `reset` and `step` refuse, and it serves for evaluations between chunks only.
+    `host` makes a gymnasium-like environment, for environments that cannot run on a device. Their
+    `reset` and `step` raise an error, and they are used only for evaluations between chunks.
     """
 
     spec: EnvSpec
@@ -112,7 +113,7 @@ class Env:
 
 
 class Transition(NamedTuple):
-    """Experience; axes [T, N, ...] from rollouts, [B, ...] from data."""
+    """Transitions, with axes [T, N, ...] in rollouts and [B, ...] in data."""
 
     obs: Array
     action: Array
@@ -121,7 +122,7 @@ class Transition(NamedTuple):
     terminated: Array  # bool
     truncated: Array  # bool
     start: Array  # bool: obs is the first of its episode
-    extras: dict[str, Array] = {}  # whatever the policy recorded when it acted
+    extras: dict[str, Array] = {}  # further arrays by name, such as those the policy records
 
     @property
     def done(self) -> Array:
@@ -133,42 +134,44 @@ class Episodes(NamedTuple):
 
     returns: Array | np.ndarray  # [K] float32, undiscounted
     lengths: Array | np.ndarray  # [K] int32
-    finished: Array | np.ndarray  # [K] bool: False where the evaluation's step limit came first
-    measured: dict[str, Array] = {}  # [] each: what else the evaluation found, by name
+    finished: Array | np.ndarray  # [K] bool: False if the evaluation's step limit cut the episode
+    measured: dict[str, Array] = {}  # [] each: further results of the evaluation, by name
 
 
 class Batch(NamedTuple):
-    """What a source hands to a learner."""
+    """Input of one update of a learner."""
 
     transitions: Transition
-    memory: PyTree = ()  # recurrent memory at the start of the window, () without one
+    memory: PyTree = ()  # recurrent memory at the start of the window; () for policies without
 
 
 # --- learners and policies -----------------------------------------------------------------------
 
 
 class InitFn(Protocol):
-    """The first state of a learner.
+    """The initial state of a learner.
 
     Args:
       key: used by this call only.
       hp: the agent's hyperparameters.
-      inputs: what the run shares, such as inputs["data"], and results of earlier stages by name.
+      inputs: inputs of the run, such as inputs["data"], and of the member, and results of earlier
+        stages, by name.
     """
 
     def __call__(self, key: Array, hp: Any, inputs: PyTree) -> PyTree: ...
 
 
 class UpdateFn(Protocol):
-    """One update of a learner: its new state, of the same shapes and dtypes, and metrics.
+    """One update of a learner.
 
     Args:
       hp: the agent's hyperparameters.
-      step: updates made so far, [] int32. It has no member axis: a decision that hangs on it stays
-        a real branch under vmap.
+      step: updates made so far, [] int32. It has no member axis, so a `lax.cond` on it remains a
+        branch under vmap.
 
     Returns:
-      (state, metrics): metrics are scalars or `Mean`s by name.
+      (state, metrics): the new state, of the same shapes and dtypes, and scalars or `Mean`s by
+      name.
     """
 
     def __call__(
@@ -183,10 +186,10 @@ class ActFn(Protocol):
       state: the state of a learner.
       hp: the agent's hyperparameters.
       obs: [n, *obs]
-      start: [n] bool, where obs is the first of its episode, at which memory is reset.
-      memory: of the n environments, as `Policy.memory` makes it.
-      noise: random numbers of one call, as `Policy.noise` draws them.
-      explore: static; False asks for the policy's best action.
+      start: [n] bool, whether obs is the first of its episode, where the memory is reset.
+      memory: memory of the n environments, of the form that `Policy.memory` gives.
+      noise: random numbers for one call, from `Policy.noise`.
+      explore: static; False for the policy's best action.
 
     Returns:
       (action [n, ...], memory, extras [n, ...] by name, which rollouts record).
@@ -205,7 +208,7 @@ class ActFn(Protocol):
 
 
 class SourceInitFn(Protocol):
-    """The first state of a source, warm-ups included; `hp` is the run's `HyperParams`."""
+    """The initial state of a source, after any warm-up; `hp` is the run's `HyperParams`."""
 
     def __call__(self, key: Array, learner_state: Any, hp: HyperParams, inputs: Any) -> PyTree: ...
 
@@ -213,7 +216,7 @@ class SourceInitFn(Protocol):
 class NextFn(Protocol):
     """The batch of update `step`: (state of the source, batch, metrics by name).
 
-    `hp` is the run's `HyperParams`, `learner_state` the learner's before the update.
+    `hp` is the run's `HyperParams`, `learner_state` the learner's state before the update.
     """
 
     def __call__(
@@ -222,7 +225,7 @@ class NextFn(Protocol):
 
 
 class RefreshFn(Protocol):
-    """The state of a source made anew, before update `step`; arguments as in `NextFn`."""
+    """The refreshed state of a source before update `step`; arguments as in `NextFn`."""
 
     def __call__(
         self, src: Any, learner_state: Any, hp: HyperParams, inputs: Any, key: Array, step: Array
@@ -238,18 +241,18 @@ def _key_only(key: Array, n: int) -> PyTree:
 
 
 def _no_update(state, hp, batch, key, step):
-    raise ValueError("a learner without `update` is for stages of no updates")
+    raise ValueError("a learner without `update` is for stages with updates=0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
-    """Anything that is trained: an agent, a dynamics ensemble, a score network.
+    """A trainable model: an agent, a dynamics ensemble, a score network.
 
     init(key, hp, inputs) -> state
     update(state, hp, batch, key, step) -> (state, metrics)
 
-    Without `update` it serves stages of no updates, whose result is the state that `init` gives.
-    `hypers` are the default hyperparameters, numbers; None without a default.
+    A learner without `update` is for stages with updates=0, whose result is the initial state.
+    `hypers` are the default hyperparameters, a record of numbers; None if there are no defaults.
     """
 
     init: InitFn
@@ -259,13 +262,13 @@ class Learner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Something that acts in n environments at once.
+    """A policy that acts in n environments at once.
 
     act(state, hp, obs [n, *obs], start [n], memory, noise, explore) -> (action, memory, extras)
 
     `memory(n)` is the initial memory of n environments. `noise(key, n)` draws the random numbers of
-    one call of `act`: a rollout draws those of all its steps at once, which is faster than
-    splitting keys step by step. By default `noise` is the key itself.
+    one call of `act`. A rollout draws the numbers of all steps at once, which is faster than
+    splitting keys step by step. By default `noise` returns the key itself.
     """
 
     act: ActFn
@@ -275,19 +278,19 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agent(Learner, Policy):
-    """A learner that is also a policy: `update` changes the very state `act` reads."""
+    """A learner that is also a policy: `update` changes the state that `act` reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a learner's batches come from.
+    """A source of batches for a learner.
 
-    init(key, learner_state, hp, inputs) -> src            (fills any warm-up)
+    init(key, learner_state, hp, inputs) -> src            (includes any warm-up)
     next(src, learner_state, hp, inputs, key, step) -> (src, batch, metrics)
     refresh(src, learner_state, hp, inputs, key, step) -> src
-        called before update `step` whenever step is a multiple of `every`, step 0 included.
+        called before update `step` if step is a multiple of `every`, including step 0.
 
-    `env_steps` is what one batch costs in environment steps.
+    `env_steps` is the number of environment steps per batch.
     """
 
     init: SourceInitFn
@@ -304,7 +307,7 @@ class HyperParams(NamedTuple):
     """The traced hyperparameters of a run.
 
     Attributes:
-      agent: the record that the learner's and the policy's functions get as `hp`.
+      agent: the record that functions of learners and policies receive as `hp`.
       env: the physical parameters of the environment; None for its defaults.
     """
 
@@ -312,28 +315,29 @@ class HyperParams(NamedTuple):
     env: PyTree = None
 
     def env_params(self, env: Env) -> PyTree:
-        """The physical parameters that `env` runs with."""
+        """The physical parameters to run `env` with."""
         if self.env is not None:
             return self.env
         return opaque(env.params)
 
 
 def as_float(x: Any) -> Array:
-    """Python numbers and floats as float32; other arrays as they are."""
+    """Python numbers and floats as float32; other arrays are unchanged."""
     weak = isinstance(x, int | float) or jnp.issubdtype(jnp.result_type(x), jnp.floating)
     return jnp.asarray(x, jnp.float32 if weak else None)
 
 
 def opaque(numbers: PyTree) -> PyTree:
-    """`as_float` of every leaf, hidden from the compiler.
+    """`as_float` of every leaf, behind an optimisation barrier.
 
-    The compiler folds constants, which rounds differently from the same numbers as arguments.
+    XLA folds constants, and the results are rounded differently from those of the same numbers
+    passed as arguments.
     """
     return jax.lax.optimization_barrier(jax.tree.map(as_float, numbers))
 
 
 def as_hyperparams(hp: PyTree) -> HyperParams:
-    """`hp` itself, or a bare record of an agent's hyperparameters with the default environment."""
+    """`hp` itself, or a bare record of agent hyperparameters with default `env` parameters."""
     return hp if isinstance(hp, HyperParams) else HyperParams(hp)
 
 
@@ -341,7 +345,7 @@ def as_hyperparams(hp: PyTree) -> HyperParams:
 
 
 class Mean(NamedTuple):
-    """A mean under way: `total / weight`; NaN where nothing was counted."""
+    """A running mean `total / weight`; NaN if the weight is 0."""
 
     total: Array
     weight: Array
@@ -352,14 +356,14 @@ class Mean(NamedTuple):
 
 
 def mean_where(values: Array, mask: Array) -> Mean:
-    """Mean of `values` where `mask` holds, to be averaged on over updates by its count."""
+    """Mean of `values` where `mask` holds, weighted by their count when averaged over updates."""
     return Mean(
         jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32), jnp.sum(mask, dtype=jnp.float32)
     )
 
 
 def as_mean(value: Array | Mean) -> Mean:
-    """A metric in its summable form: scalars weigh one."""
+    """A metric as a `Mean`; scalars have weight 1."""
     if isinstance(value, Mean):
         return value
     return Mean(jnp.asarray(value, jnp.float32), jnp.float32(1))

@@ -1,4 +1,4 @@
-"""Windows of a dataset: H steps of one episode each."""
+"""Windows of a dataset: H consecutive steps of one episode."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jaxrl.errors import at_least
 from jaxrl.sources import below, take
 from jaxrl.types import Array, Batch, Source, Transition
 
-HELD = 20  # of so many episodes the last is held out
+HELD = 20  # every HELD-th episode is held out
 
 
 class Windows(NamedTuple):
-    """Where windows begin. The data stay where they are: only these rows are kept."""
+    """First rows of windows. The data themselves are not copied."""
 
-    order: Array  # [D] int32: first rows of windows to learn from, of held ones, all other rows
-    learned: Array  # [] int32: how many are learned from
-    held: Array  # [] int32: how many are held
+    order: Array  # [D] int32: first rows of training windows, of held-out windows, other rows
+    learned: Array  # [] int32: number of training windows
+    held: Array  # [] int32: number of held-out windows
 
 
 def find(data: Transition, length: int, stride: int) -> Windows:
     """The windows of `length` rows of a dataset [D].
 
-    They begin at every `stride`-th row of an episode, its first row included, and where the last
-    row is one that terminates. None ends on a time limit: what is learned there would look like the
-    middle of an episode. One episode in twenty is held out.
+    Windows begin at every `stride`-th row of an episode, including the first; further windows end
+    at terminal rows. No window ends at a truncated row, which would look like the middle of an
+    episode. One episode in twenty is held out.
     """
     rows = jnp.arange(data.reward.shape[0], dtype=jnp.int32)
-    first = jax.lax.cummax(jnp.where(data.start, rows, 0))  # of the row's episode
-    last = jnp.minimum(rows + length - 1, rows[-1])  # of the window
+    first = jax.lax.cummax(jnp.where(data.start, rows, 0))  # first row of the episode
+    last = jnp.minimum(rows + length - 1, rows[-1])  # last row of the window
     whole = (rows + length - 1 == last) & (first[last] == first)
     regular = (rows - first) % stride == 0
     fits = whole & ~data.truncated[last] & (regular | data.terminated[last])
@@ -46,10 +46,9 @@ def windows(
 ) -> Source:
     """Batches [B, H] of windows of inputs[name], drawn with replacement.
 
-    The last `held` of the B windows are held ones, there to be looked at. Two extras [B, H] bool
-    say what a window is for: "learn" and "look". Where the data have no window of a kind, there is
-    something else in its place, and neither is true; so a mean over what is to be learned is NaN,
-    and not of rows that are no window.
+    The last `held` of the B windows are held-out windows, for validation. The extras "learn" and
+    "look" [B, H] bool mark training and held-out windows. If the data have no windows of one kind,
+    other rows take their place with both marks False, so that means over them are NaN.
     """
     at_least(1, windows=batch_size - held, length=length, stride=stride)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from jaxrl.normalise import discounted_sums, include, moments, normalised, standardise
@@ -56,6 +57,7 @@ def spy() -> Agent:
     return Agent(init=init, update=update, act=act)
 
 
+@pytest.mark.optimised
 def test_an_agent_sees_alike_in_acting_and_learning() -> None:
     env = tiny.walk()
     agent = normalised(spy(), env.spec, ENVS, obs=True, reward=True)
