@@ -206,6 +206,14 @@ def results(out: str = "it") -> list[optuna.trial.FrozenTrial]:
     return study.current(study.read_study(Path(out)))
 
 
+def outcomes(out: str) -> list[Any]:
+    attrs = ("scores", "final", "run", "row")
+    return [
+        (t.number, t.state, t.params, t.value, [t.user_attrs.get(name) for name in attrs])
+        for t in results(out)
+    ]
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "random"])
 def test_samplers(sampler: str, formula: list[dict[str, Any]]) -> None:
     found = run("--sampler", sampler, "--seed", "3")
@@ -261,45 +269,6 @@ def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
     assert "seeds is 2 there and 3 here" in capsys.readouterr().err
     assert cli.main([*asked[:-1], "."]) == 2
     assert "search" in capsys.readouterr().err
-
-
-def test_a_killed_search_goes_on_with_what_was_running(
-    formula: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the second batch, after one of its results was told."""
-    told = study.tell
-
-    def dies(*args: Any) -> None:
-        if len(results()) > 4 and sum(t.state.is_finished() for t in results()) == 5:
-            raise KeyboardInterrupt
-        told(*args)
-
-    monkeypatch.setattr(study, "tell", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    left = {trial.number: trial.params for trial in results()}
-    with (Path("it") / study.JOURNAL).open("ab") as file:
-        file.write(b'{"op_code": 5, "wor')  # half a line, as a kill may leave it
-    monkeypatch.setattr(study, "tell", told)
-    assert run()["trials"] == 12
-    # The second run was trained again, whole, and no other one.
-    assert [each["run"] for each in formula] == ["000", "001", "001", "002"]
-    assert formula[1]["points"] == formula[2]["points"]
-    trials = results()
-    assert len(trials) == 12 and all(trial.state.is_finished() for trial in trials)
-    again = {t.user_attrs["again"]: t.params for t in trials if "again" in t.user_attrs}
-    assert len(again) == 3 and all(left[number] == params for number, params in again.items())
-    book = study.read_study(Path("it")).get_trials(deepcopy=False)
-    assert [book[number].state.name for number in again] == ["FAIL"] * 3
-    assert len({json.dumps(trial.params) for trial in trials}) == 12
-
-
-def test_a_trial_that_was_never_trained_is_not_counted(formula: list[dict[str, Any]]) -> None:
-    run(trials=4)
-    book = study.open_study(Path("it"), False)
-    book.ask({"agent.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)})
-    assert run(trials=8)["trials"] == 8
-    assert [each["run"] for each in formula] == ["000", "001"]
 
 
 # --- from end to end -----------------------------------------------------------------------------
@@ -523,14 +492,6 @@ def test_sigkill_and_the_same_command(folder: Path) -> None:
 
 
 FOUR = [*WIDE, "--trials", "8", "--batch", "4", "--evals", "4", "--sampler", "random"]
-
-
-def outcomes(out: str) -> list[Any]:
-    attrs = ("scores", "final", "run", "row")
-    return [
-        (trial.state, trial.params, trial.value, [trial.user_attrs.get(name) for name in attrs])
-        for trial in results(out)
-    ]
 
 
 @pytest.mark.slow

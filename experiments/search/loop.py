@@ -88,32 +88,37 @@ def run(request: Request) -> dict[str, Any]:
         known = open_together(processes, path, "search", lambda: stack.enter_context(record))
         width = processes.broadcast_int(known["context"]["width"] if known else width)
         engine = Engine(goal, processes, {}, width)
-        _train(own, space, engine, path, sizes)
-        return _finish(own, space, engine, path)
+        book = _train(own, space, engine, path, sizes)
+        return _finish(own, space, engine, path, book)
 
 
 # --- training ------------------------------------------------------------------------------------
 
 
-def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]) -> None:
-    """Trains all remaining trials, batch by batch."""
-    processes, book = engine.processes, None
-    seed = space.programs[0].options.seed
+def _train(
+    own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]
+) -> Study | None:
+    """Trains all remaining trials, batch by batch; returns the study, in the leader."""
+    processes, book, queue = engine.processes, None, []
+    together = contextlib.nullcontext
     if processes.leads:
-        book = study.open_study(path, own.minimise)
+        book, journal, damage = study.open_study(path, own.minimise)
+        together = journal.together
+        queue = study.unfinished(book)
         print(
             f"{path}: {plural(own.trials, 'trial')} x "
             f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
-            f"{len(study.current(book))} there",
+            f"{len(study.current(book))} there{damage and f'\n{damage}'}",
             flush=True,
         )
-    queue = study.requeue(book) if book is not None else []
     while True:
-        batch = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
+        if book is not None and not queue:
+            with together():
+                queue = _ask(book, space, own, sizes)
+        batch = [Slot(*each) for each in json.loads(processes.broadcast(json.dumps(queue)))]
         queue = []
-        batch = [Slot(*each) for each in json.loads(processes.broadcast(json.dumps(batch)))]
         if not batch:
-            return
+            return book
         for slot in batch:
             clock, compiles = time.perf_counter(), engine.compiles
             if processes.leads:
@@ -121,17 +126,19 @@ def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[
                 print(f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}")
             outcome = _slot(own, space, engine, path, slot, sizes[0])
             if book is not None:
-                _tell(book, slot, outcome)
                 spent = {
                     "wall_s": time.perf_counter() - clock,
                     "compiles": engine.compiles - compiles,
                     "env_steps": outcome.env_steps,
                 }
-                _spend(book, spent)
+                with together():
+                    _tell(book, slot, outcome)
+                    _spend(book, spent)
 
 
-def _ask(book: Study, space: Space, own: Options, seed: int, sizes: tuple[int, int]) -> list[Slot]:
-    size, count = sizes
+def _ask(book: Study, space: Space, own: Options, sizes: tuple[int, int]) -> list[Slot]:
+    """The next batch of trials, in slots; [] if all trials are there."""
+    (size, count), seed = sizes, space.programs[0].options.seed
     left = own.trials - len(study.current(book))
     each = [min(size, left - i * size) for i in range(count) if left > i * size]
     return study.ask(book, space, own.sampler, seed, each) if each else []
@@ -166,10 +173,11 @@ def _spend(book: Study, spent: Mapping[str, float]) -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
-def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str, Any]:
+def _finish(
+    own: Options, space: Space, engine: Engine, path: Path, book: Study | None
+) -> dict[str, Any]:
     """Confirms the best trials, selects a policy, writes summary.json and reports."""
     processes = engine.processes
-    book = study.open_study(path, own.minimise) if processes.leads else None
     chosen = study.best(book, own.confirm) if book is not None else []
     points = json.loads(processes.broadcast(json.dumps([trial.params for trial in chosen])))
     confirmed = confirm.confirm(own, space, path, points)

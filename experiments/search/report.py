@@ -56,8 +56,6 @@ def report(path: Path) -> None:
     importance use the initial ones.
     """
     read_search(path)
-    if not (path / study.JOURNAL).is_file():
-        raise UserError(f"{path} has no trials yet")
     book = study.read_study(path)
     found = summary(book)
     stored = records.RunDir(path).summary() or {}

@@ -1,9 +1,9 @@
 """The Optuna study of a search (ask-and-tell), stored in a journal file.
 
-The user attributes of a trial assigned to a slot include `run`, the folder of the slot, and `row`,
-the index of the trial there. A trial left running by a killed search is marked as failed and
-replaced by a copy in the same folder, whose attribute `again` is the number of the original;
-training continues from the last checkpoint. Only the holder of the search's lock opens the study.
+The user attributes of a trial include `run`, the folder of its slot, and `row`, its index there. A
+batch of trials is stored as one group of the journal, and so are the results of a slot: a killed
+search has whole batches, and continues their slots from the last checkpoints. Only the holder of
+the search's lock opens the study for writing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.experiments.console import shown
-from jaxrl.experiments.search import samplers
+from jaxrl.experiments.search import journal, samplers
+from jaxrl.experiments.search.journal import Journal
 from jaxrl.experiments.search.space import Space
 
 if TYPE_CHECKING:
@@ -47,81 +49,63 @@ class Slot(NamedTuple):
     waiting: list[bool]
 
 
-def open_study(path: Path, minimise: bool) -> Study:
-    """Opens or creates the study in a folder, for writing."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
+def open_study(path: Path, minimise: bool) -> tuple[Study, Journal, str]:
+    """Opens or creates the study in a folder, for writing.
 
+    Returns:
+      The study, its journal, and a line for the user if the journal was damaged, or "".
+    """
+    import optuna
+
+    told = journal.repair(path / JOURNAL)
+    found = Journal(path / JOURNAL)
+    if any(found.read_logs(0)):
+        return _load(found), found, told
+    direction = "minimize" if minimise else "maximize"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = path / JOURNAL
-    if file.is_file():
-        _drop_half_line(file)
-    (path / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
-        study_name=NAME,
-        direction="minimize" if minimise else "maximize",
-        load_if_exists=True,
-    )
+    storage = optuna.storages.JournalStorage(found)  # type: ignore[arg-type]
+    return optuna.create_study(storage=storage, study_name=NAME, direction=direction), found, told
 
 
 def read_study(path: Path) -> Study:
-    """Opens the study in a folder for reading only."""
+    """Opens the study in a folder for reading only.
+
+    Raises:
+      UserError: there is no study yet.
+    """
+    found = Journal(path / JOURNAL)
+    if not any(found.read_logs(0)):
+        raise UserError(f"{path} has no trials yet")
+    return _load(found)
+
+
+def _load(found: Journal) -> Study:
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path / JOURNAL)))
+    storage = optuna.storages.JournalStorage(found)  # type: ignore[arg-type]
     return optuna.load_study(study_name=NAME, storage=storage)
-
-
-def _drop_half_line(file: Path) -> None:
-    """Removes an incomplete last line, left by a killed process."""
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with file.open("r+b") as out:
-            out.truncate(whole)
 
 
 # --- trials --------------------------------------------------------------------------------------
 
 
 def current(study: Study) -> list[FrozenTrial]:
-    """Trials that are assigned to a slot and not replaced by a copy."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
-    replaced = {trial.user_attrs.get("again") for trial in trials}
-    return [trial for trial in trials if trial.number not in replaced]
+    """Trials of the search; other programs may have added further ones."""
+    return [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
 
 
-def requeue(study: Study) -> list[Slot]:
-    """Replaces all trials left running by a killed search; returns their slots."""
-    from optuna.trial import TrialState, create_trial
-
-    trials = study.get_trials(deepcopy=False)
-    copied = {trial.user_attrs.get("again") for trial in trials}
-    for trial in trials:
-        if trial.state != TrialState.RUNNING:
-            continue
-        if "run" in trial.user_attrs and trial.number not in copied:
-            attrs = {name: trial.user_attrs[name] for name in ("run", "row")}
-            copy = create_trial(
-                state=TrialState.RUNNING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=attrs | {"again": trial.number},
-            )
-            study.add_trial(copy)
-        study.tell(trial.number, state=TrialState.FAIL)
-    left = [t.user_attrs["run"] for t in current(study) if t.state == TrialState.RUNNING]
+def unfinished(study: Study) -> list[Slot]:
+    """Slots with trials that have no result yet."""
+    left = [t.user_attrs["run"] for t in current(study) if not t.state.is_finished()]
     return [slot(study, run) for run in dict.fromkeys(left)]
 
 
-def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
-    """The slot in folder `run`; `static` holds the names of the static settings."""
+def slot(study: Study, run: str) -> Slot:
+    """The slot in folder `run`."""
     own = [trial for trial in current(study) if trial.user_attrs["run"] == run]
     own.sort(key=lambda trial: trial.user_attrs["row"])
-    static = static or study.user_attrs["static"]
+    static = study.user_attrs["static"]
     split = lambda trial, wanted: {k: v for k, v in trial.params.items() if (k in static) == wanted}
     return Slot(
         run,
@@ -136,15 +120,15 @@ def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int
     """New trials in slots of these sizes; the first trial of a slot determines its static values. A
     grid proposes its remaining combinations, in as many slots as its static values need.
 
-    Each batch has a new sampler, seeded by `seed` and the number of trials, so that a continued
-    search draws no random number twice.
+    Each batch has a new sampler, seeded by `seed` and the number of trials: a continued search
+    proposes the same trials as an undisturbed one.
     """
     study.set_user_attr("static", list(space.static))
     study.set_user_attr("traced", list(space.traced))
     its = {name: samplers.distribution(each) for name, each in space.ranges.items()}
     if sampler == "grid":
         return _ask_grid(study, space, its, sizes)
-    base = samplers.make(sampler, seed, len(study.get_trials(deepcopy=False)), sum(sizes))
+    base = samplers.make(sampler, seed, len(current(study)), sum(sizes))
     runs = []
     for size in sizes:
         run, fixed = "", {}
