@@ -1,4 +1,4 @@
-"""Searches that were killed or whose files are damaged: the same trials as an undisturbed search."""
+"""Searches that were killed, or have damaged files: the same trials as an undisturbed search."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from jaxrl.experiments.console import plural
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import check_processes, open_record, open_together
-from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
+from jaxrl.experiments.search import confirm, halving, journal, pbt, report, samplers, slots, study
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
@@ -102,13 +102,15 @@ def _train(
     processes, book, queue = engine.processes, None, []
     together = contextlib.nullcontext
     if processes.leads:
-        book, journal, damage = study.open_study(path, own.minimise)
-        together = journal.together
+        if damage := journal.repair(path / study.JOURNAL):
+            print(damage)
+        book, stored = study.open_study(path, own.minimise)
+        together = stored.together
         queue = study.unfinished(book)
         print(
             f"{path}: {plural(own.trials, 'trial')} x "
             f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
-            f"{len(study.current(book))} there{damage and f'\n{damage}'}",
+            f"{len(study.current(book))} there",
             flush=True,
         )
     while True:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import shown
-from jaxrl.experiments.search import journal, samplers
+from jaxrl.experiments.search import samplers
 from jaxrl.experiments.search.journal import Journal
 from jaxrl.experiments.search.space import Space
 
@@ -49,22 +49,21 @@ class Slot(NamedTuple):
     waiting: list[bool]
 
 
-def open_study(path: Path, minimise: bool) -> tuple[Study, Journal, str]:
-    """Opens or creates the study in a folder, for writing.
+def open_study(path: Path, minimise: bool) -> tuple[Study, Journal]:
+    """Opens or creates the study in a folder, for writing; the journal has to be intact.
 
     Returns:
-      The study, its journal, and a line for the user if the journal was damaged, or "".
+      The study and its journal.
     """
     import optuna
 
-    told = journal.repair(path / JOURNAL)
     found = Journal(path / JOURNAL)
     if any(found.read_logs(0)):
-        return _load(found), found, told
+        return _load(found), found
     direction = "minimize" if minimise else "maximize"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(found)  # type: ignore[arg-type]
-    return optuna.create_study(storage=storage, study_name=NAME, direction=direction), found, told
+    return optuna.create_study(storage=storage, study_name=NAME, direction=direction), found
 
 
 def read_study(path: Path) -> Study:
