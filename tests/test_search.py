@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +21,11 @@ from jaxrl import drive
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup, requests, restore, search
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.search import loop, pbt, report, slots, study
+from jaxrl.experiments.search import command, loop, pbt, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
+from jaxrl.experiments.settings import identity
 from jaxrl.runs import records, shards
 
 SMALL = {
@@ -271,6 +274,39 @@ def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
     assert "search" in capsys.readouterr().err
 
 
+def test_a_search_of_one_trial(formula: list[dict[str, Any]]) -> None:
+    found = run("--halving", "--eta", "2", trials=1)
+    assert (found["trials"], found["complete"], found["best"]["trial"]) == (1, 1, 0)
+
+
+def test_a_search_whose_trials_all_fail(
+    formula: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*ASKED, "--range", "agent.lr=log:1e-4:1e-1", "agent.lam=0.95,0.99"]
+    asked += ["--trials", "8", "--batch", "4", "--out", "it", "--confirm", "2"]
+    found = search.run(requests.read("search", asked))
+    assert (found["failed"], found["best"], found["confirmed"]) == (8, {}, [])
+    assert "8 failed" in capsys.readouterr().out and "command" not in found
+    assert [len(each["points"]) for each in formula] == [4, 4]
+    assert cli.main(["report", "it"]) == 0
+
+
+def test_the_command_of_a_trial_has_all_that_is_not_a_default() -> None:
+    text = ["--env-options", "noise=0.5", "hide=[1]", "--agent.hidden", "8x8", "--seed", "3"]
+    asked = [*asked_for(without="agent.hidden"), *text, "--preset", "none", "--agent.eps-end=-0.0"]
+    request = requests.read("search", [*asked, *RANGE])
+    found = read_space(request)
+    point = {"agent.lr": 0.1 + 0.2, "agent.lam": 1e-17}
+    words = shlex.split(command.train_command(found.settings({}, [{}]), point))
+    assert words[:3] == ["jaxrl", "train", "pqn"]
+    given = requests.read("train", words[2:])
+    again = restore.settle(given.agent, given.options)
+    whole = requests.read("train", [*asked, "--agent.lr", str(0.1 + 0.2), "--agent.lam", "1e-17"])
+    wanted = restore.settle(whole.agent, whole.options)
+    assert (again.cfg, again.hp) == (wanted.cfg, wanted.hp)
+    assert identity(again, {}) == identity(wanted, {})
+
+
 # --- from end to end -----------------------------------------------------------------------------
 
 
@@ -306,6 +342,16 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What a bandit takes is one of the trials, and known to it by episodes of its own.
     assert found["bandit"]["trial"] in [trial.number for trial in trials]
     assert found["bandit"]["best_return"] >= found["bandit"]["return"]
+    # The printed command trains the best trial.
+    (line,) = [x for x in out.splitlines() if x.startswith("to train the best trial: ")]
+    assert line.endswith(found["command"])
+    request = requests.read("train", shlex.split(found["command"])[2:])
+    again = restore.settle(request.agent, request.options)
+    assert (again.hp.lr, again.cfg.num_steps) == tuple(best[0].params[n] for n in ranges)
+    assert dataclasses.replace(again.cfg, num_steps=8) == dataclasses.replace(
+        confirmed[0].cfg, num_steps=8
+    )
+    assert (again.options.env, again.options.seeds, again.options.evals) == ("mine:walk", 2, 4)
     assert {path.name for path in (folder / "it/plots").iterdir()} == {
         *("slices.png", "parallel.png"),
     }

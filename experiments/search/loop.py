@@ -5,7 +5,7 @@
     000-.../  ...    the slots: ordinary run folders
     confirm/         runs of the best trials with fresh seeds
     trials.csv       one row per trial
-    summary.json     {"trials", "wall_s", "compiles", "best", ...}
+    summary.json     {"trials", "wall_s", "compiles", "best", "command", ...}
     plots/           slices, parallel coordinates
 
 Trials of a slot have the same static values, so a batch of `programs` slots compiles at most
@@ -29,8 +29,18 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import plural
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
-from jaxrl.experiments.run_folders import check_processes, open_record, open_together
-from jaxrl.experiments.search import confirm, halving, journal, pbt, report, samplers, slots, study
+from jaxrl.experiments.run_folders import check_processes, open_record, open_together, width_in
+from jaxrl.experiments.search import (
+    command,
+    confirm,
+    halving,
+    journal,
+    pbt,
+    report,
+    samplers,
+    slots,
+    study,
+)
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
@@ -86,7 +96,7 @@ def run(request: Request) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         record = open_record(path / "search.json", "search", config, {"width": width})
         known = open_together(processes, path, "search", lambda: stack.enter_context(record))
-        width = processes.broadcast_int(known["context"]["width"] if known else width)
+        width = processes.broadcast_int(width_in(path / "search.json", known) if known else width)
         engine = Engine(goal, processes, {}, width)
         book = _train(own, space, engine, path, sizes)
         return _finish(own, space, engine, path, book)
@@ -107,6 +117,8 @@ def _train(
         book, stored = study.open_study(path, own.minimise)
         together = stored.together
         queue = study.unfinished(book)
+        if own.eval_budget:  # whose policies have been removed
+            queue += study.without_run(book, path)
         print(
             f"{path}: {plural(own.trials, 'trial')} x "
             f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
@@ -194,11 +206,19 @@ def _finish(
         }
         if own.eval_budget:
             summary["bandit"] = confirm.choose(own, book, path)
+        if summary["best"] and not own.pbt:  # whose settings change during training
+            summary["command"] = _command(space, summary["best"]["values"])
         summary = files.plain(summary)
         files.write_json(path / "summary.json", summary)
         report.report(path)
     processes.all_true(True)
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
+
+
+def _command(space: Space, values: Mapping[str, Any]) -> str:
+    static = {name: values[name] for name in space.static}
+    traced = {name: values[name] for name in space.traced}
+    return command.train_command(space.settings(static, [{}]), traced)
 
 
 # --- the folder ----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def report(path: Path) -> None:
     read_search(path)
     book = study.read_study(path)
     found = summary(book)
-    stored = records.RunDir(path).summary() or {}
+    stored = records.read_summary(path / "summary.json", ("trials", "best"), print_line) or {}
     best = study.best(book, ROWS)
     names = list(dict.fromkeys(name for trial in best for name in trial.params))
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -87,6 +87,8 @@ def report(path: Path) -> None:
     if found["importance"]:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found["importance"].items())
         print_line(f"importance (PED-ANOVA): {shares}")
+    if "command" in stored:
+        print(f"to train the best trial: {stored['command']}")
     files = draw(book, path / "plots")
     write_trials(book, path / "trials.csv")
     print_line(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")

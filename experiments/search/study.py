@@ -100,6 +100,12 @@ def unfinished(study: Study) -> list[Slot]:
     return [slot(study, run) for run in dict.fromkeys(left)]
 
 
+def without_run(study: Study, path: Path) -> list[Slot]:
+    """Slots with results whose run folders were removed."""
+    done = dict.fromkeys(t.user_attrs["run"] for t in current(study) if t.state.is_finished())
+    return [slot(study, run) for run in done if not (path / run / "config.json").is_file()]
+
+
 def slot(study: Study, run: str) -> Slot:
     """The slot in folder `run`."""
     own = [trial for trial in current(study) if trial.user_attrs["run"] == run]
