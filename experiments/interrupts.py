@@ -49,6 +49,26 @@ class Signals:
             signal.raise_signal(number)
 
 
+def leave_at_once() -> None:
+    """Makes SIGINT end the process in one line, until `let_clean_up`; for the time of imports.
+
+    A KeyboardInterrupt inside an import prints a traceback, or becomes an ImportError.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def let_clean_up() -> None:
+    """Makes SIGINT raise KeyboardInterrupt again after `leave_at_once`."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: Any) -> None:
+    _tell("interrupted")
+    os._exit(128 + number)
+
+
 def is_second(number: int, seconds: float) -> bool:
     """Whether a signal `seconds` after the first one demands an immediate end."""
     return number in (signal.SIGINT, signal.SIGTERM) and seconds > SAME_S

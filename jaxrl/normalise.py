@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.sources import known_rows
+from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
@@ -132,7 +132,7 @@ def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
     """
     if not cfg.normalise_obs:
         return moments(spec.obs_shape)._replace(rest=())
-    data: Transition = inputs["data"]
+    data = expand(inputs["data"])
     scale = jnp.std(data.obs, 0) + 1e-3
     return Moments(jnp.mean(data.obs, 0), scale**2, jnp.float32(data.reward.shape[0]))
 
@@ -142,6 +142,7 @@ def change_moments(data: Transition) -> Moments:
 
     As in `data_moments`, 1e-3 is added to each deviation.
     """
+    data = expand(data)
     rows, known = data.reward.shape[0], known_rows(data)
     weight = known[:, None] / jnp.maximum(jnp.sum(known), 1)
     delta = (data.next_obs - data.obs).reshape(rows, -1)
