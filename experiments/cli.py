@@ -19,7 +19,6 @@ from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents, interrupts, streams
 from jaxrl.experiments.commands import EvalOptions, RenderOptions, ReportOptions, asked_help
 from jaxrl.experiments.requests import Request, read, tokenise
-from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
 
 T = TypeVar("T")
