@@ -1,17 +1,16 @@
-"""Sweeps: all combinations of swept values, each with every seed, in as few programs as can be.
+"""Sweeps: all combinations of swept values, each with every seed, in as few programs as possible.
 
 Traced values (an agent's `Hypers`, parameters of the environment) are members of one program. Each
 combination of static values (an agent's `Config`, other options of the environment, the environment
 itself) is a separate program: an ordinary run in a subfolder of the sweep, which `jaxrl eval`,
 `report` and `render` read like any other.
 
-    sweep.json               what is swept and in which folders; written first
+    sweep.json               swept values and folders of the programs; written first
     000-num_steps=32/  ...   the runs, see `jaxrl.runs.records`
-    summary.json             results of all points, once every run is complete
+    summary.json             results of all points, when every run is complete
     plots/                   learning curves, and the return against each swept value
 
-Members of equal seeds draw the same random numbers whatever their values, so that points are
-compared on the same ones.
+Members of equal seeds draw the same random numbers at all points (common random numbers).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str,
 
 
 def run(request: Request) -> dict[str, Any]:
-    """Trains every program that is not complete yet, and reports on all; returns the summary.
+    """Trains every incomplete program, writes the report and returns the summary.
 
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
@@ -111,10 +110,10 @@ def run(request: Request) -> dict[str, Any]:
 
 
 def _join(request: Request) -> Processes:
-    """The other processes, which have to be joined before the first computation."""
+    """Joins the other processes of a cluster, before the first computation."""
     envs = request.sweep.get("env")
-    its = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
-    return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
+    own = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
+    return join(own.coordinator, own.processes, own.process_id, own.heartbeat)
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
         values = dict.fromkeys(point[name] for point in every if name in point)
         print(f"members of one program: {name} = {', '.join(map(shown, values))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
-    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices")
+    numbers = ("members", "updates", "state per member", "total", "tile width", "devices")
     static = dict.fromkeys(name for program in found for name in program.static)
     for name in ("program", *static):
         table.add_column(name)
@@ -179,7 +178,7 @@ def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
 def _open(
     processes: Processes, path: Path, config: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
-    """The leader makes or opens the folder of a sweep; its summary where that is complete."""
+    """Creates or opens the folder of a sweep on the leader; the summary if it is complete."""
     open_together(processes, path, "sweep", lambda: _make(path, config, overwrite))
     summary = path / "summary.json"
     complete = processes.broadcast_int(int(summary.is_file()))
@@ -187,7 +186,7 @@ def _open(
 
 
 def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
+    """Writes sweep.json if it is missing; `overwrite` removes the files of an earlier sweep."""
     file = path / "sweep.json"
     if overwrite and file.is_file():
         known = read_sweep(path)
@@ -227,7 +226,7 @@ def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:
 
 
 def told_best(summary: Mapping[str, Any]) -> list[str]:
-    """The best point in each environment, a line each."""
+    """One line per environment: its best point."""
     lines = []
     for env, point in summary["best"].items():
         found = point["return"]

@@ -39,7 +39,7 @@ ERRORS = {
 
 
 class Words(tuple[str, ...]):
-    """The words behind an option of the command line: none for a switch, one, or several."""
+    """The words after an option on the command line: none for a switch, or one or more."""
 
 
 class Field(NamedTuple):
@@ -48,7 +48,7 @@ class Field(NamedTuple):
     Attributes:
       name: dotted, such as "seeds" or "agent.lr".
       kind: its type, such as int, `float | None`, `tuple[int, ...]` or a Literal.
-      default: `dataclasses.MISSING` where a value is required.
+      default: `dataclasses.MISSING` if a value is required.
       help: the docstring below the field.
       least: the lowest number allowed, or None.
     """
@@ -81,7 +81,7 @@ def fields_of(record: type, prefix: str = "", help: bool = False) -> dict[str, F
 
 
 def fill(record: type[T], given: Mapping[str, Any]) -> T:
-    """The record with these values, by names with underscores; UserError in one line."""
+    """The record with these values, keyed by names with underscores; UserError in one line."""
     known, values = fields_of(record), {}
     for name, value in named(known, given).items():
         values[name] = convert(known[name], value)
@@ -92,7 +92,7 @@ def fill(record: type[T], given: Mapping[str, Any]) -> T:
 
 
 def take(record: type[T], given: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
-    """The record filled from the entries that are its own, and the other entries."""
+    """The record filled from the entries named like its fields, and the other entries."""
     known = fields_of(record)
     own = {name: value for name, value in given.items() if _find(name, known)}
     return fill(record, own), {name: x for name, x in given.items() if name not in own}
@@ -213,7 +213,7 @@ def _typed(field: Field, kind: Any, value: Any) -> Any:
 
 
 def _items(kind: Any, value: Any) -> Sequence[Any]:
-    """The elements of a list, also of one written 64x64, [64, 64] or 64,64."""
+    """The elements of a list, or of a text such as 64x64, [64, 64] or 64,64."""
     if not isinstance(value, str):
         return value if isinstance(value, list | tuple) else [value]
     if kind in (str, Path):

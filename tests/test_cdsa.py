@@ -396,4 +396,4 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
         assert code == 2 and err.startswith(f"jaxrl: {line}") and err.count("\n") == 1, (err, line)
     words = ["train", "bc", *COMMON, "--data", f"{folder}/aim.npz", *base]
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == "jaxrl: bc builds on no other run and takes no --base\n"
+    assert capsys.readouterr().err == "jaxrl: bc does not build on other runs: remove --base\n"

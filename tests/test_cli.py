@@ -504,7 +504,7 @@ except ValueError as error:
 assert jax.devices() == devices and dict(jax.config.values) == before
 """
     outcome = process(code=code, cwd=tmp_path, JAX_PLATFORMS="cpu")
-    assert outcome.out == "--width must be between 1 and 2, the members there are\n", outcome.err
+    assert outcome.out == "--width must be between 1 and 2, the number of members\n", outcome.err
 
 
 def test_the_command_leaves_what_is_set(tmp_path: Path) -> None:

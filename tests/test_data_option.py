@@ -52,7 +52,7 @@ def run(capsys: Any, *words: str) -> tuple[int, str, str]:
     ("agent", "env", "data", "told"),
     [
         ("bc", "probe:aim", "", "jaxrl: bc needs a dataset: pass --data FILE\n"),
-        ("pqn", "probe:match", "aim.npz", "jaxrl: pqn learns by acting and takes no --data\n"),
+        ("pqn", "probe:match", "aim.npz", "jaxrl: pqn does not learn from a dataset: remove"),
         ("bc", "probe:aim", "none.npz", "jaxrl: none.npz cannot be read: No such file"),
         ("bc", "Pendulum-v1", "aim.npz", "jaxrl: aim.npz: obs"),
     ],

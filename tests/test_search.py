@@ -146,7 +146,7 @@ def test_a_value_and_its_unit(each: Range) -> None:
         (["--range", "keep=1,2"], "cannot be swept"),
         (["--range", "env=mine:walk,mine:glide"], "env cannot be searched"),
         (["--range", "env.wind=lin:0:1"], "wind"),
-        ([*RANGE, "--agent.lr", "1"], "swept and also set"),
+        ([*RANGE, "--agent.lr", "1"], "both swept and set"),
         ([*RANGE, "--trials", "0"], "--trials must be at least 1"),
         ([*RANGE, "--sampler", "best"], "sampler"),
         ([*RANGE, "--sampler", "grid"], "grid needs values"),
