@@ -37,6 +37,7 @@ from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
 from jaxrl.returns import gae, successor_values
 from jaxrl.sources import merge_axes
@@ -88,23 +89,23 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of Adam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    lam: Any = 0.95
+    lam: Any = bounded(0.95, least=0, most=1)
     """λ of generalised advantage estimation (GAE)"""
-    clip: Any = 0.2
+    clip: Any = bounded(0.2, above=0, finite=False)
     """clipping range of the probability ratio"""
-    value_clip: Any = 0.2
+    value_clip: Any = bounded(0.2, above=0, finite=False)
     """clipping range of value predictions in the value loss; used with clip_value"""
-    value_weight: Any = 0.5
+    value_weight: Any = bounded(0.5, least=0)
     """weight of the value loss"""
-    entropy_weight: Any = 0.0
+    entropy_weight: Any = bounded(0.0, least=0)
     """weight of the entropy bonus"""
-    max_grad_norm: Any = 0.5
+    max_grad_norm: Any = bounded(0.5, above=0, finite=False)
     """global norm to which gradients are clipped"""
 
 

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
-from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
+from jaxrl.envs.wrappers import (
+    OPTIONS,
+    british,
+    hide,
+    sticky_actions,
+    strong,
+    time_limit,
+    with_params,
+)
 from jaxrl.errors import UserError
 from jaxrl.own_code import load_attribute
 from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
@@ -46,6 +54,7 @@ def make(name: str, /, **options: Any) -> Env:
         own that cannot be imported or violates the contract of `Env`.
     """
     check_name(name)
+    options = {british(k): v for k, v in options.items()}
     options = {k: v for k, v in options.items() if not (k in OPTIONS and v is None)}
     if name in names.GYMNAX or name.startswith("brax:"):
         if name in names.GYMNAX:

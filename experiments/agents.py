@@ -24,8 +24,8 @@ def check_name(name: str) -> None:
     if "." in name or ":" in name:
         raise UserError(f"agent {name!r}: {reason}")
     raise UserError(
-        f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` lists all, and "
-        "your own are named by module or file.py"
+        f"unknown agent {name!r}{nearest(name.lower(), AGENTS)}; `jaxrl list agents` lists all, "
+        "and your own are named by module or file.py"
     )
 
 

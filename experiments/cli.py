@@ -20,6 +20,7 @@ from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
+from jaxrl.ranges import bounded
 
 T = TypeVar("T")
 
@@ -176,8 +177,8 @@ def _help(command: str, request: Request) -> str:
 class EvalOptions:
     """Options of `jaxrl eval`."""
 
-    episodes: int = dataclasses.field(default=128, metadata={"least": 1})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    episodes: int = bounded(128, least=1)
+    seed: int = bounded(0, least=0)
     eval_steps: tuple[int, ...] = ()
 
 
@@ -206,8 +207,8 @@ def _eval(words: list[str]) -> None:
 class RenderOptions:
     """Options of `jaxrl render`."""
 
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    member: int = bounded(0, least=0)
+    seed: int = bounded(0, least=0)
     out: Path | None = None
 
 

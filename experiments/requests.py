@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -237,7 +238,8 @@ def option_names(given: Mapping[str, Any]) -> set[str]:
 
 def _without(options: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are not swept."""
-    left = {name: value for name, value in options.items() if name not in swept}
+    names = option_names(swept)
+    left = {name: value for name, value in options.items() if name not in names}
     if isinstance(pairs := left.get("env_options"), Mapping):
         left["env_options"] = {k: v for k, v in pairs.items() if f"env.{k}" not in swept}
     return left
@@ -270,6 +272,12 @@ def _values(name: str, given: Any, what: str) -> list[str]:
         if given.count(":") == 2:
             return [given]
     if isinstance(given, str):
+        if re.fullmatch(r"[-+.\de]+(:[-+.\de]+)+", given):
+            more = ":N" if what == "sweep" and given.count(":") == 1 else ""
+            raise UserError(
+                f"{name}: write log:{given}{more} for equal ratios, or lin:{given}{more} for equal "
+                "distances"
+            )
         found = expand(name, given)
     else:
         found = [text(each) for each in (given if isinstance(given, list | tuple) else [given])]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from jaxrl.algorithm import Algorithm
-from jaxrl.envs.wrappers import OPTIONS as WRAPPERS
+from jaxrl.envs.wrappers import british
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.options import INCIDENTAL, Options
@@ -85,7 +85,7 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
         if f"{prefix}{field.name}" in values
     }
     own = Options(**of(Options))
-    own = dataclasses.replace(own, env_options=_env_options(own.env_options))
+    own = dataclasses.replace(own, env_options={british(k): x for k, x in own.env_options.items()})
     hp = algorithm.Hypers(**of(algorithm.Hypers, "agent."))
     settings = Settings(agent, own, algorithm.Config(**of(algorithm.Config, "agent.")), hp)
     settings = dataclasses.replace(settings, given=frozenset(values))
@@ -142,12 +142,6 @@ def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
             f"{', '.join(known) or 'none'}"
         )
     return found[name]
-
-
-def _env_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an environment, with normalize_obs renamed to normalise_obs."""
-    british = {name.replace("ise", "ize"): name for name in WRAPPERS}
-    return {british.get(name, name): value for name, value in given.items()}
 
 
 def _points(points: Any) -> tuple[dict[str, Any], ...]:

@@ -38,7 +38,7 @@ from jaxrl.experiments.plan import state_bytes
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
-from jaxrl.experiments.sweep_plan import Program, programs
+from jaxrl.experiments.sweep_plan import Program, full_names, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, records
 from jaxrl.runs.plots import compact
@@ -77,7 +77,7 @@ def run(request: Request) -> dict[str, Any]:
       UserError: invalid request; raised before anything is compiled or written.
     """
     how, rest = take(SweepOptions, request.options)
-    request = request._replace(options=rest)
+    request = full_names(request._replace(options=rest))
     processes = _join(request)
     found = programs(request, processes)
     own = found[0].plan.settings.options

@@ -7,6 +7,7 @@ environment keeps its default.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -17,15 +18,16 @@ import numpy as np
 
 from jaxrl import envs
 from jaxrl.algorithm import Algorithm
-from jaxrl.envs.wrappers import with_params
+from jaxrl.envs.wrappers import british, with_params
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.console import label, shown
+from jaxrl.experiments.peers import ours
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.requests import Request
 from jaxrl.experiments.restore import prepare, settle
-from jaxrl.experiments.settings import Settings, canonical
-from jaxrl.experiments.values import read_value
+from jaxrl.experiments.settings import Settings, canonical, known_fields
+from jaxrl.experiments.values import read_value, within
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 
@@ -36,6 +38,25 @@ class Program(NamedTuple):
     folder: str
     static: dict[str, Any]
     plan: Plan
+
+
+def full_names(request: Request) -> Request:
+    """The request with swept names in full: lr as agent.lr, env.normalize_obs as normalise_obs.
+
+    Raises:
+      UserError: a name is swept twice.
+    """
+    algorithm = agents.load(request.agent)
+    found: dict[str, list[str]] = {}
+    for given, values in request.sweep.items():
+        part, dot, field = given.partition(".")
+        name = f"env.{british(field)}" if part == "env" and dot else given
+        with contextlib.suppress(UserError):  # refused later, where its values are read
+            (name,) = canonical(algorithm, {name: ()})
+        if name in found:
+            raise UserError(f"{name} is swept twice")
+        found[name] = values
+    return request._replace(sweep=found)
 
 
 def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
@@ -77,7 +98,7 @@ def _of_one_env(
     chosen = {n[4:]: read_value(v[0]) for n, v in request.sweep.items() if n.startswith("env.")}
     env = envs.make(base.options.env, **given | chosen)
     columns = {
-        name: _traced(name, values, env)
+        name: _traced(name, values, algorithm, env)
         for name, values in request.sweep.items()
         if _is_traced(name, algorithm, env)
     }
@@ -108,11 +129,13 @@ def _is_traced(name: str, algorithm: Algorithm, env: Env) -> bool:
         # Other names are options of the environment; `envs.make` refuses unknown ones.
         return isinstance(env.params, dict) and np.ndim(env.params.get(field, [])) == 0
     known = ["env", *(f"agent.{field}" for field in (*hypers, *config))]
-    hint = nearest(name, known) or "; agent.NAME, env.NAME and env can be"
+    peer = ours(name, known)
+    hint = f", did you mean {peer!r}?" if peer else nearest(name, known)
+    hint = hint or "; agent.NAME, env.NAME and env can be"
     raise UserError(f"{name} cannot be swept{hint}")
 
 
-def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
+def _traced(name: str, texts: Sequence[str], algorithm: Algorithm, env: Env) -> list[Any]:
     """Typed values of a traced name: numbers, and booleans of environments."""
     part, _, field = name.partition(".")
     values = []
@@ -123,22 +146,22 @@ def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
             kind = np.asarray(env.params[field]).dtype.kind
             values.append(float(value) if kind == "f" else value)
             continue
-        values.append(number(name, text))
+        values.append(number(name, text, algorithm))
     for value, count in collections.Counter(values).items():
         if count > 1:
             raise UserError(f"{name} has the value {shown(value)} twice")
     return values
 
 
-def number(name: str, text: str) -> float:
-    """A value of a hyperparameter; UserError if it is not a number."""
+def number(name: str, text: str, algorithm: Algorithm) -> float:
+    """A value of a hyperparameter; UserError if it is not a number or out of its range."""
     try:
         found = float(text)
     except ValueError:
         raise UserError(f"{name}: {text!r} is not a number") from None
     if np.isnan(found):
         raise UserError(f"{name} must be a number, not nan")
-    return found
+    return within(known_fields(algorithm)[name], found, text)
 
 
 def _with_static(

@@ -24,9 +24,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
+from jaxrl.ranges import ranges_of
 from jaxrl.types import (
     Array,
     HyperParams,
@@ -156,6 +158,21 @@ def check_shared(program: Program, hp: PyTree) -> None:
                     f"{name} differs between members, but they share their {stage.name}: "
                     f"{stage.unshared}"
                 )
+
+
+def check_ranges(hp: PyTree) -> None:
+    """Raises UserError for a hyperparameter out of its declared range; tracers are not checked.
+
+    Args:
+      hp: an agent's hyperparameters, leaves of any shape.
+    """
+    for name, allowed in ranges_of(hp).items():
+        value = getattr(hp, name)
+        if isinstance(value, Tracer):
+            continue
+        for number in np.unique(np.asarray(value)).tolist():
+            if what := allowed.refusal(number):
+                raise UserError(f"{name} must be {what}, not {number:g}")
 
 
 class MemberState(NamedTuple):
@@ -318,7 +335,8 @@ def train(program: Program) -> Callable[..., Result]:
       inputs: further inputs of the stages, by name.
 
     Raises:
-      UserError: `hypers` are those of another agent, or None for a learner without defaults.
+      UserError: `hypers` are those of another agent or out of their ranges (unless traced), or
+        None for a learner without defaults.
     """
     run = compose(program, lambda fn, stage: fn)
     defaults = program.stages[-1].learner.hypers
@@ -335,6 +353,7 @@ def train(program: Program) -> Callable[..., Result]:
         if defaults is not None and not isinstance(hp.agent, type(defaults)):
             wrong, right = (type(x) for x in (hp.agent, defaults))
             raise UserError(f"hypers are {named(wrong)}, this program takes {named(right)}")
+        check_ranges(hp.agent)
         hp = jax.tree.map(as_float, hp)
         inputs = dict(inputs or {}) | ({} if data is None else {"data": data})
         return run(key, key, hp, hp, inputs)

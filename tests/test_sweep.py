@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def parts(*asked: str) -> list[sweep.Program]:
-    return sweep.programs(requests.read("sweep", asked))
+    return sweep.programs(sweep.full_names(requests.read("sweep", asked)))
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
 
 
 def test_points_come_back_from_a_run(folder: Path) -> None:
-    (program,) = parts("pqn", *TINY, "--sweep", "agent.max_grad_norm=1,inf", "agent.lr=0.1")
+    (program,) = parts("pqn", *TINY, "--sweep", "max-grad-norm=1,inf", "lr=0.1")
     settings = program.plan.settings
     run = records.open_run(folder / "run", identity(settings, {}), {"width": 1})
     assert restore.settings_of(run).points == settings.points
@@ -255,7 +255,6 @@ BAD = {
     "nothing": (MATCH, "nothing is swept: pass --sweep"),
     "form": ([*MATCH, "--sweep", "agent.lr"], "NAME=VALUES", "'agent.lr'"),
     "field": ([*MATCH, "--sweep", "agent.lrr=1,2"], "agent.lrr", "'agent.lr'"),
-    "field, bare": ([*MATCH, "--sweep", "num_steps=1,2"], "num_steps", "'agent.num_steps'"),
     "field, other": ([*MATCH, "--sweep", "zzz=1,2"], "zzz", "agent.NAME"),
     "option": ([*MATCH, "--sweep", "seeds=1,2"], "seeds cannot be swept"),
     "env's field": ([*MATCH, "--sweep", "env.max_step=1,2"], "'max_step'", "'max_steps'"),
@@ -289,6 +288,11 @@ BAD = {
         "agent.lr has the value 0.0001",
     ),
     "program twice": ([*MATCH, "--sweep", "agent.hidden=8,[8]"], "agent.hidden=8 is swept twice"),
+    "out of range": ([*MATCH, "--sweep", "gamma=0.9,1.5"], "--agent.gamma must be in [0, 1]"),
+    "bare name, twice": ([*MATCH, "--sweep", "lr=1", "agent.lr=2"], "agent.lr is swept twice"),
+    "bare name, set": ([*MATCH, "--lr", "1", "--sweep", "lr=2"], "agent.lr is both swept"),
+    "peer's name": ([*MATCH, "--sweep", "learning_rate=1,2"], "did you mean 'agent.lr'"),
+    "range, bare": ([*MATCH, "--sweep", "lr=1e-4:1e-2"], "write log:1e-4:1e-2:N"),
     "sizes": ([*MATCH, "--sweep", "agent.minibatches=4,7"], "agent.minibatches=7: ", "2048"),
     "empty": ([*MATCH, "--sweep", "agent.lr="], "agent.lr has no values to sweep"),
     "empty value": ([*MATCH, "--sweep", "agent.lr=1,,2"], "agent.lr", "empty"),

@@ -15,6 +15,7 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
+from jaxrl.ranges import bounded
 from jaxrl.runs.files import atomic_write
 from jaxrl.runs.plots import COLOURS, compact
 
@@ -51,7 +52,7 @@ class MakeOptions:
     """Options of `jaxrl data make`, in addition to those of training."""
 
     level: str = ""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    steps: int = bounded(100_000, least=1)
     agent: str | None = None
     out: Path = Path("data")
 
@@ -61,9 +62,9 @@ class DiffusionOptions:
     """Options of `jaxrl data make --from-diffusion`."""
 
     from_diffusion: Path
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    steps: int = bounded(100_000, least=1)
+    member: int = bounded(0, least=0)
+    seed: int = bounded(0, least=0)
     out: Path | None = None
 
 

@@ -34,6 +34,7 @@ from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
+from jaxrl.ranges import bounded
 from jaxrl.rollout import rollout
 from jaxrl.runs import provenance
 from jaxrl.types import (
@@ -108,7 +109,7 @@ class Behaviour(NamedTuple):
 class MazeOptions:
     """Options for maze datasets, in addition to --level and --steps."""
 
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
 
 
 def make(
