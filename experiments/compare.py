@@ -14,7 +14,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import label, shown
 from jaxrl.runs import plots, stats
 
-_LINES = 6  # in one picture
+_LINES = 6  # maximum number of lines in one plot
 _UNITS = {"steps": "environment steps", "updates": "updates"}  # on axes
 
 
@@ -24,15 +24,15 @@ class Point(NamedTuple):
     run: str
     agent: str
     env: str
-    values: dict[str, Any]  # what sets it apart, by dotted name
+    values: dict[str, Any]  # swept values, by dotted name
     seeds: np.ndarray  # [S]
-    steps: np.ndarray  # [C] that a member has come to at each evaluation so far
-    unit: str  # what they are: "steps" of the environment, or "updates" where none are made
+    steps: np.ndarray  # [C] steps of a member at each evaluation so far
+    unit: str  # unit of `steps`: "steps" (environment steps), or "updates" if there are none
     returns: np.ndarray  # [C, S]
     failed: np.ndarray  # [S] bool
     state: str
-    speed: float | None  # of those, per second of the whole run
-    risk: dict[str, float]  # `stats.risk` of its episodes, the mean over members; {} without
+    speed: float | None  # units per second of the whole run
+    risk: dict[str, float]  # `stats.risk` over episodes, mean over members; {} if unknown
 
     @property
     def scores(self) -> np.ndarray:
@@ -41,11 +41,11 @@ class Point(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A point with its statistics; `found` is that of `stats.summarise`, {} without any return."""
+    """A point with its statistics: `found` of `stats.summarise`, or {} if it has no return."""
 
     point: Point
     found: dict[str, Any]
-    better: float  # probability that a member scores higher than one of the reference
+    better: float  # probability that a member scores above a member of the reference
     is_reference: bool
 
     @property
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 def results(points: Sequence[Point], over: str | None = None) -> list[Result]:
-    """Statistics of each point and of the reference point of its environment (`reference`)."""
+    """Statistics of each point, compared with the `reference` of its environment."""
     references = reference(points, over)
     compared = []
     for point in points:
@@ -70,16 +70,21 @@ def results(points: Sequence[Point], over: str | None = None) -> list[Result]:
 
 
 def reference(points: Sequence[Point], over: str | None) -> dict[str, Point]:
-    """In each environment, the first point that `over` describes; None describes all.
+    """The reference of each environment: its first point that matches `over`.
 
     Args:
-      over: "agent.lr=1e-4" or several such with commas between, or the name of a run.
+      over: the name of a run, or values such as "agent.lr=1e-4,agent.hidden=64x64"; None matches
+        every point.
+
+    Raises:
+      UserError: no point matches.
     """
     fit = points
     if over is not None:
         fit = [point for point in points if point.run == over or _fits(point, over)]
     if points and not fit:
-        raise UserError(f"--over {over}: no point is that; as in --over {label(points[0].values)}")
+        example = label(points[0].values) or points[0].run
+        raise UserError(f"--over {over} matches no point; an example is --over {example}")
     return {point.env: point for point in reversed(fit)}
 
 
@@ -89,7 +94,7 @@ def _fits(point: Point, over: str) -> bool:
 
 
 def _is(value: Any, text: str) -> bool:
-    """Whether a value is the one that somebody typed, perhaps from a table."""
+    """Whether `text`, typed or copied from the table, stands for this value."""
     try:
         return shown(value) == text or math.isclose(value, float(text), rel_tol=1e-3)
     except (TypeError, ValueError):
@@ -107,8 +112,8 @@ def swept(points: Sequence[Point]) -> list[str]:
 def draw(compared: Sequence[Result], curves: Path, sensitivity: Path) -> list[Path]:
     """Draws learning curves, and the return against each swept value, for each environment.
 
-    Where points are of several environments, each gets its own files, named after it. Returns the
-    files; none where there is nothing to draw.
+    With several environments, each has its own files, named after it. Returns the files, [] if no
+    point has returns.
     """
     drawn = [result for result in compared if len(result.point.steps)]
     envs = list(dict.fromkeys(result.point.env for result in drawn))
@@ -127,7 +132,7 @@ def draw(compared: Sequence[Result], curves: Path, sensitivity: Path) -> list[Pa
 
 
 def _draw_curves(compared: Sequence[Result], file: Path) -> Path:
-    """One curve per point; of many points, those of the best and of the worst."""
+    """Draws one curve per point; of many points, the best ones and the worst."""
     members = sum(result.point.seeds.size for result in compared)
     first = compared[0].point
     title = f"{first.agent} on {first.env}, {members:,} members"
@@ -151,10 +156,10 @@ def _draw_curves(compared: Sequence[Result], file: Path) -> Path:
 
 
 def panels(points: Sequence[Point]) -> list[plots.Panel]:
-    """One panel per swept value: a line per combination of the others, or one over all of them.
+    """One panel per swept value, with one line per combination of the other values.
 
-    Where there are too many combinations, members of all of them are taken together; their interval
-    is from a bootstrap stratified by combination.
+    If there are too many combinations, one line pools the members of all combinations; its interval
+    is a bootstrap stratified by combination.
     """
     found = []
     for name in swept(points):

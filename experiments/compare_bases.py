@@ -14,28 +14,28 @@ SHOWN = ("return", "var_0.1", "cvar_0.1")
 
 
 def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """A row per point, beside the point of the same base run whose strengths are zero.
+    """One row per point, compared with the point of the same base run that has zero strengths.
 
-    {"run": the folder's name, "values": of the point, "corrected": bool, "members": sound ones,
-    and for the return and each of `stats.RISKS` the IQM over members with its interval; "change",
-    the same of differences between members of equal seeds, where the point is corrected}.
+    {"run": folder name of the base run, "values": of the point, "corrected": bool, "members":
+    number of sound members, and for the return and each of `stats.RISKS` the IQM over members with
+    its interval; "change": for corrected points, the same for differences between equal seeds}.
 
     Args:
-      columns: by name, what members [P] came to.
+      columns: final metrics of the members by name, [P] each.
     """
     settings = ready.settings
-    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp.agent).items()}
     groups = np.split(np.arange(ready.members), len(settings.points))
-    value = lambda rows, name: float(hp[f"agent.{name}"][rows[0]])
-    plain = lambda rows: value(rows, "alpha") == 0 and value(rows, "w") == 0
-    reference = {value(rows, "run"): rows for rows in reversed(groups) if plain(rows)}
+    alpha, w = np.asarray(ready.hp.agent.alpha), np.asarray(ready.hp.agent.w)
+    plain = lambda rows: not alpha[rows[0]] and not w[rows[0]]
+    of_each = list(zip(settings.bases, groups, strict=True))
+    reference = {base: rows for base, rows in reversed(of_each) if plain(rows)}
     names = [name for name in ("return", *stats.RISKS) if name in columns]
     found = []
-    for point, rows in zip(settings.points, groups, strict=True):
-        beside = reference.get(value(rows, "run"))
+    for point, (base, rows) in zip(settings.points, of_each, strict=True):
+        beside = reference.get(base)
         row: dict[str, Any] = {
-            "run": settings.options.base[int(value(rows, "run"))].resolve().name,
-            "values": {name: x for name, x in point.items() if name != "agent.run"},
+            "run": settings.options.base[base].resolve().name,
+            "values": {name: x for name, x in point.items() if name != "base"},
             "corrected": not plain(rows),
             "members": int(np.isfinite(columns["return"][rows]).sum()),
         }
@@ -54,7 +54,7 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """What `compare` found, as lines: returns and risk at 0.1 of every base run, with intervals."""
+    """The rows of `compare` as text: return and risk at 0.1 per point, with intervals."""
     lines = [["base", "correction", *SHOWN, "change of the return"]]
     for row in rows:
         strengths = [f"{k.removeprefix('agent.')} {v:g}" for k, v in row["values"].items() if v]
@@ -62,15 +62,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append([
             row["run"],
             ", ".join(strengths) if row["corrected"] else "none",
-            *(_told(row[name]) if name in row else "" for name in SHOWN),
-            _told(change) if change else "",
+            *(_cell(row[name]) if name in row else "" for name in SHOWN),
+            _cell(change) if change else "",
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[x.ljust(w) for x, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def _told(found: dict[str, Any]) -> str:
+def _cell(found: dict[str, Any]) -> str:
     low, high = found["ci95"]
     if found["iqm"] is None or np.isnan(found["iqm"]):
         return "failed"

@@ -1,4 +1,4 @@
-"""The help of an agent's command: every option with its type, default and meaning."""
+"""Help of a command with an agent: every option with its type, default and meaning."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def agent_help(
     extra: type | None = None,
     preset: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page behind `jaxrl COMMAND AGENT --help`.
+    """The text of `jaxrl COMMAND AGENT --help`.
 
     Args:
-      extra: dataclass with the options that only this command has.
-      preset: values by dotted name that replace the defaults.
+      extra: dataclass with the options of this command only.
+      preset: values that replace the defaults, by dotted name.
     """
     groups: dict[str, Iterable[Field]] = {}
     if extra is not None:
@@ -61,9 +61,9 @@ def describe(field: Field) -> list[str]:
     part, dot, bare = field.name.rpartition(".")
     off = f", --{part}{dot}no-{bare}".replace("_", "-")
     kind = off if field.kind is bool else f" {kind_name(field.kind)}"
-    told = f"{field.help} {default_of(field)}".strip()
+    meaning = f"{field.help} {default_of(field)}".strip()
     pad = " " * INDENT
-    below = textwrap.wrap(told, WIDTH, initial_indent=pad, subsequent_indent=pad)
+    below = textwrap.wrap(meaning, WIDTH, initial_indent=pad, subsequent_indent=pad)
     return [f"  {field.option}{kind}", *below]
 
 

@@ -24,7 +24,7 @@ from jaxrl.types import Array, Env, PyTree
 def episode(
     env: Env, member: TrainedPolicy, key: Array, limit: int = 1000
 ) -> tuple[np.ndarray, float]:
-    """Observations [L, *obs] of one greedy episode, its end included, and its return."""
+    """Observations [L + 1, *obs] of one greedy episode of L steps, and its return."""
     policy, state, hp = member
     steps = min(env.spec.max_steps or limit, limit)
 
@@ -49,19 +49,18 @@ def episode(
 
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
-    """Renders one episode of a member as a GIF and prints what the GIF shows."""
+    """Renders one episode of a member as a GIF and prints its file, length and return."""
     settings = settings_of(open_run_folder(path))
     env = envs.make(settings.options.env, **settings.options.env_options)
-    draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # refuses what has no drawing
+    draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
     if env.persist is not None:
         raise UserError(
-            f"the observations of {env.spec.name} cannot be drawn where statistics outlive its "
-            "episodes (normalise_obs, normalise_reward)"
+            f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
+            "drawing needs raw observations"
         )
     loaded = load(path, member)
-    own = jax.tree.map(
-        lambda x: x[member], hypers_of(settings, env).env
-    )  # which a sweep may have changed
+    # A sweep may have changed the physical parameters of this member.
+    own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)
     observations, total = episode(env, loaded, jax.random.key(seed))
     frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]

@@ -29,10 +29,10 @@ def report(
     """Prints one row per point of runs and sweeps, and draws them.
 
     Args:
-      out: the PNG file of the learning curves; that of the sensitivities has "-sensitivity" behind
-        its name. By default report.png, in the plots of the run or sweep if there is one only.
-      over: what others are compared with, see `compare.reference`.
-      csv_file: where to write one row per point; members go into a file beside it.
+      out: PNG file of the learning curves; the sensitivity plot goes to NAME-sensitivity.png. By
+        default report.png, in the plots folder of a single run or sweep, else here.
+      over: reference point of the comparison, see `compare.reference`.
+      csv_file: CSV file with one row per point; NAME-members.csv gets one row per member.
     """
     found = gather(paths)
     compared = compare.results(found, over)
@@ -49,8 +49,10 @@ def report(
 
 
 def draw_run(run: records.RunDir) -> None:
-    """plots/learning_curve.png of one run, and sensitivity.png where members have several points;
-    nothing where it has no returns."""
+    """Draws plots/learning_curve.png of one run, and sensitivity.png if it has several points.
+
+    A run without returns has no plots.
+    """
     compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}))
     compare.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
@@ -59,12 +61,12 @@ def draw_run(run: records.RunDir) -> None:
 
 
 def gather(paths: Iterable[Path]) -> list[Point]:
-    """The points of runs, and of all runs of sweeps, in order."""
+    """The points of all given runs and of all runs of given sweeps, in order."""
     found = []
     paths = list(paths)
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
-        # Runs of one name in several folders are told apart by their paths.
+        # Runs of equal names in different folders are shown with their paths.
         name = name if names.count(name) == 1 else str(path.resolve())
         if (path / "sweep.json").is_file():
             for program in read_sweep(path)["programs"]:
@@ -80,7 +82,7 @@ def gather(paths: Iterable[Path]) -> list[Point]:
 def _points_of(
     run: records.RunDir, name: str, config: dict[str, Any], static: dict[str, Any]
 ) -> list[Point]:
-    """The points of one run, which may not have begun yet."""
+    """The points of one run, which may have no metrics yet."""
     summary, seeds = run.summary(), config["seeds"]
     values = config.get("points", [{}])
     unit, steps, returns, failed = curves(run, len(values) * seeds)
@@ -112,10 +114,10 @@ def _points_of(
 
 
 def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """(unit, steps [C], returns [C, P], who has failed [P]) of the last stage that has returns: of
-    whole evaluation episodes, or else of training episodes.
+    """(unit, steps [C], returns [C, P], failed [P]) of the last stage with returns.
 
-    The unit is "steps" of the environment, or "updates" of a stage that makes none.
+    Returns are those of evaluation episodes, or of training episodes if there are no evaluations.
+    The unit is "steps" (environment steps), or "updates" in a stage without environment steps.
     """
     metrics = records.read_metrics(run)
     nobody = np.zeros(members, bool)
@@ -127,14 +129,14 @@ def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarr
             failed = _by_step(metrics, rows, "finite", members)[1]
             unit = "steps" if _axis(metrics, rows) == "env_steps" else "updates"
             return unit, steps, values, failed[-1] < 1 if len(failed) else nobody
-    if "finite" in metrics:  # and all have failed
+    if "finite" in metrics:  # all members have failed
         failed = _by_step(metrics, metrics["stage"] == metrics["stage"][-1], "finite", members)[1]
         nobody = failed[-1] < 1 if len(failed) else nobody
     return "steps", np.zeros(0), np.zeros((0, members)), nobody
 
 
 def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:
-    """`stats.risk` of the newest evaluation of the last stage, [P] each; {} without any."""
+    """`stats.risk` of the newest evaluation of the last stage, [P] each; {} if there is none."""
     metrics = records.read_metrics(run)
     if not set(stats.RISKS) <= set(metrics) or not np.isfinite(metrics[stats.RISKS[0]]).any():
         return {}
@@ -144,14 +146,14 @@ def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over members with a finite value, or NaN."""
+    """Mean of the finite values, or NaN."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
 
 
 def _axis(metrics: dict[str, np.ndarray], rows: np.ndarray) -> str:
-    """The column that counts how far the rows of one stage are: environment steps, or updates where
-    the stage makes none."""
+    """The column for the horizontal axis of one stage: env_steps, or update if the stage makes no
+    environment steps."""
     steps = metrics["env_steps"]
     before = steps[: np.flatnonzero(rows)[0]].max(initial=0)  # rows are in order of the stages
     return "env_steps" if steps[rows].max() > before else "update"
@@ -160,7 +162,7 @@ def _axis(metrics: dict[str, np.ndarray], rows: np.ndarray) -> str:
 def _by_step(
     metrics: dict[str, np.ndarray], rows: np.ndarray, name: str, members: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The axis [C] and one metric [C, P], where all members have reported."""
+    """The horizontal axis [C] and one metric [C, P], at the steps that all members have reached."""
     axis = metrics[_axis(metrics, rows)][rows]
     steps, chunk, counts = np.unique(axis, return_inverse=True, return_counts=True)
     values = np.full((steps.size, members), np.nan)
@@ -173,7 +175,7 @@ def _by_step(
 
 
 def _print(compared: Sequence[Result], named: bool) -> None:
-    """The table; `named` has a column for the names of runs."""
+    """Prints the table; `named` adds a column with the names of the runs."""
     swept = compare.swept([result.point for result in compared])
     several = sum(bool(result.found) for result in compared) > 1
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -184,7 +186,7 @@ def _print(compared: Sequence[Result], named: bool) -> None:
     if several:
         table.add_column("P(better)", justify="right")
     table.add_column("failed", justify="right")
-    # Of interest where runs are compared; a sweep's own are told when it runs.
+    # Speeds matter where runs are compared; a sweep prints its own at the end.
     if named:
         units = dict.fromkeys(result.point.unit for result in compared)
         table.add_column(f"{' or '.join(units)}/s", justify="right")
@@ -209,11 +211,13 @@ def _print(compared: Sequence[Result], named: bool) -> None:
     for result in compared if several else []:
         if result.is_reference:
             name = label(result.point.values) or result.point.run
-            print_line(f"P(better): that a member scores above one of {name}, ties counting half")
+            print_line(
+                f"P(better): probability that a member scores above one of {name}; ties count half"
+            )
 
 
 def _cells(result: Result, several: bool) -> list[str]:
-    """Results of a point so far."""
+    """Cells with the latest results of a point."""
     point, found = result.point, result.found
     number = lambda x: "-" if math.isnan(x) else f"{x:.4g}"
     low, high = found.get("ci95", (math.nan, math.nan))
@@ -231,9 +235,9 @@ def _cells(result: Result, several: bool) -> list[str]:
 
 
 def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
-    """A row per member of an evaluation [P, K], and the whole population below.
+    """Prints one row per member of an evaluation [P, K], and the result over all members below.
 
-    `columns` hold what tells members apart, [P] each: swept values and seeds.
+    `columns` identify the members, [P] each: swept values and seeds.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (*columns, "mean", "std", "min", "CVaR10%", "max", "length"):
@@ -256,8 +260,8 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
 
 
 def _point_rows(compared: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row per point. var and cvar are the risk of an unlucky member, by its last return; those
-    of episodes the risk of an unlucky episode of one member."""
+    """One row per point. var and cvar are over the last returns of members; episode_var and
+    episode_cvar are over the episodes of one member."""
     rows = []
     for result in compared:
         point, found = result.point, result.found

@@ -17,13 +17,13 @@ from jaxrl.types import Transition
 
 
 def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
-    """Results of a run, from its metrics; also writes members.csv. Members that a search has
-    stopped early count with what they had come to.
+    """Results of a run, from its metrics; also writes members.csv.
 
-    Beside the returns: "risk", value at risk and its conditional mean over the episodes of a member
-    (`stats.risk`); "score", returns between those of a random and of an expert policy as 0 and 100,
-    where the data tell these; "diverged", members whose Q no policy can earn; "bases", the runs
-    that were built on, with and without what was built (`compare_bases.compare`).
+    Members that a search stopped early count with their last results. Besides returns: "risk",
+    value at risk and conditional value at risk over the episodes of a member (`stats.risk`);
+    "score", the return normalised to 0 (random) and 100 (expert) if the dataset has these
+    references; "diverged", members whose Q exceeds every attainable return; "bases", base policies
+    with and without correction (`compare_bases.compare`).
     """
     settings, stages, count = ready.settings, ready.program.stages, ready.members
     history = records.read_metrics(run, stages[-1].name)
@@ -79,20 +79,20 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
 
 
 def last_trained(finite: np.ndarray) -> np.ndarray:
-    """Rows [P] in which members were last trained, by the metric "finite" [C, P]; the last row for
-    those that never were."""
+    """Index [P] of the row in which each member was last trained, from "finite" [C, P]; the last
+    row for members that were never trained."""
     known = ~np.isnan(finite)
     return len(finite) - 1 - np.argmax(known[::-1], 0)
 
 
 def outcome(scores: np.ndarray) -> dict[str, Any]:
-    """Results of members with these returns [P]."""
+    """Statistics of the returns [P] of members."""
     found = stats.summarise(scores)
     return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
 
 
 def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[str, Any]]:
-    """The results of each point, from those [P] of its members."""
+    """Statistics of each point, from the returns and failures [P] of all members."""
     groups = np.split(np.arange(ready.members), len(ready.settings.points))
     return [
         {"values": values, "return": outcome(final[rows]), "failed": failed[rows].sum()}
@@ -101,9 +101,9 @@ def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[st
 
 
 def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
-    """The members whose mean |Q| [P] of the data exceeds max |r| / (1 - γ), which no policy earns.
+    """Members whose mean |Q| [P] over the dataset exceeds max |r| / (1 - γ), the largest possible.
 
-    r are the data's rewards as learnt from, with reward_scale and reward_shift.
+    r are the rewards of the dataset after reward_scale and reward_shift.
     """
     data: Transition = ready.inputs["data"]
     hp = ready.hp.agent
@@ -131,7 +131,7 @@ def result(summary: dict[str, Any]) -> str:
     line += "" if score is None else f", normalised {score:.1f}"
     names = f"; {len(failed)} failed: {listed(failed)}" if failed else ""
     gone = list(summary.get("diverged", []))
-    warning = f"\nwarning: Q has diverged, of {plural(len(gone), 'member')}: {listed(gone)}"
+    warning = f"\nwarning: Q has diverged in {plural(len(gone), 'member')}: {listed(gone)}"
     return f"{line}, {plural(summary['members'], 'member')}{names}{warning if gone else ''}"
 
 
@@ -146,7 +146,7 @@ def speed(summary: dict[str, Any], unit: str) -> str:
 
 
 def context(ready: Plan) -> dict[str, Any]:
-    """Entries of config.json beside the settings; they do not affect the run's name."""
+    """The context in config.json; it does not affect the run's name."""
     options = ready.settings.options
     return {
         "versions": provenance.versions(),

@@ -24,12 +24,14 @@ from jaxrl.experiments import agents
 from jaxrl.experiments.console import label, shown
 from jaxrl.experiments.peers import ours
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.requests import Request
+from jaxrl.experiments.requests import INDEXED, Request
 from jaxrl.experiments.restore import prepare, settle
 from jaxrl.experiments.settings import Settings, canonical, known_fields
 from jaxrl.experiments.values import read_value, within
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
+
+RENAMED = {"agent.run": "base"}  # earlier names of what can be swept
 
 
 class Program(NamedTuple):
@@ -68,7 +70,7 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     if not request.sweep:
         raise UserError("nothing is swept: pass --sweep, as in --sweep agent.lr=1e-4,3e-4")
     algorithm = agents.load(request.agent)
-    set_too = set(canonical(algorithm, request.options)) & set(request.sweep)
+    set_too = set(canonical(algorithm, request.options)) & set(request.sweep).difference(INDEXED)
     if set_too:
         raise UserError(f"{min(set_too)} is both swept and set")
     rest = {name: values for name, values in request.sweep.items() if name != "env"}
@@ -123,11 +125,15 @@ def _is_traced(name: str, algorithm: Algorithm, env: Env) -> bool:
     part, _, field = name.partition(".")
     names = lambda record: [each.name for each in dataclasses.fields(record)]
     hypers, config = names(algorithm.Hypers), names(algorithm.Config)
+    if name in INDEXED and algorithm.base_points is not None:
+        return True
     if part == "agent" and field in (*hypers, *config):
         return field in hypers
     if part == "env" and field:
         # Other names are options of the environment; `envs.make` refuses unknown ones.
         return isinstance(env.params, dict) and np.ndim(env.params.get(field, [])) == 0
+    if name in RENAMED and algorithm.base_points is not None:
+        raise UserError(f"{name} is now {RENAMED[name]}: pass --sweep {RENAMED[name]}=0,1")
     known = ["env", *(f"agent.{field}" for field in (*hypers, *config))]
     peer = ours(name, known)
     hint = f", did you mean {peer!r}?" if peer else nearest(name, known)
@@ -146,7 +152,10 @@ def _traced(name: str, texts: Sequence[str], algorithm: Algorithm, env: Env) -> 
             kind = np.asarray(env.params[field]).dtype.kind
             values.append(float(value) if kind == "f" else value)
             continue
-        values.append(number(name, text, algorithm))
+        if name in INDEXED:
+            values.append(index(name, text))
+        else:
+            values.append(number(name, text, algorithm))
     for value, count in collections.Counter(values).items():
         if count > 1:
             raise UserError(f"{name} has the value {shown(value)} twice")
@@ -162,6 +171,13 @@ def number(name: str, text: str, algorithm: Algorithm) -> float:
     if np.isnan(found):
         raise UserError(f"{name} must be a number, not nan")
     return within(known_fields(algorithm)[name], found, text)
+
+
+def index(name: str, text: str) -> int:
+    """An index of the values of an option; UserError if it is not an index."""
+    if not text.isdecimal():
+        raise UserError(f"{name}: {text!r} is not an index, which counts the --{name} from 0")
+    return int(text)
 
 
 def _with_static(

@@ -1,16 +1,17 @@
-"""Batch normalisation and batch renormalisation, with their running statistics beside parameters.
+"""Batch normalisation and batch renormalisation, with running statistics beside parameters.
 
 Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift. Sergey
 Ioffe, Christian Szegedy. ICML 2015, arXiv:1502.03167. Batch Renormalization: Towards Reducing
 Minibatch Dependence in Batch-Normalized Models. Sergey Ioffe. NeurIPS 2017, arXiv:1702.03275.
 
-Learning normalises a batch by its own mean and variance, acting by running ones. With σ² = var +
-eps and r = σ_batch / σ_running, d = (mean_batch - mean_running) / σ_running, both clipped and
-constants to the gradient,
+Learning normalises a batch by its own mean and variance, acting by running statistics. With
+σ² = var + eps, r = σ_batch / σ_running and d = (mean_batch - mean_running) / σ_running, both
+clipped and constant to the gradient,
 
     x̂ = (x - mean_batch) / σ_batch · r + d,
 
-which is what acting sees wherever nothing is clipped. Batch normalisation is r = 1, d = 0.
+which equals the normalisation in acting if r and d are not clipped. Batch normalisation is r = 1,
+d = 0.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from flax import linen as nn
 
 from jaxrl.types import Array, PyTree
 
-COLLECTION = "statistics"  # of flax's variables
+COLLECTION = "statistics"  # name of the collection of flax variables
 
 
 class Statistics(NamedTuple):
-    """Running moments [F] and the batches learnt from."""
+    """Running moments [F] and the number of batches seen."""
 
     mean: Array
     var: Array
@@ -37,13 +38,13 @@ class Statistics(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How batches are normalised. The defaults are flax's of BatchNorm, which clips to 1 and 0."""
+    """Parameters of the normalisation; by default those of flax's BatchNorm (r = 1, d = 0)."""
 
-    momentum: float = 0.99  # what stays of the running statistics
+    momentum: float = 0.99  # weight of the old running statistics
     eps: float = 1e-5  # added to variances
     r_max: float = 1.0  # r is clipped to 1 / r_max .. r_max
     d_max: float = 0.0  # d is clipped to ±d_max
-    warmup: int = 0  # batches with r = 1 and d = 0, for running statistics to come near
+    warmup: int = 0  # initial batches with r = 1 and d = 0, until running statistics are accurate
 
 
 NORM = Rule()
@@ -60,7 +61,7 @@ def by_running(rule: Rule, stats: Statistics, x: Array) -> Array:
 
 
 def by_batch(rule: Rule, stats: Statistics, x: Array) -> tuple[Array, Statistics]:
-    """x [..., F] normalised by its moments over all axes but the last, and the statistics after."""
+    """x [..., F] normalised by its moments over all axes but the last, and the new statistics."""
     axes = tuple(range(x.ndim - 1))
     mean, var = jnp.mean(x, axes), jnp.var(x, axes)
     r, d = correction(rule, stats, mean, var)
@@ -70,7 +71,7 @@ def by_batch(rule: Rule, stats: Statistics, x: Array) -> tuple[Array, Statistics
 
 
 def correction(rule: Rule, stats: Statistics, mean: Array, var: Array) -> tuple[Array, Array]:
-    """r and d [F] of a batch's moments [F], constants to the gradient."""
+    """r and d [F] of a batch with moments [F], constant to the gradient."""
     mean, var = jax.lax.stop_gradient((mean, var))
     running = jax.lax.rsqrt(stats.var + rule.eps)
     r = jnp.clip(jnp.sqrt(var + rule.eps) * running, 1 / rule.r_max, rule.r_max)
@@ -84,16 +85,17 @@ def _scale(x: Array, mean: Array, var: Array, eps: float) -> Array:
 
 
 def _last(each: Array, x: Array) -> Array:
-    """[F] as an array that broadcasts with x [..., F]."""
+    """[F] with as many axes as x [..., F]."""
     return each.reshape((1,) * (x.ndim - 1) + each.shape)
 
 
 class BatchNorm(nn.Module):
-    """x [..., F] normalised as above, times `scale`, plus `bias`, both learnt.
+    """x [..., F] normalised as above, times a learned `scale`, plus a learned `bias`.
 
-    `train` normalises by the batch and changes the statistics, else running ones are used. A bias
-    in front of batch normalisation has no gradient but rounding, of which optimisers such as Adam
-    make steps of full size: they move its number, differently on each machine, and hardly outputs.
+    With `train` the batch's moments are used and the statistics updated, otherwise running
+    statistics are used. The gradient of a bias before batch normalisation is rounding error only.
+    Adam scales it to steps of full size, so such biases differ between machines, with almost no
+    effect on outputs.
     """
 
     train: bool
@@ -112,11 +114,11 @@ class BatchNorm(nn.Module):
 
 
 class Net(NamedTuple):
-    """A network with statistics, {} where it has none.
+    """A network with statistics, which are {} without batch normalisation.
 
     init(key) -> (params, statistics)
-    apply(params, statistics, *inputs) -> outputs, by running statistics
-    learn(params, statistics, *inputs) -> (outputs, statistics), by those of the batch
+    apply(params, statistics, *inputs) -> outputs, with running statistics
+    learn(params, statistics, *inputs) -> (outputs, statistics), with batch statistics
     """
 
     init: Callable[[Array], tuple[PyTree, PyTree]]
@@ -125,7 +127,7 @@ class Net(NamedTuple):
 
 
 def from_linen(make: Callable[[bool], nn.Module], *shapes: tuple[int, ...]) -> Net:
-    """`make(train)` as a `Net`; `shapes` are those of its inputs without batch axes."""
+    """`make(train)` as a `Net`; `shapes` are the input shapes without batch axes."""
     acting, learning = make(False), make(True)
 
     def init(key: Array) -> tuple[PyTree, PyTree]:
@@ -136,13 +138,13 @@ def from_linen(make: Callable[[bool], nn.Module], *shapes: tuple[int, ...]) -> N
 
 
 def run(module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any) -> Any:
-    """What a module without `train` makes of its inputs; `options` are those of flax's apply."""
+    """Outputs of a module without `train`; `options` are those of flax's apply."""
     return module.apply({"params": params, COLLECTION: stats}, *inputs, **options)
 
 
 def run_learning(
     module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any
 ) -> tuple[Any, PyTree]:
-    """What a module with `train` makes of its inputs, and the statistics after."""
+    """Outputs of a module with `train`, and the new statistics."""
     out, changed = run(module, params, stats, *inputs, mutable=[COLLECTION], **options)
     return out, changed.get(COLLECTION, {})

@@ -7,8 +7,8 @@ Aila, Samuli Laine. NeurIPS 2022, arXiv:2206.00364 (EDM).
 A Connection Between Score Matching and Denoising Autoencoders. Pascal Vincent. Neural Computation
 2011 (denoising score matching).
 
-Shapes: x, noise [B, ...] float32; one sigma or step index per row, [B]. Samplers call networks with
-one for all rows, [1], whose embedding then is computed once.
+Shapes: x, noise [B, ...] float32; one sigma or step index per row, [B]. Samplers pass one value for
+all rows, [1], so that its embedding is computed once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Chain(NamedTuple):
     alpha_bar: np.ndarray  # ᾱ_i, from nearly 1 to nearly 0
     on_data: np.ndarray  # mean of x_{i-1} given x_i and x_0: on_data x_0 + on_state x_i
     on_state: np.ndarray
-    deviation: np.ndarray  # and its standard deviation; 0 at i = 0
+    deviation: np.ndarray  # standard deviation of x_{i-1} given x_i and x_0; 0 at i = 0
 
     @property
     def steps(self) -> int:
@@ -42,8 +42,8 @@ class Chain(NamedTuple):
 def vp_chain(steps: int, low: float = 0.1, high: float = 10.0) -> Chain:
     """1 - β_i = exp(-low / T - (high - low) (2 i + 1) / (2 T²)), the steps of Diffusion-QL.
 
-    Wang, Hunt and Zhou (ICLR 2023, arXiv:2208.06193). ᾱ is the variance-preserving SDE of Song et
-    al. (2021) at times 1/T, ..., 1, whatever T is.
+    Wang, Hunt and Zhou (ICLR 2023, arXiv:2208.06193). For any T, ᾱ is that of the
+    variance-preserving SDE of Song et al. (2021) at times 1/T, ..., 1.
     """
     i = np.arange(steps)
     alpha = np.exp(-low / steps - 0.5 * (high - low) * (2 * i + 1) / steps**2)
@@ -64,7 +64,7 @@ def corrupt(chain: Chain, x: Array, noise: Array, i: Array) -> Array:
 def epsilon_loss(
     epsilon: Callable[[Array, Array], Array], chain: Chain, x: Array, noise: Array, i: Array
 ) -> Array:
-    """mean (ε(x_i, i) - e)² [] over rows and elements (DDPM eq. 14)."""
+    """Mean of (ε(x_i, i) - e)² [] over rows and elements (DDPM eq. 14)."""
     return jnp.mean((epsilon(corrupt(chain, x, noise, i), i) - noise) ** 2)
 
 
@@ -75,13 +75,13 @@ def ddpm(
     noise: Array,
     bound: float = np.inf,
 ) -> Array:
-    """The chain backwards, from `start` ~ N(0, 1) [B, ...] (DDPM algorithm 2).
+    """A sample of the reverse chain from `start` ~ N(0, 1) [B, ...] (DDPM algorithm 2).
 
     Each step draws x_{i-1} given x_i and the estimate x_0 = (x_i - √(1 - ᾱ_i) ε) / √ᾱ_i.
 
     Args:
-      noise: [T, B, ...] standard normal; what stands at index 0 is not used.
-      bound: estimates of x_0 are clipped to ± it.
+      noise: [T, B, ...] standard normal; index 0 is not used.
+      bound: estimates of x_0 are clipped to ±bound.
     """
     table = jax.tree.map(jnp.asarray, chain)
 
@@ -109,14 +109,14 @@ def edm_sigmas(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 
 
 
 def edm_noise_levels(key: Array, count: int, mean: float = -1.2, std: float = 1.2) -> Array:
-    """Levels [count] to train at: log σ ~ N(mean, std²) (EDM table 1)."""
+    """Training noise levels [count], log σ ~ N(mean, std²) (EDM table 1)."""
     return jnp.exp(mean + std * jax.random.normal(key, (count,)))
 
 
 def precondition(net: Denoiser, data_std: float = 1.0) -> Denoiser:
     """D(x, σ) = c_skip x + c_out F(c_in x, c_noise) of a network F (EDM eq. 7 and table 1).
 
-    Inputs and targets of F then have unit variance where the data's deviation is `data_std`.
+    Inputs and targets of F have unit variance if the data's standard deviation is `data_std`.
     """
 
     def denoise(x: Array, sigma: Array) -> Array:
@@ -132,7 +132,7 @@ def precondition(net: Denoiser, data_std: float = 1.0) -> Denoiser:
 def edm_loss(
     denoise: Denoiser, x: Array, noise: Array, sigma: Array, data_std: float = 1.0
 ) -> Array:
-    """mean λ(σ) (D(x + σ e, σ) - x)² [], λ = (σ² + σ_d²) / (σ σ_d)² (EDM eq. 2 and table 1).
+    """Mean of λ(σ) (D(x + σ e, σ) - x)² [], λ = (σ² + σ_d²) / (σ σ_d)² (EDM eq. 2 and table 1).
 
     With this λ the loss of the network inside D has weight one at every level.
     """
@@ -142,11 +142,11 @@ def edm_loss(
 
 
 class Churn(NamedTuple):
-    """Noise that is added anew in each step of `heun` (EDM algorithm 2)."""
+    """Fresh noise added in each step of `heun` (EDM algorithm 2)."""
 
     amount: float = 80.0  # S_churn
-    low: float = 0.05  # S_tmin, S_tmax: only at levels between them
-    high: float = 50.0
+    low: float = 0.05  # S_tmin, the lowest level at which noise is added
+    high: float = 50.0  # S_tmax, the highest
     scale: float = 1.003  # S_noise
 
 
@@ -158,15 +158,16 @@ def heun(
     churn: tuple[Array, Churn] | None = None,
     guide: Guide | None = None,
 ) -> Array:
-    """A sample by Heun's rule along dx/dσ = (x - D(x, σ)) / σ (EDM algorithms 1 and 2).
+    """A sample by Heun's method along dx/dσ = (x - D(x, σ)) / σ (EDM algorithms 1 and 2).
 
-    The last step, to σ = 0, is Euler's, which gives D(x, σ); so N steps call D 2 N - 1 times.
+    The last step, to σ = 0, is an Euler step, whose result is D(x, σ). So N steps evaluate D
+    2 N - 1 times.
 
     Args:
-      start: [B, ...], of deviation sigmas[0].
-      sigmas: [N + 1] falling, the last 0.
-      churn: a key and how much noise; None is the deterministic sampler.
-      guide: (x, σ [], k []) -> x, before step k = 0 .. N-2, so before all but the last.
+      start: [B, ...], of standard deviation sigmas[0].
+      sigmas: [N + 1] decreasing, the last 0.
+      churn: a key and the amount of noise; None for the deterministic sampler.
+      guide: (x, σ [], k []) -> x, applied before each step k = 0 .. N-2, all but the last.
     """
     steps, now = len(sigmas) - 1, np.float64(sigmas[:-1])
     if churn is None:
@@ -207,7 +208,7 @@ Epsilon = Callable[[Array, Array], Array]  # ε(x [B, ...], sigma [B] or [1]) [B
 def scaled_epsilon(net: Callable[[Array, Array, Array], Array], context: Array) -> Epsilon:
     """ε(x [B, D], σ) of a network with inputs x / √(1 + σ²), context and log σ.
 
-    The scaled inputs have deviation one at every σ, where the data have deviation one.
+    The scaled inputs have unit variance at every σ if the data have unit variance.
 
     Args:
       net: (x [B, D], context [B or 1, C], log σ [B or 1]) -> predicted noise [B, D].
@@ -227,12 +228,12 @@ def no_context() -> Array:
 
 
 def log_uniform(key: Array, count: int, low: float, high: float) -> Array:
-    """Noise levels [count] in [low, high], their logarithms uniform."""
+    """Noise levels [count] in [low, high] with uniform logarithms."""
     return jnp.exp(jax.random.uniform(key, (count,), minval=np.log(low), maxval=np.log(high)))
 
 
 def dsm_loss(epsilon: Epsilon, x: Array, noise: Array, sigma: Array) -> Array:
-    """mean (ε(x + σ e, σ) - e)² []: denoising score matching, weighted by σ² (Vincent 2011)."""
+    """Mean of (ε(x + σ e, σ) - e)² []: denoising score matching, weighted by σ² (Vincent 2011)."""
     return jnp.mean((epsilon(x + along(sigma, x) * noise, sigma) - noise) ** 2)
 
 
@@ -263,7 +264,7 @@ def anneal(
 ) -> Array:
     """x [B, ...] after `steps` steps x <- clip(x + step_size σ² ∇ log p_σ(x), ±bound) per level σ.
 
-    A step of size one goes to the mean of the clean data given x.
+    A step of size one leads to the mean of the clean data given x.
     """
 
     def step(x: Array, sigma: Array) -> tuple[Array, None]:

@@ -1,8 +1,8 @@
 """Distributions over actions, as records of their parameters.
 
-`sample(noise)` turns numbers drawn beforehand into a sample, since a policy draws those of a whole
-window at once (`jaxrl.types.Policy.noise`); `noise(key, shape)` draws them. Leading axes [...] are
-batch axes everywhere. log-densities are in nats.
+`sample(noise)` transforms random numbers drawn by `noise(key, shape)` into a sample, since a policy
+draws the numbers of a whole window at once (`jaxrl.types.Policy.noise`). Leading axes [...] are
+batch axes. Log-densities are in nats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Categorical(NamedTuple):
 
     @staticmethod
     def noise(key: Array, shape: tuple[int, ...]) -> Array:
-        """Gumbel numbers of `shape`, which is [..., A]."""
+        """Standard Gumbel numbers of shape [..., A]."""
         return jax.random.gumbel(key, shape)
 
     @property
@@ -35,7 +35,7 @@ class Categorical(NamedTuple):
 
     @property
     def mode(self) -> Array:
-        """The likeliest action [...] int32."""
+        """The most probable action [...] int32."""
         return jnp.argmax(self.logits, -1)
 
     def sample(self, noise: Array) -> Array:
@@ -43,7 +43,7 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits + noise, -1)
 
     def log_prob(self, action: Array) -> Array:
-        """[...] of actions [...]. A one-hot product: its gradient is cheaper than a gather's."""
+        """[...] of actions [...]; a one-hot product, whose gradient is cheaper than a gather's."""
         return jnp.sum(self.log_probs * jax.nn.one_hot(action, self.logits.shape[-1]), -1)
 
     def entropy(self) -> Array:
@@ -64,7 +64,7 @@ class Normal(NamedTuple):
 
     @staticmethod
     def noise(key: Array, shape: tuple[int, ...]) -> Array:
-        """Standard normal numbers of `shape`, which is [..., A]."""
+        """Standard normal numbers of shape [..., A]."""
         return jax.random.normal(key, shape)
 
     @property
@@ -93,9 +93,9 @@ class Normal(NamedTuple):
 
 
 def tanh_correction(pre: Array) -> Array:
-    """sum of log(1 - tanh(pre)²) [...] over the last axis of `pre` [..., A].
+    """Sum of log(1 - tanh(pre)²) [...] over the last axis of `pre` [..., A].
 
-    log p(tanh(u)) = log p(u) - tanh_correction(u). Written as 2 (log 2 - u - softplus(-2 u)), which
-    stays exact where tanh saturates (Haarnoja et al. 2018, app. C).
+    log p(tanh(u)) = log p(u) - tanh_correction(u). Computed as 2 (log 2 - u - softplus(-2 u)),
+    which is exact also where tanh saturates (Haarnoja et al. 2018, app. C).
     """
     return jnp.sum(2 * (jnp.log(2.0) - pre - jax.nn.softplus(-2 * pre)), -1)

@@ -1,4 +1,4 @@
-"""The host's driver: the stages of `jaxrl.program` in chunks, with snapshots to resume from."""
+"""Driver on the host: runs the stages of `jaxrl.program` in chunks, with snapshots for resuming."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from jaxrl.types import Array, Mean, PyTree, as_hyperparams
 
 
 class Report(NamedTuple):
-    """What one launch brought; metrics and evaluations at the end of each chunk only."""
+    """Results of one launch; metrics and evaluations only at the end of a chunk."""
 
     stage: str
-    step: int  # updates made in this stage, this launch included
-    metrics: dict[str, Any] | None = None  # name -> [P] float32, NaN for nothing, or if stopped
+    step: int  # updates made in this stage, including this launch
+    metrics: dict[str, Any] | None = None  # name -> [P] float32, NaN without values or if stopped
     evals: Any = None  # outputs of stage.evaluate with the axis P
     snapshot: RunState | None = None
 
 
 class Compiled(NamedTuple):
-    """A program was compiled."""
+    """Report of one compilation."""
 
     stage: int
     what: str  # "initialise", "advance" or "evaluate"
-    seconds: float  # tracing included
-    temporary_bytes: int  # on each device, beside arguments and results
+    seconds: float  # including tracing
+    temporary_bytes: int  # per device, without arguments and results
 
 
 Built = dict[tuple[int, str], Callable[..., PyTree]]
-"""Compiled functions by (stage, what), to be used again by runs of one program and layout."""
+"""Compiled functions by (stage, what), for reuse in runs of the same program and layout."""
 
 Adapt = Callable[[int, MemberState, Report], MemberState]
-"""(index of the stage, state [padded P] on the devices, report) -> state to go on with."""
+"""(index of the stage, state [padded P] on the devices, report) -> state to continue from."""
 
 Select = Callable[[Report], np.ndarray]
-"""(report of the last stage) -> members [A] to train on; the others are stopped for good."""
+"""(report of the last stage) -> members [A] that continue; the others are stopped for good."""
 
 
 def _at_the_end(stage: int, step: int, last: bool) -> bool:
@@ -69,23 +69,24 @@ def _own(number: int) -> int:
 
 
 class Hooks(NamedTuple):
-    """What the caller of `drive` decides, changes and is told while a run goes on.
+    """Callbacks and settings of `drive`.
 
     Attributes:
-      pace: seconds that one launch should take: chunks are cut accordingly, which changes no bits,
-        and each launch is reported. None launches whole chunks.
-      agree: called with the number of updates to launch, returns what all processes launch.
-      adapt: called between chunks, before a snapshot; what it returns is trained on.
-      select: called between chunks of the last stage, before a snapshot. Tiles without a member
-        that goes on are not computed any more. Metrics of members that were stopped are NaN; their
-        state in snapshots is theirs at that point or a little after.
-      members: [A] those that the last stage trains, all by default.
-      built: what earlier calls with the same program, layout and shapes have compiled; what this
-        one compiles is added.
-      snapshot: (stage, step, last of the run) -> whether the report is to carry a snapshot, for
-        which the host waits and copies the state. The last chunk's by default.
+      pace: target duration of a launch in seconds. Chunks are split accordingly, which does not
+        change bits, and each launch is reported. None launches whole chunks.
+      agree: maps this process's number of updates to launch to the number that all processes
+        launch.
+      adapt: called between chunks, before a snapshot; returns the state to continue from.
+      select: called between chunks of the last stage, before a snapshot. Tiles without continuing
+        members are no longer computed. Metrics of stopped members are NaN; their state in snapshots
+        is that at the stop or slightly later.
+      members: [A] members that the last stage trains; all by default.
+      built: functions compiled by earlier calls with the same program, layout and shapes; new ones
+        are added.
+      snapshot: (stage, step, last of the run) -> whether the report includes a snapshot, for which
+        the host waits and copies the state. By default only the last report does.
       compiling: called before each compilation with "initialise", "advance" or "evaluate".
-      compiled: called after it.
+      compiled: called after each compilation.
     """
 
     pace: float | None = None
@@ -106,24 +107,27 @@ def drive(
     hp: PyTree,
     inputs: dict[str, PyTree],
     *,
+    own: dict[str, PyTree] | None = None,
     ids: np.ndarray | None = None,
     run_hp: PyTree = None,
     resume: RunState | None = None,
     hooks: Hooks | None = None,
 ) -> Iterator[Report]:
-    """Trains a population chunk by chunk and reports each; bitwise what `population.train` gives.
+    """Trains a population chunk by chunk and reports each chunk.
 
-    A chunk is reported while the next one runs. Abandoning the iterator ends the run, and its last
-    snapshot continues it.
+    Results are bitwise equal to those of `population.train`. A chunk is reported while the next one
+    runs. A run whose iterator is abandoned can be resumed from its last snapshot.
 
     Args:
-      key: root key; a member starts from fold_in(key, its id).
+      key: root key; a member's key is fold_in(key, id).
       hp: the agent's `Hypers`, or `HyperParams`; leaves [P, ...].
       inputs: arrays shared by all members, such as {"data": dataset}.
+      own: inputs of each member, leaves [P, ...], for stages that are not shared. Snapshots do not
+        contain them, so a resumed run needs them again.
       ids: [P] int32, the members' ids; 0 .. P-1 by default.
       run_hp: hyperparameters of shared stages; the first member's by default.
-      resume: the snapshot to go on from.
-      hooks: decisions and messages, see `Hooks`.
+      resume: the snapshot to continue from.
+      hooks: callbacks and settings, see `Hooks`.
     """
     hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
@@ -134,29 +138,30 @@ def drive(
     run.keys[True] = plan.share(run_key(key))
     run.keys[False] = run.place(False, member_keys(key, jnp.asarray(ids)))
     run.inputs[True] = plan.share(dict(inputs))
+    run.inputs[False] = run.place(False, dict(own or {}))
     return run.reports(resume)
 
 
 class _Run:
-    """A run under way: arrays on the devices, compiled functions, the report not yet fetched.
+    """State of a run: arrays on the devices, compiled functions, the report not yet fetched.
 
-    Arrays are kept by whether all members share them (True) or each has its own (False, leaves
-    [padded P, ...]).
+    Arrays are stored under True if all members share them, under False if each member has its own
+    (leaves [padded P, ...]).
     """
 
     def __init__(self, program: Program, plan: Layout, count: int, hooks: Hooks) -> None:
         self.program, self.plan, self.count, self.hooks = program, plan, count, hooks
         self.keys: dict[bool, Array] = {}
         self.hps: dict[bool, PyTree] = {}
-        # Shared arrays, and results of earlier stages.
+        # What `drive` was given, and results of earlier stages.
         self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
         self.placement = plan.placement(count)
         self.built = {} if hooks.built is None else hooks.built
-        # Launched, its numbers still on the devices, with the placement of then.
+        # Launched, with numbers still on the devices, and the placement at launch.
         self.waiting: tuple[Report, Placement] | None = None
 
     def place(self, shared: bool, tree: PyTree) -> PyTree:
-        """Arrays from the host, on the devices."""
+        """Arrays of the host, copied to the devices."""
         if shared:
             return self.plan.share(tree)
         return self.plan.split(self.plan.pad(tree, self.count))
@@ -172,7 +177,7 @@ class _Run:
         yield from self.flush()
 
     def train(self, index: int, resume: RunState | None) -> Iterator[Report]:
-        """Stage `index`, from its start or from `resume`."""
+        """Reports of stage `index`, from its start or from `resume`."""
         stage = self.program.stages[index]
         state, done = self.begin(index, resume)
         chunks = [(start, size) for start, size in stage.chunks if start + size > done]
@@ -195,7 +200,7 @@ class _Run:
         self.inputs[stage.shared][stage.name] = state.learner
 
     def begin(self, index: int, resume: RunState | None) -> tuple[MemberState, int]:
-        """The state to train on, and the updates made; -1 where not even evaluated at 0."""
+        """The initial or resumed state, and the updates made; -1 before an evaluation at 0."""
         stage = self.program.stages[index]
         if resume is not None and index == resume.stage:
             state, done = self.place(stage.shared, resume.member), resume.step
@@ -216,13 +221,13 @@ class _Run:
         return self.hooks.agree(pace.size(left, stage.source.every))
 
     def finish_chunk(self, index: int, state: MemberState, end: int, metrics: PyTree) -> PyTree:
-        """Evaluates, lets the hooks change the population, takes a snapshot."""
+        """Evaluates, applies the hooks and takes a snapshot."""
         stage = self.program.stages[index]
         report = Report(stage.name, end, metrics, self.evaluate(index, state, end))
         then, over = self.placement, end == stage.updates
         if not over:
             state = self.changed(index, state, report)
-        # Before the next chunk is launched, since that overwrites the state in place.
+        # Before the next launch, which overwrites the state in place.
         taken = self.snapshot(index, end, state, self.is_last(index) and over)
         self.waiting = report._replace(snapshot=taken), then
         return state
@@ -239,7 +244,7 @@ class _Run:
         return state
 
     def flush(self) -> Iterator[Report]:
-        """The report that waits, if there is one."""
+        """The waiting report, if any."""
         if self.waiting is not None:
             report, placement = self.waiting
             self.waiting = None
@@ -255,7 +260,7 @@ class _Run:
         return {} if stage.shared else self.inputs[False]
 
     def build(self, index: int, what: str, fn: StageFn, args: PyTree) -> Callable[..., PyTree]:
-        """The compiled `fn` of stage `index` for arguments such as `args`."""
+        """`fn` of stage `index`, compiled for arguments of the shapes of `args`."""
         if (index, what) in self.built:
             return self.built[index, what]
         self.hooks.compiling(what)
@@ -298,7 +303,7 @@ class _Run:
         return self.built[index, "advance"](*self.to_advance(index, state, step, size, fresh))
 
     def evaluate(self, index: int, state: MemberState, step: int) -> PyTree:
-        """What the stage evaluates, [padded P, ...]; None where there is nothing."""
+        """Results of the stage's evaluation, [padded P, ...]; None without an evaluator."""
         stage = self.program.stages[index]
         if stage.evaluate is None:
             return None
@@ -316,9 +321,9 @@ class _Run:
         return RunState(fetch(state, rows, stages[index].shared), results, index, step)
 
     def rearrange(self, state: MemberState, members: np.ndarray) -> MemberState:
-        """Moves state and results of earlier stages to the places of `members`.
+        """Moves state, inputs and results of earlier stages to the placement of `members`.
 
-        By way of the host, which has room for both copies.
+        The arrays pass through the host, which has room for both copies.
         """
         new = self.plan.placement(self.count, members)
         rows = np.argsort(self.placement.order)[new.order]
@@ -328,9 +333,9 @@ class _Run:
 
 
 class _Pace:
-    """How many updates a launch should make, to take about `seconds`.
+    """Chooses the number of updates per launch so that a launch takes about `seconds`.
 
-    A launch is measured when it is done, while the next one runs.
+    The time of a launch is measured when it ends, while the next one runs.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -339,13 +344,13 @@ class _Pace:
         self.clock = 0.0
 
     def size(self, left: int, every: int) -> int:
-        """Updates to launch next: whole multiples of `every`, or all that are left."""
-        # No more than eight times the last: a first launch is slow for reasons of its own.
+        """Updates of the next launch: a multiple of `every`, or all remaining updates."""
+        # At most eight times the last launch, since the first one is slower.
         wish = min(self.rate * (self.seconds or 0.0), 8 * self.last)
         return min(max(int(wish) // every, 1) * every, left)
 
     def launched(self, size: int, metrics: PyTree) -> None:
-        """Waits for the launch before this one."""
+        """Waits for the previous launch."""
         if self.seconds is None:
             return
         if self.running is not None:
@@ -358,12 +363,12 @@ class _Pace:
 def _on_host(
     fn: HostEvaluator, shared: bool, placement: Placement, state: MemberState, step: int
 ) -> PyTree:
-    """`fn` of one trained member after another, in the rows of the compiled one."""
+    """`fn` of each trained member in turn, in the rows of a compiled evaluation."""
 
     def one(state: MemberState) -> PyTree:
         return fn(state.learner, state.hp, {}, eval_key(state.key, step))
 
-    # Without any, the first row, which shows the shapes.
+    # Without trained members, the first row gives the shapes.
     rows = placement.rows[placement.members] if placement.members.size else np.zeros(1, int)
     state = fetch(state, rows, shared)
     if shared:
@@ -379,7 +384,7 @@ def _on_host(
 
 
 def _fetch_report(report: Report, placement: Placement, shared: bool) -> Report:
-    """The report with its numbers on the host, one row per member."""
+    """The report with numbers on the host, one row per member."""
     count = len(placement.rows)
     metrics, evals = fetch((report.metrics, report.evals), placement.rows, shared)
     if shared:
@@ -403,14 +408,18 @@ def evaluate(
     key: Array,
     inputs: dict[str, PyTree],
     *,
+    own: dict[str, PyTree] | None = None,
     ids: np.ndarray | None = None,
 ) -> PyTree:
-    """What the stage of `state` evaluates, [P, ...]; every member has its own stream of `key`."""
+    """Evaluation [P, ...] of the stage of `state`; each member has its own key.
+
+    `inputs` and `own` are those of `drive`.
+    """
     stage = program.stages[state.stage]
     count = len(jax.tree.leaves(state.member.hp)[0])
     is_shared = {s.name: s.shared for s in program.stages}
     shared = dict(inputs) | {k: v for k, v in state.results.items() if is_shared[k]}
-    own = {k: v for k, v in state.results.items() if not is_shared[k]}
+    own = dict(own or {}) | {k: v for k, v in state.results.items() if not is_shared[k]}
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}

@@ -1,16 +1,16 @@
-"""Ensembles of probabilistic networks that learn an environment's dynamics from data.
+"""Ensembles of probabilistic networks that model an environment's dynamics.
 
 Deep Reinforcement Learning in a Handful of Trials using Probabilistic Dynamics Models. Kurtland
 Chua, Roberto Calandra, Rowan McAllister, Sergey Levine. NeurIPS 2018, arXiv:1805.12114; in the form
-that MBPO (arXiv:1906.08253) and MOPO (arXiv:2005.13239) gave it.
+of MBPO (arXiv:1906.08253) and MOPO (arXiv:2005.13239).
 
-Each of E networks says how s' - s and r are distributed, normally and independently, and whether
-the episode terminates. It learns from a bootstrapped sample of the data, and is judged by its error
-on rows held out; the networks with the lowest are the elites, which `model` draws steps from.
+Each of E networks predicts independent normal distributions of s' - s and r, and the probability of
+termination. Each learns from a bootstrap sample of the data. The networks with the lowest error on
+held-out rows are the elites, from which `model` draws steps.
 
 Deviations from the authors' code: terminations are learned, by logistic regression, unless a
-function is given; the bounds of variances are kept with the best weights; there is no least number
-of epochs.
+function is given; the bounds of variances are stored with the best weights; there is no minimum
+number of epochs.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from jaxrl.normalise import Moments, standardise
 from jaxrl.sources import below
 from jaxrl.types import Array, EnvSpec, HyperParams, Learner, PyTree, Transition
 
-CLIP = 10.0  # of standardised inputs
-DECAYS, HEAD_DECAY = (2.5e-5, 5e-5, 7.5e-5), 1e-4  # by layer, the last for all further ones
-BOUNDS, BOUND_WEIGHT = (-10.0, 0.5), 0.01  # of log-variances at first; of their distance
-HELD = 5  # one row of so many is held out, to judge by
-IMPROVED = 0.01  # of the loss, at least
-PIECE = 1024  # held rows that are looked at together
+CLIP = 10.0  # bound of standardised inputs
+DECAYS, HEAD_DECAY = (2.5e-5, 5e-5, 7.5e-5), 1e-4  # weight decay by layer; the last repeats
+BOUNDS, BOUND_WEIGHT = (-10.0, 0.5), 0.01  # initial bounds of log-variances; loss weight
+HELD = 5  # one row in HELD is held out
+IMPROVED = 0.01  # relative decrease of the held-out error that counts as improvement
+PIECE = 1024  # held-out rows evaluated at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Static: what the networks and their training are like.
+    """Static configuration of the networks and their training.
 
-    `reward` and `terminated` are functions of (obs, action, next_obs), rows [n, ...], where these
-    are known; else they are learned.
+    `reward` and `terminated` are functions of (obs, action, next_obs), rows [n, ...], if these are
+    known; None if they are learned.
     """
 
     members: int = 7
@@ -52,41 +52,41 @@ class Ensemble:
     hidden: tuple[int, ...] = (200, 200, 200, 200)
     batch_size: int = 256
     patience: int = 5
-    """epochs without improvement after which nothing is learned any more"""
+    """epochs without improvement after which training stops"""
     reward: Callable[[Array, Array, Array], Array] | None = None
     terminated: Callable[[Array, Array, Array], Array] | None = None
 
     def outputs(self, spec: EnvSpec) -> int:
-        """Numbers that are predicted: of s' - s, and r where it is learned."""
+        """Number of predicted elements: those of s' - s, and r if it is learned."""
         return int(np.prod(spec.obs_shape)) + (self.reward is None)
 
 
 class Nets(NamedTuple):
-    """E networks, and the least and largest log-variances of their outputs."""
+    """E networks, and the bounds of the log-variances of their outputs."""
 
-    params: Array  # [E, size] each as one vector, see `layers`
+    params: Array  # [E, size] flat parameters, see `layers`
     bounds: Array  # [2, F], or [E, 2, F]
 
 
 class State(NamedTuple):
-    nets: Nets  # that learn
-    best: Nets  # each as it was when its held loss was lowest
-    loss: Array  # [E] that loss; infinite at first
+    nets: Nets  # the networks in training
+    best: Nets  # each network at its lowest held-out error
+    loss: Array  # [E] lowest held-out error; infinite at first
     elites: Array  # [elites] int32
     opt: optax.OptState  # on `nets` as one vector
     waiting: Array  # [] int32 epochs since any network improved
     inputs: Moments  # [obs + action]
-    order: Array  # [D] int32 rows of the data: held ones, those learned from, those to keep out
-    held: Array  # [] int32 how many are held
-    known: Array  # [] int32 how many are not kept out
-    seed: Array  # [] uint32 of the bootstrapped samples
+    order: Array  # [D] int32 rows of the data: held out, training, without known successor
+    held: Array  # [] int32 number of held-out rows
+    known: Array  # [] int32 number of rows with known successors
+    seed: Array  # [] uint32 seed of the bootstrap samples
 
 
 def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
-    """The learner: an update is an epoch, and a batch is the whole of the data, `sources.whole`.
+    """The learner: an update is an epoch, a batch is the whole dataset (`sources.whole`).
 
-    Its record of hyperparameters has `model_lr`. Once `patience` epochs have brought no network
-    more than 1 %, updates change nothing; outside of vmap they then cost nothing either.
+    The hyperparameters have `model_lr`. After `patience` epochs in which no network improved by
+    more than 1 %, updates change nothing; without vmap they are then skipped.
 
     Raises:
       UserError: a size below one, or more elites than networks.
@@ -130,11 +130,11 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
         }
 
     def learn(state: State, hp: Any, data: Transition, key: Array) -> State:
-        """An epoch of gradient steps, each network on its own sample in an order of its own."""
+        """An epoch of gradient steps, each network on its own shuffled bootstrap sample."""
         total = data.reward.shape[0]
         steps = -(-(total - held_rows(total)) // cfg.batch_size)
         size = steps * cfg.batch_size
-        # The same sample in every epoch: drawn anew, it would come to all of the rows.
+        # The same sample in every epoch: fresh samples would cover all rows in time.
         key_sample = jax.random.key(state.seed)
         sample = below(key_sample, cfg.members * size, jnp.maximum(state.known - state.held, 1))
         sample = state.order[state.held + sample].reshape(cfg.members, size)
@@ -154,7 +154,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
         return state._replace(nets=unravel(nets), opt=opt)
 
     def judge(state: State, data: Transition) -> State:
-        """Keeps each network that predicts the held rows better than it ever did."""
+        """Stores each network whose held-out error is lower than ever before."""
         found = held_error(cfg, shapes, state, data)
         better = found < (1 - IMPROVED) * state.loss
         keep = lambda new, old: jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
@@ -170,9 +170,9 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
 
 
 def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
-    """Steps drawn from a random elite each, of the ensemble in inputs[name].
+    """Steps of the ensemble in inputs[name], each drawn from a random elite.
 
-    Uncertainty is max_i ‖σ_i‖ over all networks, MOPO's.
+    The uncertainty is that of MOPO, max_i ‖σ_i‖ over all networks.
     """
 
     shapes = sizes(cfg, spec)
@@ -208,17 +208,17 @@ def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
 # --- networks ------------------------------------------------------------------------------------
 
 
-Sizes = tuple[int, ...]  # of inputs, hidden layers and outputs
+Sizes = tuple[int, ...]  # widths of inputs, hidden layers and outputs
 
 
 def sizes(cfg: Ensemble, spec: EnvSpec) -> Sizes:
-    """Outputs are F means, F log-variances, and the logit of termination."""
+    """Widths of the layers; outputs are F means, F log-variances and the logit of termination."""
     inputs = int(np.prod(spec.obs_shape) + np.prod(spec.action.shape))
     return (inputs, *cfg.hidden, 2 * cfg.outputs(spec) + 1)
 
 
 def begin(shapes: Sizes, members: int, key: Array) -> Nets:
-    """Normal weights of deviation 1 / (2 √in), cut at two deviations; biases are 0."""
+    """Initial networks: weights normal, std 1 / (2 √in), truncated at two std; biases zero."""
 
     pairs = list(zip(shapes, shapes[1:], strict=False))
 
@@ -229,14 +229,14 @@ def begin(shapes: Sizes, members: int, key: Array) -> Nets:
             parts += [jnp.zeros(b)]
         return jnp.concatenate(parts)
 
-    # A loop, not a vmap: XLA would compute the networks and their copies apart, see `opaque`.
+    # A loop, not a vmap: XLA would compute networks and copies separately, see `opaque`.
     params = jax.lax.map(one, jax.random.split(key, members))
     bounds = jnp.broadcast_to(jnp.array(BOUNDS)[:, None], (2, shapes[-1] // 2))
     return Nets(params, bounds)
 
 
 def layers(shapes: Sizes, params: Array) -> list[tuple[Array, Array]]:
-    """Weights [E, in, out] and biases [E, out] by layer, of vectors [E, size]."""
+    """Weights [E, in, out] and biases [E, out] of each layer, from flat parameters [E, size]."""
     found, start = [], 0
     for a, b in zip(shapes, shapes[1:], strict=False):
         middle, end = start + a * b, start + a * b + b
@@ -264,7 +264,7 @@ def apply(shapes: Sizes, nets: Nets, x: Array) -> tuple[Array, Array, Array]:
 
 
 def soft_clamp(x: Array, low: Array, high: Array) -> Array:
-    """x bounded smoothly by low and, but for softplus(low - high), by high."""
+    """x, smoothly bounded by low and by high + softplus(low - high)."""
     x = high - jax.nn.softplus(high - x)
     return low + jax.nn.softplus(x - low)
 
@@ -272,8 +272,8 @@ def soft_clamp(x: Array, low: Array, high: Array) -> Array:
 def loss(shapes: Sizes, nets: Nets, x: Array, y: Array, ends: Array) -> Array:
     """Σ_i mean [log σ_i² + (μ_i - y)² / σ_i²], twice the negative log-likelihood up to a constant.
 
-    To this come the log-loss of terminations, the distance of the bounds of log-variances, and
-    decay of weights by layer. x [E, B, in], y [E, B, F], ends [E, B].
+    Added are the log-loss of terminations, the distance of the bounds of log-variances, and weight
+    decay by layer. x [E, B, in], y [E, B, F], ends [E, B].
     """
     mean, log_var, logit = apply(shapes, nets, x)
     fit = jnp.mean(log_var + (mean - y) ** 2 * jnp.exp(-log_var), (1, 2))
@@ -288,12 +288,12 @@ def loss(shapes: Sizes, nets: Nets, x: Array, y: Array, ends: Array) -> Array:
 
 
 def joined(obs: Array, action: Array) -> Array:
-    """[B, obs + action]: what networks see, before it is standardised."""
+    """[B, obs + action]: raw inputs of the networks."""
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in (obs, action)], -1)
 
 
 def spread(x: Array) -> Moments:
-    """Moments of rows x [D, in]; what does not vary is left as it is."""
+    """Moments of rows x [D, in]; elements that do not vary are not scaled."""
     var = jnp.var(x, 0)
     return Moments(jnp.mean(x, 0), jnp.where(var < 1e-12, 1.0, var), jnp.float32(x.shape[0]))
 
@@ -312,12 +312,12 @@ def examples(
 
 
 def held_rows(total: int) -> int:
-    """How many rows are held where all are known; never fewer than where some are not."""
+    """Number of held-out rows if all successors are known, the maximum."""
     return max(1, total // HELD)
 
 
 def held_error(cfg: Ensemble, shapes: Sizes, state: State, data: Transition) -> Array:
-    """mean (μ_i - y)² [E] over the held rows."""
+    """Mean of (μ_i - y)² [E] over the held-out rows."""
     most = held_rows(data.reward.shape[0])
     piece = min(PIECE, most)
 
@@ -334,7 +334,9 @@ def held_error(cfg: Ensemble, shapes: Sizes, state: State, data: Transition) -> 
 
 
 def opaque(count: int) -> Array:
-    """[] a length that the compiler cannot see: a loop known to run once would be inlined, and the
-    last bits would depend on what it is fused with.
+    """A loop length [] hidden from the compiler.
+
+    A loop known to run once would be inlined, and the last bits would depend on what it is fused
+    with.
     """
     return jax.lax.optimization_barrier(jnp.int32(count))

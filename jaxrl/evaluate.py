@@ -1,6 +1,6 @@
-"""Evaluation over whole episodes: as part of the compiled program, or on the host.
+"""Evaluation over whole episodes, in the compiled program or on the host.
 
-The host plays environments that cannot run on a device, such as gymnasium's.
+The host evaluates in environments that cannot run on a device, such as gymnasium's.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def evaluator(
 ) -> Callable[[PyTree, HyperParams, PyTree, Array], Episodes]:
     """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
 
-    Each of `episodes` environments plays its first episode and stops, so short episodes do not
-    dominate. Without a time limit in `env.spec`, `max_steps` (default 10,000) ends the wait.
-    What outlives episodes (`env.persist`) comes from the environments that are trained in, by
-    `inputs["source"]`, the state of the stage's source.
+    Each of `episodes` environments runs one episode, so that short episodes are not
+    over-represented. Without a time limit in `env.spec`, episodes are cut after `max_steps` steps
+    (default 10,000). State that outlives episodes (`env.persist`) is taken from the training
+    environments in `inputs["source"]`, the state of the stage's source.
 
-    For an environment of the host it is a `HostEvaluator`, which does the same there.
+    For environments of the host the result is a `HostEvaluator`.
     """
     limit = max_steps or env.spec.max_steps or 10_000
     if env.host is not None:
@@ -82,9 +82,9 @@ def evaluator(
 
 
 def running(src: PyTree, n: int) -> PyTree | None:
-    """The states [n, ...] of the environments of a rollout, wherever it is in a source's state.
+    """The environment states [n, ...] of the first rollout in a source's state.
 
-    They are repeated if there are fewer than n, and None without a rollout.
+    Fewer than n states are repeated. None if the source has no rollout.
     """
     is_rollout = lambda x: isinstance(x, RolloutState)
     found = [x for x in jax.tree.leaves(src, is_leaf=is_rollout) if is_rollout(x)]
@@ -99,9 +99,9 @@ def running(src: PyTree, n: int) -> PyTree | None:
 
 @dataclasses.dataclass(frozen=True)
 class HostEvaluator:
-    """(learner_state, hp, inputs, key) -> `Episodes` of one member, as `rollout.evaluator` gives.
+    """(learner_state, hp, inputs, key) -> `Episodes` of one member; see `evaluator`.
 
-    The policy's calls are compiled, for all environments at once; what has ended is not stepped.
+    The policy is compiled and acts in all environments at once; finished ones are not stepped.
     `make()` returns an environment with gymnasium's reset, step and close.
     """
 
@@ -148,7 +148,7 @@ class HostEvaluator:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., tuple[Array, PyTree]]:
-        """The policy: (state, hp, obs, start, memory, key, t) -> (action, memory)."""
+        """The compiled policy: (state, hp, obs, start, memory, key, t) -> (action, memory)."""
 
         @jax.jit
         def act(

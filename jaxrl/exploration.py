@@ -1,4 +1,4 @@
-"""Exploration: ε-greedy actions, and uniformly random ones for warm-ups."""
+"""Exploration: ε-greedy actions, and uniformly random actions for warm-ups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def epsilon_noise(num_actions: int) -> Callable[[Array, int], tuple[Array, Array
 
 
 def epsilon_greedy(q: Array, eps: Array, noise: tuple[Array, Array], explore: bool) -> Array:
-    """Greedy actions [n] of Q-values [n, A], replaced by random ones where the coin says so."""
+    """Greedy actions [n] of Q-values [n, A], each replaced by a random one with probability ε."""
     action = jnp.argmax(q, -1)
     if not explore:
         return action
@@ -33,10 +33,10 @@ def epsilon_greedy(q: Array, eps: Array, noise: tuple[Array, Array], explore: bo
 
 
 def random_policy(space: Discrete | Box) -> Policy:
-    """Uniformly random actions, whatever the state: for warm-ups.
+    """A policy of uniformly random actions, for warm-ups.
 
     Raises:
-      UserError: a box without bounds.
+      UserError: the action space is an unbounded box.
     """
 
     def noise(key: Array, n: int) -> Array:

@@ -4,12 +4,12 @@ Mean Flows for One-step Generative Modeling. Zhengyang Geng, Mingyang Deng, Xing
 Kolter, Kaiming He. NeurIPS 2025, arXiv:2505.13447.
 
 Time runs from data at t = 0 to noise at t = 1, along straight lines z_t = (1 - t) x + t e. A field
-u(z, r, t) is the velocity of z averaged over [r, t], so that z_r = z_t - (t - r) u(z_t, r, t), and
-u(z, t, t) is the velocity itself.
+u(z, r, t) is the velocity of z averaged over [r, t], so that z_r = z_t - (t - r) u(z_t, r, t);
+u(z, t, t) is the instantaneous velocity.
 
 Shapes: x, noise, z [B, ...] float32; r, t [B] float32. A `Field` is called as
-u(z, r, t, *context) -> [B, ...], where the context is arrays [B, ...] that it is conditioned on.
-Samplers call it with one time for all rows, [1], whose embedding then is computed once.
+u(z, r, t, *context) -> [B, ...], where the context are arrays [B, ...] that condition the field.
+Samplers pass one time for all rows, [1], so that its embedding is computed once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SMALLEST = 1e-2  # c of the adaptive weight, as in the authors' code
 
 
 def along(t: Array, x: Array) -> Array:
-    """t [B] with as many axes as x [B, ...], to be multiplied with it."""
+    """t [B] with as many axes as x [B, ...], for products with x."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def interpolate(x: Array, noise: Array, t: Array) -> Array:
-    """z_t = (1 - t) x + t e. Its velocity, given both ends, is e - x at all times."""
+    """z_t = (1 - t) x + t e; the velocity given x and e is e - x at all times."""
     t = along(t, x)
     return (1 - t) * x + t * noise
 
@@ -40,13 +40,13 @@ def interpolate(x: Array, noise: Array, t: Array) -> Array:
 def pair_times(
     key: Array, count: int, same: int, *, uniform: bool = False, corner: Array | float = 0.0
 ) -> tuple[Array, Array]:
-    """Times r <= t [count] float32 to learn an average velocity at; r = t in the first `same` rows.
+    """Times r <= t [count] float32 for training a field; r = t in the first `same` rows.
 
     Both are logit-normal, sigmoid(-0.4 + n) with n ~ N(0, 1), or uniform over [0, 1].
 
     Args:
-      corner: share of all rows, on average, at which (r, t) = (0, 1), where one-step samples are
-        made; taken from the rows behind the first `same`, so at most 1 - same / count.
+      corner: expected fraction of all rows with (r, t) = (0, 1), the times of one-step samples;
+        taken from the rows after the first `same`, so at most 1 - same / count.
     """
     key_times, key_corner = jax.random.split(key)
     if uniform:
@@ -66,16 +66,16 @@ def pair_times(
 def mean_flow_target(
     u: Field, z: Array, velocity: Array, r: Array, t: Array, *context: Array
 ) -> tuple[Array, Array]:
-    """u(z, r, t) and its target v - (t - r) du/dt (eq. 6 and 10), of which no gradient is taken.
+    """u(z, r, t) and its target v - (t - r) du/dt (eq. 6 and 10), a constant to the gradient.
 
-    d/dt is the derivative along the path, of tangents (v, 0, 1) in (z, r, t). Where `velocity` is
-    that of the marginal path and u its average, both are equal; with e - x in its place the second
-    is right on average.
+    d/dt is the derivative along the path, with tangents (v, 0, 1) in (z, r, t). Both are equal if
+    `velocity` is that of the marginal path and u its average. With velocity e - x, the target is
+    unbiased.
 
     Returns:
       (u, target), both [B, ...].
     """
-    # r and the context are closed over: a zero tangent that JAX knows of costs nothing.
+    # r and the context are closed over, so that JAX knows that their tangents are zero.
     average, change = jax.jvp(
         lambda z, t: u(z, r, t, *context), (z, t), (velocity, jnp.ones_like(t))
     )
@@ -92,14 +92,13 @@ def mean_flow_loss(
     same: int = 0,
     power: Array | float = 0.0,
 ) -> Array:
-    """E ‖u(z_t, r, t) - target‖² / D [], weighted by (‖u - target‖² + c)^-power held constant.
+    """E ‖u(z_t, r, t) - target‖² / D [], with constant weights (‖u - target‖² + c)^-power.
 
-    The norm's square is a sum over all D elements of a row.
+    The squared norm is a sum over all D elements of a row.
 
     Args:
-      same: in so many first rows r = t: there the target is the velocity, and no derivative is
-        computed.
-      power: 0 is the plain square.
+      same: number of first rows with r = t, where the target is the velocity, without derivative.
+      power: power of the weights; 0 for the unweighted loss.
     """
     z, velocity = interpolate(x, noise, t), noise - x
     head = lambda a: a[:same]
@@ -120,23 +119,23 @@ def mean_flow_loss(
 
 
 def one_step(u: Field, noise: Array, *context: Array) -> Array:
-    """e - u(e, 0, 1): a sample by one call."""
+    """e - u(e, 0, 1), a sample with one evaluation of the field."""
     return noise - u(noise, jnp.zeros(1), jnp.ones(1), *context)
 
 
 def k_step(u: Field, noise: Array, steps: int, *context: Array) -> Array:
-    """A sample by average velocities between the times 1, 1 - 1/k, ..., 0; k = 1 is `one_step`."""
+    """A sample with average velocities between times 1, 1 - 1/k, ..., 0; k = 1 is `one_step`."""
     return _down(lambda z, r, t: u(z, r, t, *context), noise, steps)
 
 
 def euler(u: Field, noise: Array, steps: int, *context: Array) -> Array:
-    """A sample by as many Euler steps of the velocity u(z, t, t)."""
+    """A sample with `steps` Euler steps of the velocity u(z, t, t)."""
     return _down(lambda z, r, t: u(z, t, t, *context), noise, steps)
 
 
 def _down(step: Field, z: Array, steps: int) -> Array:
     if steps < 1:
-        raise ValueError(f"a sample takes at least one step, not {steps}")
+        raise ValueError(f"a sample needs at least one step, got {steps}")
     time = lambda i: jnp.reshape(1 - i / steps, 1)
 
     def move(i: Array, z: Array) -> Array:

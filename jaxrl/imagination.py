@@ -1,9 +1,9 @@
-"""Rollouts in a model: what a model is, the true environment as one, and the source of batches.
+"""Rollouts in a model: the `Model` record, the environment as a model, and the source of batches.
 
 A `Model` is a record of functions, so that a learned ensemble (`jaxrl.dynamics.model`) and the
-environment itself (`true_model`) can stand in for each other. `imagined` plays k steps of the
-current policy in it, from states of the data, as in MBPO: When to Trust Your Model. Michael Janner,
-Justin Fu, Marvin Zhang, Sergey Levine. NeurIPS 2019, arXiv:1906.08253.
+environment itself (`true_model`) are interchangeable. `imagined` makes k-step rollouts of the
+current policy from states of the data, as in MBPO: When to Trust Your Model. Michael Janner, Justin
+Fu, Marvin Zhang, Sergey Levine. NeurIPS 2019, arXiv:1906.08253.
 """
 
 from __future__ import annotations
@@ -32,24 +32,23 @@ from jaxrl.types import (
 
 
 class Outcome(NamedTuple):
-    """What a model says of n steps."""
+    """A model's prediction of n steps."""
 
     next_obs: Array  # [n, *obs]
     reward: Array  # [n] float32
     terminated: Array  # [n] bool
     truncated: Array  # [n] bool
-    uncertainty: Array  # [n] float32, 0 where the model is the environment itself
+    uncertainty: Array  # [n] float32; 0 if the model is the environment itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A world to act in, n rows at once.
+    """A model of an environment, for n rows at once.
 
-    start(data [n]) -> world: of the states that rows of the data begin in, whatever the model
-        carries along beside the observation
+    start(data [n]) -> world: the model's state, beside observations, at the states of `data`
     step(inputs, hp, world, obs [n, *obs], action [n, ...], key) -> (world, Outcome)
 
-    `inputs` and `hp` are those of a source: all of them.
+    `inputs` and `hp` are those of a source.
     """
 
     start: Callable[[Transition], PyTree]
@@ -57,9 +56,9 @@ class Model:
 
 
 def true_model(env: Env) -> Model:
-    """`env.step` from the simulator states that the data hold in `extras["state"]`.
+    """`env.step` from the simulator states in `extras["state"]` of the data.
 
-    `start` raises UserError where the data have none, or not those of this environment.
+    `start` raises UserError if the data have no states, or states of another environment.
     """
 
     def start(data: Transition) -> PyTree:
@@ -68,8 +67,8 @@ def true_model(env: Env) -> Model:
         stored: Any = data.extras.get("state", ())
         if [x.shape[1:] for x in stored] != [x.shape for x in leaves]:
             raise UserError(
-                f"the true dynamics of {env.spec.name} need data with its simulator states; "
-                "`jaxrl data make` stores them"
+                f"the true dynamics of {env.spec.name} need data with simulator states: "
+                "make them with `jaxrl data make`"
             )
         typed = [x.astype(leaf.dtype) for x, leaf in zip(stored, leaves, strict=True)]
         return jax.tree.unflatten(tree, typed)
@@ -86,7 +85,7 @@ def true_model(env: Env) -> Model:
 
 
 def penalised(model: Model) -> Model:
-    """`model` with rewards r - λ u, λ = hp.agent.penalty and u its uncertainty, as in MOPO."""
+    """`model` with rewards r - λ u, λ = hp.agent.penalty and u the uncertainty, as in MOPO."""
 
     def step(
         inputs: PyTree, hp: HyperParams, world: PyTree, obs: Array, action: Array, key: Array
@@ -98,7 +97,7 @@ def penalised(model: Model) -> Model:
 
 
 class Imagination(NamedTuple):
-    """The rows of the last `retain` refreshes, one slot each; a slot's first `filled` are real."""
+    """Rows of the last `retain` refreshes, one slot each; the first `filled` rows are valid."""
 
     ring: Transition  # [retain, steps * starts, ...]
     filled: Array  # [retain] int32
@@ -116,16 +115,15 @@ def imagined(
     batch_size: int,
     name: str = "data",
 ) -> Source:
-    """Batches [B], with replacement, of steps that the policy took in a model.
+    """Batches [B] of steps of the policy in a model, drawn with replacement.
 
-    At each refresh the policy as it is then, with exploration, takes `steps` steps from `starts`
-    rows of inputs[name], drawn with replacement. Nothing follows a step that ends, by termination
-    or by time limit, and each row that was made is as likely as another to be drawn, whatever the
-    number that rollouts came to. extras["rollout_end"] marks last steps of rollouts: no row begins
-    where they lead to.
+    Each refresh makes rollouts of `steps` steps of the current policy, with exploration, from
+    `starts` rows of inputs[name], drawn with replacement. A rollout ends at termination or
+    truncation. All rows made are equally likely to be drawn, whatever the lengths of the rollouts.
+    extras["rollout_end"] marks the last steps of rollouts, whose successors begin no row.
 
-    Metrics of the latest refresh: `uncertainty_first` and `uncertainty_last`, the means of the
-    model's uncertainty in first and last steps.
+    Metrics of the latest refresh: `uncertainty_first` and `uncertainty_last`, means of the model's
+    uncertainty in first and last steps.
 
     Args:
       every: updates between refreshes.
@@ -136,7 +134,7 @@ def imagined(
     def play(
         learner_state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
     ) -> tuple[Transition, Array, Array]:
-        """Steps, uncertainty of each, and whether it was made before its rollout's end [K, n]."""
+        """Steps, their uncertainty, and whether they are before their rollout's end [K, n]."""
         key_rows, key_steps = jax.random.split(key)
         data: Transition = inputs[name]
         begin = take(data, below(key_rows, starts, jnp.int32(data.reward.shape[0])))
@@ -164,7 +162,7 @@ def imagined(
             after = (world, out.next_obs, jnp.zeros_like(start), memory, on)
             return after, (made, out.uncertainty, alive)
 
-        # Memory begins here, wherever in its episode the row is.
+        # Memory is reset here, also in the middle of an episode.
         first = jnp.ones(starts, bool)
         carry = (model.start(begin), begin.obs, first, policy.memory(starts), first)
         xs = (jax.random.split(key_steps, steps), jnp.arange(steps) == steps - 1)

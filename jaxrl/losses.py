@@ -11,46 +11,47 @@ from jaxrl.types import Array, Transition
 
 
 def q_of_action(q: Array, action: Array) -> Array:
-    """Q(s, a) [...] of q [..., A]. A one-hot product: its gradient is cheaper than a gather's."""
+    """Q(s, a) [...] of q [..., A]; a one-hot product, whose gradient is cheaper than a gather's."""
     return jnp.sum(q * jax.nn.one_hot(action, q.shape[-1]), -1)
 
 
 def huber(error: Array, limit: Array | float) -> Array:
-    """½ e² up to |e| = limit, linear beyond. Exact for any limit, also in its gradient, where
-    optax's form loses all digits of small errors to a large limit.
+    """½ e² up to |e| = limit, linear beyond.
+
+    Exact for any limit, as is the gradient. optax's form cancels for small errors and large limits.
     """
     small = jnp.clip(error, -limit, limit)
     return small * (error - 0.5 * small)
 
 
 def td_target(t: Transition, gamma: Array, value: Array) -> Array:
-    """r + γ^k (1 - terminated) V(s') [B] of single steps, k = 1, or folded ones; see `fold`."""
+    """r + γ^k (1 - terminated) V(s') [B] of single steps (k = 1) or n-step rows, see `fold`."""
     return t.reward + t.extras.get("discount", gamma) * jnp.where(t.terminated, 0.0, value)
 
 
 def q_loss(q: Array, action: Array, target: Array) -> tuple[Array, Array]:
-    """mean of ½ (Q(s, a) - G)², and the mean of Q(s, a). q [..., A], action and target [...]."""
+    """Mean of ½ (Q(s, a) - G)², and mean of Q(s, a). q [..., A], action and target [...]."""
     q = q_of_action(q, action)
     return 0.5 * jnp.mean((q - target) ** 2), jnp.mean(q)
 
 
 def cloning_loss(chosen: Array, action: Array) -> Array:
-    """mean of (π(s) - a)² [] over rows and dimensions of unit actions [B, A]."""
+    """Mean of (π(s) - a)² [] over rows and dimensions of unit actions [B, A]."""
     return jnp.mean((chosen - action) ** 2)
 
 
 def scaled_rewards(t: Transition, hp: Any) -> Transition:
-    """`t` with rewards as learnt from: reward_scale r + reward_shift."""
+    """`t` with rewards reward_scale r + reward_shift."""
     return t._replace(reward=hp.reward_scale * t.reward + hp.reward_shift)
 
 
 def critic_loss(q: Array, target: Array) -> Array:
-    """Σ_i mean (Q_i - y)² [] of N critics' q [N, B] and their common target [B]."""
+    """Σ_i mean (Q_i - y)² [] of N critics' values q [N, B] and a common target [B]."""
     return jnp.sum(jnp.mean((q - target[None]) ** 2, -1))
 
 
 def action_distance(chosen: Array, action: Array) -> Array:
-    """mean of ‖π(s) - a‖ [] over rows of unit actions [B, A]."""
+    """Mean of ‖π(s) - a‖ [] over rows of unit actions [B, A]."""
     return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(chosen) - action, axis=-1))
 
 

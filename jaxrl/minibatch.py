@@ -1,4 +1,4 @@
-"""Shuffled minibatches, epochs of them, and gradient steps on them."""
+"""Shuffled minibatches, and epochs of gradient steps on them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxrl.types import Array, PyTree
 
 
 def permutation(key: Array, n: int) -> Array:
-    """A random order [n] int32 of 0 .. n-1; up to 2^16 elements by one sort of one operand.
+    """A random permutation [n] int32 of 0 .. n-1.
 
-    Random high bits with the index in the low bits are sorted and the index read off: faster than
-    `jax.random.permutation`, which sorts pairs and more than once. Elements whose high bits agree
-    keep their order, on average n² / 2^(33 - log2 n) pairs; beyond 2^16 elements these would be
-    more than there are elements, so there JAX's own is used.
+    Up to 2^16 elements, words of random high bits and the index in the low bits are sorted once.
+    `jax.random.permutation` is slower, since it sorts pairs and several times. Elements with equal
+    high bits keep their order, on average n² / 2^(33 - log2 n) pairs. Beyond 2^16 elements that
+    would be more pairs than elements, so `jax.random.permutation` is used.
     """
     bits = max(n - 1, 1).bit_length()
     if bits > 16:
@@ -29,7 +29,7 @@ def permutation(key: Array, n: int) -> Array:
 
 
 def minibatches(key: Array, data: PyTree, count: int) -> PyTree:
-    """Leaves [B, ...] in random order as [count, B / count, ...]; a single part keeps its order."""
+    """Leaves [B, ...] in random order as [count, B / count, ...]; not shuffled if count is 1."""
     if count == 1:
         return jax.tree.map(lambda x: x[None], data)
     size = jax.tree.leaves(data)[0].shape[0]
@@ -45,14 +45,14 @@ def scan_epochs(
     epochs: int,
     count: int,
 ) -> tuple[PyTree, PyTree]:
-    """`fn(carry, part) -> (carry, out)` over `epochs` passes of `data`, each in a new random order.
+    """Scans `fn(carry, part) -> (carry, out)` over `epochs` passes of `data`, shuffled each time.
 
     Args:
       data: leaves [D, ...].
-      count: parts of a pass, leaves [D / count, ...]; divides D.
+      count: minibatches per pass, leaves [D / count, ...]; divides D.
 
     Returns:
-      the last carry, and outs as leaves [epochs, count, ...].
+      (the last carry, outputs with leaves [epochs, count, ...]).
     """
 
     def epoch(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
@@ -70,17 +70,17 @@ def sgd_epochs(
     epochs: int,
     count: int,
 ) -> tuple[tuple[PyTree, optax.OptState], dict[str, Array]]:
-    """Gradient steps on `loss(params, part) -> (loss, metrics)` over shuffled parts of `data`.
+    """Gradient steps on `loss(params, part) -> (loss, metrics)` over minibatches of `data`.
 
     Args:
-      start: parameters, and the optimiser's state on one vector of them.
+      start: parameters, and the optimiser's state on the flat parameters.
       data: leaves [D, ...].
-      epochs, count: passes of `count` parts each, see `scan_epochs`.
+      epochs, count: passes of `count` minibatches each, see `scan_epochs`.
 
     Returns:
-      (parameters, optimiser's state), and the means of the metrics over all steps.
+      ((parameters, optimiser's state), means of the metrics over all steps).
     """
-    # One vector of parameters: a dozen small leaves cost more in overhead than in work.
+    # Flat parameters: the overhead of many small leaves exceeds their computation.
     flat, unravel = ravel_pytree(start[0])
 
     def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, dict[str, Array]]:

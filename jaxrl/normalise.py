@@ -1,7 +1,7 @@
-"""Running normalisation of observations and rewards, as an agent around an agent.
+"""Running normalisation of observations and rewards, as a wrapper of agents.
 
-The statistics are part of the agent's state: they are vmapped, checkpointed, and used alike for
-acting, learning and evaluation.
+The statistics are part of the agent's state, so they are vmapped, checkpointed, and used in acting,
+learning and evaluation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
 class Moments(NamedTuple):
-    """Mean and variance of what was seen so far; weight 0 before anything was."""
+    """Running mean and variance; weight 0 before the first rows."""
 
     mean: Array
     var: Array
-    weight: Array  # [] float32, rows seen
+    weight: Array  # [] float32, number of rows
 
 
 class Normalised(NamedTuple):
@@ -36,7 +36,7 @@ def moments(shape: tuple[int, ...]) -> Moments:
 
 
 def include(old: Moments, x: Array) -> Moments:
-    """The moments after also seeing rows x [B, ...] (Chan et al. 1979, pairwise update)."""
+    """The moments including rows x [B, ...] (Chan et al. 1979, pairwise update)."""
     size = x.shape[0]
     mean, var = jnp.mean(x, 0), jnp.var(x, 0)
     weight = old.weight + size
@@ -74,11 +74,12 @@ def normalised(
     reward: bool = False,
     clip: float = 10.0,
 ) -> Agent:
-    """`agent` on standardised observations, and on rewards divided by the std of returns.
+    """`agent` with standardised observations, and rewards divided by the std of returns.
 
-    A window is learnt with the observation statistics it was acted with, so that what acting
-    recorded stays true; they include it from the next window on. Reward statistics include the
-    window at once. `hp.gamma` discounts the returns. With neither it is `agent` itself.
+    An update uses the observation statistics of its rollout, so that values recorded in the rollout
+    remain valid; the statistics include the window from the next rollout on. Reward statistics
+    include the window at once. `hp.gamma` discounts the returns. Without `obs` and `reward` the
+    result is `agent` itself.
     """
     if not (obs or reward):
         return agent
@@ -111,10 +112,10 @@ def normalised(
 
 
 def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
-    """Moments [*obs] of the observations of inputs["data"], where `cfg` asks for them.
+    """Moments [*obs] of the observations of inputs["data"]; mean 0, variance 1 if not normalised.
 
-    As in the authors' code of TD3+BC, 1e-3 is added to each deviation, so that an element which
-    hardly varies in the data does not explode.
+    As in the authors' code of TD3+BC, 1e-3 is added to each deviation, which bounds elements that
+    hardly vary in the data.
     """
     if not cfg.normalise_obs:
         return moments(spec.obs_shape)
@@ -124,7 +125,7 @@ def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
 
 
 def change_moments(data: Transition) -> Moments:
-    """Moments [S] of s' - s over the rows with a known successor, S the elements of an observation.
+    """Moments [S] of s' - s over rows with known successors, S the elements of an observation.
 
     As in `data_moments`, 1e-3 is added to each deviation.
     """
@@ -137,5 +138,5 @@ def change_moments(data: Transition) -> Moments:
 
 
 def standardise_obs(cfg: Any, seen: Moments, obs: Array) -> Array:
-    """Observations [B, *obs] as networks see them."""
+    """Observations [B, *obs] as input of networks."""
     return standardise(seen, obs, jnp.inf) if cfg.normalise_obs else obs

@@ -18,7 +18,7 @@ def linear(progress: Array, start: Array | float, end: Array) -> Array:
 
 
 def clipped_radam(lr: Array, max_grad_norm: Array) -> optax.GradientTransformation:
-    """Clipping to a global norm, then RAdam."""
+    """Clipping by global norm, then RAdam."""
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.radam(lr))
 
 
@@ -41,13 +41,13 @@ def polyak(target: Array, params: Array, tau: Array) -> Array:
 
 
 def adam_step(params: Array, grads: Array, opt: PyTree, lr: Array) -> tuple[PyTree, PyTree]:
-    """One step of Adam on one vector (or stack) of parameters: these, and the optimiser's state."""
+    """(params, opt) after one step of Adam on a vector, or stack of vectors, of parameters."""
     change, opt = optax.adam(lr).update(grads, opt)
     return optax.apply_updates(params, change), opt
 
 
 class Trainable(NamedTuple):
-    """Parameters, one vector or a stack of vectors, with the state of their Adam."""
+    """Parameters, a vector or a stack of vectors, and the state of Adam."""
 
     params: Array
     opt: PyTree
@@ -62,11 +62,11 @@ def minimise(
     """One step of Adam on `loss`.
 
     Args:
-      loss: from parameters to (loss [], auxiliary results).
-      max_grad_norm: the norm that the gradient is clipped to; None leaves it alone.
+      loss: parameters -> (loss [], auxiliary results).
+      max_grad_norm: norm to which the gradient is clipped; None for no clipping.
 
     Returns:
-      (parameters and optimiser after the step, loss and auxiliary results before it).
+      (parameters and optimiser after the step, loss before it, auxiliary results).
     """
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(at.params)
     if max_grad_norm is not None:
@@ -75,5 +75,5 @@ def minimise(
 
 
 def clip_norm(grads: Array, largest: Array | float) -> Array:
-    """`grads` scaled down to norm `largest` where theirs is larger."""
+    """`grads`, scaled down to norm `largest` if the norm is larger."""
     return grads * jnp.minimum(1.0, largest / jnp.linalg.norm(grads.reshape(-1)))

@@ -1,10 +1,10 @@
-"""A population: the same stage functions over P members, in tiles, over devices.
+"""Populations: stage functions mapped over P members, in tiles, on several devices.
 
-A member starts as a pure function of its id: its key is fold_in(root key, id), its hyperparameters
-are row id of a table. On each device of a mesh, tiles of W vmapped members take turns in a loop, so
-temporary memory stays that of one tile and the state is updated in place. The compiled program
-holds no collective: members never meet. How many tiles take turns is an argument of the program, so
-that a population some of which has been stopped goes on in fewer.
+The initial state of a member is a pure function of its id: its key is fold_in(root key, id), and
+its hyperparameters are one row of a table. Each device of a mesh loops over tiles of W vmapped
+members, so temporary memory is that of one tile, and the state is updated in place. The compiled
+program has no collectives, since members do not communicate. The number of tiles is an argument of
+the program, so that stopped members need not be computed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ AXIS = "pop"
 
 
 class Placement(NamedTuple):
-    """Where members are while only some of them are trained.
+    """Rows of members in the arrays, if only some members are trained.
 
     Attributes:
-      members: those that are trained, [A] in order.
-      rows: [P] the row that each member has in the arrays, trained or not.
-      order: [padded] its inverse; what is P or more is padding.
-      tiles: [devices] how many are computed, the first of each device.
+      members: [A] trained members, in order.
+      rows: [P] row of each member, trained or not.
+      order: [padded] member of each row, the inverse of `rows`; P or more for padding.
+      tiles: [devices] number of tiles computed on each device, from its first row.
     """
 
     members: np.ndarray
@@ -44,7 +44,7 @@ class Placement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where members live: `width` members per tile, tiles over the devices of `mesh`."""
+    """Distribution of members: `width` members per tile, tiles over the devices of `mesh`."""
 
     mesh: Mesh
     width: int
@@ -54,16 +54,16 @@ class Layout:
         return self.mesh.size
 
     def padded(self, members: int) -> int:
-        """The least multiple of devices × width that holds `members`."""
+        """The smallest multiple of devices × width that is at least `members`."""
         step = self.devices * self.width
         return math.ceil(members / step) * step
 
     def placement(self, count: int, members: np.ndarray | None = None) -> Placement:
         """The placement of `count` members, of which `members` [A] are trained, all by default.
 
-        They get the first rows of the devices, in whole tiles; where the last one is not full,
-        others are computed along to no avail, padding first. One tile is always computed, so that
-        a process without any member keeps step.
+        Trained members take the first rows of the devices, in whole tiles. A tile that is not full
+        also computes padding or stopped members, whose results are not used. At least one tile is
+        computed, so that a process without members makes the same launches as the others.
         """
         members = np.arange(count) if members is None else np.sort(members)
         total = self.padded(count)
@@ -83,7 +83,7 @@ class Layout:
         return jax.tree.map(lambda x: x[index], tree)
 
     def split(self, tree: PyTree) -> PyTree:
-        """Puts the member axis of every leaf over the devices."""
+        """Splits the member axis of every leaf over the devices."""
         return jax.device_put(tree, NamedSharding(self.mesh, Spec(AXIS)))
 
     def share(self, tree: PyTree) -> PyTree:
@@ -92,13 +92,13 @@ class Layout:
 
 
 def spread(members: int, width: int, devices: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, last + 1) of the members that each process takes, which has so many devices.
+    """(first, last + 1) of the members of each process; `devices` are the processes' device counts.
 
-    Whole tiles in order of the members, as many for each device: the tiles are those of one process
-    that has all the devices.
+    Each device gets the same number of whole tiles, in the order of the members. The tiles are the
+    same as those of one process with all devices.
     """
     tiles = math.ceil(members / width)
-    each = math.ceil(tiles / sum(devices)) * width  # members of a device
+    each = math.ceil(tiles / sum(devices)) * width  # members per device
     ends = np.minimum(np.cumsum([0, *devices]) * each, members)
     return [(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
 
@@ -106,11 +106,11 @@ def spread(members: int, width: int, devices: Sequence[int]) -> list[tuple[int, 
 def tile_width(members: int, devices: int, platform: str, acting: bool = True) -> int:
     """Members per tile: a fixed rule, so that the same command gives the same bits.
 
-    On CPUs tiles of four members are fastest where members step environments: wider ones fall out
-    of cache and split single operations over threads. Members that learn from data alone (not
-    `acting`) do little but large matrix products, which gain nothing from company: one a tile.
-    Accelerators take up to 256 members at once. The widest tile allowed is narrowed to what leaves
-    the least padding.
+    On CPUs tiles of four members are fastest if members step environments: wider tiles exceed the
+    cache and split single operations over threads. Members that learn from data alone (not
+    `acting`) compute mainly large matrix products, which do not gain from tiles: one member per
+    tile. On accelerators a tile has up to 256 members. Tiles are narrowed where that leaves less
+    padding.
     """
     limit = (4 if acting else 1) if platform == "cpu" else 256
     each = math.ceil(members / min(devices, members))
@@ -123,11 +123,10 @@ def layout(
     width: int | None = None,
     acting: bool = True,
 ) -> Layout:
-    """The layout for `members` over the devices of this process; those beyond the members stay
-    unused.
+    """The layout of `members` over the devices of this process; surplus devices are not used.
 
     Args:
-      width: members per tile; by default that of `tile_width`, which takes `acting`.
+      width: members per tile; `tile_width` by default.
       acting: whether any stage of the program steps environments.
     """
     devices = list(devices or jax.local_devices())
@@ -140,11 +139,11 @@ def layout(
 
 
 def lift(plan: Layout) -> Lift:
-    """Spreads a stage function over the population; a shared one is computed everywhere.
+    """Maps a stage function over the population; shared stages are computed on every device.
 
-    Every leaf of carry, members and outputs has a leading member axis, shared between the devices;
-    the leaves of `shared` have none. With `tiles` [devices] in `shared`, only so many are computed
-    on each device, the first; outputs of the others are 0.
+    Every leaf of carry, members and outputs has a leading member axis, split over the devices;
+    leaves of `shared` have none. `tiles` [devices] in `shared` limits each device to its first
+    tiles; outputs of the others are 0.
     """
 
     def lifted(fn: StageFn, stage: Stage) -> StageFn:
@@ -154,14 +153,14 @@ def lift(plan: Layout) -> Lift:
             mesh=plan.mesh,
             in_specs=(spec, spec, Spec()),
             out_specs=(spec, spec),
-            check_vma=False,  # loop carries made inside would need a cast each
+            check_vma=False,  # otherwise every loop carry created inside needs a cast
         )
 
     return lifted
 
 
 def _tiled(fn: StageFn, width: int) -> StageFn:
-    """fn over tiles of `width` members, one after the other, the carry updated in place."""
+    """fn mapped over tiles of `width` members in sequence; the carry is updated in place."""
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         def take(tree: PyTree, tile: Array) -> PyTree:
@@ -170,7 +169,7 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
         def put(tree: PyTree, part: PyTree, tile: Array) -> PyTree:
             return jax.tree.map(lambda x, y: _update(x, y, tile * width), tree, part)
 
-        # jit, so that finding the shapes and making the loop share one trace.
+        # jit, so that eval_shape and the loop share one trace.
         batched = jax.jit(_vmapped(fn, width))
 
         def one(tile: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
@@ -185,8 +184,8 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
             part, out = one(tile, carry)
             return put(carry, part, tile), put(outputs, out, tile)
 
-        # A count the compiler cannot see: a loop known to run once would be inlined and fused
-        # otherwise, and then the bits would depend on the number of tiles.
+        # The barrier hides the count from the compiler: a loop known to run once would be inlined
+        # and fused differently, so that bits would depend on the number of tiles.
         some = shared["tiles"][jax.lax.axis_index(AXIS)] if "tiles" in shared else count // width
         tiles = jax.lax.optimization_barrier(jnp.int32(some))
         return jax.lax.fori_loop(0, tiles, body, (carry, outputs))
@@ -195,7 +194,7 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
 
 
 def _vmapped(fn: StageFn, width: int) -> StageFn:
-    """fn over `width` members; one alone goes without vmap, which would cost it 40 % on a CPU."""
+    """fn mapped over `width` members; without vmap for width 1, where it costs 40 % on a CPU."""
     if width > 1:
         return jax.vmap(fn, in_axes=(0, 0, None))
 
@@ -227,32 +226,33 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 # --- driver one: a whole population as one pure function ------------------------------------------
 
 
-def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
-    """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
+def train(program: Program, plan: Layout) -> Callable[..., Result]:
+    """The whole run of a population as a pure function (root key, ids [P], hp, inputs, own=None).
 
-    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P.
-    P is a multiple of devices × width (see `Layout.pad`). Results carry the member axis, behind the
-    axis of chunks where there is one; those of shared stages do not.
+    The leaves of `hp`, the agent's `Hypers` or `HyperParams`, and of `own`, the inputs of each
+    member, have the axis P. P is a multiple of devices × width (see `Layout.pad`). Results have the
+    member axis, after the axis of chunks if there is one; results of shared stages have no member
+    axis.
     """
     run = compose(program, lift(plan))
 
-    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
+    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree, own: PyTree = None) -> Result:
         hp = as_hyperparams(hp)
-        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
+        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs, own or {})
 
     return whole
 
 
 def member_keys(key: Array, ids: Array) -> Array:
-    """Keys [P] of the members `ids` [P]: the same for a member whatever the population."""
+    """Keys [P] of the members `ids` [P]; a member's key does not depend on the population."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
 
 def run_key(key: Array) -> Array:
-    """The key of stages that all members share; no member has this id."""
+    """The key of shared stages; no member has its id."""
     return jax.random.fold_in(key, np.iinfo(np.int32).max)
 
 
 def first(hp: PyTree) -> PyTree:
-    """The first member's hyperparameters, which shared stages are trained with."""
+    """The first member's hyperparameters, which shared stages use."""
     return jax.tree.map(lambda x: x[0], hp)

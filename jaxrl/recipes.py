@@ -1,4 +1,4 @@
-"""Programs of one stage, on-policy, off-policy or offline, and checks of their sizes."""
+"""Programs of one stage (on-policy, off-policy, offline), and checks of their sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def single_stage(
     """`cfg.updates` updates of `agent` from `source`, with `evals` evaluations.
 
     Args:
-      after: stages that continue from this one, which then is called "offline", not "agent".
+      after: later stages; with them the first stage is called "offline" instead of "agent".
     """
     stage = Stage(
         name="offline" if after else "agent",
@@ -63,11 +63,11 @@ def offline_program(
     explore: bool = False,
     after: tuple[Stage, ...] = (),
 ) -> Program:
-    """Updates on batches of data; the environment serves for evaluation.
+    """Updates on batches of data; the environment is used for evaluation only.
 
     Args:
-      source: of the batches; by default uniform batches of inputs["data"].
-      explore: evaluate with exploration, as agents do that choose among fresh candidates.
+      source: source of the batches; by default uniform batches of inputs["data"].
+      explore: evaluate with exploration, for agents that choose among sampled candidates.
       after: see `single_stage`.
     """
     evaluate = evaluator(env, agent, episodes, explore=explore)
@@ -88,13 +88,13 @@ def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
 
 
 def check_offline(cfg: Any) -> None:
-    """Raises UserError for the first size of an offline agent's `Config` below one."""
+    """Raises UserError if a size in an offline agent's `Config` is below one."""
     smallest = min((*cfg.hidden, 1))
     at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
 
 
 def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
-    """Raises UserError where the sizes of a `Config` with rollouts do not fit together.
+    """Raises UserError if the sizes of a `Config` with rollouts do not fit together.
 
     Args:
       layers: widths of all layers.
@@ -119,7 +119,7 @@ def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
 
 
 def check_replay(cfg: Any) -> None:
-    """Raises UserError where the sizes of a `Config` with replay do not fit together."""
+    """Raises UserError if the sizes of a `Config` with replay do not fit together."""
     at_least(
         1,
         num_envs=cfg.num_envs,

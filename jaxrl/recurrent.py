@@ -1,9 +1,9 @@
 """Recurrent cells, and their unrolling over windows.
 
-A cell is split where speed needs it: what depends on inputs alone is one matrix product over the
-whole window, what remains per step is one product with the recurrent kernel and elementwise work.
-The gradient of that kernel is summed over time in one product as well, instead of step by step,
-which for the small batches of recurrent reinforcement learning is most of the cost.
+Cells are split for speed. The products with inputs are one matrix product over the whole window;
+each step then needs one product with the recurrent kernel and elementwise operations. The kernel's
+gradient is also one product over the whole window. A sum over steps would be most of the cost for
+the small batches of recurrent reinforcement learning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxrl.types import Array, PyTree
 class Cell(NamedTuple):
     """step(projected [B, G], recurrent [B, G], carry) -> carry, with G = blocks * H.
 
-    `projected` is the input's share of the gates, `recurrent` that of the last output.
+    `projected` is the product with the input, `recurrent` the product with the last output.
     `output(carry)` is the output [B, H]; the carry is a pytree of [B, H].
     """
 
@@ -55,7 +55,7 @@ CELLS = {
 class Recurrent(nn.Module):
     """A GRU (Cho et al. 2014, in the form of cuDNN) or an LSTM of `size` units.
 
-    Recurrent kernels begin orthogonal per gate, input kernels LeCun normal, biases at zero.
+    Initial recurrent kernels are orthogonal per gate, input kernels LeCun normal, biases zero.
     """
 
     kind: str
@@ -68,7 +68,7 @@ class Recurrent(nn.Module):
         Args:
           carry: before the window, leaves [B, H].
           inputs: [T, B, F].
-          start: [T, B] bool: steps before which the carry is emptied.
+          start: [T, B] bool: steps before which the carry is reset to zero.
         """
         cell, gates = CELLS[self.kind], CELLS[self.kind].blocks * self.size
         kernel = self.param("input", nn.initializers.lecun_normal(), (inputs.shape[-1], gates))
@@ -95,9 +95,9 @@ def unroll(
 
     Args:
       kernel: [H, G] recurrent.
-      bias: [G] added to the recurrent share.
-      projected: [T, B, G] the inputs' share of the gates.
-      start: [T, B] bool: steps before which the carry is emptied.
+      bias: [G] added to the recurrent product.
+      projected: [T, B, G] products with the inputs.
+      start: [T, B] bool: steps before which the carry is reset to zero.
       carry: before the first step, leaves [B, H].
     """
     return _forward(cell, kernel, bias, projected, start, carry)[0]
@@ -142,6 +142,6 @@ unroll.defvjp(_forward, _backward)
 
 
 def forget(carry: PyTree, start: Array) -> PyTree:
-    """Zeros in place of the carry [B, ...] of sequences that start anew [B] bool."""
+    """The carry [B, ...], zero where a sequence starts, `start` [B] bool."""
     empty = lambda x: jnp.where(start.reshape(start.shape + (1,) * (x.ndim - 1)), 0.0, x)
     return jax.tree.map(empty, carry)

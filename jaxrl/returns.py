@@ -1,8 +1,7 @@
-"""Returns along time. Arrays are time-major, [T, ...]; trailing axes are carried along.
+"""Returns over time. Arrays are time-major, [T, ...]; trailing axes are batch axes.
 
-Every function takes the value of the *true* successor at each step, so a time limit needs no
-special case beyond cutting the trace: `terminated` sets the successor's value to zero, `truncated`
-keeps it.
+Functions take the value of the *true* successor at each step. `terminated` sets this value to zero;
+`truncated` keeps it. Both end the trace.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ def lambda_returns(
     """λ-returns, G_t = r_t + γ (1 - terminated_t) [(1 - λ) v_t + λ G_{t+1}].
 
     With v_t = max_a Q(s_{t+1}, a) these are Peng's Q(λ) targets (Gallici et al. 2025, eq. 6 ff.).
-    At a time limit and at the end of the window the bracket is v_t alone. λ = 0 is TD(0); λ = 1 is
-    the Monte Carlo return, bootstrapped where the data stop.
+    At truncated steps and at the end of the window the bracket is v_t alone. λ = 0 is TD(0); λ = 1
+    is the Monte Carlo return, bootstrapped at the end of the data.
 
     Args:
       reward: [T, ...] float32.
@@ -63,11 +62,11 @@ def gae(
 ) -> Array:
     """Generalised advantage estimates, A_t = δ_t + γ λ (1 - done_t) A_{t+1} (Schulman et al. 2016).
 
-    δ_t = r_t + γ (1 - terminated_t) v_t - V(s_t). Computed as λ-return minus value, which is the
-    same wherever v_t is V(s_{t+1}) inside episodes, as it is for successors valued by the same V.
+    δ_t = r_t + γ (1 - terminated_t) v_t - V(s_t). Computed as λ-return minus value, which is equal
+    if v_t = V(s_{t+1}) within episodes, that is, if the same V gives the values of successors.
 
     Args:
-      value: [T, ...] float32, V(s_t). The others are those of `lambda_returns`.
+      value: [T, ...] float32, V(s_t). Other arguments as in `lambda_returns`.
 
     Returns:
       [T, ...] float32.

@@ -1,4 +1,4 @@
-"""Scores and dynamics of a dataset: networks of denoising score matching, learned together.
+"""Scores and dynamics of a dataset, trained together by denoising score matching and regression.
 
 The scores are gradients of log-densities, of actions given observations and of states
 (`jaxrl.diffusion`). The inverse dynamics predict the action of a change of state; the forward
@@ -101,7 +101,7 @@ def forward(call: Calls, seen: Array, action: Array) -> Array:
 
 
 class Rows(NamedTuple):
-    """A batch as the networks see it."""
+    """A batch as input of the networks."""
 
     seen: Array  # [B, S] standardised observations
     later: Array  # [B, S] standardised next observations; `seen` where these are unknown
@@ -146,7 +146,7 @@ def losses(call: Calls, change: Moments, rows: Rows, key: Array) -> dict[str, Ar
 
 
 def learner(net: dict[str, nets.Net], cfg: Any, spec: EnvSpec, space: BoxScale) -> Learner:
-    """Learns all networks at once, from batches of `sources.held_out`.
+    """The learner of all networks, from batches of `sources.held_out`.
 
     Args:
       net: from `networks`.
@@ -189,9 +189,9 @@ def learner(net: dict[str, nets.Net], cfg: Any, spec: EnvSpec, space: BoxScale) 
 
 
 def keep_best(state: ScoreState, now: Array, error: Array, judged: Array) -> ScoreState:
-    """`state` with a new held-out error [] of inverse dynamics `now`, kept where it is lowest.
+    """`state` with a new held-out error [] of inverse dynamics `now`, stored if it is the lowest.
 
-    The error does not count where `judged` [] is False: no row of the batch was held out.
+    The error is ignored if `judged` [] is False, that is, if the batch has no held-out row.
     """
     held = polyak(state.held, jnp.where(judged, error, state.held), jnp.float32(MEMORY))
     best = jnp.where(held < state.lowest, now, state.best)

@@ -1,4 +1,4 @@
-"""Snapshots of a population: the state of a run on the host, and how to put one together."""
+"""Snapshots of a population: the state of a run on the host, and its assembly from parts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jaxrl.types import Array, PyTree, as_hyperparams
 
 
 class RunState(NamedTuple):
-    """All that a population needs to go on: on the host and unpadded, so it fits any layout.
+    """The state from which a population continues, on the host and unpadded, for any layout.
 
     Leaves of `member`, and of results of stages that are not shared, have the axis P.
     """
 
     member: MemberState
     results: dict[str, PyTree]  # final learner states of finished stages
-    stage: int  # index of the stage that `member` is in
+    stage: int  # index of the stage of `member`
     step: int  # updates made in that stage
 
 
 def fetch(tree: PyTree, rows: np.ndarray, shared: bool) -> PyTree:
-    """A copy on the host, of some rows unless members share it; keys stay typed."""
+    """A copy on the host, of `rows` unless members share the tree; keys remain typed."""
 
     def one(x: Array) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -46,9 +46,9 @@ def assemble(
     parts: Sequence[tuple[tuple[int, int], RunState]],
     members: tuple[int, int],
 ) -> RunState:
-    """The state of `members` (first, last + 1) out of parts, each with the members it holds.
+    """The state of `members` (first, last + 1), assembled from (members, state) parts.
 
-    Parts are in order, hold all that is asked for, and are all at `step` of `stage`.
+    Parts are in order, contain all of `members`, and are all at `step` of `stage`.
     """
     is_shared = {s.name: s.shared for s in program.stages}
 
@@ -69,18 +69,25 @@ def assemble(
 
 
 def _concatenate(*parts: Any) -> Any:
-    """On the host, but for keys."""
+    """Concatenation on the host, except for keys."""
     keys = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
     return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
-def abstract_learner(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> PyTree:
-    """The state of the learner of `stage` as shapes and dtypes, [P, ...] unless members share it.
+def abstract_learner(
+    program: Program,
+    hp: PyTree,
+    inputs: dict[str, PyTree],
+    stage: int,
+    own: dict[str, PyTree] | None = None,
+) -> PyTree:
+    """Shapes and dtypes of the learner state of `stage`, [P, ...] unless members share it.
 
-    The sources are not looked at, so `inputs` need hold only what learners begin from.
+    Sources are not evaluated, so `inputs`, and `own` of each member [P, ...], need only the inputs
+    of learners' `init`.
     """
     hp = as_hyperparams(hp)
-    shared, members = dict(inputs), {}
+    shared, members = dict(inputs), dict(own or {})
 
     def init(index: int) -> PyTree:
         each = program.stages[index]
@@ -99,12 +106,21 @@ def abstract_learner(program: Program, hp: PyTree, inputs: dict[str, PyTree], st
     return init(stage)
 
 
-def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
-    """The `RunState` of a snapshot taken in `stage`, as shapes and dtypes: what to restore into."""
+def abstract_state(
+    program: Program,
+    hp: PyTree,
+    inputs: dict[str, PyTree],
+    stage: int,
+    own: dict[str, PyTree] | None = None,
+) -> RunState:
+    """Shapes and dtypes of the `RunState` of a snapshot taken in `stage`, for restoring.
+
+    `own` are inputs of each member, leaves [P, ...].
+    """
     hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shared, members = dict(inputs), {}
+    shared, members = dict(inputs), dict(own or {})
 
     def start(index: int) -> MemberState:
         init = initialise_fn(program.stages[index])

@@ -1,4 +1,4 @@
-"""Action spaces as networks see them: bounded boxes in units of half their width."""
+"""Scaling of bounded action boxes to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxrl.types import Array, Box, Discrete, EnvSpec
 
 
 class BoxScale(NamedTuple):
-    """A bounded box of A actions, which networks see in units of half its width, [-1, 1]."""
+    """Centre and half-widths of a bounded box of A actions, for scaling to [-1, 1]."""
 
     centre: np.ndarray  # [1, A]
     scale: np.ndarray  # [1, A]
@@ -22,11 +22,11 @@ class BoxScale(NamedTuple):
         return self.scale.shape[-1]
 
     def unit(self, action: Array) -> Array:
-        """Actions [B, A] of the box in [-1, 1]."""
+        """Actions [B, A] of the box, scaled to [-1, 1]."""
         return (action - self.centre) / self.scale
 
     def scaled(self, action: Array) -> Array:
-        """Actions [B, A] in [-1, 1] as those of the box."""
+        """Actions [B, A] in [-1, 1], scaled to the box."""
         return action * self.scale + self.centre
 
 
@@ -34,14 +34,14 @@ def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
     """Centre and scale of `spec`'s actions.
 
     Args:
-      agent: the name that error messages begin with.
+      agent: name of the agent, for error messages.
 
     Raises:
-      UserError: the actions are not in a bounded box of one axis.
+      UserError: the action space is not a bounded box of one axis.
     """
     space = spec.action
     if not isinstance(space, Box) or len(space.shape) != 1:
-        raise UserError(f"{agent} acts in boxes of one axis; {spec.name} has {space}")
+        raise UserError(f"{agent} needs actions in a box of one axis; {spec.name} has {space}")
     low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserError(f"{agent} needs bounded actions; {spec.name} has {space}")

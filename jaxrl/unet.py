@@ -1,8 +1,8 @@
-"""A U-Net along time: the denoiser of trajectories of policy-guided diffusion.
+"""A one-dimensional U-Net over time, the denoiser of policy-guided diffusion.
 
 Policy-Guided Diffusion. Matthew Thomas Jackson, Michael Tryfan Matthews, Cong Lu, Benjamin Ellis,
-Shimon Whiteson, Jakob Foerster. RLC 2024, arXiv:2404.06356. Its layers are those of the authors'
-code: convolutions alone, no attention.
+Shimon Whiteson, Jakob Foerster. RLC 2024, arXiv:2404.06356. The layers are those of the authors'
+code: convolutions without attention.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.nets import sinusoids
 from jaxrl.types import Array
 
-GROUPS, WIDE = 8, 16  # groups of the normalisations, at most, and channels of each, at least
+GROUPS, WIDE = 8, 16  # group normalisation: maximum number of groups, minimum channels per group
 
 
 class UNet(nn.Module):
     """(x [B, T, channels], t [B] or [1]) to [B, T, channels].
 
-    Block i < n on the way down has features 2^i channels; behind each but the last, time is halved.
-    On the way up each is met again, twice as long as the one before, with what it gave on the way
-    down beside it.
+    Block i of the encoder has features * 2^i channels; between blocks the time axis is halved. The
+    decoder doubles the time axis again and concatenates the output of the corresponding encoder
+    block.
     """
 
     features: int
@@ -51,11 +51,11 @@ class UNet(nn.Module):
 
 
 class Convolution(nn.Module):
-    """[B, T, C] to [B, T, features]: each step sees `side` steps around it, zeros beyond the ends.
+    """Convolution over time of kernel size `side` and zero padding: [B, T, C] to [B, T, features].
 
-    One product of shifted copies, with the numbers of `nn.Conv`. In a loop, as in training, XLA's
-    gradients of convolutions take CPUs eight times as long (16 channels) or sixteen times (32). Of
-    an even number of steps, one more is ahead than behind.
+    One product with shifted copies, equal to `nn.Conv`. Inside loops, as in training, XLA's
+    gradients of convolutions take CPUs eight (16 channels) to sixteen (32 channels) times as long.
+    An even kernel reaches one step further ahead than back.
     """
 
     features: int
@@ -70,25 +70,25 @@ class Convolution(nn.Module):
 
 
 def at_time(width: int, wave: Array) -> Array:
-    """What a block adds at every step [B, 1, width], from embedded times."""
+    """Offset [B, 1, width] of a block, computed from embedded times."""
     return nn.Dense(width)(jax.nn.silu(wave))[:, None]
 
 
 def groupnorm_relu(x: Array) -> Array:
-    """Group normalisation over time and channels, in the authors' eight groups, then ReLU.
+    """Group normalisation over time and channels, in up to eight groups as the authors', then ReLU.
 
-    Narrow networks get fewer groups: over two channels, say, little would be left of how large a
-    trajectory's numbers are, since each group is divided by its own deviation over time.
+    Narrow networks get fewer groups. Each group is divided by its deviation over time, so with two
+    channels per group, little information about the magnitude of a trajectory would remain.
     """
     return nn.relu(nn.GroupNorm(min(GROUPS, max(1, x.shape[-1] // WIDE)))(x))
 
 
 def check(features: int, blocks: int, length: int) -> None:
-    """Raises UserError where such a network cannot be made for so many steps."""
+    """Raises UserError if the sizes do not fit trajectories of `length` steps."""
     at_least(1, model_blocks=blocks)
     if features < 8 or features & (features - 1):
-        raise UserError(f"model_features={features} must be a power of two from 8 on")
+        raise UserError(f"model_features={features} must be a power of two, at least 8")
     if length % 2 ** (blocks - 1):
         raise UserError(
-            f"horizon={length} must be a multiple of {2 ** (blocks - 1)}, of model_blocks={blocks}"
+            f"horizon={length} must be a multiple of {2 ** (blocks - 1)} for model_blocks={blocks}"
         )

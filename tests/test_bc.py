@@ -55,7 +55,7 @@ def test_learns_a_deterministic_policy() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        (BUTTONS, "bc acts in boxes of one axis; buttons has Discrete"),
+        (BUTTONS, "bc needs actions in a box of one axis; buttons has Discrete"),
         (EnvSpec("arm", (3,), Box((-1.0,), (np.inf,), (1,))), "bc needs bounded actions"),
     ],
 )

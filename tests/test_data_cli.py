@@ -1,4 +1,4 @@
-"""jaxrl data: what it prints, converts and makes, and what it refuses."""
+"""`jaxrl data`: descriptions, conversion, generation and refused input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 def jaxrl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs `jaxrl data ...` in this process and an empty folder: code, output, error."""
+    """Runs `jaxrl data ...` in an empty folder and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax_setup, "start", lambda: None)
 
@@ -45,7 +45,7 @@ def jaxrl(
 # --- info and convert ----------------------------------------------------------------------------
 
 
-def test_info_tells_and_draws(jaxrl: Run, tmp_path: Path) -> None:
+def test_info_describes_and_draws(jaxrl: Run, tmp_path: Path) -> None:
     file = tmp_path / FIXTURE.name
     shutil.copy(FIXTURE, file)
     code, out, _ = jaxrl("info", FIXTURE.name)
@@ -66,10 +66,10 @@ def test_info_tells_and_draws(jaxrl: Run, tmp_path: Path) -> None:
         assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 20
 
 
-def test_level_of_rewards_is_told_where_it_may_be_taken_off() -> None:
+def test_info_suggests_a_reward_shift_if_nothing_terminates() -> None:
     found = datasets.load(FIXTURE)
     t, told = found.transitions, lambda t: "\n".join(data_cli.describe(Dataset(t, found.meta)))
-    assert f"--agent.reward-shift={-t.reward.mean():.3g} takes" in told(t)
+    assert f"--agent.reward-shift={-t.reward.mean():.3g} subtracts" in told(t)
     ends = np.arange(len(t.reward)) == len(t.reward) - 1
     for other in (t._replace(terminated=ends), t._replace(reward=t.reward - t.reward.mean())):
         assert "reward-shift" not in told(other)
@@ -82,8 +82,8 @@ def test_duplicates_are_counted() -> None:
     assert data_cli.duplicates(Dataset(Transition(*columns), {})) == 3
 
 
-def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
-    """Through all formats: the same arrays and the same references."""
+def test_convert_through_all_formats(jaxrl: Run, tmp_path: Path) -> None:
+    """A chain through all formats keeps arrays and reference returns."""
     start = datasets.load(FIXTURE)
     chain = [str(FIXTURE), "a.hdf5", "dmsd-v0", "b.npz"]
     for source, target in zip(chain, chain[1:], strict=False):
@@ -124,7 +124,7 @@ def test_convert_there_and_back(jaxrl: Run, tmp_path: Path) -> None:
         (["make", "maze:umaze", "--level", "play,random", "--out", "a.npz"], "2 levels need"),
     ],
 )
-def test_what_is_refused(jaxrl: Run, tmp_path: Path, words: list[str], says: str) -> None:
+def test_refused_requests(jaxrl: Run, tmp_path: Path, words: list[str], says: str) -> None:
     code, out, err = jaxrl(*words)
     assert (code, out) == (2, "")
     assert says in err and err.startswith("jaxrl: ") and err.count("\n") == 1
@@ -144,7 +144,7 @@ def test_help_names_every_level(jaxrl: Run, tmp_path: Path, words: list[str]) ->
 
 
 def check_replay(env: Env, t: Any) -> None:
-    """Every row is what the environment makes of its state and action; episodes hang together."""
+    """Stepping the environment from each row's state and action gives that row's successor."""
     state, obs = env.reset(jax.random.key(0), env.params)
     leaves = [jnp.asarray(x) for x in t.extras["state"]]
     for leaf, one in zip(leaves, jax.tree.leaves(state), strict=True):
@@ -162,7 +162,7 @@ def check_replay(env: Env, t: Any) -> None:
     np.testing.assert_array_equal(t.start, npz.starts(t.terminated | t.truncated))
 
 
-def test_make_walks_through_a_maze(jaxrl: Run, tmp_path: Path) -> None:
+def test_make_maze_data(jaxrl: Run, tmp_path: Path) -> None:
     code, _, err = jaxrl("make", "maze:umaze", "--level", "play,random", "--steps", "1_500")
     assert code == 0, err
     env, plan = envs.make("maze:umaze"), maze.parse("umaze")
@@ -180,22 +180,22 @@ def test_make_walks_through_a_maze(jaxrl: Run, tmp_path: Path) -> None:
         assert meta["reference"]["expert"] == 1 and meta["reference"]["random"] < 0.5
         assert meta["versions"]["jax"] == jax.__version__
     t = datasets.load(tmp_path / "data" / "maze-umaze-play-1500.npz").transitions
-    # No journey goes all the way: none that begins in the start's cell ends at the goal.
+    # Level play has no complete solution: no episode from the start cell ends at the goal.
     first = np.flatnonzero(t.start)
     last = np.append(first[1:], len(t.start)) - 1
     at_start = np.abs(t.extras["state"][0][first] - plan.cells[plan.start] - 0.5).max(1) < 0.5
     assert at_start.any() and not t.terminated[last[at_start]].any() and t.terminated.any()
 
 
-def test_make_into_a_file_of_that_name(jaxrl: Run, tmp_path: Path) -> None:
+def test_make_writes_the_given_file(jaxrl: Run, tmp_path: Path) -> None:
     words = ["make", "maze:umaze", "--level", "random", "--steps", "120", "--out", "own.npz"]
     code, out, err = jaxrl(*words)
     assert code == 0 and out.startswith("own.npz\n"), err
     assert len(datasets.load(tmp_path / "own.npz").transitions.reward) == 120
 
 
-def test_make_trains_and_plays(jaxrl: Run, tmp_path: Path) -> None:
-    """A small run of PPO: simulator states replay, halves come from two snapshots."""
+def test_make_trains_and_collects(jaxrl: Run, tmp_path: Path) -> None:
+    """A small PPO run: simulator states replay; medium-expert mixes two snapshots."""
     sizes = {"total-steps": 256, "num-envs": 4, "num-steps": 16, "minibatches": 1, "epochs": 1}
     options = [f"--agent.{name}={value}" for name, value in sizes.items()]
     options += ["--agent.actor", "4", "--agent.critic", "4", "--evals", "2", "--seed", "3"]
@@ -215,14 +215,14 @@ def test_make_trains_and_plays(jaxrl: Run, tmp_path: Path) -> None:
         assert meta["training"]["agent"] == "ppo" and meta["seed"] == 3
 
 
-def test_whole_episodes_are_kept_by_when_they_begin() -> None:
-    """A collected episode is cut nowhere but at the end of the data, whatever its length."""
+def test_collected_episodes_are_complete() -> None:
+    """Only the end of the data cuts an episode, whatever the length of the episode."""
     env = tiny.glide()
     t: Any = collect.collect(collect.at_random(env), jax.random.key(1), 333)
     assert len(t.reward) == 333
     _, lengths = datasets.episode_returns(t)
     ends = np.flatnonzero(t.truncated)
     begins = np.flatnonzero(t.start)
-    for end in ends:  # a time limit, after as many steps
+    for end in ends:  # each truncation is a time limit
         assert end - begins[begins <= end][-1] + 1 == tiny.LIMIT
     assert (lengths <= tiny.LIMIT).all() and t.terminated.sum() > 20

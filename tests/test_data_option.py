@@ -1,4 +1,4 @@
-"""`jaxrl train AGENT --data FILE`: what names a run, what is refused, and a trained agent again."""
+"""`jaxrl train AGENT --data FILE`: identity of a run, refused input, and loading the policy."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_refused_in_one_line(
 
 
 @pytest.mark.parametrize(("agent", "leaves"), [("bc", 0), ("ravl", 4)])
-def test_agents_get_the_extras_that_they_name(agent: str, leaves: int) -> None:
-    """Such as states of the simulator, which the observations of DMSD tell."""
+def test_agents_get_only_the_extras_they_name(agent: str, leaves: int) -> None:
+    """Only RAVL names the simulator states, which DMSD's observations determine."""
     fixture = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
     words = ["--env", "dmsd", "--data", str(fixture)]
     ready = prepare(resolve(agent, tokenise(words)[1]))
@@ -77,9 +77,9 @@ def test_agents_get_the_extras_that_they_name(agent: str, leaves: int) -> None:
     assert "expert" in ready.meta["reference"]
 
 
-def test_contents_name_the_run(file: Path, capsys: Any) -> None:
-    """The same data elsewhere are the same run, others are not; the agent comes out of its folder,
-    also where the run knew the data by a relative path."""
+def test_data_contents_identify_the_run(file: Path, capsys: Any) -> None:
+    """A copy of the dataset continues the run and another dataset is refused; the policy loads
+    although the run stored a relative path of the data."""
     code, out, err = run(capsys, *TRAIN, "--data", file.name, "--out", "run")
     assert code == 0, err
     elsewhere = shutil.copy(file, file.with_name("copy.npz"))
@@ -98,7 +98,7 @@ def test_contents_name_the_run(file: Path, capsys: Any) -> None:
 def test_a_trained_policy_needs_no_dataset(
     file: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It acts as before where the dataset is gone or another; `eval` refuses the other one."""
+    """A policy acts the same without its dataset or with a changed one, which `eval` refuses."""
     assert run(capsys, *TRAIN, "--data", "aim.npz", "--out", "it")[0] == 0
     obs = jnp.zeros((2, *AIM.obs_shape))
     before = jaxrl.load("it")(obs)
@@ -120,7 +120,7 @@ def test_a_trained_policy_needs_no_dataset(
     assert run(capsys, "eval", "it", "--episodes", "2")[0] == 0
 
 
-def test_load_beside_checkpoints_of_the_users_own(file: Path, capsys: Any) -> None:
+def test_load_beside_other_orbax_checkpoints(file: Path, capsys: Any) -> None:
     """A loaded policy and orbax's manager serve one process, in any order."""
     import orbax.checkpoint as ocp  # takes a second
 

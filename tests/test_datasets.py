@@ -1,4 +1,4 @@
-"""Datasets: the same arrays through every format, D4RL's rule against a loop, and bad files."""
+"""Datasets: round trips through all formats, D4RL's rule against a loop, and invalid files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDS = "..T....t..T.tt..."  # T terminated, t truncated; data stop in the middle
 
 
 def made(ends: str = ENDS, *, discrete: bool = False, extras: bool = False, seed: int = 0) -> Any:
-    """Transitions with these ends and random numbers: obs [2, 2], actions [3] in [-1, 1]."""
+    """Random transitions with the given ends: obs [2, 2], actions [3] in [-1, 1]."""
     rng = np.random.default_rng(seed)
     rows = len(ends)
     normal = lambda *shape: rng.normal(size=(rows, *shape)).astype(np.float32)
@@ -56,7 +56,7 @@ def same(a: Transition, b: Transition) -> None:
 
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5", ""])
-def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, discrete: bool) -> None:
+def test_round_trip(tmp_path: Path, suffix: str, discrete: bool) -> None:
     t = made(discrete=discrete, extras=suffix == ".npz")
     meta = {"env": "some:env", "reference": {"random": -1.5, "expert": 10.0}, "seed": 3}
     path = tmp_path / f"data{suffix}"
@@ -68,7 +68,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, discrete: bool) ->
     datasets.save(tmp_path / "again.npz", found)
     assert datasets.load(tmp_path / "again.npz").meta["sha256"] == known["sha256"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, "again.npz"])
-    if suffix == "":  # also by the folder and the file inside
+    if suffix == "":  # data/ and the file inside are accepted, too
         same(datasets.load(path / "data").transitions, t)
         same(datasets.load(path / "data" / "main_data.hdf5").transitions, t)
 
@@ -97,7 +97,7 @@ PLAIN = ("obs", "action", "reward", "next_obs", "terminated")
 
 
 def test_plain_arrays(tmp_path: Path) -> None:
-    """Without flags that tell, episodes end where next_obs is not the next row's obs."""
+    """Without truncated and start, episodes end where next_obs differs from the next row's obs."""
     t = made()
     columns = {name: getattr(t, name) for name in PLAIN}
     columns |= {"reward": t.reward.astype(np.float64)[:, None], "terminated": t.terminated * 1.0}
@@ -105,7 +105,7 @@ def test_plain_arrays(tmp_path: Path) -> None:
     same(datasets.load(tmp_path / "plain.npz").transitions, t)
     np.savez(tmp_path / "start.npz", **columns, start=t.start)
     same(datasets.load(tmp_path / "start.npz").transitions, t)
-    columns["done"] = columns.pop("terminated")  # both flags set: it terminated
+    columns["done"] = columns.pop("terminated")  # with both flags set, terminated wins
     np.savez(tmp_path / "neorl.npz", **columns, truncated=t.truncated | t.terminated)
     same(datasets.load(tmp_path / "neorl.npz").transitions, t)
 
@@ -143,7 +143,7 @@ def loop(columns: dict[str, Any]) -> list[tuple[int, bool]]:
 @settings(max_examples=60, deadline=None)
 @given(st.text("..Ttb", min_size=2, max_size=12))
 def test_the_rule_of_d4rl(tmp_path_factory: pytest.TempPathFactory, ends: str) -> None:
-    """b: a row that is terminal and timeout. The rule's rows, successors and ends, by a loop."""
+    """Kept rows, successors and ends as in a plain loop; b: a row that is terminal and timeout."""
     t = made(ends)
     both = np.array([c == "b" for c in ends])
     columns = d4rl_columns(t)
@@ -161,7 +161,7 @@ def test_the_rule_of_d4rl(tmp_path_factory: pytest.TempPathFactory, ends: str) -
     for name, key in (("obs", "observations"), ("action", "actions"), ("reward", "rewards")):
         np.testing.assert_array_equal(getattr(found, name), columns[key][rows])
     np.testing.assert_array_equal(found.terminated, columns["terminals"][rows])
-    for j, i in enumerate(rows):  # an episode is cut where its next row is left out
+    for j, i in enumerate(rows):  # dropping the next row truncates the episode
         goes_on = i + 1 in rows
         assert found.truncated[j] == (not goes_on and not columns["terminals"][i])
         assert found.start[j] == (j == 0 or found.terminated[j - 1] or found.truncated[j - 1])
@@ -175,7 +175,7 @@ def test_d4rl_with_next_observations_keeps_every_row(tmp_path: Path) -> None:
 
 
 def test_old_files_end_episodes_at_the_time_limit(tmp_path: Path) -> None:
-    """Those without timeouts, by the environment that their name tells."""
+    """Files without timeouts use the limit of the environment in the file name."""
     limit = LIMITS["hopper"]
     rows, died = 2 * limit + 500, 300
     terminated = np.arange(rows) == died
@@ -199,7 +199,7 @@ def test_old_files_end_episodes_at_the_time_limit(tmp_path: Path) -> None:
 def minari_folder(
     folder: Path, t: Transition, edit: Callable[[Any], None] = lambda f: None
 ) -> Path:
-    """The documented layout, written by hand; observations are a dictionary of two."""
+    """Minari's documented layout with dictionary observations {"a", "b"}."""
     first = [*np.flatnonzero(t.start), len(t.reward)]
     (folder / "data").mkdir(parents=True)
     about = {"dataset_id": "some/thing-v0", "ref_min_score": 1.0, "ref_max_score": 3.0}
@@ -217,7 +217,7 @@ def minari_folder(
 
 
 def test_minari_by_its_documented_layout(tmp_path: Path) -> None:
-    t = made(ENDS * 3)  # more than ten episodes: episode_10 comes after episode_9
+    t = made(ENDS * 3)  # more than ten episodes, so that order by name would differ
     assert t.start.sum() > 11
     found = datasets.load(minari_folder(tmp_path / "thing-v0", t))
     flat = t._replace(obs=t.obs.reshape(-1, 4), next_obs=t.next_obs.reshape(-1, 4))
@@ -248,7 +248,7 @@ def test_minari_space_of_actions(known: bool, tmp_path: Path) -> None:
     assert (space["low"], space["high"]) == expected
 
 
-# --- what they hold ------------------------------------------------------------------------------
+# --- contents ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -283,13 +283,13 @@ def test_returns_and_lengths_by_a_loop(ends: str) -> None:
         ("maze:umaze", None),
     ],
 )
-def test_references_go_by_name(name: str, found: str | None) -> None:
+def test_reference_returns_by_name(name: str, found: str | None) -> None:
     assert task(name) == found
     assert (reference(name) is None) == (found is None)
 
 
 def test_normalised_scores() -> None:
-    """Published: a return of 3234.3 in hopper is 100; a dataset's own references come first."""
+    """D4RL: hopper's 3234.3 is a score of 100; reference returns in the metadata come first."""
     score = datasets.normalised_score(
         {"env": "hopper-medium-v2"}, [3234.3, -20.272305, 1607.013848]
     )
@@ -329,7 +329,7 @@ def test_check_against_an_environment() -> None:
 
 
 def npz_file(**changes: Any) -> Callable[[Path], Path]:
-    """A file of ours, `None` leaving out a column."""
+    """A file in jaxrl's layout with changed columns; None leaves a column out."""
 
     def make(folder: Path) -> Path:
         columns = npz.arrays(made(extras=True)) | changes
@@ -400,12 +400,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "state": (npz_file(**{"state/0": None}), "bad.npz: state/0: missing"),
     "meta": (npz_file(meta="{"), "bad.npz: meta: is not JSON"),
     "meta, a list": (npz_file(meta="[]"), "bad.npz: meta: must be a JSON object"),
-    "changed": (npz_file(meta='{"sha256": "0"}'), "bad.npz: meta: its sha256"),
+    "changed": (npz_file(meta='{"sha256": "0"}'), "bad.npz: meta: the sha256"),
     "zip": (text(b"PK\x03\x04"), "bad.npz: as a whole: cannot be read"),
     "other": (text(b"hello"), "bad.npz is neither"),
     "empty": (text(b""), "bad.npz is neither"),
     "not there": (lambda folder: folder / "bad.npz", "bad.npz cannot be read: No such file"),
-    "folder": (lambda folder: folder, "no Minari folder"),
+    "folder": (lambda folder: folder, "not a Minari folder"),
     "hdf5": (hdf5(observations=None), "bad.hdf5: observations: missing, and so is episode_0"),
     "hdf5, cut": (text(b"\x89HDF\r\n\x1a\n1234"), "bad.npz: as a whole: cannot be read"),
     "hdf5, nan": (hdf5(rewards=with_value(T.reward, 4, np.nan)), "bad.hdf5: rewards, row 4: NaN"),
@@ -439,7 +439,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_data_are_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_invalid_data_raise_a_line_with_the_place(tmp_path: Path, name: str) -> None:
     build, says = BAD[name]
     with pytest.raises(UserError) as caught:
         datasets.load(build(tmp_path))
@@ -459,7 +459,7 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
             datasets.load(cut)
 
 
-def test_saving_needs_a_known_suffix_and_overwrites_no_folder(tmp_path: Path) -> None:
+def test_save_needs_a_known_suffix_and_a_new_folder(tmp_path: Path) -> None:
     data = Dataset(made(), {})
     with pytest.raises(UserError, match=r"use the suffix \.npz"):
         datasets.save(tmp_path / "a.csv", data)

@@ -223,7 +223,7 @@ def test_true_model_makes_the_steps_of_a_maze() -> None:
 
 def test_data_without_states() -> None:
     source = dreams(true_model(envs.make("reach")), random_policy(Box((-1,), (1,), (1,))))
-    with pytest.raises(UserError, match="the true dynamics of reach need data with its simulator"):
+    with pytest.raises(UserError, match="the true dynamics of reach need data with simulator"):
         source.init(jax.random.key(0), 1.0, HP, INPUTS)
 
 

@@ -254,7 +254,7 @@ def test_log_probabilities_of_buttons() -> None:
         iql.log_prob(cfg, BUTTONS)(state, hp, t.obs, jnp.full(6, action)) for action in range(3)
     ]
     np.testing.assert_allclose(jnp.exp(jnp.stack(each)).sum(0), 1, rtol=1e-5)
-    with pytest.raises(UserError, match="pgd acts in boxes"):
+    with pytest.raises(UserError, match="pgd needs actions in a box"):
         codec(BUTTONS)
 
 

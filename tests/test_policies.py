@@ -57,7 +57,10 @@ def test_acting_stays_in_the_box() -> None:
 
 def test_a_squashed_policy_needs_a_bounded_box() -> None:
     arm = EnvSpec("arm", (3,), Box((-1.0,), (np.inf,), (1,)))
-    for spec, told in ((BUTTONS, "acts in boxes of one axis"), (arm, "needs bounded actions")):
+    for spec, told in (
+        (BUTTONS, "needs actions in a box of one axis"),
+        (arm, "needs bounded actions"),
+    ):
         with pytest.raises(UserError, match=f"a squashed normal policy {told}; {spec.name}"):
             squashed_head((4,), spec)
 

@@ -130,7 +130,7 @@ def test_sweep_against_numpy(folder: Path, table: Callable) -> None:
         expected = improvement(fine, first[np.isfinite(first)])
         assert row["P(better)"] == ("reference" if is_first else f"{expected:.4g}")
         assert row["state"] == "3 evaluations"
-    assert "one of agent.num_steps=8,agent.lr=0.001, ties" in told
+    assert "one of agent.num_steps=8,agent.lr=0.001; ties" in told
     assert {path.name for path in (folder / "it/plots").iterdir()} == {
         *("report.png", "report-sensitivity.png"),
     }
@@ -144,7 +144,8 @@ def test_another_reference(folder: Path, table: Callable) -> None:
         assert found.index("reference") == (2 if num_steps == 8 else 5)
         expected = improvement(scores_of(made, 8, 1), scores_of(made, num_steps, 2))
         assert found[1] == f"{expected:.4g}"
-    with pytest.raises(UserError, match="agent.lr=0.5: no point is that; as in --over agent"):
+    example = "agent.lr=0.5 matches no point; an example is --over agent"
+    with pytest.raises(UserError, match=example):
         report.report([folder / "it"], over="agent.lr=0.5")
 
 

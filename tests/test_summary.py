@@ -38,4 +38,4 @@ def test_the_result_warns(gone: list[int]) -> None:
     told = {"return": found, "members": 4, "failed_members": [], "diverged": np.array(gone)}
     lines = summary.result(told | {"score": {"iqm": 50.0}}).split("\n")
     assert lines[0].endswith("normalised 50.0, 4 members")
-    assert lines[1:] == (["warning: Q has diverged, of 2 members: 1, 3"] if gone else [])
+    assert lines[1:] == (["warning: Q has diverged in 2 members: 1, 3"] if gone else [])

@@ -30,16 +30,16 @@ class Dataset(NamedTuple):
     """Transitions [D, ...] in temporal order, one episode after the other.
 
     Attributes:
-      transitions: numpy arrays. The row after the end of an episode has `start`. If the data stop
-        in the middle of an episode, the last row is neither terminated nor truncated. `extras` may
+      transitions: numpy arrays. `start` marks the first row of every episode. If the data stop in
+        the middle of an episode, the last row is neither terminated nor truncated. `extras` may
         contain
           "log_prob" [D]: log-probability of the action under the behaviour policy;
           "state": tuple of [D, ...], leaves of the simulator's state before the step;
           "next_known" [D] bool: False if next_obs is not the successor but the observation that
             follows a termination in the file. TD targets do not use it; dynamics models must not.
       meta: JSON-like metadata: "env"; "reference", the returns {"random", "expert"}; "sha256" of
-        the arrays; "file", the path; for data of `jaxrl data make` also "level", "agent", "seed"
-        and versions.
+        the arrays; "file", the path; for data of `jaxrl data make` also "level", "seed", "versions"
+        and the training configuration.
     """
 
     transitions: Transition
@@ -53,13 +53,13 @@ def load(path: str | Path) -> Dataset:
     """A dataset from a file or a Minari folder.
 
     Raises:
-      UserError: no known format, or invalid contents; the message names file, key and row.
+      UserError: unknown format or invalid contents; the message names file, key and row.
     """
     path = Path(path)
     transitions, meta = _read(path)
     digest = sha256(transitions)
     if meta.get("sha256", digest) != digest:
-        raise bad(path, "meta", "its sha256 does not match the arrays, which have been changed")
+        raise bad(path, "meta", "the sha256 is not that of the arrays: the file has been changed")
     env = meta.get("env") or _env_of(path)
     found = meta.get("reference") or reference(env)
     known = {"env": env, "sha256": digest, "file": str(path)}

@@ -5,7 +5,7 @@
     next_observations, infos/action_log_probs        in some files
 
 In files without next_observations the successor of row i is the observation of row i + 1, as in
-D4RL's `qlearning_dataset`. Rows without a successor are treated as there:
+D4RL's `qlearning_dataset`. Rows without a successor are treated in the same way:
 
     timeouts    the row is dropped, and the row before it is truncated
     last row    the same

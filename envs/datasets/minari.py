@@ -43,7 +43,9 @@ def main_file(folder: Path) -> Path:
     for place in (folder / "data", folder):
         if (file := place / "main_data.hdf5").is_file():
             return file
-    raise UserError(f"{folder} is no Minari folder in HDF5 format: data/main_data.hdf5 is missing")
+    raise UserError(
+        f"{folder} is not a Minari folder in HDF5 format: data/main_data.hdf5 is missing"
+    )
 
 
 def read(file: Path) -> Read:
@@ -119,10 +121,10 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, t: Transition, meta: Mapping[str, Any]) -> None:
-    """Writes a dataset that Minari can load if it is under $MINARI_DATASETS_PATH.
+    """Writes a dataset that Minari can load if `folder` is under $MINARI_DATASETS_PATH.
 
-    Its id is the name of `folder`. The dataset is written beside `folder` and then renamed, so
-    that readers see either all of it or nothing.
+    The dataset id is the name of `folder`. A temporary folder is written and then renamed, so that
+    readers see a complete dataset or none.
 
     Raises:
       UserError: the folder exists.

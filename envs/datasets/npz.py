@@ -11,7 +11,7 @@ actions. An episode ends at a row that is terminated or truncated, never both; t
     NeoRL-2    obs action reward next_obs done truncated, where done means terminated
 
 The columns obs, action, reward, next_obs and terminated (or done) are sufficient. Without truncated
-and start, an episode also ends at a row whose next_obs is not the obs of the next row.
+and start, an episode also ends at a row whose next_obs differs from the obs of the next row.
 """
 
 from __future__ import annotations

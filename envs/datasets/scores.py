@@ -1,8 +1,8 @@
 """Reference returns of random and expert policies, for normalised scores.
 
 D4RL's values come from d4rl/infos.py of Farama-Foundation/D4RL, DMSD's from NeoRL-2. A dataset made
-by `jaxrl data make` contains its own; scores from another simulator than D4RL's are not comparable
-with D4RL's.
+by `jaxrl data make` contains its own reference returns. Scores from other simulators are not
+comparable with D4RL's.
 """
 
 from __future__ import annotations

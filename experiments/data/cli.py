@@ -149,7 +149,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
 
 def _check_free(file: Path) -> None:
     if file.exists():
-        raise UserError(f"{file} is there already")
+        raise UserError(f"{file} exists already")
 
 
 def _keep(file: Path, data: Dataset) -> None:
@@ -176,8 +176,8 @@ def describe(data: Dataset) -> list[str]:
     level = float(t.reward.mean(dtype=np.float64))
     if not t.terminated.any() and abs(level) > t.reward.std(dtype=np.float64):
         lines.append(
-            f"level   --agent.reward-shift={-level:.3g} takes the mean off rewards; as nothing "
-            "terminates, that is the same task with a smaller Q"
+            f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
+            "without terminations this is the same task with a smaller Q"
         )
     score = normalised_score(meta, returns)
     if score is not None:

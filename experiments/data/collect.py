@@ -8,9 +8,8 @@ Levels, after those of D4RL:
     medium-replay   equal shares of all snapshots up to and including the medium one
     medium-expert   half and half
 
-Policies act as in training, with their exploration. For mazes, a
-shortest-path controller replaces training (`jaxrl.envs.maze_walks`); the levels are play, diverse,
-expert and random.
+Policies act as in training, with exploration. Maze datasets need no training: a shortest-path
+controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse, expert and random.
 """
 
 from __future__ import annotations
@@ -51,16 +50,17 @@ from jaxrl.types import (
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MAZE_LEVELS = ("random", *maze_walks.LEVELS)
-EPISODES = 128  # behind each reference return
+EPISODES = 128  # per reference return
 ENVS, WINDOW = 16, 50  # parallel environments, and steps per call
-PATIENCE = 1000  # steps to wait for the end of an episode where there is no time limit
+PATIENCE = 1000  # longest wait, in steps, for the end of an episode without a time limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Actor:
-    """A policy in an environment that shows its state: observations are (obs, state).
+    """A policy in an environment with observations (obs, simulator state), see `showing`.
 
-    `stored` is what of the state goes into the data. Programs are compiled once, for all snapshots.
+    `stored` selects the part of the state that is recorded. All snapshots share the compiled
+    programs.
     """
 
     env: Env
@@ -73,12 +73,12 @@ class Actor:
 
     @functools.cached_property
     def begin(self) -> Callable[..., PyTree]:
-        """(key, policy state, hp, {}) -> the source's first state."""
+        """(key, policy state, hp, {}) -> initial state of the source."""
         return jax.jit(self.source.init)
 
     @functools.cached_property
     def go_on(self) -> Callable[..., tuple[PyTree, Transition]]:
-        """(source state, policy state, hp, key, index) -> the next, transitions [WINDOW, ENVS]."""
+        """(source state, policy state, hp, key, i) -> (source state, Transition [WINDOW, ENVS])."""
 
         @jax.jit
         def next(src: PyTree, state: PyTree, hp: PyTree, key: Array, i: Array) -> PyTree:
@@ -93,12 +93,12 @@ class Actor:
 
     @functools.cached_property
     def episodes(self) -> Callable[..., Any]:
-        """(policy state, hp, {}, key) -> `Episodes` [EPISODES], without exploration."""
+        """(policy state, hp, {}, key) -> `Episodes` [EPISODES] of the greedy policy."""
         return jax.jit(evaluator(self.env, self.policy, EPISODES))
 
 
 class Behaviour(NamedTuple):
-    """An actor with a state of its policy."""
+    """An actor with the state and hyperparameters of the policy."""
 
     actor: Actor
     state: PyTree = ()
@@ -118,11 +118,11 @@ def make(
     """Yields (level, `Dataset` of `steps` rows) for each level.
 
     Args:
-      agent: name of the agent to train; by default SAC for boxes and PPO for discrete actions.
-      options: more options of training, see `settings.resolve`; mazes accept only `seed`.
+      agent: name of the agent to train; None: SAC for boxes, PPO for discrete actions.
+      options: further training options, see `settings.resolve`; mazes accept only `seed`.
 
     Raises:
-      UserError: unknown level or invalid request; raised before training.
+      UserError: unknown level or invalid request, before training.
     """
     known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
     for level in levels:
@@ -161,7 +161,7 @@ def make(
 
 
 def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settings:
-    """Of the training run behind the data."""
+    """Settings of the training run; the default agent depends on the action space."""
     if agent is None:
         discrete = isinstance(envs.make(env).spec.action, Discrete)
         agent = "ppo" if discrete else "sac"
@@ -172,7 +172,7 @@ def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settin
 
 
 def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
-    """The controller at every level; random actions from the maze's own start."""
+    """The controller of each level; uniformly random actions start at the maze's own start."""
     layout = name.removeprefix("maze:")
     policy = maze_walks.controller(layout)
 
@@ -189,15 +189,19 @@ def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
 
 
 def at_random(env: Env) -> Behaviour:
-    """Uniformly random actions."""
+    """The behaviour with uniformly random actions."""
     return Behaviour(Actor(showing(env), random_policy(env.spec.action)))
 
 
 def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
-    """Snapshots of one training run, one per evaluation."""
+    """Behaviours of all levels from one training run, which keeps a snapshot per evaluation.
+
+    Raises:
+      UserError: more than one member or stage.
+    """
     settings = ready.settings
     if ready.members != 1 or len(ready.program.stages) != 1:
-        raise UserError("data are made by one member of an agent that trains in one stage")
+        raise UserError("data make needs one member and an agent that trains in a single stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)
     env, agent = ready.env, ready.algorithm.make(settings.cfg, ready.env.spec)
 
@@ -235,7 +239,7 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
 
 
 def showing(env: Env) -> Env:
-    """The environment with observations (obs, state), so that a rollout records both."""
+    """`env` with observations (obs, state), so that rollouts record both."""
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, obs = env.reset(key, params)
@@ -258,7 +262,7 @@ def showing(env: Env) -> Env:
 
 
 def mean_return(behaviour: Behaviour, key: Array) -> float:
-    """Mean undiscounted return of `EPISODES` episodes, without exploration."""
+    """Mean undiscounted return of `EPISODES` episodes of the greedy policy."""
     actor, state, hp = behaviour
     return float(np.mean(actor.episodes(state, HyperParams(hp), {}, key).returns))
 
@@ -266,8 +270,8 @@ def mean_return(behaviour: Behaviour, key: Array) -> float:
 def collect(behaviour: Behaviour, key: Array, steps: int) -> Transition:
     """`steps` rows [D] of complete episodes (the last may be cut), with simulator states.
 
-    Several environments run in parallel. Each runs until the episodes that started within its share
-    of the steps have ended, so that short episodes are not overrepresented.
+    Each of the parallel environments finishes the episodes that started within the first
+    steps / ENVS steps, so that short episodes are not overrepresented.
     """
     actor, state, hp = behaviour
     share = -(-steps // ENVS)

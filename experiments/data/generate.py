@@ -19,12 +19,12 @@ from jaxrl.types import Transition
 
 
 def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Dataset:
-    """`steps` transitions of a run's model, each trajectory an episode, guided as in the run.
+    """`steps` transitions sampled from the diffusion model of a run; a trajectory is an episode.
 
-    Where the run is one of guided samples, it is its member's policy as it is now that guides.
+    If the run uses guided samples, the current policy of `member` guides these samples too.
 
     Raises:
-      UserError: no run of that environment with a finished diffusion model.
+      UserError: another environment, no such member, or no finished diffusion model.
     """
     run = open_run_folder(path)
     settings = restore.settings_of(run)
@@ -55,7 +55,7 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
         parts.append(episodes(*jax.device_get(some(model, jax.random.fold_in(root, len(parts))))))
         rows += len(parts[-1].reward)
         if not rows:
-            raise UserError(f"the model of {path} makes no transition")
+            raise UserError(f"the model of {path} generates no transition")
     meta = {
         "env": env,
         "source": "jaxrl data make --from-diffusion",
@@ -71,9 +71,10 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
 
 
 def episodes(t: Transition, used: np.ndarray) -> Transition:
-    """The used steps of trajectories [B, T] as rows [D]; each is cut, but where it terminates.
+    """The used steps of trajectories [B, T] as rows [D].
 
-    What is used of a trajectory is its beginning.
+    `used` [B, T] bool marks the first steps of each trajectory. The last used step is truncated
+    unless it terminates.
     """
     later = np.concatenate([used[:, 1:], np.zeros_like(used[:, :1])], 1)
     t = t._replace(truncated=used & ~later & ~np.asarray(t.terminated))
