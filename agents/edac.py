@@ -48,7 +48,8 @@ from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
-DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
+# A larger |Q|, relative to (max |reward| + entropy bonus) / (1 - γ), counts as divergence.
+DIVERGED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
     largest: Array  # [] largest |Q| so far
     reward: Array  # [] largest |reward| of the dataset
+    bonus: Array  # [] largest mean |α log π| of an update so far
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -112,7 +114,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         data: Transition = inputs["data"]
         reward = jnp.max(jnp.abs(scaled_rewards(data, hp).reward))
-        return State(*begin(head, key, hp, critics=cfg.critics), jnp.zeros(()), reward)
+        nothing = jnp.zeros(())
+        return State(*begin(head, key, hp, critics=cfg.critics), nothing, reward, nothing)
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -138,9 +141,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
-        value = policies.expectation(
-            ahead, jnp.min(q_ahead, 0) - temperature * policies.sum_log_probs(ahead.log_prob)
-        )
+        bonus = temperature * policies.sum_log_probs(ahead.log_prob)  # [B, K], subtracted
+        value = policies.expectation(ahead, jnp.min(q_ahead, 0) - bonus)
         y = td_target(t, hp.gamma, value)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -158,7 +160,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         target = polyak(state.target, critic, hp.tau)
 
         largest = jnp.maximum(state.largest, jnp.max(jnp.abs(q)))
-        bound = DIVERGED * state.reward / (1 - hp.gamma)
+        bonus = jnp.maximum(state.bonus, jnp.mean(jnp.abs(bonus)))
+        # Rewards of 0 give Q-values no scale, so nothing counts as divergence.
+        limit = jnp.where(state.reward > 0, state.reward + bonus, jnp.inf)
+        bound = DIVERGED * limit / (1 - hp.gamma)
         metrics = {
             "critic_loss": loss_q,
             "actor_loss": loss_pi,
@@ -172,7 +177,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             **disagreement(jnp.std(q_ahead[..., 0], 0), t),
         }
         opt = (opt_actor, opt_critic, opt_temperature)
-        state = State(actor, critic, target, log_temperature, opt, largest, state.reward)
+        state = State(actor, critic, target, log_temperature, opt, largest, state.reward, bonus)
         return state, metrics
 
     act = policies.acting(head)

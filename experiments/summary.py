@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         },
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
-        **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
+        **({"diverged": diverged(ready, last["q"], entropy_bonus(by_chunk))} if learns_q else {}),
         **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": provenance.versions(),
@@ -100,18 +101,31 @@ def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[st
     ]
 
 
-def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
-    """Members whose mean |Q| [P] over the dataset exceeds max |r| / (1 - γ), the largest possible.
+def entropy_bonus(by_chunk: Mapping[str, np.ndarray]) -> np.ndarray | float:
+    """Largest |α H| [P] of an evaluation interval; 0 for agents without a temperature."""
+    if "temperature" not in by_chunk:
+        return 0.0
+    bonus = np.abs(by_chunk["temperature"] * by_chunk["entropy"])  # [C, P]
+    return np.where(np.isnan(bonus), 0, bonus).max(0)
 
-    r are the rewards of the dataset after reward_scale and reward_shift.
+
+def diverged(ready: Plan, q: np.ndarray, bonus: np.ndarray | float = 0.0) -> np.ndarray:
+    """Members whose mean |Q| [P] over the dataset exceeds (max |r| + bonus) / (1 - γ).
+
+    r are the rewards of the dataset after reward_scale and reward_shift. Rewards that are all 0
+    give Q-values no scale, so no member counts as diverged.
+
+    Args:
+      bonus: [P], see `entropy_bonus`.
     """
     data: Transition = ready.inputs["data"]
     hp = ready.hp.agent
     of = lambda name, default: np.asarray(getattr(hp, name, default))
     ends = np.array([[np.min(data.reward)], [np.max(data.reward)]])
     rewards = of("reward_scale", 1.0) * ends + of("reward_shift", 0.0)  # [2, 1 or P]
-    limit = np.abs(rewards).max(0) / np.maximum(1 - of("gamma", 0.99), 1e-9)
-    return np.flatnonzero(np.abs(q) > limit)
+    largest = np.abs(rewards).max(0)  # [1 or P]
+    limit = (largest + bonus) / np.maximum(1 - of("gamma", 0.99), 1e-9)
+    return np.flatnonzero((np.abs(q) > limit) & (largest > 0))
 
 
 # --- lines ---------------------------------------------------------------------------------------
