@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxrl import own_code
 from jaxrl.agents import AGENTS
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jaxrl.types import EnvSpec
 
 NEEDED = ("Config", "Hypers", "make", "program")
 
@@ -58,3 +62,28 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
         if not hasattr(found, needed):
             raise UserError(f"agent {name!r}: {getattr(found, '__file__', name)} has no {needed}")
     return Algorithm(*(getattr(found, needed) for needed in NEEDED))
+
+
+def alternatives(name: str, spec: EnvSpec, offline: bool) -> str:
+    """ "; agents for it: ppo, sac", those of jaxrl for the actions of `spec`; "" for none.
+
+    Args:
+      name: of an agent that is not for this environment.
+      offline: name agents that learn from a dataset, instead of agents that learn by acting.
+    """
+    known = {each: load(each) for each in AGENTS if each != name}
+    found = [
+        each
+        for each, other in known.items()
+        if other.offline == offline and other.base_points is None and acts_in(other, spec)
+    ]
+    return f"; agents for it: {', '.join(found)}" if found else ""
+
+
+def acts_in(algorithm: Algorithm, spec: EnvSpec) -> bool:
+    """Whether the agent with default settings supports the actions of `spec`."""
+    try:
+        algorithm.make(algorithm.Config(), dataclasses.replace(spec, obs_shape=(4,)))
+    except UserError:
+        return False
+    return True

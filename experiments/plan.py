@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ class Earlier(NamedTuple):
 
 
 NOTHING = Earlier({})
+NORMALISERS = ("normalise_obs", "normalise_reward")
 
 
 class Plan(NamedTuple):
@@ -164,8 +166,16 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
     """The program of a run in `env`, with `bases` if the agent builds on trained runs."""
     own = settings.options
     more = {} if bases is None else {"base": bases.policy}
-    program = agents.load(settings.agent).program
-    return program(settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more)
+    algorithm = agents.load(settings.agent)
+    try:
+        return algorithm.program(
+            settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
+        )
+    except UserError as error:
+        if agents.acts_in(algorithm, env.spec):
+            raise
+        others = agents.alternatives(settings.agent, env.spec, algorithm.offline)
+        raise UserError(f"{error}{others}") from None
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:
@@ -176,6 +186,12 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     offline = algorithm.offline
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
+    if offline and (names := normalisers(options.env_options)):
+        own = " (--agent.normalise-obs does)" if hasattr(settings.cfg, "normalise_obs") else ""
+        raise UserError(
+            f"{agent} learns from a dataset, which {names[0]} does not normalise{own}: remove it "
+            "from --env-options"
+        )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
     if algorithm.base_points is None:
@@ -186,6 +202,11 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     if set(settings.bases) != set(range(count)):
         numbers = ",".join(map(str, range(count)))
         raise UserError(f"every --base must be used: pass --sweep base={numbers}")
+
+
+def normalisers(env_options: Mapping[str, Any]) -> list[str]:
+    """Options that make an environment normalise observations or rewards by running statistics."""
+    return [name for name in NORMALISERS if env_options.get(name) not in (None, False)]
 
 
 def check_evals(settings: Settings, program: Program) -> None:
@@ -216,6 +237,7 @@ def read_inputs(
     if env.host is not None and not algorithm.offline:
         raise UserError(
             f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
+            f"{agents.alternatives(settings.agent, env.spec, offline=True)}"
         )
     if data is None:
         return {}, {}

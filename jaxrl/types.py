@@ -60,6 +60,10 @@ class Box:
             if not low <= high:
                 raise UserError(f"a Box needs low <= high, not low={low:g} and high={high:g}")
 
+    def __str__(self) -> str:
+        """Without the bounds of each element."""
+        return f"Box(shape={self.shape})"
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvSpec:

@@ -66,6 +66,37 @@ def test_refused_in_one_line(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("agent", "option", "told"),
+    [
+        ("bc", "normalise_obs=true", "(--agent.normalise-obs does): remove it from --env-options"),
+        ("iql", "normalize_obs=true", "iql learns from a dataset, which normalise_obs does not"),
+        ("iql", "normalise_reward=0.9", "which normalise_reward does not normalise: remove it"),
+    ],
+)
+def test_running_statistics_do_not_reach_a_dataset(
+    file: Path, capsys: Any, agent: str, option: str, told: str
+) -> None:
+    words = ["train", agent, "--env", "probe:aim", "--data", "aim.npz", "--env-options", option]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    assert not Path("runs").exists()
+    off = resolve("bc", {"env": "probe:aim", "data": file, "env_options": {"normalise_obs": False}})
+    assert prepare(off).members == 1
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "others"),
+    [
+        ("pqn", "probe:aim", "pqn_continuous, ppo, mdpo, mdpo_offpolicy, sac"),
+        ("pqn_continuous", "probe:match", "pqn, pqn_rnn, ppo, mdpo, mdpo_offpolicy, sac, dqn"),
+    ],
+)
+def test_other_agents_are_named(file: Path, capsys: Any, agent: str, env: str, others: str) -> None:
+    code, _, err = run(capsys, "train", agent, "--env", env)
+    assert code == 2 and err.endswith(f"; agents for it: {others}\n"), err
+
+
 @pytest.mark.parametrize(("agent", "leaves"), [("bc", 0), ("ravl", 4)])
 def test_agents_get_only_the_extras_they_name(agent: str, leaves: int) -> None:
     """Only RAVL names the simulator states, which DMSD's observations determine."""

@@ -28,7 +28,7 @@ from jaxrl.envs import maze_walks
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.plan import Plan, normalisers
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.experiments.values import fill
@@ -134,6 +134,10 @@ def make(
     else:
         settings = _settings(env, agent, options)
         seed = settings.options.seed
+        if names := normalisers(settings.options.env_options):
+            raise UserError(
+                f"datasets hold raw observations and rewards: remove {names[0]} from --env-options"
+            )
         ready = prepare(settings)
         behaviours, training = of_training(ready), {"training": ready.identity}
     key_random, key_expert, key_rows = jax.random.split(jax.random.key(seed), 3)
