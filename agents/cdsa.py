@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,7 +41,7 @@ from flax import struct
 from jaxrl import diffusion, nets, scores
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import HostEvaluator, evaluator
+from jaxrl.evaluate import Evaluator, HostEvaluator, evaluator
 from jaxrl.losses import action_distance
 from jaxrl.normalise import standardise_obs
 from jaxrl.policies import Trained
@@ -231,8 +230,8 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
 
 
 def measured(
-    cfg: Config, spec: EnvSpec, base: Policy, play: Callable[..., Episodes]
-) -> Callable[..., Episodes]:
+    cfg: Config, spec: EnvSpec, base: Policy, play: Evaluator | HostEvaluator
+) -> Evaluator | HostEvaluator:
     """The evaluation `play`, unless on the host, with mean distances between unit actions.
 
     On `batch_size` rows of the dataset: `base_distance` between base and dataset, `action_distance`
@@ -243,7 +242,9 @@ def measured(
     space = box_scale("cdsa", spec)
     corrected = corrected_policy(base, cfg, spec)
 
-    def evaluate(state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+    def evaluate(
+        explore: bool, state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array
+    ) -> Episodes:
         data: Transition = inputs["data"]
         n = cfg.batch_size
         t = take(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
@@ -255,9 +256,9 @@ def measured(
             "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
-        return play(state, hp, inputs, key)._replace(measured=found)
+        return play.play(explore, state, hp, inputs, key)._replace(measured=found)
 
-    return evaluate
+    return Evaluator(evaluate, play.explore)
 
 
 def program(

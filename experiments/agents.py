@@ -12,7 +12,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from jaxrl.types import EnvSpec
+    from jaxrl.types import Env, EnvSpec
 
 NEEDED = ("Config", "Hypers", "make", "program")
 
@@ -64,8 +64,8 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
     return Algorithm(*(getattr(found, needed) for needed in NEEDED))
 
 
-def alternatives(name: str, spec: EnvSpec, offline: bool) -> str:
-    """ "; agents for it: ppo, sac", those of jaxrl for the actions of `spec`; "" for none.
+def alternatives(name: str, env: Env, offline: bool) -> str:
+    """ "; agents for it: ppo, sac", those of jaxrl that run in `env`; "" for none.
 
     Args:
       name: of an agent that is not for this environment.
@@ -75,9 +75,18 @@ def alternatives(name: str, spec: EnvSpec, offline: bool) -> str:
     found = [
         each
         for each, other in known.items()
-        if other.offline == offline and other.base_points is None and acts_in(other, spec)
+        if other.offline == offline and other.base_points is None and runs_in(other, env)
     ]
     return f"; agents for it: {', '.join(found)}" if found else ""
+
+
+def runs_in(algorithm: Algorithm, env: Env) -> bool:
+    """Whether the agent with default settings supports the environment."""
+    try:
+        algorithm.program(algorithm.Config(), env)
+    except UserError:
+        return False
+    return True
 
 
 def acts_in(algorithm: Algorithm, spec: EnvSpec) -> bool:

@@ -180,6 +180,7 @@ class EvalOptions:
     episodes: int = bounded(128, least=1)
     seed: int = bounded(0, least=0)
     eval_steps: tuple[int, ...] = ()
+    eval_explore: bool = False
 
 
 def _eval(words: list[str]) -> None:
@@ -197,9 +198,9 @@ def _eval(words: list[str]) -> None:
     open_run_folder(path)
     jax_setup.start()
     if own.eval_steps:
-        restore.print_steps(path, own.episodes, own.seed, own.eval_steps)
+        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, own.eval_explore)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed)
+    ready, outcome = restore.evaluate(path, own.episodes, own.seed, explore=own.eval_explore)
     report.print_episodes(swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
 
 

@@ -37,6 +37,8 @@ class Options:
     """number of evaluations during training, the last one at the end; by default up to 20"""
     eval_episodes: int = bounded(32, least=1)
     """complete episodes per member and evaluation"""
+    eval_explore: bool = False
+    """evaluate the policy with exploration, as it acts in training, instead of greedily"""
     out: Path | None = None
     """folder of the run; by default runs/ plus a name derived from all settings"""
     overwrite: bool = False

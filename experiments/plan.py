@@ -168,13 +168,14 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
     more = {} if bases is None else {"base": bases.policy}
     algorithm = agents.load(settings.agent)
     try:
-        return algorithm.program(
+        program = algorithm.program(
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
+        return program.exploring() if own.eval_explore else program
     except UserError as error:
         if agents.acts_in(algorithm, env.spec):
             raise
-        others = agents.alternatives(settings.agent, env.spec, algorithm.offline)
+        others = agents.alternatives(settings.agent, env, algorithm.offline)
         raise UserError(f"{error}{others}") from None
 
 
@@ -237,7 +238,7 @@ def read_inputs(
     if env.host is not None and not algorithm.offline:
         raise UserError(
             f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
-            f"{agents.alternatives(settings.agent, env.spec, offline=True)}"
+            f"{agents.alternatives(settings.agent, env, offline=True)}"
         )
     if data is None:
         return {}, {}

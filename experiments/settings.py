@@ -57,6 +57,8 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = dataclasses.asdict(settings.options)
     kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
+    if not kept["eval_explore"]:  # runs from before this option have none
+        del kept["eval_explore"]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}
     return {"agent": settings.agent, **kept, **digests, "settings": own, **points}

@@ -63,7 +63,11 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         "compile_s": compile_s,
         "steps_per_s": env_steps / (wall_s - compile_s),
         "updates_per_s": updates / (wall_s - compile_s),
-        "return": outcome(final) | {"episodes": settings.options.eval_episodes},
+        "return": outcome(final)
+        | {
+            "episodes": settings.options.eval_episodes,
+            "explore": bool(getattr(stages[-1].evaluate, "explore", False)),
+        },
         "risk": {
             name: {key: outcome(last[name])[key] for key in ("iqm", "ci95")}
             for name in stats.RISKS
@@ -135,8 +139,9 @@ def result(summary: dict[str, Any]) -> str:
     """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
     low, high = found["ci95"]
+    how = ", with exploration" if found.get("explore") else ""
     line = (
-        f"return {found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
+        f"return {found['iqm']:.4g} (IQM{how}, 95 % interval {low:.4g} to {high:.4g}; "
         f"lowest member {found['min']:.4g})"
         if found["iqm"] is not None
         else "no return"

@@ -27,7 +27,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxrl.errors import UserError
-from jaxrl.evaluate import HostEvaluator
+from jaxrl.evaluate import Evaluator, HostEvaluator
 from jaxrl.ranges import ranges_of
 from jaxrl.types import (
     Array,
@@ -143,6 +143,22 @@ class Program:
             if stage.shared and not seen.get(stage.start or "", True):
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
             seen[stage.name] = stage.shared
+
+    def exploring(self) -> Program:
+        """The program with evaluations that act as in training instead of greedily.
+
+        Raises:
+          UserError: a stage has an evaluation of its own, not from `jaxrl.evaluate.evaluator`.
+        """
+        stages = []
+        for stage in self.stages:
+            play = stage.evaluate
+            if isinstance(play, Evaluator | HostEvaluator):
+                play = dataclasses.replace(play, explore=True)
+            elif play is not None:
+                raise UserError(f"stage {stage.name!r} has its own evaluation, without exploration")
+            stages.append(dataclasses.replace(stage, evaluate=play))
+        return Program(tuple(stages))
 
 
 def check_shared(program: Program, hp: PyTree) -> None:
