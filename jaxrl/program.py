@@ -346,6 +346,8 @@ def train(program: Program) -> Callable[..., Result]:
       key: a typed random key. Seed s of the command line uses
         `jax.random.fold_in(jax.random.key(0), s)`.
       hypers: the agent's `Hypers` (numbers, converted to float32); the agent's defaults if None.
+        As arguments of the compiled function they give the bits of the command line; XLA rounds
+        constants differently.
         `HyperParams` sets the physical parameters of the environment as well.
       data: for offline agents, a `Transition` of rows [D, ...].
       inputs: further inputs of the stages, by name.

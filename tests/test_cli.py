@@ -112,6 +112,7 @@ BAD = {
     "agent without parts": (["train", "json.tool", "--env", "probe:obs"], "no Config"),
     "agent, relative": (["train", ".agent", "--env", "probe:obs"], ".agent"),
     "agent, broken": (["train", "broken.agent", "--env", "probe:obs"], "ZeroDivisionError"),
+    "capitals": (["train", "PPO", "--env", "CartPole-v1"], "unknown agent 'PPO'", "mean 'ppo'?"),
     "no env": (["train", "pqn"], "pqn needs an environment: pass --env"),
     "env without value": (["train", "pqn", "--env"], "pqn needs an environment: pass --env"),
     "env, empty": (["train", "pqn", "--env="], "pqn needs an environment: pass --env"),

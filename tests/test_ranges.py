@@ -13,9 +13,12 @@ import pytest
 
 import jaxrl
 from jaxrl.agents import AGENTS, pqn, sac
+from jaxrl.envs.wrappers import OPTIONS
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli
+from jaxrl.experiments import agents, cli, peers, train
+from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.search.space import Range as Searched
+from jaxrl.experiments.settings import known_fields, resolve
 from jaxrl.experiments.values import fields_of
 from jaxrl.ranges import Range, bounded, ranges_of
 
@@ -100,6 +103,55 @@ def test_records_without_ranges_are_not_checked() -> None:
         gamma: Any = bounded(0.5, most=1)
 
     assert ranges_of(Own) == {"gamma": Range(most=1)}
+
+
+@pytest.mark.parametrize(
+    ("total", "told"),
+    [
+        ("20000", ["total_steps 20,000 is rounded down to 18,432, whole rollouts of 2,048 steps"]),
+        ("2.048e4", []),
+        ("5e5", ["total_steps 500,000 is rounded down to 499,712, whole rollouts of 2,048 steps"]),
+    ],
+)
+def test_steps_in_scientific_notation_and_rounded(total: str, told: list[str]) -> None:
+    request = {"env": "probe:match", "preset": "none", "agent.total_steps": total}
+    ready = prepare(resolve("ppo", request))
+    assert ready.settings.cfg.total_steps == float(total)
+    assert train.rounding(ready) == told
+    with pytest.raises(UserError, match="takes INT, not '5.5'"):
+        resolve("ppo", request | {"agent.total_steps": "5.5"})
+
+
+PEERS = {
+    "learning-rate": ("pqn", "--agent.lr"),
+    "agent.learning_rate": ("pqn", "--agent.lr"),
+    "batch-size": ("ppo", "--agent.minibatches"),
+    "buffer-size": ("sac", "--agent.capacity"),
+    "num-seeds": ("pqn", "--seeds"),
+    "total_timesteps": ("ppo", "--agent.total-steps"),
+    "ent_coef": ("ppo", "--agent.entropy-weight"),
+    "ent-coef": ("sac", "--agent.temperature"),
+    "lambda": ("pqn", "--agent.lam"),
+    "env-id": ("pqn", "--env"),
+    "normalize-obs": ("dqn", "--env-options normalise_obs=true"),
+    "lrr": ("pqn", "--agent.lr"),  # no peer's name, but near
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_names_of_other_libraries(name: str) -> None:
+    agent, ours = PEERS[name]
+    with pytest.raises(UserError) as caught:
+        resolve(agent, {"env": "CartPole-v1", name.replace("-", "_"): "1"})
+    assert str(caught.value).endswith(f", did you mean '{ours}'?")
+
+
+def test_hints_are_options_of_some_agent() -> None:
+    own = {x for name in AGENTS for x in known_fields(agents.load(name))}
+    for name, hints in peers.PEERS.items():
+        assert all({hint, f"agent.{hint}"} & own for hint in hints), name
+    for hint in peers.ENV_OPTIONS.values():
+        assert hint.partition("=")[0] in (*OPTIONS, "NAME")
 
 
 def test_values_of_a_search_stay_between_its_ends() -> None:
