@@ -205,11 +205,15 @@ def _eval(words: list[str]) -> None:
     count = count_members(path)
     if own.member is not None and own.member >= count:
         raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
+    how = {
+        "explore": own.eval_explore,
+        "trust": restore.confirmed(path, own.agent, own.env, own.trust),
+    }
     jax_setup.start()
     if own.eval_steps:
-        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, own.eval_explore)
+        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, **how)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed, explore=own.eval_explore)
+    ready, outcome = restore.evaluate(path, own.episodes, own.seed, **how)
     columns = swept_values(ready.settings) | {"seed": ready.seeds}
     episodes.show(columns, outcome, own.member, own.csv)
 
@@ -219,10 +223,11 @@ def _render(words: list[str]) -> None:
     if len(paths) != 1:
         raise UserError("render needs one run: jaxrl render runs/NAME --member 0")
 
-    from jaxrl.experiments import jax_setup, render
+    from jaxrl.experiments import jax_setup, render, restore
 
+    trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
     jax_setup.start()
-    render.render(paths[0], own.member, own.seed, own.out)
+    render.render(paths[0], own.member, own.seed, own.out, trust)
 
 
 def _report(words: list[str]) -> None:
