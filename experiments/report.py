@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from jaxrl.errors import UserError
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import label, print_line, shown, write_csv
@@ -43,7 +44,14 @@ def report(
         write_csv(members, _member_rows(found))
         print_line(f"points: {csv_file}, members: {members}")
     file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
-    drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    try:
+        drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    except OSError as error:  # a run folder that may be read only
+        told = f"{file} cannot be written: {error.strerror}"
+        if out is not None:
+            raise UserError(told) from error
+        print_line(f"no pictures: {told}; pass --out FILE.png")
+        return
     if drawn:
         print_line(f"pictures: {', '.join(map(str, drawn))}")
 
@@ -53,7 +61,7 @@ def draw_run(run: records.RunDir) -> None:
 
     A run without returns has no plots.
     """
-    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}))
+    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
     compare.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
@@ -80,12 +88,16 @@ def gather(paths: Iterable[Path]) -> list[Point]:
 
 
 def _points_of(
-    run: records.RunDir, name: str, config: dict[str, Any], static: dict[str, Any]
+    run: records.RunDir,
+    name: str,
+    config: dict[str, Any],
+    static: dict[str, Any],
+    say: Callable[[str], None] | None = print_line,
 ) -> list[Point]:
-    """The points of one run, which may have no metrics yet."""
-    summary, seeds = run.summary(), config["seeds"]
+    """The points of one run, which may have no metrics yet; `say` is told of damaged files."""
+    summary, seeds = run.summary(say), config["seeds"]
     values = config.get("points", [{}])
-    unit, steps, returns, failed = curves(run, len(values) * seeds)
+    unit, steps, returns, failed = curves(run, len(values) * seeds, say)
     risk = last_risk(run, len(values) * seeds)
     state, speed = "nothing yet", None
     if len(steps):
@@ -113,13 +125,15 @@ def _points_of(
     return found
 
 
-def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+def curves(
+    run: records.RunDir, members: int, say: Callable[[str], None] | None = None
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """(unit, steps [C], returns [C, P], failed [P]) of the last stage with returns.
 
     Returns are those of evaluation episodes, or of training episodes if there are no evaluations.
     The unit is "steps" (environment steps), or "updates" in a stage without environment steps.
     """
-    metrics = records.read_metrics(run)
+    metrics = records.read_metrics(run, say=say, complete=run.as_found().finished)
     nobody = np.zeros(members, bool)
     for name in ("return", "episode_return"):
         known = np.isfinite(metrics.get(name, np.zeros(0)))

@@ -275,7 +275,9 @@ def showing(env: Env) -> Env:
         return state, (obs, state)
 
     outlives = env.persist is not None
-    return dataclasses.replace(env, reset=reset, step=step, persist=persist if outlives else None)
+    return dataclasses.replace(
+        env, reset=reset, step=step, persist=persist if outlives else None, array_obs=False
+    )
 
 
 # --- rollouts -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import plural
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
-from jaxrl.experiments.run_folders import open_record, open_together
+from jaxrl.experiments.run_folders import check_processes, open_record, open_together
 from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
@@ -38,7 +38,7 @@ from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, records
-from jaxrl.runs.processes import Processes, join
+from jaxrl.runs.processes import join
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -80,12 +80,16 @@ def run(request: Request) -> dict[str, Any]:
     )
     sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
     width = slots.check(Engine(goal, processes, {}, its.width), space.programs[0], sizes[0])
-    width = _open(processes, path, config, its.overwrite, width)
-    engine = Engine(goal, processes, {}, width)
-    with records.RunDir(path).lock() if processes.leads else contextlib.nullcontext():
+    if its.overwrite:
+        raise UserError("a search is not overwritten; remove its folder, or choose another --out")
+    check_processes(processes, "search", path, its.overwrite, config)
+    with contextlib.ExitStack() as stack:
+        record = open_record(path / "search.json", "search", config, {"width": width})
+        known = open_together(processes, path, "search", lambda: stack.enter_context(record))
+        width = processes.broadcast_int(known["context"]["width"] if known else width)
+        engine = Engine(goal, processes, {}, width)
         _train(own, space, engine, path, sizes)
-        summary = _finish(own, space, engine, path)
-    return summary
+        return _finish(own, space, engine, path)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -196,17 +200,3 @@ def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
     its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
     return files.plain({"agent": agent, "range": searched, "search": how, "settings": its})
-
-
-def _open(
-    processes: Processes, path: Path, config: dict[str, Any], overwrite: bool, width: int
-) -> int:
-    """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
-    width that it has."""
-    if overwrite:
-        raise UserError("a search is not overwritten; remove its folder, or choose another --out")
-    context, file = {"width": width}, path / "search.json"
-    known = open_together(
-        processes, path, "search", lambda: open_record(file, "search", config, context)
-    )
-    return processes.broadcast_int(known["context"]["width"] if known else width)

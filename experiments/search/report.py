@@ -11,9 +11,8 @@ from rich.table import Table
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import clock, plural, print_line, shown, write_csv
-from jaxrl.experiments.run_folders import read_json
 from jaxrl.experiments.search import study
-from jaxrl.runs import plots, records
+from jaxrl.runs import folders, plots, records
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -140,8 +139,7 @@ def write_trials(book: Study, file: Path) -> None:
 
 def read_search(path: Path) -> dict[str, Any]:
     """search.json of a folder that has one."""
-    known = read_json(path / "search.json")
-    records.check_format(path, known)
+    known = folders.read_json(path / "search.json")
     if not {"agent", "range", "search", "settings", "context"} <= set(known):
         raise UserError(f"{path / 'search.json'} is not that of a search")
     return known

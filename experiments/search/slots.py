@@ -21,9 +21,10 @@ from jaxrl.experiments import train_loop
 from jaxrl.experiments.plan import Plan, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.summary import context, last_trained, summarise
-from jaxrl.runs import device_memory, records, stats
+from jaxrl.runs import device_memory, metrics, records, stats
 from jaxrl.runs.processes import Processes
 from jaxrl.snapshot import abstract_state
 
@@ -128,26 +129,25 @@ def run(
     settings = dataclasses.replace(settings, options=its)
     processes = engine.processes
     ready = prepare(settings, processes)
-    if processes.leads:
-        records.open_run(path, ready.identity, context(ready))
-    processes.all_true(True)
-    folder = records.RunDir(path.resolve()).as_found()
-    if not folder.finished:
-        static = repr((settings.cfg, its.env_options))
-        built = engine.built.setdefault((static, ready.members), {})
-        changes = within(ready) if within is not None else train_loop.Within({})
-        changes = changes._replace(built=built)
-        total = changes.progress(ready, *ready.end)
-        display = Display(total, silent=not processes.leads, unit=ready.unit)
-        with folder.lock() if processes.leads else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        opened = records.open_run(path, ready.identity, context(ready))
+        open_together(processes, path, "run", lambda: stack.enter_context(opened))
+        folder = records.RunDir(path.resolve()).as_found()
+        if not folder.finished:
+            static = repr((settings.cfg, its.env_options))
+            built = engine.built.setdefault((static, ready.members), {})
+            changes = within(ready) if within is not None else train_loop.Within({})
+            changes = changes._replace(built=built)
+            total = changes.progress(ready, *ready.end)
+            display = Display(total, silent=not processes.leads, unit=ready.unit)
             times = train_loop.run(ready, folder, processes, display, changes)
-        if processes.leads:
-            folder.write_summary(summarise(ready, folder, **times))
-        processes.all_true(True)
+            if processes.leads:
+                folder.write_summary(summarise(ready, folder, say=display.say, **times))
+            processes.all_true(True)
     told = ""
     if processes.leads:
         history = records.read_metrics(folder, ready.program.stages[-1].name)
-        history = {k: x.reshape(-1, count) for k, x in history.items() if k != "stage"}
+        history = metrics.by_chunk(history, count)
         members = engine.objective.members(history).reshape(-1, its.seeds)[:trials]
         row = last_trained(history["finite"])[:: its.seeds][:trials]
         stopped = np.where(row < len(history["finite"]) - 1, history["update"][row, 0], 0)
