@@ -104,6 +104,11 @@ class Env:
     `reset` and `step` raise an error, and they are used only for evaluations between chunks.
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
+
+    `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
+    [L + 1, ...]), as images or as the text of an HTML page:
+
+    render(states, params) -> images [L + 1, H, W, 3] uint8, or str
     """
 
     spec: EnvSpec
@@ -114,6 +119,7 @@ class Env:
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
+    render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------
