@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
+from jaxrl.errors import UserError
 from jaxrl.experiments import compare_bases
-from jaxrl.experiments.console import clock, device_kind, plural, rate
+from jaxrl.experiments.console import clock, device_kind, interval, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
-from jaxrl.runs import provenance, records, stats
+from jaxrl.runs import metrics, provenance, records, stats
 from jaxrl.types import Transition
 
+_OF_EPISODES = ("return", "length", "episode_return", "episode_length", *stats.RISKS)
 
-def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
+
+def summarise(
+    ready: Plan,
+    run: records.RunDir,
+    wall_s: float,
+    compile_s: float,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Results of a run, from its metrics; also writes members.csv.
 
     Members that a search stopped early count with their last results. Besides returns: "risk",
@@ -27,8 +36,13 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     with and without correction (`compare_bases.compare`).
     """
     settings, stages, count = ready.settings, ready.program.stages, ready.members
-    history = records.read_metrics(run, stages[-1].name)
-    by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
+    history = records.read_metrics(run, stages[-1].name, say, complete=True)
+    if not history:
+        raise UserError(
+            f"{run.path / 'metrics'} has no undamaged part of stage {stages[-1].name!r}: restore "
+            "the folder, or train again with --overwrite"
+        )
+    by_chunk = metrics.by_chunk(history, count)  # [C, P]
     row, each = last_trained(by_chunk["finite"]), np.arange(count)
     last = {name: values[row, each] for name, values in by_chunk.items()}
     failed = last["finite"] < 1
@@ -75,6 +89,7 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
         },
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
+        **({"failure": failure(by_chunk)} if failed.all() else {}),
         **({"diverged": diverged(ready, last["q"], entropy_bonus(by_chunk))} if learns_q else {}),
         **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
@@ -90,10 +105,25 @@ def last_trained(finite: np.ndarray) -> np.ndarray:
     return len(finite) - 1 - np.argmax(known[::-1], 0)
 
 
+def failure(by_chunk: Mapping[str, np.ndarray]) -> str:
+    """What is not finite in the chunk in which the last member failed.
+
+    Args:
+      by_chunk: metrics [C, P] of a stage in which all members failed.
+    """
+    row = int(np.argmax(np.all(by_chunk["finite"] < 1, 1)))
+    finite = {name: bool(np.isfinite(x[row]).any()) for name, x in by_chunk.items()}
+    what = [name for name in sorted(finite) if not finite[name] and name not in _OF_EPISODES]
+    if finite.get("episode_length") and not finite["episode_return"]:
+        what = ["reward"]  # the return of a whole episode is missing
+    update = int(by_chunk["update"][row].max())
+    return f"{', '.join(what) or 'parameters'} not finite by update {update:,}"
+
+
 def outcome(scores: np.ndarray) -> dict[str, Any]:
     """Statistics of the returns [P] of members."""
     found = stats.summarise(scores)
-    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
+    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max", "members")}
 
 
 def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[str, Any]]:
@@ -138,14 +168,15 @@ def diverged(ready: Plan, q: np.ndarray, bonus: np.ndarray | float = 0.0) -> np.
 def result(summary: dict[str, Any]) -> str:
     """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
-    low, high = found["ci95"]
     how = ", with exploration" if found.get("explore") else ""
     line = (
-        f"return {found['iqm']:.4g} (IQM{how}, 95 % interval {low:.4g} to {high:.4g}; "
-        f"lowest member {found['min']:.4g})"
+        f"return {found['iqm']:.4g} (IQM{how}, {interval(found)}; lowest member {found['min']:.4g})"
         if found["iqm"] is not None
         else "no return"
     )
+    if "failure" in summary:
+        who = "the member" if summary["members"] == 1 else f"all {summary['members']:,} members"
+        return f"{who} failed: {summary['failure']}"
     score = summary.get("score", {}).get("iqm")
     line += "" if score is None else f", normalised {score:.1f}"
     names = f"; {len(failed)} failed: {listed(failed)}" if failed else ""
@@ -175,6 +206,15 @@ def context(ready: Plan) -> dict[str, Any]:
         "width": ready.layout.width,
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "unit": ready.unit,
+        "members": ready.members,
+        "stages": {  # how many parts the metrics have, see `metrics.missing`
+            stage.name: {
+                "updates": stage.updates,
+                "evals": stage.evals,
+                "every": stage.source.every,
+            }
+            for stage in ready.program.stages
+        },
         **({"data": options.data.resolve()} if options.data else {}),
         **({"base": [path.resolve() for path in options.base]} if options.base else {}),
         **({"from_run": options.from_run.resolve()} if options.from_run else {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
+from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
@@ -79,10 +80,12 @@ def run(
         hp, own = some((ready.hp, ready.own), *members)
         return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
+    shards = Shards(
+        folder.checkpoints, ready.identity, ready.ranges, options.keep, processes, display.say
+    )
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
-        within = within or Within({})
+        alone, within = within is None, within or Within({})
         found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
         times = _Times(found.meta if found else {}, display)
         if found is not None:
@@ -93,6 +96,7 @@ def run(
         writer = None
         if options.tensorboard and processes.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)
+            writer.write_hyperparameters(hyperparameters(ready))
             stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
 
@@ -142,7 +146,7 @@ def run(
             if columns is not None and not idle:
                 index = {"stage": report.stage, "member": np.arange(first, last)}
                 index |= {"update": report.step, "env_steps": steps}
-                folder.write_part(f"{stage:02d}-{report.step:010d}-{first:07d}", index | columns)
+                folder.write_part(part_name(stage, report.step, first), index | columns)
                 if writer is not None:
                     writer.write(ready.progress(stage, report.step), columns)
             if report.snapshot is not None:
@@ -155,6 +159,9 @@ def run(
             if report.snapshot is not None and decision > 0:
                 shards.wait()
                 raise Stopped(decision)
+            if alone and columns is not None and stage == len(ready.program.stages) - 1:
+                if processes.all_true(not np.any(columns["finite"] == 1)):
+                    break  # all members have failed: more updates change nothing
         shards.wait()
         return times.so_far()
 
@@ -169,6 +176,18 @@ class _Times:
         wall = self._before.get("wall_s", 0.0) + time.perf_counter() - self._start
         compiling = self._before.get("compile_s", 0.0) + self._display.compile_s
         return {"wall_s": wall, "compile_s": compiling}
+
+
+def hyperparameters(ready: Plan) -> dict[str, Any]:
+    """Settings of the agent that all members share, as numbers and texts by name."""
+    found: dict[str, Any] = {"agent": ready.settings.agent, "env": ready.settings.options.env}
+    for name, value in vars(ready.settings.cfg).items():
+        found[name] = value if isinstance(value, bool | int | float) else str(value)
+    for name, values in vars(ready.hp.agent).items():
+        values = np.unique(np.asarray(values))
+        if values.size == 1:
+            found[name] = values[0].item()
+    return found
 
 
 def metrics_of(report: Report) -> dict[str, np.ndarray] | None:

@@ -19,6 +19,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import (
     agents,
     cli,
+    commands,
     jax_setup,
     report,
     settings,
@@ -31,6 +32,7 @@ from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import files, records
+from jaxrl.runs.metrics import part_name
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -274,7 +276,8 @@ def test_folder_of_another_configuration(
     words: list[str], field: str, jaxrl: Callable[..., Outcome], folder: Path
 ) -> None:
     first = resolve("pqn", tokenise(TRAIN[2:])[1])
-    records.open_run("taken", identity(first, {}), {"width": 1})
+    with records.open_run("taken", identity(first, {}), {"width": 1}):
+        pass
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
     Path("taken/summary.json").write_text('{"finished": true}')  # also when that run is finished
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
@@ -321,6 +324,8 @@ raise SystemExit(code)
         ([], 0),
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["eval", "--help"], 0),
+        (["data", "make", "--help"], 0),
         (["--version"], 0),
         (["list", "envs"], 0),
         (["list", "agents"], 0),
@@ -354,8 +359,28 @@ def test_help_names_every_command(jaxrl: Callable[..., Outcome]) -> None:
     assert outcome.code == 0 and outcome.err == ""
     for command in cli.COMMANDS:
         assert f"jaxrl {command}" in outcome.out
-    assert jaxrl() == jaxrl("-h") == jaxrl("help") == jaxrl("train", "--help") == outcome
-    assert jaxrl("eval", "some/run", "--help") == outcome
+    assert jaxrl() == jaxrl("-h") == jaxrl("help") == outcome
+
+
+@pytest.mark.parametrize("command", commands.PAGES)
+def test_help_of_a_command(command: str, jaxrl: Callable[..., Outcome]) -> None:
+    """Usage, every option with its help, and an example that has no unknown option."""
+    words = command.split()
+    outcome = jaxrl(*words, "--help")
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith(f"usage: jaxrl {command} ")
+    assert outcome == jaxrl("help", *words) == jaxrl(*words, "-h")
+    page = commands.PAGES[command]
+    known = [f for record in page.options for f in values.fields_of(record, help=True).values()]
+    text = " ".join(outcome.out.split())
+    for field in known:
+        assert f"{field.option}" in text and field.help and field.help in text
+    assert max(map(len, outcome.out.splitlines())) <= 100
+    assert f"example: jaxrl {command} " in outcome.out
+    if command not in ("train", "sweep", "search", "data make"):
+        assert outcome == jaxrl(*words, "some/run", "--help")
+        used = {word for word in page.example.split() if word.startswith("--")}
+        assert used <= {field.option for field in known}
 
 
 def test_help_of_an_agent(jaxrl: Callable[..., Outcome]) -> None:
@@ -538,7 +563,8 @@ def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(train, "train", seen.append)
     asked = ["--env", "probe:match", "--seeds", "2", "--lr", "inf", "--env-options", "max_steps=3"]
     made = parse(*asked)
-    records.open_run("made", identity(made, {}), {"width": 1})
+    with records.open_run("made", identity(made, {}), {"width": 1}):
+        pass
     assert cli.main(["train", "made/config.json"]) == 0
     assert cli.main(["train", "made/config.json", "--seeds", "5", "--lr=1"]) == 0
     assert seen[0] == made
@@ -573,12 +599,12 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
 def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
     own = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
-    run = records.open_run(path, identity(own, {}), {"width": 1})
-    for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
-        step = {"update": chunk, "env_steps": 100 * chunk}
-        columns = {"return": np.array(y), "finite": np.array(sound)}
-        index = {"stage": "agent", "member": np.arange(3)} | step
-        run.write_part(f"00-{chunk:010d}", index | columns)
+    with records.open_run(path, identity(own, {}), {"width": 1}) as run:
+        for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
+            step = {"update": chunk, "env_steps": 100 * chunk}
+            columns = {"return": np.array(y), "finite": np.array(sound)}
+            index = {"stage": "agent", "member": np.arange(3)} | step
+            run.write_part(part_name(0, chunk, 0), index | columns)
     return make_plan(own)
 
 
@@ -620,12 +646,11 @@ def test_summary_when_all_fail(folder: Path, jaxrl: Callable[..., Outcome]) -> N
     path = folder / "run"
     ready = make_run(path, [[np.nan] * 3], [[0] * 3])
     report.draw_run(records.RunDir(path))  # has nothing to draw
-    assert summary.result(files.plain(finish(path, ready))).startswith("no return")
+    assert summary.result(files.plain(finish(path, ready))).startswith("all 3 members failed: ")
     outcome = jaxrl("report", "run")
     assert outcome.code == 0 and outcome.out.splitlines()[-1].split()[-1] == "finished"
-    assert jaxrl(*TRAIN, "--seeds", "3", "--out", "run").out.startswith(
-        "run is finished: no return"
-    )
+    again = jaxrl(*TRAIN, "--seeds", "3", "--out", "run")
+    assert again.out.startswith("run is finished: all 3 members failed: ") and again.code == 1
 
 
 def test_report_on_runs_of_all_ages(folder: Path, jaxrl: Callable[..., Outcome]) -> None:
