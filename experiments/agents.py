@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxrl import own_code
 from jaxrl.agents import AGENTS
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from jaxrl.types import Env, EnvSpec
+
 NEEDED = ("Config", "Hypers", "make", "program")
 
 
 def check_name(name: str) -> None:
-    """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
+    """Raises UserError, with the nearest name, if no agent of this name can exist."""
     if name in AGENTS:
         return
     module, _ = own_code.split(name)
@@ -24,8 +28,8 @@ def check_name(name: str) -> None:
     if "." in name or ":" in name:
         raise UserError(f"agent {name!r}: {reason}")
     raise UserError(
-        f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
-        "a module or file.py gives your own"
+        f"unknown agent {name!r}{nearest(name.lower(), AGENTS)}; `jaxrl list agents` lists all, "
+        "and your own are named by module or file.py"
     )
 
 
@@ -33,11 +37,11 @@ def load(name: str) -> Algorithm:
     """Loads the algorithm of a name.
 
     Args:
-      name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), which
-        `:attribute` follows where the agent is not the module itself.
+      name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), followed
+        by `:attribute` if the agent is not the module itself.
 
     Raises:
-      UserError: there is no such agent, or importing it failed.
+      UserError: there is no such agent, or its import failed.
     """
     check_name(name)
     if name in AGENTS:
@@ -49,7 +53,7 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
     """`found` itself, its `ALGORITHM`, or a record of its Config, Hypers, make and program.
 
     Raises:
-      UserError: `found`, which `name` names in the message, is no agent.
+      UserError: `found` is not an agent; the message calls it `name`.
     """
     found = getattr(found, "ALGORITHM", found)
     if isinstance(found, Algorithm):
@@ -58,3 +62,37 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
         if not hasattr(found, needed):
             raise UserError(f"agent {name!r}: {getattr(found, '__file__', name)} has no {needed}")
     return Algorithm(*(getattr(found, needed) for needed in NEEDED))
+
+
+def alternatives(name: str, env: Env, offline: bool) -> str:
+    """ "; agents for it: ppo, sac", those of jaxrl that run in `env`; "" for none.
+
+    Args:
+      name: of an agent that is not for this environment.
+      offline: name agents that learn from a dataset, instead of agents that learn by acting.
+    """
+    known = {each: load(each) for each in AGENTS if each != name}
+    found = [
+        each
+        for each, other in known.items()
+        if other.offline == offline and other.base_points is None and runs_in(other, env)
+    ]
+    return f"; agents for it: {', '.join(found)}" if found else ""
+
+
+def runs_in(algorithm: Algorithm, env: Env) -> bool:
+    """Whether the agent with default settings supports the environment."""
+    try:
+        algorithm.program(algorithm.Config(), env)
+    except UserError:
+        return False
+    return True
+
+
+def acts_in(algorithm: Algorithm, spec: EnvSpec) -> bool:
+    """Whether the agent with default settings supports the actions of `spec`."""
+    try:
+        algorithm.make(algorithm.Config(), dataclasses.replace(spec, obs_shape=(4,)))
+    except UserError:
+        return False
+    return True

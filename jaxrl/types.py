@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
+
 Array = jax.Array
 PyTree = Any
 
@@ -40,7 +42,11 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Float32 actions of `shape`; `low` and `high` are flat tuples, one bound per element."""
+    """Float32 actions of `shape`; `low` and `high` are flat tuples, one bound per element.
+
+    Raises:
+      UserError: another number of bounds, low > high, or NaN.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -49,7 +55,14 @@ class Box:
     def __post_init__(self) -> None:
         size = math.prod(self.shape)
         if len(self.low) != size or len(self.high) != size:
-            raise ValueError(f"Box of shape {self.shape} needs {size} bounds on each side")
+            raise UserError(f"a Box of shape {self.shape} needs {size} bounds on each side")
+        for low, high in zip(self.low, self.high, strict=True):
+            if not low <= high:
+                raise UserError(f"a Box needs low <= high, not low={low:g} and high={high:g}")
+
+    def __str__(self) -> str:
+        """Without the bounds of each element."""
+        return f"Box(shape={self.shape})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +117,11 @@ class Env:
     `reset` and `step` raise an error, and they are used only for evaluations between chunks.
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
+
+    `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
+    [L + 1, ...]), as images or as the text of an HTML page:
+
+    render(states, params) -> images [L + 1, H, W, 3] uint8, or str
     """
 
     spec: EnvSpec
@@ -114,6 +132,7 @@ class Env:
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
+    render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

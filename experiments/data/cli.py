@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,15 +12,20 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
+from jaxrl.experiments.commands import (
+    ConvertOptions,
+    DiffusionOptions,
+    InfoOptions,
+    MakeOptions,
+)
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
-from jaxrl.runs.files import atomic_write
-from jaxrl.runs.plots import COLOURS, compact
+from jaxrl.runs import figures, trial_plots
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
-  jaxrl data info FILE [--out FILE.png]        describe a dataset, with histograms
+  jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
      both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
@@ -39,42 +43,6 @@ Mazes need no training; their levels are play, diverse, expert and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class InfoOptions:
-    """Options of `jaxrl data info`."""
-
-    out: Path | None = None
-    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertOptions:
-    """Options of `jaxrl data convert`."""
-
-    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeOptions:
-    """Options of `jaxrl data make`, in addition to those of training."""
-
-    level: str = ""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    agent: str | None = None
-    out: Path = Path("data")
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionOptions:
-    """Options of `jaxrl data make --from-diffusion`."""
-
-    from_diffusion: Path
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    out: Path | None = None
 
 
 def main(words: Sequence[str]) -> None:
@@ -104,6 +72,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     path = Path(paths[0])
     data = datasets.load(path, own.max_episode_steps)
     picture = own.out or path.with_suffix(".png")
+    figures.check_format(picture)
     for line in describe(data):
         print(line)
     draw(picture, data)
@@ -228,37 +197,14 @@ def _spread(x: Any) -> str:
 
 
 def draw(file: Path, data: Dataset) -> None:
-    """Histograms of returns, episode lengths, rewards and actions, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    returns, lengths = episode_returns(data.transitions)
-    action = data.transitions.action.reshape(len(data.transitions.action), -1)
+    """Histograms of returns, episode lengths, rewards and actions."""
+    t = data.transitions
+    returns, lengths = episode_returns(t)
     panels = {
-        "return of an episode": returns[:, None],
-        "length of an episode": lengths[:, None],
-        "reward": data.transitions.reward[:, None],
-        "action, each dimension": action,
+        "return of an episode": (returns, "episodes"),
+        "length of an episode": (lengths, "episodes"),
+        "reward": (t.reward, "steps"),
+        "action, each dimension": (t.action.reshape(len(t.action), -1), "steps"),
     }
-    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (label, columns) in enumerate(panels.items()):
-        axes = figure.add_subplot(2, 2, i + 1)
-        bins: Any = np.histogram_bin_edges(columns, 50)
-        for j, column in enumerate(columns.T):
-            colour = COLOURS[j % len(COLOURS)]
-            if columns.shape[1] == 1:
-                axes.hist(column, bins, color=colour)
-            else:
-                axes.hist(column, bins, color=colour, histtype="step", label=str(j))
-        if 1 < columns.shape[1] <= 8:
-            axes.legend(frameon=False, fontsize=8)
-        axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(6))
-            axis.set_major_formatter(FuncFormatter(compact))
-    title = f"{data.meta['env']}: {len(action):,} rows, {len(returns):,} episodes"
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    atomic_write(file, lambda to: figure.savefig(to, format="png"))
+    title = f"{data.meta['env']}: {len(t.reward):,} rows, {len(returns):,} episodes"
+    trial_plots.histograms(file, panels, title)

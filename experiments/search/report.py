@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.console import clock, plural, print_line, shown, write_csv
+from jaxrl.experiments.console import clock, interval, plural, print_line, shown, write_csv
 from jaxrl.experiments.search import study
-from jaxrl.runs import folders, plots, records
+from jaxrl.runs import folders, records, trial_plots
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -99,8 +99,7 @@ def _confirmed(result: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name}={shown(value)}" for name, value in result["values"].items())
     line = "no return"
     if found["iqm"] is not None:
-        low, high = found["ci95"]
-        line = f"{found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g})"
+        line = f"{found['iqm']:.4g} (IQM, {interval(found)})"
     return (
         f"with fresh seeds, trial {result['trial']} ({values}): {line}, {result['failed']} failed"
     )
@@ -115,8 +114,8 @@ def draw(book: Study, folder: Path) -> list[Path]:
     columns = {name: [trial.params[name] for trial in trials] for name in names}
     values = np.array([_value(trial) for trial in trials], np.float64)
     files = [folder / "slices.png", folder / "parallel.png"]
-    plots.slices(files[0], columns, values)
-    plots.parallel(files[1], columns, values)
+    trial_plots.slices(files[0], columns, values)
+    trial_plots.parallel(files[1], columns, values)
     return files
 
 
