@@ -363,6 +363,32 @@ def test_checkpoints_of_another_run_are_refused(finished: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
 
 
+def test_a_damaged_checkpoint_is_told_when_a_policy_is_loaded(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (newest,) = (finished / "checkpoints").glob("*/8/meta/metadata")
+    cut(newest)
+    capsys.readouterr()
+    restore.load(finished)
+    assert "checkpoint 8 is damaged and passed over" in capsys.readouterr().out
+
+
+def test_a_sweep_with_a_damaged_record_starts_again(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(lab.reference("sweep"), path)
+    cut(path / "summary.json")
+    sweep_tiny(path)  # the summary is made again
+    assert results(path) == results(lab.reference("sweep"))
+    for damage in (without("programs"), lambda file: file.write_text('{"programs": ".."}'), cut):
+        damage(path / "sweep.json")
+        with pytest.raises(UserError, match=r"sweep\.json is damaged|made by|another sweep"):
+            sweep_tiny(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY, "overwrite", True)
+        sweep_tiny(path)
+    assert results(path) == results(lab.reference("sweep"))
+
+
 # --- two processes -------------------------------------------------------------------------------
 
 
