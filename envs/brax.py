@@ -117,12 +117,23 @@ def adapt(environment: Any, *, name: str, max_steps: int = LIMIT) -> Env:
             raise EnvError(f"observations of {name} are a {type(obs).__name__}, not an array")
         return jnp.asarray(obs, jnp.float32)
 
+    def render(states: PyTree, params: PyTree) -> str:
+        """An HTML page with brax's interactive viewer, which browsers load from a CDN."""
+        from brax.io import html
+
+        physics = states[0]
+        count = len(jax.tree.leaves(physics)[0])
+        every = [jax.tree.map(lambda x, i=i: x[i], physics) for i in range(count)]
+        with _allowances():
+            system = environment.sys.tree_replace({"opt.timestep": environment.dt})
+            return html.render(system, every)
+
     size = int(environment.action_size)
     key = jax.random.key(0)
     state, obs = jax.eval_shape(reset, key, {})
     jax.eval_shape(step, key, state, jnp.zeros(size), {})  # so that errors of `step` show up here
     box = Box((-1.0,) * size, (1.0,) * size, (size,))
-    return time_limit(Env(EnvSpec(name, obs.shape, box), {}, reset, step), max_steps)
+    return time_limit(Env(EnvSpec(name, obs.shape, box), {}, reset, step, render=render), max_steps)
 
 
 def _import() -> Any:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxrl.envs import maze
 from jaxrl.envs.names import EnvError
 
-SIZE = 240  # width and height of a frame in pixels
-_FINE = 3  # supersampling factor, for smooth edges
+SIZE = 480  # width and height of a frame in pixels
+_FINE = 2  # supersampling factor, for smooth edges
+_CAPTION = 28  # height of the line of text in pixels
 PAPER, INK, CART, POLE, GOAL = "#ffffff", "#9aa0a6", "#30343b", "#d55e00", "#009e73"
 
 # One colour per MinAtar channel. The first seven are of the Okabe-Ito palette (colour-blind safe).
@@ -67,10 +68,23 @@ def frame(name: str, obs: ArrayLike) -> np.ndarray:
         return _planes(obs)
     if name not in DRAWINGS:
         drawn = ", ".join(DRAWINGS)
-        raise EnvError(f"no drawing of {name}; there are drawings of {drawn} and MinAtar")
+        raise EnvError(
+            f"no drawing of {name}: its Env needs a function `render`; there are drawings of "
+            f"{drawn} and MinAtar"
+        )
     canvas = Canvas()
     DRAWINGS[name](canvas, obs)
     return canvas.pixels()
+
+
+def captioned(image: np.ndarray, text: str) -> Image.Image:
+    """An image [H, W, 3] uint8 above a line of text."""
+    height, width = image.shape[:2]
+    whole = Image.new("RGB", (width, height + _CAPTION), PAPER)
+    whole.paste(Image.fromarray(image))
+    font = ImageFont.load_default(size=0.6 * _CAPTION)
+    ImageDraw.Draw(whole).text((8, height + _CAPTION / 2), text, CART, font, anchor="lm")
+    return whole
 
 
 def _planes(obs: np.ndarray) -> np.ndarray:

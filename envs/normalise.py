@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.envs.names import EnvError
+from jaxrl.envs.wrappers import render_inner
 from jaxrl.normalise import Moments, include, moments, standardise
 from jaxrl.types import Array, Env, PyTree, TimeStep
 
@@ -55,7 +56,8 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         inner, raw = persisted(env, last[0], fresh[0], fresh[1].mean)
         return see(inner, last[1], raw)
 
-    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
+    hooks: Any = {"persist": persist, "render": render_inner(env)}
+    return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 
 def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env:
@@ -93,7 +95,8 @@ def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env
         inner, obs = persisted(env, last[0], fresh[0], obs)
         return (inner, fresh[1], last[2]), obs
 
-    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
+    hooks: Any = {"persist": persist, "render": render_inner(env)}
+    return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 
 def persisted(env: Env, last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:

@@ -43,7 +43,8 @@ def time_limit(env: Env, steps: int) -> Env:
 
     bound = min(limit, env.spec.max_steps or limit)
     spec = dataclasses.replace(env.spec, max_steps=bound)
-    return dataclasses.replace(env, spec=spec, reset=reset, step=step, persist=persist_inner(env))
+    hooks: Any = {"persist": persist_inner(env), "render": render_inner(env)}
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step, **hooks)
 
 
 def sticky_actions(env: Env, probability: float = 0.25) -> Env:
@@ -78,8 +79,8 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    persist = persist_inner(env)
-    return dataclasses.replace(env, reset=reset, step=step, persist=persist, outcome=None)
+    hooks: Any = {"persist": persist_inner(env), "render": render_inner(env)}
+    return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
@@ -130,6 +131,12 @@ def persist_inner(env: Env) -> Persist | None:
         return (state, *fresh[1:]), obs
 
     return persist
+
+
+def render_inner(env: Env) -> Callable[[PyTree, PyTree], Any] | None:
+    """`render` of a wrapper whose state is (state of `env`, ...). None if `env.render` is None."""
+    inner = env.render
+    return None if inner is None else lambda states, params: inner(states[0], params)
 
 
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:

@@ -5,7 +5,6 @@ Checking names and printing help need no import of JAX, so both take no time.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import TypeVar
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents
+from jaxrl.experiments.commands import EvalOptions, RenderOptions, ReportOptions, asked_help
 from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
 
@@ -30,9 +30,9 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
                                                       all combinations of values x seeds
   jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2 [--range ...] [options]
                                                       hyperparameter search with Optuna, in batches
-  jaxrl eval RUN [--episodes K] [--seed S]            evaluate every member on fresh episodes
-  jaxrl eval RUN --eval-steps 1,2,4,8                 return by number of sampling steps (ofql)
-  jaxrl report RUN [RUN ...] [--over agent.lr=1e-4] [--csv FILE] [--out FILE.png]
+  jaxrl eval RUN [--episodes K] [--member M] [--csv FILE]
+                                                      evaluate members on fresh episodes
+  jaxrl report PATH [PATH ...] [--csv FILE] [--out FILE.pdf]
                                                       table and plots of runs and sweeps, also while
                                                       they are training
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
@@ -44,9 +44,9 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl list agents | envs                            available agents and environments
   jaxrl --version                                     installed version
 
+  jaxrl COMMAND --help                                options of a command, with an example
   jaxrl train AGENT --help                            every option of an agent
   jaxrl data --help                                   dataset formats and levels
-  jaxrl search AGENT --help                           options of a search
   jaxrl train | sweep | search FILE.yaml [options]    settings from a file; options override it
   jaxrl train runs/NAME/config.json [options]         repeat a recorded run
 
@@ -61,10 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
     0 on success, 2 after a UserError, 74 if the disk is full, 128 + n after signal n, and 1 after
-    any other error.
+    any other error, also if all members of a run or sweep failed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        page = asked_help(words)
+        if page is not None:
+            print(page)
+            return 0
         asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
         if asked and words[:1] != ["data"]:
             print(USAGE, end="")
@@ -77,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
                 "`jaxrl --help` lists the commands"
             )
-        COMMANDS[words[0]](words[1:])
-        return 0
+        return COMMANDS[words[0]](words[1:]) or 0
     except UserError as error:
         # One line, even if the message quotes a multi-line error of a library.
         print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -118,7 +121,7 @@ def _fail(code: int) -> int:
     return code
 
 
-def _train(words: list[str]) -> None:
+def _train(words: list[str]) -> int:
     request = _request("train", words)
     if request.sweep:
         raise UserError("sweeps are run by `jaxrl sweep`, which takes the same options")
@@ -126,16 +129,18 @@ def _train(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup, restore, train
 
     jax_setup.start()
-    train.train(restore.settle(request.agent, request.options))
+    summary = train.train(restore.settle(request.agent, request.options))
+    return int("failure" in summary)
 
 
-def _sweep(words: list[str]) -> None:
+def _sweep(words: list[str]) -> int:
     request = _request("sweep", words)
 
     from jaxrl.experiments import jax_setup, sweep
 
     jax_setup.start()
-    sweep.run(request)
+    summary = sweep.run(request)
+    return int("best" in summary and not summary["best"])
 
 
 def _search(words: list[str]) -> None:
@@ -172,43 +177,30 @@ def _help(command: str, request: Request) -> str:
     return agent_help(command, request.agent, module, extra, preset)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """Options of `jaxrl eval`."""
-
-    episodes: int = dataclasses.field(default=128, metadata={"least": 1})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    eval_steps: tuple[int, ...] = ()
-
-
 def _eval(words: list[str]) -> None:
     paths, own = _simple(EvalOptions, words)
     if len(paths) != 1:
         raise UserError("eval needs one run: jaxrl eval runs/NAME --episodes 128")
     if own.eval_steps and min(own.eval_steps) < 1:
         raise UserError(f"--eval-steps must be at least 1, not {min(own.eval_steps)}")
+    if own.eval_steps and (own.member is not None or own.csv is not None):
+        raise UserError("--eval-steps prints a table over all members: omit --member and --csv")
 
-    from jaxrl.experiments import jax_setup, report, restore
+    from jaxrl.experiments import episodes, jax_setup, restore
     from jaxrl.experiments.plan import swept_values
-    from jaxrl.experiments.run_folders import open_run_folder
+    from jaxrl.experiments.run_folders import count_members
 
     (path,) = paths
-    open_run_folder(path)
+    count = count_members(path)
+    if own.member is not None and own.member >= count:
+        raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
     jax_setup.start()
     if own.eval_steps:
         restore.print_steps(path, own.episodes, own.seed, own.eval_steps)
         return
     ready, outcome = restore.evaluate(path, own.episodes, own.seed)
-    report.print_episodes(swept_values(ready.settings) | {"seed": ready.seeds}, outcome)
-
-
-@dataclasses.dataclass(frozen=True)
-class RenderOptions:
-    """Options of `jaxrl render`."""
-
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    out: Path | None = None
+    columns = swept_values(ready.settings) | {"seed": ready.seeds}
+    episodes.show(columns, outcome, own.member, own.csv)
 
 
 def _render(words: list[str]) -> None:
@@ -222,22 +214,13 @@ def _render(words: list[str]) -> None:
     render.render(paths[0], own.member, own.seed, own.out)
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportOptions:
-    """Options of `jaxrl report`."""
-
-    out: Path | None = None
-    over: str | None = None
-    csv: Path | None = None
-
-
 def _report(words: list[str]) -> None:
     paths, own = _simple(ReportOptions, words)
     if not paths:
-        raise UserError("report needs a run or sweep: jaxrl report runs/NAME")
+        raise UserError("report needs a run, a sweep or a folder of runs: jaxrl report runs/NAME")
     if any((path / "search.json").is_file() for path in paths):
         if len(paths) > 1 or own != ReportOptions():
-            raise UserError("pass one search at a time to report, without --over, --csv and --out")
+            raise UserError("a search is reported by itself, without --over, --csv and --out")
 
         from jaxrl.experiments.search import report as search_report
 
@@ -268,14 +251,11 @@ def _list(words: list[str]) -> None:
 
 def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:
     """Splits `words` into paths and options; the options fill an instance of `record`."""
-    if {"-h", "--help"} & set(words):
-        print(USAGE, end="")
-        raise SystemExit(0)
     paths, given = tokenise(words, single=fields_of(record))
     return [Path(path) for path in paths], fill(record, given)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": _train,
     "sweep": _sweep,
     "search": _search,

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl.errors import UserError
-from jaxrl.runs import files
-from jaxrl.runs.plots import compact
+from jaxrl.runs import files, stats
+from jaxrl.runs.figures import compact
 
 
 def print_line(what: str | Table) -> None:
@@ -40,6 +40,14 @@ def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
         files.atomic_write(file, text.getvalue().encode())
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def interval(found: Mapping[str, Any]) -> str:
+    """The 95 % interval of `stats.summarise` as text, with a warning if it is of few members."""
+    low, high = found["ci95"]
+    count = found.get("members") or stats.FEW
+    few = f" of only {count} members" if count < stats.FEW else ""
+    return "no interval" if count == 1 else f"95 % interval {low:.4g} to {high:.4g}{few}"
 
 
 def short_path(path: Path) -> Path:

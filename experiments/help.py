@@ -60,17 +60,21 @@ def describe(field: Field) -> list[str]:
     """Help lines of one option."""
     part, dot, bare = field.name.rpartition(".")
     off = f", --{part}{dot}no-{bare}".replace("_", "-")
-    kind = off if field.kind is bool else f" {kind_name(field.kind)}"
+    kind = off if field.kind is bool else f" {kind_name(field.kind).removesuffix(' or None')}"
     meaning = f"{field.help} {default_of(field)}".strip()
     pad = " " * INDENT
-    below = textwrap.wrap(meaning, WIDTH, initial_indent=pad, subsequent_indent=pad)
+    below = textwrap.wrap(
+        meaning, WIDTH, initial_indent=pad, subsequent_indent=pad, break_on_hyphens=False
+    )
     return [f"  {field.option}{kind}", *below]
 
 
 def default_of(field: Field) -> str:
-    """Text such as "(default: 1)" or "(required)"."""
+    """Text such as "(default: 1)" or "(required)"; "" if the help describes the default."""
     if field.default is dataclasses.MISSING:
         return "(required)"
+    if field.default == "" or (field.default is None and "by default" in field.help):
+        return ""
     if isinstance(field.default, Mapping) or field.default == ():
         return "(default: none)"
     return f"(default: {_shown(field.default)})"

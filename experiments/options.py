@@ -49,7 +49,7 @@ class Options:
     """members per tile (a vmapped batch of members); by default chosen automatically. The width
     affects results only by rounding"""
     tensorboard: bool = False
-    """write TensorBoard files with quantiles over members"""
+    """write TensorBoard files: medians over members, quantiles of returns, hyperparameters"""
     coordinator: str | None = None
     """host:port of process 0, the same for every process; needed unless the cluster environment
     provides the address"""

@@ -1,14 +1,15 @@
-"""An episode of a trained member as a GIF."""
+"""An episode of a trained member as a GIF or an HTML page."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxrl import envs
 from jaxrl.api import TrainedPolicy
@@ -21,10 +22,22 @@ from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
 
-def episode(
-    env: Env, member: TrainedPolicy, key: Array, limit: int = 1000
-) -> tuple[np.ndarray, float]:
-    """Observations [L + 1, *obs] of one greedy episode of L steps, and its return."""
+class Played(NamedTuple):
+    """One episode of L steps.
+
+    Attributes:
+      states: states of the environment, numpy, [L + 1, ...]; random keys as their data.
+      observations: [L + 1, *obs]
+      returns: [L + 1] sum of rewards so far.
+    """
+
+    states: PyTree
+    observations: np.ndarray
+    returns: np.ndarray
+
+
+def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> Played:
+    """One greedy episode of a member, of at most `limit` steps."""
     policy, state, hp = member
     steps = min(env.spec.max_steps or limit, limit)
 
@@ -35,42 +48,93 @@ def episode(
         action, memory, _ = policy.act(state, hp, obs[None], start, memory, noise, False)
         env_state, ts = env.step(key_env, env_state, action[0], env.params)
         after = (env_state, ts.next_obs, memory, jnp.zeros(1, bool))
-        return (*after, live & ~(ts.terminated | ts.truncated)), (ts.next_obs, ts.reward, live)
+        ended = ts.terminated | ts.truncated
+        return (*after, live & ~ended), _plain((env_state, ts.next_obs, ts.reward, live))
 
     @jax.jit
     def play(key: Array) -> PyTree:
         key_reset, key_steps = jax.random.split(key)
         env_state, obs = env.reset(key_reset, env.params)
         carry = (env_state, obs, policy.memory(1), jnp.ones(1, bool), jnp.bool_(True))
-        return obs, jax.lax.scan(step, carry, jax.random.split(key_steps, steps))[1]
+        first = _plain((env_state, obs, jnp.zeros(()), jnp.bool_(True)))
+        return first, jax.lax.scan(step, carry, jax.random.split(key_steps, steps))[1]
 
-    first, (obs, reward, live) = jax.device_get(play(key))
-    return np.concatenate([first[None], obs[live]]), float(reward[live].sum())
+    first, later = jax.device_get(play(key))
+    every = jax.tree.map(lambda x, y: np.concatenate([np.asarray(x)[None], y]), first, later)
+    live = every[-1]
+    states, observations, rewards, _ = jax.tree.map(lambda x: x[live], every)
+    return Played(states, observations, np.cumsum(rewards))
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """Random keys as their data, since numpy has no such dtype."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
 def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
-    """Renders one episode of a member as a GIF and prints its file, length and return."""
+    """Renders one episode of a member and prints its file, length and return.
+
+    The file is a GIF, or an HTML page if the environment draws one (Brax).
+
+    Raises:
+      UserError: the environment has no drawing, or `out` has another suffix.
+    """
+    if out is not None and out.suffix.lower() not in (".gif", ".html"):
+        raise UserError(f"{out}: episodes are written as .gif files, those of Brax as .html files")
     settings = settings_of(open_run_folder(path))
     env = envs.make(settings.options.env, **settings.options.env_options)
-    draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
-    if env.persist is not None:
-        raise UserError(
-            f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
-            "drawing needs raw observations"
-        )
+    if env.render is None:
+        draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
+        if env.persist is not None:
+            raise UserError(
+                f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
+                "drawing needs raw observations"
+            )
     loaded = load(path, member)
     # A sweep may have changed the physical parameters of this member.
     own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)
-    observations, total = episode(env, loaded, jax.random.key(seed))
-    frames = [Image.fromarray(draw.frame(env.spec.name, obs)) for obs in observations]
-    file = out or path / "plots" / f"member-{member}.gif"
-    slow = 90 if env.spec.name.endswith("MinAtar") else 30  # milliseconds a frame
-    atomic_write(
-        file,
-        lambda to: frames[0].save(
-            to, "GIF", save_all=True, append_images=frames[1:], duration=slow, loop=0
-        ),
-    )
-    print(f"{file}: member {member}, {len(frames) - 1} steps, return {total:.4g}")
+    played = episode(env, loaded, jax.random.key(seed))
+    found = pictures(env, played)
+    suffix = ".html" if isinstance(found, str) else ".gif"
+    file = out or path / "plots" / f"member-{member}{suffix}"
+    if file.suffix.lower() != suffix:
+        raise UserError(f"{file}: {env.spec.name} is rendered as a {suffix} file")
+    if isinstance(found, str):
+        atomic_write(file, found.encode())
+    else:
+        write_gif(file, found, played.returns, 90 if env.spec.name.endswith("MinAtar") else 30)
+    steps, total = len(played.returns) - 1, played.returns[-1]
+    print(f"{file}: member {member}, {steps} steps, return {total:.4g}")
     return file
+
+
+def pictures(env: Env, played: Played) -> Sequence[np.ndarray] | np.ndarray | str:
+    """Images [L + 1, H, W, 3] uint8 of an episode, or an HTML page, see `Env.render`.
+
+    Raises:
+      UserError: `env.render` returns something else.
+    """
+    if env.render is None:
+        return [draw.frame(env.spec.name, obs) for obs in played.observations]
+    found = env.render(played.states, env.params)
+    if isinstance(found, str):
+        return found
+    found, count = np.asarray(found), len(played.returns)
+    if found.ndim != 4 or found.shape[::3] != (count, 3) or found.dtype != np.uint8:
+        raise UserError(
+            f"render of {env.spec.name} must return uint8 images of shape [{count}, H, W, 3] or a "
+            f"str, not {found.dtype} of shape {list(found.shape)}"
+        )
+    return found
+
+
+def write_gif(file: Path, images: Iterable[np.ndarray], returns: np.ndarray, slow: int) -> None:
+    """Writes images as a GIF with step and return below each; `slow` is in milliseconds a frame."""
+    frames = [
+        draw.captioned(image, f"step {step}   return {total:.4g}")
+        for step, (image, total) in enumerate(zip(images, returns, strict=True))
+    ]
+    more = {"save_all": True, "append_images": frames[1:], "duration": slow, "loop": 0}
+    atomic_write(file, lambda to: frames[0].save(to, "GIF", **more))

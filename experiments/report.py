@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from jaxrl.errors import UserError
 from jaxrl.experiments import compare
 from jaxrl.experiments.compare import Point, Result
-from jaxrl.experiments.console import label, print_line, shown, write_csv
-from jaxrl.experiments.console import rate as short
+from jaxrl.experiments.console import print_line, write_csv
+from jaxrl.experiments.pictures import draw
+from jaxrl.experiments.report_table import print_results
 from jaxrl.experiments.run_folders import open_run_folder, read_sweep
-from jaxrl.runs import records, stats
+from jaxrl.runs import figures, records, stats
 
-_ROWS = 40  # maximum number of printed rows
+_FILES = ("config.json", "sweep.json", "search.json")  # one of them is in each folder
 
 
 def report(
@@ -30,27 +30,31 @@ def report(
     """Prints one row per point of runs and sweeps, and draws them.
 
     Args:
-      out: PNG file of the learning curves; the sensitivity plot goes to NAME-sensitivity.png. By
-        default report.png, in the plots folder of a single run or sweep, else here.
+      paths: runs, sweeps, and folders of runs and sweeps.
+      out: PNG, PDF or SVG file of the learning curves; the sensitivity plot goes to
+        NAME-sensitivity. By default report.png, in the plots folder of a single run or sweep, else
+        here.
       over: reference point of the comparison, see `compare.reference`.
       csv_file: CSV file with one row per point; NAME-members.csv gets one row per member.
     """
-    found = gather(paths)
+    if out is not None:
+        figures.check_format(out)
+    runs = expand(paths)
+    found = gather(runs)
     compared = compare.results(found, over)
-    _print(compared, named=len(paths) > 1 or not compare.swept(found))
+    print_results(compared, named=len(runs) > 1 or not compare.swept(found))
     if csv_file is not None:
         members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
         write_csv(csv_file, _point_rows(compared))
         write_csv(members, _member_rows(found))
         print_line(f"points: {csv_file}, members: {members}")
-    file = out or (paths[0] / "plots" if len(paths) == 1 else Path.cwd()) / "report.png"
+    file = out or (runs[0] / "plots" if len(runs) == 1 else Path.cwd()) / "report.png"
     try:
-        drawn = compare.draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
-    except OSError as error:  # a run folder that may be read only
-        told = f"{file} cannot be written: {error.strerror}"
+        drawn = draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
+    except UserError as error:  # the folder of the run may be read-only
         if out is not None:
-            raise UserError(told) from error
-        print_line(f"no pictures: {told}; pass --out FILE.png")
+            raise
+        print_line(f"no pictures: {error}")
         return
     if drawn:
         print_line(f"pictures: {', '.join(map(str, drawn))}")
@@ -62,10 +66,32 @@ def draw_run(run: records.RunDir) -> None:
     A run without returns has no plots.
     """
     compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
-    compare.draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
+    draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """The runs and sweeps in `paths`, where a folder of runs stands for all runs in it.
+
+    Searches and unreadable runs of such a folder are skipped with a line.
+    """
+    found = []
+    for path in paths:
+        inner = sorted(x.parent for name in _FILES for x in path.glob(f"*/{name}"))
+        if not inner or any((path / name).is_file() for name in _FILES):
+            found.append(path)  # a run, or an error with a message of its own
+            continue
+        for each in inner:
+            try:
+                if (each / "search.json").is_file():
+                    raise UserError(f"{each} is a search: jaxrl report {each}")
+                (read_sweep if (each / "sweep.json").is_file() else open_run_folder)(each)
+                found.append(each)
+            except UserError as error:
+                print_line(f"skipped: {error}")
+    return found
 
 
 def gather(paths: Iterable[Path]) -> list[Point]:
@@ -104,6 +130,8 @@ def _points_of(
         state = f"{len(steps)} evaluation{'s' if len(steps) > 1 else ''}"
     if summary is not None:
         state, speed = "finished", summary[f"{unit}_per_s"]
+    settings = {f"agent.{key}": x for key, x in config.get("settings", {}).items()}
+    settings |= {f"env.{key}": x for key, x in config.get("env_options", {}).items()}
     found = []
     for index, own in enumerate(values):
         rows = slice(index * seeds, (index + 1) * seeds)
@@ -112,6 +140,7 @@ def _points_of(
             agent=config["agent"],
             env=config["env"],
             values=static | own,
+            settings={key: x for key, x in settings.items() if key not in static | own},
             seeds=config["seed"] + np.arange(seeds),
             steps=steps,
             unit=unit,
@@ -183,91 +212,6 @@ def _by_step(
     values[chunk, metrics["member"][rows]] = metrics[name][rows]
     whole = counts == members
     return steps[whole], values[whole]
-
-
-# --- printing ------------------------------------------------------------------------------------
-
-
-def _print(compared: Sequence[Result], named: bool) -> None:
-    """Prints the table; `named` adds a column with the names of the runs."""
-    swept = compare.swept([result.point for result in compared])
-    several = sum(bool(result.found) for result in compared) > 1
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (["run"] if named else []) + swept:
-        table.add_column(name, overflow="fold")
-    for name in ("members", "return (IQM)", "95 % interval", "lowest", "CVaR10%"):
-        table.add_column(name, justify="right")
-    if several:
-        table.add_column("P(better)", justify="right")
-    table.add_column("failed", justify="right")
-    # Speeds matter where runs are compared; a sweep prints its own at the end.
-    if named:
-        units = dict.fromkeys(result.point.unit for result in compared)
-        table.add_column(f"{' or '.join(units)}/s", justify="right")
-    unfinished = named or any(result.point.state != "finished" for result in compared)
-    if unfinished:
-        table.add_column("state")
-    rows = list(compared)
-    if len(rows) > _ROWS:
-        rows = sorted(rows, key=lambda r: math.inf if math.isnan(r.iqm) else -r.iqm)[:_ROWS]
-    for result in rows:
-        point, speed = result.point, result.point.speed
-        table.add_row(
-            *([point.run] if named else []),
-            *(shown(point.values.get(name, "-")) for name in swept),
-            *_cells(result, several),
-            *(["-" if speed is None else short(speed)] if named else []),
-            *([point.state] if unfinished else []),
-        )
-    print_line(table)
-    if len(rows) < len(compared):
-        print_line(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
-    for result in compared if several else []:
-        if result.is_reference:
-            name = label(result.point.values) or result.point.run
-            print_line(
-                f"P(better): probability that a member scores above one of {name}; ties count half"
-            )
-
-
-def _cells(result: Result, several: bool) -> list[str]:
-    """Cells with the latest results of a point."""
-    point, found = result.point, result.found
-    number = lambda x: "-" if math.isnan(x) else f"{x:.4g}"
-    low, high = found.get("ci95", (math.nan, math.nan))
-    better = "reference" if result.is_reference else number(result.better)
-    begun = len(point.steps) > 0 or point.state == "finished"
-    return [
-        str(point.seeds.size) if begun else "-",
-        number(result.iqm),
-        f"{number(low)} to {number(high)}" if found else "-",
-        number(found.get("min", math.nan)),
-        number(point.risk.get("cvar_0.1", math.nan)),
-        *([better] if several else []),
-        str(int(point.failed.sum())) if begun else "-",
-    ]
-
-
-def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
-    """Prints one row per member of an evaluation [P, K], and the result over all members below.
-
-    `columns` identify the members, [P] each: swept values and seeds.
-    """
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (*columns, "mean", "std", "min", "CVaR10%", "max", "length"):
-        table.add_column(name, justify="right")
-    names = zip(*(map(shown, column.tolist()) for column in columns.values()), strict=True)
-    for name, returns, lengths in zip(names, outcome.returns, outcome.lengths, strict=True):
-        low = (returns.min(), stats.cvar(returns, 0.1))
-        numbers = (returns.mean(), returns.std(), *low, returns.max(), lengths.mean())
-        table.add_row(*name, *(f"{x:.4g}" for x in numbers))
-    result = stats.summarise(outcome.returns)
-    low, high = result["ci95"]
-    print_line(table)
-    print_line(
-        f"return {result['iqm']:.4g} (IQM over members, 95 % interval {low:.4g} to {high:.4g}), "
-        f"{result['episodes']} episodes each"
-    )
 
 
 # --- CSV -----------------------------------------------------------------------------------------

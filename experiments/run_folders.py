@@ -45,12 +45,15 @@ def open_run_folder(path: Path) -> records.RunDir:
 
 def width_of(run: records.RunDir) -> int:
     """The tile width that a run was started with."""
-    width = run.config()["context"].get("width")
+    return width_in(run.path / "config.json", run.config())
+
+
+def width_in(file: Path, known: Mapping[str, Any]) -> int:
+    """The tile width in the contents of config.json or search.json."""
+    context = known.get("context")
+    width = context.get("width") if isinstance(context, dict) else None
     if not isinstance(width, int) or width < 1:
-        raise UserError(
-            f"{run.path / 'config.json'} is damaged (no width in its context): restore the file, "
-            "or start again with --overwrite"
-        )
+        raise folders.damaged(file, "no width in its context")
     return width
 
 
@@ -107,8 +110,12 @@ def open_together(processes: Processes, path: Path, what: str, make: Callable[[]
 
 def check_record(file: Path, what: str, known: Mapping[str, Any], config: dict[str, Any]) -> None:
     """Raises UserError if the contents of sweep.json or search.json differ from the request's."""
-    there = {name: known.get(name, "absent") for name in config}
-    folders.check_same(file.parent, what, there, files.plain(config))
+    for name in config:
+        if name not in known:
+            raise folders.damaged(file, f"no {name!r}")
+    there = {name: known[name] for name in config}
+    remedy = "choose another folder with --out" if what == "search" else ""
+    folders.check_same(file.parent, what, there, files.plain(config), remedy)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,12 @@ import numpy as np
 from jaxrl.envs.datasets import normalised_score
 from jaxrl.errors import UserError
 from jaxrl.experiments import compare_bases
-from jaxrl.experiments.console import clock, device_kind, plural, rate
+from jaxrl.experiments.console import clock, device_kind, interval, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
 from jaxrl.runs import metrics, provenance, records, stats
 from jaxrl.types import Transition
+
+_OF_EPISODES = ("return", "length", "episode_return", "episode_length", *stats.RISKS)
 
 
 def summarise(
@@ -83,6 +85,7 @@ def summarise(
         },
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
+        **({"failure": failure(by_chunk)} if failed.all() else {}),
         **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
         **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
@@ -98,10 +101,25 @@ def last_trained(finite: np.ndarray) -> np.ndarray:
     return len(finite) - 1 - np.argmax(known[::-1], 0)
 
 
+def failure(by_chunk: Mapping[str, np.ndarray]) -> str:
+    """What is not finite in the chunk in which the last member failed.
+
+    Args:
+      by_chunk: metrics [C, P] of a stage in which all members failed.
+    """
+    row = int(np.argmax(np.all(by_chunk["finite"] < 1, 1)))
+    finite = {name: bool(np.isfinite(x[row]).any()) for name, x in by_chunk.items()}
+    what = [name for name in sorted(finite) if not finite[name] and name not in _OF_EPISODES]
+    if finite.get("episode_length") and not finite["episode_return"]:
+        what = ["reward"]  # the return of a whole episode is missing
+    update = int(by_chunk["update"][row].max())
+    return f"{', '.join(what) or 'parameters'} not finite by update {update:,}"
+
+
 def outcome(scores: np.ndarray) -> dict[str, Any]:
     """Statistics of the returns [P] of members."""
     found = stats.summarise(scores)
-    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max")}
+    return {name: found[name] for name in ("iqm", "ci95", "mean", "std", "min", "max", "members")}
 
 
 def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[str, Any]]:
@@ -133,13 +151,14 @@ def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
 def result(summary: dict[str, Any]) -> str:
     """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
-    low, high = found["ci95"]
     line = (
-        f"return {found['iqm']:.4g} (IQM, 95 % interval {low:.4g} to {high:.4g}; "
-        f"lowest member {found['min']:.4g})"
+        f"return {found['iqm']:.4g} (IQM, {interval(found)}; lowest member {found['min']:.4g})"
         if found["iqm"] is not None
         else "no return"
     )
+    if "failure" in summary:
+        who = "the member" if summary["members"] == 1 else f"all {summary['members']:,} members"
+        return f"{who} failed: {summary['failure']}"
     score = summary.get("score", {}).get("iqm")
     line += "" if score is None else f", normalised {score:.1f}"
     names = f"; {len(failed)} failed: {listed(failed)}" if failed else ""

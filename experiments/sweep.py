@@ -30,6 +30,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import report, train
 from jaxrl.experiments.console import (
     device_kind,
+    interval,
     label,
     plural,
     print_line,
@@ -50,7 +51,7 @@ from jaxrl.experiments.run_folders import (
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, folders, records
-from jaxrl.runs.plots import compact
+from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
 
@@ -270,9 +271,8 @@ def told_best(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for env, point in summary["best"].items():
         found = point["return"]
-        low, high = found["ci95"]
         lines.append(
             f"best on {env}: {label(point['values'])}: return {found['iqm']:.4g} "
-            f"(IQM, 95 % interval {low:.4g} to {high:.4g})"
+            f"(IQM, {interval(found)})"
         )
     return lines or ["no point has a return"]

@@ -17,7 +17,7 @@ from jaxrl.experiments.run_folders import check_processes, open_together, width_
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, files, records, shards
-from jaxrl.runs.plots import compact
+from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -85,7 +85,7 @@ def run(
     )
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
-        within = within or Within({})
+        alone, within = within is None, within or Within({})
         found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
         times = _Times(found.meta if found else {}, display)
         if found is not None:
@@ -96,6 +96,7 @@ def run(
         writer = None
         if options.tensorboard and processes.count == 1:
             writer = TensorBoard(folder.tensorboard, display.done // ready.members)
+            writer.write_hyperparameters(hyperparameters(ready))
             stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
 
@@ -158,6 +159,9 @@ def run(
             if report.snapshot is not None and decision > 0:
                 shards.wait()
                 raise Stopped(decision)
+            if alone and columns is not None and stage == len(ready.program.stages) - 1:
+                if processes.all_true(not np.any(columns["finite"] == 1)):
+                    break  # all members have failed: more updates change nothing
         shards.wait()
         return times.so_far()
 
@@ -172,6 +176,18 @@ class _Times:
         wall = self._before.get("wall_s", 0.0) + time.perf_counter() - self._start
         compiling = self._before.get("compile_s", 0.0) + self._display.compile_s
         return {"wall_s": wall, "compile_s": compiling}
+
+
+def hyperparameters(ready: Plan) -> dict[str, Any]:
+    """Settings of the agent that all members share, as numbers and texts by name."""
+    found: dict[str, Any] = {"agent": ready.settings.agent, "env": ready.settings.options.env}
+    for name, value in vars(ready.settings.cfg).items():
+        found[name] = value if isinstance(value, bool | int | float) else str(value)
+    for name, values in vars(ready.hp.agent).items():
+        values = np.unique(np.asarray(values))
+        if values.size == 1:
+            found[name] = values[0].item()
+    return found
 
 
 def metrics_of(report: Report) -> dict[str, np.ndarray] | None:

@@ -64,6 +64,14 @@ def test_other_backends(name):
     assert registry.describe(env.spec) == names.BRAX[name.rpartition(":")[0]]
 
 
+def test_episodes_are_html_pages():
+    """States have the time limit's count around those of the adapter."""
+    env = envs.make("brax:inverted_pendulum")
+    state = jax.jit(env.reset)(jax.random.key(0), env.params)[0]
+    page = env.render(jax.tree.map(lambda x: np.stack([x] * 3), state), env.params)
+    assert isinstance(page, str) and page.startswith("<!DOCTYPE html>") and "brax-viewer" in page
+
+
 def test_steps_like_brax():
     """A rollout of inverted_pendulum beside brax's own reset and step.
 

@@ -19,6 +19,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import (
     agents,
     cli,
+    commands,
     jax_setup,
     report,
     settings,
@@ -322,6 +323,8 @@ raise SystemExit(code)
         ([], 0),
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["eval", "--help"], 0),
+        (["data", "make", "--help"], 0),
         (["--version"], 0),
         (["list", "envs"], 0),
         (["list", "agents"], 0),
@@ -355,8 +358,28 @@ def test_help_names_every_command(jaxrl: Callable[..., Outcome]) -> None:
     assert outcome.code == 0 and outcome.err == ""
     for command in cli.COMMANDS:
         assert f"jaxrl {command}" in outcome.out
-    assert jaxrl() == jaxrl("-h") == jaxrl("help") == jaxrl("train", "--help") == outcome
-    assert jaxrl("eval", "some/run", "--help") == outcome
+    assert jaxrl() == jaxrl("-h") == jaxrl("help") == outcome
+
+
+@pytest.mark.parametrize("command", commands.PAGES)
+def test_help_of_a_command(command: str, jaxrl: Callable[..., Outcome]) -> None:
+    """Usage, every option with its help, and an example that has no unknown option."""
+    words = command.split()
+    outcome = jaxrl(*words, "--help")
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith(f"usage: jaxrl {command} ")
+    assert outcome == jaxrl("help", *words) == jaxrl(*words, "-h")
+    page = commands.PAGES[command]
+    known = [f for record in page.options for f in values.fields_of(record, help=True).values()]
+    text = " ".join(outcome.out.split())
+    for field in known:
+        assert f"{field.option}" in text and field.help and field.help in text
+    assert max(map(len, outcome.out.splitlines())) <= 100
+    assert f"example: jaxrl {command} " in outcome.out
+    if command not in ("train", "sweep", "search", "data make"):
+        assert outcome == jaxrl(*words, "some/run", "--help")
+        used = {word for word in page.example.split() if word.startswith("--")}
+        assert used <= {field.option for field in known}
 
 
 def test_help_of_an_agent(jaxrl: Callable[..., Outcome]) -> None:
@@ -622,12 +645,11 @@ def test_summary_when_all_fail(folder: Path, jaxrl: Callable[..., Outcome]) -> N
     path = folder / "run"
     ready = make_run(path, [[np.nan] * 3], [[0] * 3])
     report.draw_run(records.RunDir(path))  # has nothing to draw
-    assert summary.result(files.plain(finish(path, ready))).startswith("no return")
+    assert summary.result(files.plain(finish(path, ready))).startswith("all 3 members failed: ")
     outcome = jaxrl("report", "run")
     assert outcome.code == 0 and outcome.out.splitlines()[-1].split()[-1] == "finished"
-    assert jaxrl(*TRAIN, "--seeds", "3", "--out", "run").out.startswith(
-        "run is finished: no return"
-    )
+    again = jaxrl(*TRAIN, "--seeds", "3", "--out", "run")
+    assert again.out.startswith("run is finished: all 3 members failed: ") and again.code == 1
 
 
 def test_report_on_runs_of_all_ages(folder: Path, jaxrl: Callable[..., Outcome]) -> None:

@@ -12,9 +12,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from jaxrl.runs import plots
-from jaxrl.runs.plots import Panel, compact, learning_curves, sensitivity
-from jaxrl.runs.stats import iqm
+from jaxrl.errors import UserError
+from jaxrl.runs import figures, trial_plots
+from jaxrl.runs.figures import compact
+from jaxrl.runs.plots import Panel, learning_curves, sensitivity
+from jaxrl.runs.stats import RISKS, iqm
 from jaxrl.runs.trackers import TensorBoard
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -68,8 +70,8 @@ def test_curves_show_the_iqm_in_its_interval(tmp_path: Path, drawn: list[Figure]
     assert axes.get_title(loc="left") == "CartPole-v1" and axes.get_ylabel() == "score"
     ticks = [t.get_text() for t in axes.get_xticklabels()]
     assert "100k" in ticks and "500k" in ticks
-    assert imread(path).shape == (600, 960, 4)
-    assert plots.COLOURS[0] in colours(path)
+    assert imread(path).shape == (800, 1280, 4)
+    assert figures.COLOURS[0] in colours(path)
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
 
@@ -109,9 +111,9 @@ def test_one_member_has_no_band_and_a_gap_where_it_is_nan(
 )
 def test_degenerate_curves_are_drawn(tmp_path: Path, curves) -> None:
     learning_curves(tmp_path / "a.png", curves)
-    assert imread(tmp_path / "a.png").shape == (600, 960, 4)
+    assert imread(tmp_path / "a.png").shape == (800, 1280, 4)
     if "one point" in curves:
-        assert plots.COLOURS[0] in colours(tmp_path / "a.png")
+        assert figures.COLOURS[0] in colours(tmp_path / "a.png")
 
 
 def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -120,6 +122,74 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="curve pqn"):
             learning_curves(tmp_path / "a.png", {"pqn": (x, wrong)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".PDF", b"%PDF")],
+)
+def test_the_suffix_decides_the_format(tmp_path: Path, suffix: str, start: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    learning_curves(path, {"pqn": curve(5, 3)})
+    data = path.read_bytes()
+    assert data.startswith(start)
+    assert b"/Subtype /Image" not in data and b"<image" not in data  # vectors throughout
+    assert b"/Type3" not in data
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.gz"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"written as \.png, \.pdf, \.svg"):
+        learning_curves(tmp_path / name, {"pqn": curve(5, 3)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [(20, 500, (0, 500)), (-1500, -150, (-1500, 0)), (480, 500, (480, 500)), (-3, 500, (0, 500))],
+)
+def test_axes_begin_at_zero_and_have_ticks_at_the_ends(
+    low: float, high: float, ends: tuple[float, float], tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """Zero belongs to the y axis unless the curve would be squeezed."""
+    x = np.linspace(1e5, 1e6, 10)
+    learning_curves(tmp_path / "a.png", {"pqn": (x, np.linspace(low, high, 10))})
+    (axes,) = drawn[0].axes
+    bottom, top = axes.get_ylim()
+    seen = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert set(ends) <= set(seen)
+    assert (bottom == 0) == (low == 20) and (top == 0) == (high == -150)
+    assert axes.get_xlim()[0] == 0
+
+
+def test_bands_of_many_curves_are_faint_with_an_edge(tmp_path: Path, drawn: list[Figure]) -> None:
+    for count in (3, 4):
+        learning_curves(tmp_path / "a.png", {str(i): curve(9, 3, i) for i in range(count)})
+    few, many = (figure.axes[0].collections for figure in drawn)
+    assert all(band.get_facecolor()[0, 3] > 0.2 and band.get_linewidth()[0] == 0 for band in few)
+    assert all(band.get_facecolor()[0, 3] < 0.1 and band.get_linewidth()[0] > 0 for band in many)
+
+
+def test_the_best_trial_is_dark_on_white(tmp_path: Path, drawn: list[Figure]) -> None:
+    y = np.array([3.0, 1.0, 2.0])
+    columns = {"agent.lr": [1e-4, 1e-2, 1e-3], "agent.hidden": ["64", "256", "64"]}
+    trial_plots.parallel(tmp_path / "a.png", columns, y)
+    axes, bar = drawn[0].axes
+    lines = {
+        line.get_ydata()[-1]: line.get_color() for line in axes.lines if len(line.get_xdata()) == 3
+    }
+    light = {unit: np.mean(colour[:3]) for unit, colour in lines.items()}
+    assert light[1.0] < light[0.5] < light[0.0] < 0.6
+    assert bar.get_ylabel() == "objective" and bar.get_ylim() == (1, 3)
+    texts = {text.get_text() for text in axes.texts}
+    assert {"lr", "hidden", "objective"} <= texts and "agent.lr" not in texts
+
+
+def test_histograms_say_what_is_counted(tmp_path: Path, drawn: list[Figure]) -> None:
+    panels = {"return": (np.arange(6), "episodes"), "action": (np.zeros((4, 2)), "steps")}
+    trial_plots.histograms(tmp_path / "a.svg", panels, "data")
+    labels = [axes.get_ylabel() for axes in drawn[0].axes]
+    assert labels == ["number of episodes", "number of steps"]
 
 
 def cells(*levels: float) -> list[list[np.ndarray]]:
@@ -230,19 +300,32 @@ def events(folder: Path) -> list:
     return found
 
 
-def test_tensorboard_gets_quantiles_over_members(tmp_path: Path) -> None:
+def test_tensorboard_has_one_tag_per_metric_and_quantiles_of_returns(tmp_path: Path) -> None:
     with TensorBoard(tmp_path) as board:
-        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)})
+        risks = {name: np.arange(101.0) for name in RISKS}
+        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)} | risks)
         board.write(200, {"return": [np.nan, 3.0, np.inf], "loss": [np.nan]})
     found: dict[str, dict[int, float]] = {}
     for event in events(tmp_path):
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = value.simple_value
-    assert len(found) == 10  # whatever the population
-    names = ("min", "q25", "median", "q75", "max")
-    assert [found[f"return/{n}"][100] for n in names] == [0, 25, 50, 75, 100]
-    assert all(found[f"return/{n}"][200] == 3 for n in names)
-    assert found["loss/median"] == {100: 0.5}
+    quantiles = [f"return/{name}" for name in ("min", "median", "max")]
+    assert set(found) == {*quantiles, "loss", "cvar_0.1"}  # whatever the population
+    assert [found[name][100] for name in quantiles] == [0, 50, 100]
+    assert all(found[name][200] == 3 for name in quantiles)
+    assert found["loss"] == {100: 0.5} and found["cvar_0.1"] == {100: 50}
+
+
+def test_tensorboard_has_hyperparameters(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path) as board:
+        board.write_hyperparameters({"lr": 1e-3, "agent": "pqn", "normalise": True})
+        board.write(1, {"return": [1.0]})
+    tags = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
+    start = tags["_hparams_/session_start_info"].metadata.plugin_data
+    assert start.plugin_name == "hparams"
+    assert all(name in start.content for name in (b"lr", b"agent", b"pqn", b"normalise"))
+    metrics = tags["_hparams_/experiment"].metadata.plugin_data.content
+    assert b"return/median" in metrics and "return/median" in tags
 
 
 def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path: Path) -> None:

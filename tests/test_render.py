@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw, make
 from jaxrl.envs.names import EnvError
-from jaxrl.experiments.render import episode
+from jaxrl.envs.wrappers import sticky_actions, time_limit
+from jaxrl.errors import UserError
+from jaxrl.experiments import cli
+from jaxrl.experiments.render import Played, episode, pictures, write_gif
 from jaxrl.types import Agent
 
 
@@ -62,7 +70,7 @@ def test_every_drawing_fits_its_environment_and_moves(name: str) -> None:
 
 def test_what_has_no_drawing_is_refused() -> None:
     with pytest.raises(
-        EnvError, match="no drawing of probe:delay; there are drawings of CartPole-v1"
+        EnvError, match="no drawing of probe:delay: its Env needs a function `render`; there are"
     ):
         draw.frame("probe:delay", [0.0])
 
@@ -72,9 +80,54 @@ def test_an_episode_stops_at_its_end() -> None:
     act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([2]), memory, {})
     nothing = lambda *args: None
     policy = Agent(init=nothing, update=nothing, act=act)  # type: ignore[arg-type]
-    seen, total = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
+    played = episode(env, TrainedPolicy(policy, (), ()), jax.random.key(2))
+    seen, total = played.observations, played.returns[-1]
     positions = seen[:, 0]
     assert 2 <= len(seen) <= tiny.LIMIT + 1
     assert (np.abs(positions[:-1]) <= 1).all()
     assert abs(positions[-1]) > 1 or len(seen) == tiny.LIMIT + 1
     np.testing.assert_allclose(total, (1 - positions[1:] ** 2).sum(), rtol=1e-5)
+
+
+def test_an_environment_draws_its_own_states_below_wrappers() -> None:
+    """`render` gets the states and parameters of the environment itself."""
+    seen: list[Any] = []
+
+    def draw_states(states: Any, params: Any) -> np.ndarray:
+        seen.append((states, params))
+        return np.zeros((4, 8, 9, 3), np.uint8)
+
+    env = dataclasses.replace(tiny.walk(), render=draw_states)
+    inner = {"x": np.arange(4.0)}
+    wrapped = sticky_actions(time_limit(env, 3), 0.25)
+    played = Played(((inner, 0), 0, 0), np.zeros((4, 1)), np.zeros(4))
+    assert np.shape(pictures(wrapped, played)) == (4, 8, 9, 3)
+    assert seen == [(inner, env.params)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((3, 8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3)), np.zeros((4, 8, 8), np.uint8)],
+)
+def test_images_of_another_form_are_refused(wrong: np.ndarray) -> None:
+    env = dataclasses.replace(tiny.walk(), render=lambda states, params: wrong)
+    with pytest.raises(UserError, match=r"must return uint8 images of shape \[4, H, W, 3\]"):
+        pictures(env, Played((), np.zeros((4, 1)), np.zeros(4)))
+
+
+def test_a_gif_has_a_frame_per_state_with_step_and_return(tmp_path: Path) -> None:
+    images = np.full((3, 40, 200, 3), 255, np.uint8)
+    write_gif(tmp_path / "a.gif", images, np.array([0.0, 1.0, 3.5]), 30)
+    with Image.open(tmp_path / "a.gif") as gif:
+        frames = []
+        for i in range(gif.n_frames):  # type: ignore[attr-defined]
+            gif.seek(i)
+            frames.append(np.asarray(gif.convert("RGB")))
+    assert len(frames) == 3 and frames[0].shape == (68, 200, 3)
+    assert all((frame[:40] == 255).all() and (frame[40:] < 128).any() for frame in frames)
+    assert (frames[1] != frames[2]).any()
+
+
+def test_other_suffixes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", str(tmp_path), "--out", "a.mp4"]) == 2
+    assert "written as .gif files" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, report
+from jaxrl.experiments import cli, pictures, report, tables
 from jaxrl.experiments.console import label, shown
 from jaxrl.runs import files, folders, records, stats
 from jaxrl.runs.metrics import part_name
@@ -130,7 +131,7 @@ def test_sweep_against_numpy(folder: Path, table: Callable) -> None:
         expected = improvement(fine, first[np.isfinite(first)])
         assert row["P(better)"] == ("reference" if is_first else f"{expected:.4g}")
         assert row["state"] == "3 evaluations"
-    assert "one of agent.num_steps=8,agent.lr=0.001; ties" in told
+    assert "member of agent.num_steps=8,agent.lr=0.001; ties" in told
     assert {path.name for path in (folder / "it/plots").iterdir()} == {
         *("report.png", "report-sensitivity.png"),
     }
@@ -138,7 +139,7 @@ def test_sweep_against_numpy(folder: Path, table: Callable) -> None:
 
 def test_another_reference(folder: Path, table: Callable) -> None:
     made = write_sweep(folder / "it")
-    for over, num_steps in (("agent.lr=0.1", 8), ("agent.lr=1e-1,agent.num_steps=16", 16)):
+    for over, num_steps in (("lr=0.1", 8), ("agent.lr=1e-1,num_steps=16", 16)):
         rows, _ = table("it", "--over", over)
         found = [row["P(better)"] for row in rows]
         assert found.index("reference") == (2 if num_steps == 8 else 5)
@@ -209,6 +210,68 @@ def test_thousands_of_points(folder: Path, table: Callable) -> None:
     assert len((folder / "all-members.csv").read_text().splitlines()) == 4097
 
 
+def test_few_members_are_noted(folder: Path, table: Callable) -> None:
+    """No interval of one member, and a note below five."""
+    for seeds, interval in ((1, "-"), (2, "1 to 1"), (5, "1 to 1")):
+        write_run(folder / f"of{seeds}", config("walk", [{}], seeds), np.ones((1, seeds)))
+        rows, told = table(f"of{seeds}")
+        assert (rows[0]["members"], rows[0]["95 % interval"]) == (str(seeds), interval)
+        assert ("fewer than 5 members are unreliable" in told) == (seeds < 5)
+
+
+def test_a_folder_of_runs(folder: Path) -> None:
+    """Its runs and sweeps are reported; searches and what cannot be read are skipped."""
+    write_sweep(folder / "runs/it")
+    write_run(folder / "runs/b", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    for name, text in (("search", "search.json"), ("broken", "config.json"), ("else", "a.txt")):
+        (folder / "runs" / name).mkdir()
+        (folder / "runs" / name / text).write_text("{}")
+    points = report.gather(report.expand([Path("runs")]))
+    assert [point.run for point in points] == ["b", *["it/000"] * 3, *["it/001"] * 3]
+    assert cli.main(["report", "runs/else"]) == 2
+
+
+def test_a_folder_of_runs_says_what_is_skipped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(folder / "runs/b", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    (folder / "runs/s").mkdir()
+    (folder / "runs/s/search.json").write_text("{}")
+    assert cli.main(["report", "runs"]) == 0
+    out = capsys.readouterr().out
+    assert "skipped: runs/s is a search: jaxrl report runs/s" in out
+    assert "9 to 9" in out and "pictures: runs/b/plots/report.png" in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 90, 110, 120])
+def test_no_word_is_broken_in_a_terminal(
+    width: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns are dropped until the rest fits; the return stays."""
+    write_sweep(folder / "it")
+    write_run(folder / "run", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    monkeypatch.setattr(tables, "terminal_width", lambda: width)
+    assert cli.main(["report", "it", "run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines[:-1] if "pictures" not in line]
+    assert max(map(len, (line.rstrip() for line in rows))) <= width
+    assert "return (IQM)" in lines[0] and "agent.num_steps" in lines[0]
+    text = " ".join(lines)
+    assert "a wider terminal also shows:" in text and "steps/s" not in lines[0]
+
+
+def test_narrow_terminals_get_a_block_per_point(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(folder / "it")
+    monkeypatch.setattr(tables, "terminal_width", lambda: 30)
+    assert cli.main(["report", "it"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["agent.num_steps", "8"]
+    assert lines[1].split() == ["agent.lr", "0.001"]
+    assert sum(line.startswith("return (IQM)") for line in lines) == 6
+
+
 # --- CSV -----------------------------------------------------------------------------------------
 
 
@@ -222,7 +285,7 @@ def test_csv_has_a_row_per_point_and_per_member(folder: Path, table: Callable) -
     row, scores = rows[4], scores_of(made, 16, 1)
     assert (row["run"], row["env"], row["agent.num_steps"]) == ("it/001", "walk", "16")
     assert (float(row["agent.lr"]), row["env_steps"], row["failed"]) == (1e-2, "300", "0")
-    expected = {"mean": scores.mean(), "std": scores.std(), "min": scores.min()}
+    expected = {"mean": scores.mean(), "std": scores.std(ddof=1), "min": scores.min()}
     expected |= {"iqm": np.sort(scores)[1:-1].mean(), "max": scores.max()}
     expected |= {"p_better": improvement(scores, scores_of(made, 8, 0))}
     # Six members: the worst quarter is the worst one and half of the next.
@@ -255,7 +318,7 @@ def test_curves_of_the_best_and_the_worst(folder: Path, drawn: list[Figure]) -> 
     axes = drawn[0].axes[0]
     assert "the 5 best of 9 points, and the worst" in axes.get_title(loc="left")
     assert [line.get_ydata()[-1] for line in axes.lines] == [16, 14, 12, 10, 8, 0]
-    assert axes.lines[0].get_label() == "agent.lr=1  (n = 6)"
+    assert axes.lines[0].get_label() == "lr=1  (n = 6)"
 
 
 def test_axes_and_the_table_say_what_is_counted(
@@ -277,10 +340,8 @@ def test_sensitivity_has_lines_for_few_combinations(folder: Path, drawn: list[Fi
     made = write_sweep(folder / "it")
     report.report([folder / "it"])
     num_steps, lr = drawn[1].axes
-    assert (lr.get_xlabel(), lr.get_xscale(), num_steps.get_xscale()) == (
-        *("agent.lr", "log", "linear"),
-    )
-    assert [line.get_label() for line in lr.lines] == ["agent.num_steps=8", "agent.num_steps=16"]
+    assert (lr.get_xlabel(), lr.get_xscale(), num_steps.get_xscale()) == (*("lr", "log", "linear"),)
+    assert [line.get_label() for line in lr.lines] == ["num_steps=8", "num_steps=16"]
     for line, steps in zip(lr.lines, (8, 16), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), LRS)
         expected = [stats.iqm(scores_of(made, steps, i)) for i in range(3)]
@@ -301,6 +362,58 @@ def test_sensitivity_over_many_combinations(folder: Path, drawn: list[Figure]) -
     band = of_x.collections[0].get_paths()[0].vertices
     assert set(band[:, 1].round(6)) == {13, 23}
     assert [line.get_label() for line in of_y.lines] == ["a.x=1", "a.x=2"]
+
+
+def named(agent: str, values: dict[str, Any], **settings: Any) -> Any:
+    """As much of a `Point` as its name in a legend needs."""
+    run = f"{agent}-walk-{len(settings)}a3fa9c2d"
+    return SimpleNamespace(agent=agent, values=values, settings=settings, run=run)
+
+
+@pytest.mark.parametrize(
+    ("points", "names"),
+    [
+        ([named("dqn", {}), named("ppo", {})], ["DQN", "PPO"]),
+        ([named("pqn_rnn", {}), named("my_agent", {})], ["PQN-RNN", "my_agent"]),
+        ([named("dqn", {})], ["DQN"]),
+        ([named("dqn", {"agent.lr": lr}) for lr in (1.0, 2.0)], ["lr=1", "lr=2"]),
+        ([named("dqn", {}, lr=lr, n=3) for lr in (1.0, 2.0)], ["lr=1", "lr=2"]),
+        (
+            [named("dqn", {}, n=1), named("dqn", {}, n=2), named("ppo", {}, n=3)],
+            ["DQN n=1", "DQN n=2", "PPO"],
+        ),
+        ([named("dqn", {"agent.lr": 1.0}), named("dqn", {})], ["lr=1", "dqn-walk-0a3fa9c2d"]),
+        ([named("dqn", {}), named("dqn", {})], [f"dqn-walk-0a3fa9c2d ({i})" for i in (1, 2)]),
+    ],
+    ids=lambda value: ", ".join(map(str, value)) if isinstance(value[0], str) else "",
+)
+def test_legends_are_short_and_different(points: list[Any], names: list[str]) -> None:
+    assert pictures.legends(points) == names
+
+
+def test_the_title_names_what_is_shared(folder: Path, drawn: list[Figure]) -> None:
+    for agent in ("dqn", "ppo"):
+        known = config("walk", [{}]) | {"agent": agent}
+        write_run(folder / f"{agent}-walk-3fa9c2d1", known, np.ones((2, SEEDS)))
+    report.report(sorted(folder.glob("*-walk-*")), out=folder / "x.pdf")
+    (axes,) = drawn[0].axes
+    assert axes.get_title(loc="left") == "walk"
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["DQN  (n = 6)", "PPO  (n = 6)"]
+    assert (folder / "x.pdf").read_bytes().startswith(b"%PDF")
+    report.report([folder / "dqn-walk-3fa9c2d1"])
+    assert drawn[1].axes[0].get_title(loc="left") == "DQN on walk, 6 members"
+
+
+def test_unknown_suffixes_are_refused_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(folder / "it")
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["report", "it", "--out", "x.jpg"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "x.jpg: figures are written as .png, .pdf, .svg files" in told.err
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_names_of_points() -> None:

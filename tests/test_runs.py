@@ -207,7 +207,7 @@ def test_summary_agrees_with_metrics_and_members(whole: tuple[Path, str]) -> Non
     returns = history["return"].reshape(EVALS, MEMBERS)
     result, last = summary["return"], returns[-1]
     assert result["iqm"] == pytest.approx(last.mean())  # of three, none are cut off
-    assert (result["mean"], result["std"]) == pytest.approx((last.mean(), last.std()))
+    assert (result["mean"], result["std"]) == pytest.approx((last.mean(), last.std(ddof=1)))
     assert (result["min"], result["max"]) == pytest.approx((last.min(), last.max()))
     low, high = result["ci95"]
     assert last.min() <= low <= result["iqm"] <= high <= last.max() and result["episodes"] == 4
@@ -333,7 +333,8 @@ def test_loaded_member_plays_the_last_evaluation_again(
 
 def test_eval_plays_fresh_episodes(lab: Path, whole: tuple[Path, str]) -> None:
     out = run(lab, "eval", str(whole[0]), "--episodes", "4", "--seed", "1")
-    heading, *rows, last = out.splitlines()
+    heading, *rows, note, last = out.splitlines()
+    assert note.startswith("CVaR10%: mean return")
     assert heading.split() == ["seed", "mean", "std", "min", "CVaR10%", "max", "length"]
     numbers = np.array([[float(x) for x in row.split()] for row in rows])
     assert numbers.shape == (MEMBERS, 7)

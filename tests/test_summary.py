@@ -59,3 +59,39 @@ def test_a_run_from_data_counts_updates_and_no_environment_steps(tmp_path: Path)
     assert (found["env_steps"], found["steps_per_s"], found["updates"]) == (0, 0, 30)
     assert found["updates_per_s"] == 2 * 30 / 3.0
     np.testing.assert_array_equal(records.read_metrics(run)["env_steps"], 0)
+
+
+def test_intervals_of_few_members_are_marked() -> None:
+    found = {"iqm": 2.0, "ci95": [1.0, 3.0], "min": 1.0}
+    for members, text in (
+        (1, "no interval"),
+        (2, "of only 2 members"),
+        (5, "95 % interval 1 to 3;"),
+    ):
+        told = {"return": found | {"members": members}, "members": 6, "failed_members": []}
+        assert text in summary.result(told)
+
+
+LENGTHS = {"episode_length": np.array([[9.0, 8.0]] * 2)}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "what"),
+    [
+        ({"loss": np.full((2, 2), np.nan), "q": np.ones((2, 2))}, "loss"),
+        (
+            LENGTHS | {"episode_return": np.full((2, 2), np.nan), "loss": np.full((2, 2), np.nan)},
+            "reward",
+        ),
+        (LENGTHS | {"episode_return": np.ones((2, 2)), "loss": np.full((2, 2), np.inf)}, "loss"),
+        ({"return": np.full((2, 2), np.nan)}, "parameters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_why_all_members_failed(metrics: dict[str, np.ndarray], what: str) -> None:
+    """By the chunk in which the last member failed."""
+    index = {"finite": np.array([[0.0, 1.0], [0.0, 0.0]]), "update": np.array([[4, 4], [8, 8]])}
+    text = summary.failure(index | metrics)
+    assert text == f"{what} not finite by update 8"
+    told = {"return": {"iqm": None, "ci95": [None] * 2}, "failed_members": [0, 1], "members": 2}
+    assert summary.result(told | {"failure": text}) == f"all 2 members failed: {text}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,22 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
+from jaxrl.experiments.commands import (
+    ConvertOptions,
+    DiffusionOptions,
+    InfoOptions,
+    MakeOptions,
+)
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
-from jaxrl.runs.files import atomic_write
-from jaxrl.runs.plots import COLOURS, compact
+from jaxrl.runs import figures, trial_plots
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
-  jaxrl data info FILE [--out FILE.png]        describe a dataset, with histograms
+  jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
+     both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
@@ -39,34 +45,6 @@ example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class InfoOptions:
-    """Options of `jaxrl data info`."""
-
-    out: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class MakeOptions:
-    """Options of `jaxrl data make`, in addition to those of training."""
-
-    level: str = ""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    agent: str | None = None
-    out: Path = Path("data")
-
-
-@dataclasses.dataclass(frozen=True)
-class DiffusionOptions:
-    """Options of `jaxrl data make --from-diffusion`."""
-
-    from_diffusion: Path
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
-    out: Path | None = None
-
-
 def main(words: Sequence[str]) -> None:
     """Runs one `jaxrl data` command; `words` are the arguments after `data`."""
     if {"-h", "--help"} & set(words):
@@ -82,7 +60,8 @@ def main(words: Sequence[str]) -> None:
         raise UserError(
             f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
         )
-    single = [*fields_of(MakeOptions), *fields_of(DiffusionOptions)]
+    records = (InfoOptions, ConvertOptions, MakeOptions, DiffusionOptions)
+    single = [name for record in records for name in fields_of(record)]
     commands[words[0]](*tokenise(words[1:], single))
 
 
@@ -91,8 +70,9 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     if len(paths) != 1:
         raise UserError("data info needs one dataset: jaxrl data info data.npz")
     path = Path(paths[0])
-    data = datasets.load(path)
+    data = datasets.load(path, own.max_episode_steps)
     picture = own.out or path.with_suffix(".png")
+    figures.check_format(picture)
     for line in describe(data):
         print(line)
     draw(picture, data)
@@ -100,11 +80,12 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
 
 
 def _convert(paths: list[str], given: dict[str, Words]) -> None:
-    if len(paths) != 2 or given:
+    own = fill(ConvertOptions, given)
+    if len(paths) != 2:
         raise UserError("data convert needs two paths: jaxrl data convert data.hdf5 data.npz")
     source, target = map(Path, paths)
     _check_free(target)
-    data = datasets.load(source)
+    data = datasets.load(source, own.max_episode_steps)
     datasets.save(target, data)
     print(f"{target}: {len(data.transitions.reward):,} rows")
 
@@ -147,6 +128,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
 
 
 def _check_free(file: Path) -> None:
+    datasets.check_suffix(file)
     if file.exists():
         raise UserError(f"{file} exists already")
 
@@ -178,6 +160,11 @@ def describe(data: Dataset) -> list[str]:
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
         )
+    if "splits" in meta:
+        lines.append(
+            f"split   {meta['splits']:,} episodes end only because next_obs differs from the next "
+            "row's obs"
+        )
     score = normalised_score(meta, returns)
     if score is not None:
         low, high = (meta["reference"][name] for name in ("random", "expert"))
@@ -196,9 +183,10 @@ def describe(data: Dataset) -> list[str]:
 def duplicates(data: Dataset) -> int:
     """Number of rows whose obs, action, reward and next_obs equal those of an earlier row."""
     t = data.transitions
-    columns = [x.reshape(len(x), -1) for x in (t.obs, t.action, t.reward, t.next_obs)]
-    rows = np.ascontiguousarray(np.concatenate(columns, 1, dtype=np.float32))
-    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    columns: list[Any] = [np.ascontiguousarray(x) for x in (t.obs, t.action, t.reward, t.next_obs)]
+    views = [x.reshape(len(x), -1).view(np.uint8) for x in columns]
+    digest = lambda row: int.from_bytes(hashlib.blake2b(b"".join(row), digest_size=8).digest())
+    whole = np.fromiter((digest(row) for row in zip(*views, strict=True)), np.uint64)
     return len(whole) - len(np.unique(whole))
 
 
@@ -209,37 +197,14 @@ def _spread(x: Any) -> str:
 
 
 def draw(file: Path, data: Dataset) -> None:
-    """Histograms of returns, episode lengths, rewards and actions, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    returns, lengths = episode_returns(data.transitions)
-    action = data.transitions.action.reshape(len(data.transitions.action), -1)
+    """Histograms of returns, episode lengths, rewards and actions."""
+    t = data.transitions
+    returns, lengths = episode_returns(t)
     panels = {
-        "return of an episode": returns[:, None],
-        "length of an episode": lengths[:, None],
-        "reward": data.transitions.reward[:, None],
-        "action, each dimension": action,
+        "return of an episode": (returns, "episodes"),
+        "length of an episode": (lengths, "episodes"),
+        "reward": (t.reward, "steps"),
+        "action, each dimension": (t.action.reshape(len(t.action), -1), "steps"),
     }
-    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, (label, columns) in enumerate(panels.items()):
-        axes = figure.add_subplot(2, 2, i + 1)
-        bins: Any = np.histogram_bin_edges(columns, 50)
-        for j, column in enumerate(columns.T):
-            colour = COLOURS[j % len(COLOURS)]
-            if columns.shape[1] == 1:
-                axes.hist(column, bins, color=colour)
-            else:
-                axes.hist(column, bins, color=colour, histtype="step", label=str(j))
-        if 1 < columns.shape[1] <= 8:
-            axes.legend(frameon=False, fontsize=8)
-        axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(6))
-            axis.set_major_formatter(FuncFormatter(compact))
-    title = f"{data.meta['env']}: {len(action):,} rows, {len(returns):,} episodes"
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=11, fontweight="bold")
-    atomic_write(file, lambda to: figure.savefig(to, format="png"))
+    title = f"{data.meta['env']}: {len(t.reward):,} rows, {len(returns):,} episodes"
+    trial_plots.histograms(file, panels, title)

@@ -39,7 +39,7 @@ from jaxrl.envs import datasets, dmsd, maze
 from jaxrl.experiments import jax_setup
 from jaxrl.program import Program, train
 from jaxrl.runs import files
-from jaxrl.runs.plots import COLOURS
+from jaxrl.runs.figures import COLOURS
 from jaxrl.sources import below, take
 from jaxrl.trajectories import codec
 from jaxrl.types import Array, Env, HyperParams, PyTree, Transition

@@ -39,8 +39,8 @@ from jaxrl import flow, nets
 from jaxrl.agents.dql import normalised
 from jaxrl.experiments import jax_setup
 from jaxrl.experiments.console import print_line
+from jaxrl.runs.figures import COLOURS
 from jaxrl.runs.files import atomic_write
-from jaxrl.runs.plots import COLOURS
 from jaxrl.types import Array
 
 MODES, RADIUS, STD = 8, 0.8, 0.1

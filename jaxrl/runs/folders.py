@@ -140,11 +140,16 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}): restore the file, or start again with --overwrite"
-        ) from error
+        raise damaged(file, error) from error
     check_format(file.parent, known)
     return known
+
+
+def damaged(file: Path, reason: object) -> UserError:
+    """The error for a damaged config.json, sweep.json or search.json."""
+    search = file.name == "search.json"  # is never overwritten
+    again = "remove the folder" if search else "start again with --overwrite"
+    return UserError(f"{file} is damaged ({reason}): restore the file, or {again}")
 
 
 def check_format(path: Path, known: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+FEW = 5  # members below which an interval or a comparison is unreliable
 _CHUNK = 2**21  # resampled values held at once
 
 
@@ -80,12 +81,19 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
+def std(x: ArrayLike, axis: int | None = None) -> Any:
+    """Sample standard deviation (ddof 1) along `axis`; NaN for a single value."""
+    x = np.asarray(x, np.float64)
+    count = x.size if axis is None else x.shape[axis]
+    return x.std(axis, ddof=1) if count > 1 else x.sum(axis) * np.nan
+
+
 def summarise(returns: ArrayLike, strata: ArrayLike | None = None) -> dict[str, Any]:
-    """The statistics that a run is reported with.
+    """Statistics of a run over its members.
 
     A member's score is its mean return. Members with any return that is not finite have failed and
-    are left out. Everything is over members: `std` (of the members at hand, ddof 0), `min` and
-    `max` too; `ci95` is the bootstrap interval of the IQM.
+    are left out. All statistics are over members: `std` is the sample standard deviation (ddof 1),
+    `ci95` the bootstrap interval of the IQM.
 
     Args:
       returns: [P, episodes], or [P] for one episode each.
@@ -93,7 +101,7 @@ def summarise(returns: ArrayLike, strata: ArrayLike | None = None) -> dict[str, 
 
     Returns:
       {"iqm", "ci95": [low, high], "mean", "std", "min", "max", "episodes": per member,
-      "members": that count, "failed": that do not}; NaN where all members failed.
+      "members": number of sound members, "failed": number of failed members}; NaN if all failed.
     """
     returns = np.asarray(returns, np.float64)
     returns = returns[:, None] if returns.ndim == 1 else returns
@@ -106,7 +114,7 @@ def summarise(returns: ArrayLike, strata: ArrayLike | None = None) -> dict[str, 
         "iqm": float(iqm(scores)),
         "ci95": list(bootstrap_ci(scores, strata=strata)),
         "mean": float(scores.mean()),
-        "std": float(scores.std()),
+        "std": float(std(scores)),
         "min": float(scores.min()),
         "max": float(scores.max()),
         "episodes": returns.shape[1],

@@ -1,0 +1,225 @@
+"""Options and help pages of commands without an agent. Importing this file does not import JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxrl.experiments.help import WIDTH, describe
+from jaxrl.experiments.options import Options
+from jaxrl.experiments.values import fields_of
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Options of `jaxrl eval`."""
+
+    episodes: int = dataclasses.field(default=128, metadata={"least": 1})
+    """episodes per member"""
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    """seed of the evaluation; equal seeds give equal episodes"""
+    member: int | None = dataclasses.field(default=None, metadata={"least": 0})
+    """index of the only member to show; by default all members"""
+    csv: Path | None = None
+    """CSV file to write, with one row per member"""
+    eval_steps: tuple[int, ...] = ()
+    """numbers of sampling steps to compare, for example 1,2,4,8; for agents with a setting
+    eval_steps (ofql)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """Options of `jaxrl render`."""
+
+    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    """index of the member"""
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    """seed of the episode"""
+    out: Path | None = None
+    """file to write: .gif, or .html for Brax's interactive viewer; by default in the run's plots
+    folder"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Options of `jaxrl report`."""
+
+    out: Path | None = None
+    """file of the learning curves: .png, .pdf or .svg; the sensitivity plot goes to
+    NAME-sensitivity"""
+    over: str | None = None
+    """reference of P(better): a run, or values such as agent.lr=1e-4; by default the first point"""
+    csv: Path | None = None
+    """CSV file with one row per point; NAME-members.csv gets one row per member"""
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Options of `jaxrl data info`."""
+
+    out: Path | None = None
+    """file of the histograms: .png, .pdf or .svg; by default a PNG beside the dataset"""
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    """time limit of episodes, for D4RL files without timeouts"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `jaxrl data convert`."""
+
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    """time limit of episodes, for D4RL files without timeouts"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeOptions:
+    """Options of `jaxrl data make`, in addition to those of training."""
+
+    level: str = ""
+    """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
+    medium-expert; for mazes play, diverse, expert, random"""
+    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    """rows of each dataset"""
+    agent: str | None = None
+    """agent that is trained first; by default sac, or ppo for discrete actions"""
+    out: Path = Path("data")
+    """folder of the datasets, or the file of a single one: .npz or .hdf5"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionOptions:
+    """Options of `jaxrl data make --from-diffusion`."""
+
+    from_diffusion: Path
+    """pgd_iql run whose diffusion model is sampled"""
+    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    """rows of the dataset"""
+    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    """index of the member"""
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    """seed of the samples"""
+    out: Path | None = None
+    """file of the dataset: .npz or .hdf5; by default in data/"""
+
+
+class Page(NamedTuple):
+    """Help of one command.
+
+    Attributes:
+      usage: the words after `jaxrl`.
+      about: what the command does, in sentences.
+      options: dataclasses with its options.
+      example: a whole command.
+    """
+
+    usage: str
+    about: str
+    options: tuple[type, ...]
+    example: str
+
+
+PAGES = {
+    "train": Page(
+        "train AGENT --env ENV [options] | FILE.yaml [options] | RUN/config.json [options]",
+        "Trains a population of members, or continues a stopped run. `jaxrl train AGENT --help` "
+        "also shows the settings of the agent.",
+        (Options,),
+        "jaxrl train pqn --env CartPole-v1 --seeds 8",
+    ),
+    "sweep": Page(
+        "sweep AGENT --env ENV --sweep NAME=VALUES [--sweep ...] [options]",
+        "Trains all combinations of values and seeds. Values: 1,2,3; [64,64],[256,256]; "
+        "log:1e-5:1e-2:4; lin:0:1:5. `jaxrl sweep AGENT --help` also shows the settings of the "
+        "agent.",
+        (Options,),
+        "jaxrl sweep pqn --env CartPole-v1 --sweep agent.lr=1e-4,3e-4 --seeds 8 --dry-run",
+    ),
+    "search": Page(
+        "search AGENT --env ENV --range NAME=VALUES [--range ...] [--trials N] [options]",
+        "Searches hyperparameters with Optuna. Ranges: log:1e-5:1e-2, lin:0:1, or a list of "
+        "values. `jaxrl search AGENT --help` also shows the options of the search and the "
+        "settings of the agent.",
+        (Options,),
+        "jaxrl search pqn --env CartPole-v1 --trials 64 --range agent.lr=log:1e-5:1e-2",
+    ),
+    "eval": Page(
+        "eval RUN [options]",
+        "Evaluates the members of a run on fresh episodes with their greedy policies.",
+        (EvalOptions,),
+        "jaxrl eval runs/NAME --episodes 256 --csv eval.csv",
+    ),
+    "report": Page(
+        "report PATH [PATH ...] [options]",
+        "Prints a table of runs and sweeps and draws learning curves, also during training. PATH "
+        "is a run, a sweep, or a folder of runs. A search is reported by itself, without options.",
+        (ReportOptions,),
+        "jaxrl report runs/A runs/B --out curves.pdf",
+    ),
+    "render": Page(
+        "render RUN [options]",
+        "Renders one episode of a member as a GIF: classic control, MinAtar, mazes, and custom "
+        "environments with a function `render`. Brax environments are written as HTML.",
+        (RenderOptions,),
+        "jaxrl render runs/NAME --member 3",
+    ),
+    "list": Page(
+        "list agents | envs",
+        "Prints the available agents or environments.",
+        (),
+        "jaxrl list envs",
+    ),
+    "data info": Page(
+        "data info FILE [options]",
+        "Describes a dataset and draws histograms.",
+        (InfoOptions,),
+        "jaxrl data info data.npz --out data.svg",
+    ),
+    "data convert": Page(
+        "data convert FROM TO [options]",
+        "Converts a dataset to another format, by the suffix of TO: .npz, .hdf5, or a Minari "
+        "folder.",
+        (ConvertOptions,),
+        "jaxrl data convert halfcheetah-medium.hdf5 halfcheetah-medium.npz",
+    ),
+    "data make": Page(
+        "data make ENV --level LEVEL[,LEVEL ...] [options] | ENV --from-diffusion RUN [options]",
+        "Collects datasets with a policy of each level; an agent is trained first where a level "
+        "needs one, with any option of `jaxrl train`. With --from-diffusion, samples the diffusion "
+        "model of a pgd_iql run.",
+        (MakeOptions, DiffusionOptions),
+        "jaxrl data make Pendulum-v1 --level medium,expert --steps 20000",
+    ),
+}
+
+
+def command_help(command: str) -> str:
+    """The text of `jaxrl COMMAND --help` for one of `PAGES`."""
+    page = PAGES[command]
+    lines = [f"usage: jaxrl {page.usage}", "", *textwrap.wrap(page.about, WIDTH)]
+    for record in page.options:
+        lines += ["", f"{str(record.__doc__).lower().rstrip('.')}:", ""]
+        for field in fields_of(record, help=True).values():
+            lines += describe(field)
+    return "\n".join([*lines, "", f"example: {page.example}"])
+
+
+def asked_help(words: list[str]) -> str | None:
+    """The page that `jaxrl WORDS` asks for; None if it asks for none of `PAGES`.
+
+    `jaxrl help eval`, `jaxrl eval --help` and `jaxrl eval RUN --help` ask for the same page. With
+    an agent, train, sweep and search have longer pages of their own.
+    """
+    flags = {"-h", "--help"}
+    plain = [word for word in words if word not in flags]
+    if plain[:1] == ["help"]:
+        plain = plain[1:]
+    elif not flags & set(words):
+        return None
+    for length in (2, 1):
+        command = " ".join(plain[:length])
+        if command in PAGES:
+            longer = command in ("train", "sweep", "search") and len(plain) > length
+            return None if longer else command_help(command)
+    return None
