@@ -27,7 +27,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import jax_setup, report, restore, sweep, train, train_loop
-from jaxrl.runs import files, records, shards
+from jaxrl.runs import figures, files, records, shards
 
 KINDS = ("kill", "half", "torn", "lost")
 
@@ -440,7 +440,7 @@ def test_a_report_in_a_folder_that_cannot_be_written(
     def refuse(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(report.compare, "draw", refuse)
+    monkeypatch.setattr(figures, "atomic_write", refuse)
     report.report([finished])
     out = capsys.readouterr().out
     assert " finished" in out and "no pictures: " in out and "Permission denied; pass --out" in out
