@@ -199,7 +199,7 @@ def _clear(path: Path) -> None:
     """
     for name in ("summary.json", "checkpoints", "metrics", "plots", "tensorboard", "members.csv"):
         old = path / name
-        if old.is_dir():
+        if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
