@@ -19,8 +19,8 @@ with inverse dynamics I(s, s' - s) and forward model F(s, a) = s' - s. The score
 conditional: only a is noisy. A strength of zero (α; w or β) turns its correction off; with all
 corrections off, the base's action is unchanged bit for bit.
 
-The networks are trained once and shared by all members. `run` and `member` of a member select its
-base: base runs are points of the run, their members its seeds. A base without correction is a point
+The networks are trained once and shared by all members, each of which corrects a base policy of its
+own: base runs are points of the run, their members its seeds. A base without correction is a point
 of zero strengths, evaluated from the same initial states.
 
 Deviations from the paper:
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -45,7 +45,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import HostEvaluator, evaluator
 from jaxrl.losses import action_distance
 from jaxrl.normalise import standardise_obs
-from jaxrl.policies import Switch, Trained, one_of
+from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline
 from jaxrl.scores import ScoreModel
@@ -110,16 +110,12 @@ class Hypers:
     """weight β of the action that leads to the corrected next state; 0 turns it off"""
     sigma: Any = 0.3
     """noise level σ of the state score, in standard deviations of the dataset"""
-    run: Any = 0.0
-    """index of the base run"""
-    member: Any = 0.0
-    """index of the base run's member"""
 
 
-def base_points(hp: Hypers, runs: int) -> tuple[dict[str, float], ...]:
+def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
     """The points of a run over `runs` base runs: each run uncorrected and corrected."""
     strengths = ({"agent.alpha": 0.0, "agent.w": 0.0}, {"agent.alpha": hp.alpha, "agent.w": hp.w})
-    return tuple({"agent.run": float(run)} | each for run in range(runs) for each in strengths)
+    return tuple({"base": run} | each for run in range(runs) for each in strengths)
 
 
 # --- corrections ---------------------------------------------------------------------------------
@@ -204,14 +200,14 @@ def correct(
 # --- the agent -----------------------------------------------------------------------------------
 
 
-def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
-    """The corrected policy of one trained member of a base run, without further learning.
+def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
+    """The corrected policy `base` of a trained member, without further learning.
 
-    inputs["base"] has a `Trained` for each of `bases`, with leaves [M, ...] over the members of the
-    base run; inputs["model"] is the `ScoreState` of the networks.
+    inputs["base"] is the `Trained` that `base` acts with, of this member; inputs["model"] is the
+    `ScoreState` of the networks.
 
     Raises:
-      UserError: there are no bases, the actions are not in a bounded box of one axis, a size is
+      UserError: there is no base, the actions are not in a bounded box of one axis, a size is
         below one, or a noise level is outside the range of training.
     """
     check_offline(cfg)
@@ -221,23 +217,20 @@ def make(cfg: Config, spec: EnvSpec, bases: Sequence[Policy] = ()) -> Agent:
     if not all(low <= level <= high for level in cfg.ladder):
         raise UserError(f"ladder={cfg.ladder} must lie between {low} and {high}, as in training")
     space = box_scale("cdsa", spec)
-    if not bases:
+    if base is None:
         raise UserError("cdsa needs a trained policy: pass --base runs/NAME")
-    net, base = networks(cfg, spec, space), one_of(bases)
-    corrected = corrected_policy(base, cfg, spec)
+    net, corrected = networks(cfg, spec, space), corrected_policy(base, cfg, spec)
 
     def init(key, hp, inputs):
-        row = jnp.asarray(hp.member, jnp.int32)
-        each = jax.tree.map(lambda x: jnp.asarray(x)[row], tuple(inputs["base"]))
-        chosen = Switch(jnp.asarray(hp.run, jnp.int32), each)
-        return CorrectedState(Trained(chosen, ()), scores.trained(net, inputs["model"]))
+        own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
+        return CorrectedState(own, scores.trained(net, inputs["model"]))
 
     act, memory, noise = corrected.act, corrected.memory, corrected.noise
     return Agent(init=init, act=act, memory=memory, noise=noise, hypers=Hypers())
 
 
 def measured(
-    cfg: Config, spec: EnvSpec, bases: Sequence[Policy], play: Callable[..., Episodes]
+    cfg: Config, spec: EnvSpec, base: Policy, play: Callable[..., Episodes]
 ) -> Callable[..., Episodes]:
     """The evaluation `play`, unless on the host, with mean distances between unit actions.
 
@@ -246,7 +239,7 @@ def measured(
     """
     if isinstance(play, HostEvaluator):
         return play
-    space, base = box_scale("cdsa", spec), one_of(bases)
+    space = box_scale("cdsa", spec)
     corrected = corrected_policy(base, cfg, spec)
 
     def evaluate(state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
@@ -254,7 +247,7 @@ def measured(
         n = cfg.batch_size
         t = take(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
         given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
-        plain = space.unit(base.act(state.base.state, (), *given)[0])
+        plain = space.unit(base.act(state.base.state, state.base.hp, *given)[0])
         action = space.unit(corrected.act(state, hp.agent, *given)[0])
         found = {
             "base_distance": action_distance(plain, space.unit(t.action)),
@@ -267,15 +260,16 @@ def measured(
 
 
 def program(
-    cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, bases: Sequence[Policy] = ()
+    cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, base: Policy | None = None
 ) -> Program:
     """Training of the networks shared by all members, then one evaluation of `episodes` episodes.
 
     Args:
       evals: reports of metrics in training.
-      bases: policies of the base runs.
+      base: the trained policy, the same in all members but for inputs["base"], see `make`.
     """
-    agent = make(cfg, env.spec, bases)
+    agent = make(cfg, env.spec, base)
+    assert base is not None  # `make` refuses this
     modelling = Stage(
         name="model",
         learner=modeller(cfg, env.spec),
@@ -289,7 +283,7 @@ def program(
         name="agent",
         learner=agent,
         updates=0,
-        evaluate=measured(cfg, env.spec, bases, evaluator(env, agent, episodes)),
+        evaluate=measured(cfg, env.spec, base, evaluator(env, agent, episodes)),
     )
     return Program((modelling, playing))
 

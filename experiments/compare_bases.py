@@ -24,18 +24,18 @@ def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]
       columns: final metrics of the members by name, [P] each.
     """
     settings = ready.settings
-    hp = {f"agent.{name}": np.asarray(x) for name, x in vars(ready.hp.agent).items()}
     groups = np.split(np.arange(ready.members), len(settings.points))
-    value = lambda rows, name: float(hp[f"agent.{name}"][rows[0]])
-    plain = lambda rows: value(rows, "alpha") == 0 and value(rows, "w") == 0
-    reference = {value(rows, "run"): rows for rows in reversed(groups) if plain(rows)}
+    alpha, w = np.asarray(ready.hp.agent.alpha), np.asarray(ready.hp.agent.w)
+    plain = lambda rows: not alpha[rows[0]] and not w[rows[0]]
+    of_each = list(zip(settings.bases, groups, strict=True))
+    reference = {base: rows for base, rows in reversed(of_each) if plain(rows)}
     names = [name for name in ("return", *stats.RISKS) if name in columns]
     found = []
-    for point, rows in zip(settings.points, groups, strict=True):
-        beside = reference.get(value(rows, "run"))
+    for point, (base, rows) in zip(settings.points, of_each, strict=True):
+        beside = reference.get(base)
         row: dict[str, Any] = {
-            "run": settings.options.base[int(value(rows, "run"))].resolve().name,
-            "values": {name: x for name, x in point.items() if name != "agent.run"},
+            "run": settings.options.base[base].resolve().name,
+            "values": {name: x for name, x in point.items() if name != "base"},
             "corrected": not plain(rows),
             "members": int(np.isfinite(columns["return"][rows]).sum()),
         }

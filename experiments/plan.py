@@ -18,7 +18,7 @@ from jaxrl.experiments import agents, reuse
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
-from jaxrl.policies import Trained
+from jaxrl.policies import Switch, Trained
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory
 from jaxrl.runs.processes import ALONE, Processes
@@ -28,10 +28,10 @@ from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
 class Bases(NamedTuple):
-    """Base runs of an agent that builds on trained policies."""
+    """The base runs of an agent that builds on trained policies."""
 
-    policies: tuple[Policy, ...]  # one per base run
-    trained: tuple[Trained, ...]  # what each has learnt; leaves [M, ...], M the first members
+    policy: Policy  # `one_of` their policies
+    trained: tuple[Trained, ...]  # of each run; leaves [M, ...], M the first members
 
 
 class Earlier(NamedTuple):
@@ -66,8 +66,8 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    # On the host, what all members share: {"data": Transition [D, ...], "base": `Bases.trained`}.
-    inputs: dict[str, PyTree]
+    inputs: dict[str, PyTree]  # on the host, what all members share: {"data": Transition [D, ...]}
+    own: dict[str, PyTree]  # on the host, inputs of each member: {"base": Trained [P, ...]}
     meta: dict[str, Any]  # what is known of the data, see `Dataset`
     digests: dict[str, Any]  # see `settings.identity`
 
@@ -120,8 +120,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     check_request(settings, algorithm)
     env = envs.make(options.env, **options.env_options)
     inputs, meta = read_inputs(settings, algorithm, env, earlier.data)
-    if earlier.bases is not None:
-        inputs["base"] = earlier.bases.trained
+    own = {} if earlier.bases is None else base_inputs(settings, earlier.bases.trained)
     program = program_of(settings, env, earlier.bases)
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
@@ -155,6 +154,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         seeds,
         steps,
         inputs,
+        own,
         meta,
         earlier.digests,
     )
@@ -163,7 +163,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
 def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
     """The program of a run in `env`, on top of `bases` if the agent builds on trained runs."""
     own = settings.options
-    more = {} if bases is None else {"bases": bases.policies}
+    more = {} if bases is None else {"base": bases.policy}
     program = agents.load(settings.agent).program
     return program(settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more)
 
@@ -183,9 +183,9 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     count = len(options.base)
     if not count:
         raise UserError(f"{agent} builds on trained runs: pass --base runs/NAME")
-    if {point.get("agent.run", settings.hp.run) for point in settings.points} != set(range(count)):
+    if set(settings.bases) != set(range(count)):
         numbers = ",".join(map(str, range(count)))
-        raise UserError(f"with several --base a sweep takes them by --sweep agent.run={numbers}")
+        raise UserError(f"a sweep covers every --base by its index: pass --sweep base={numbers}")
 
 
 def check_evals(settings: Settings, program: Program) -> None:
@@ -255,11 +255,24 @@ def swept_values(settings: Settings) -> dict[str, np.ndarray]:
 
 def hypers_of(settings: Settings, env: Env) -> HyperParams:
     """Hyperparameters of all members of a run, leaves [P, ...]."""
-    own, points = settings.options, len(settings.points)
-    values = swept_values(settings)
-    if own.base:  # a member corrects the member of the base run that has its seed
-        values["agent.member"] = np.tile(np.arange(own.seed, own.seed + own.seeds), points)
-    return hyper_table(HyperParams(settings.hp, env.params), points * own.seeds, values)
+    members = len(settings.points) * settings.options.seeds
+    values = {name: x for name, x in swept_values(settings).items() if name != "base"}
+    return hyper_table(HyperParams(settings.hp, env.params), members, values)
+
+
+def base_inputs(settings: Settings, trained: tuple[Trained, ...]) -> dict[str, PyTree]:
+    """The base policy of each member: {"base": Trained [P, ...]}, the state of `Bases.policy`.
+
+    A point names the base run. A member builds on the member of the base run that has its seed.
+
+    Args:
+      trained: see `Bases`; leaves [M, ...].
+    """
+    own = settings.options
+    which: Any = np.repeat(np.array(settings.bases, np.int32), own.seeds)
+    rows = np.tile(np.arange(own.seed, own.seed + own.seeds), len(settings.points))
+    each = jax.tree.map(lambda x: x[rows], trained)
+    return {"base": Trained(Switch(which, each), ())}
 
 
 def hyper_table(
@@ -288,14 +301,14 @@ def hyper_table(
 
 
 def state_bytes(ready: Plan) -> int:
-    """Size of one member's state, in the stage where it is largest; what earlier stages left for it
-    counts too. Tracing it also shows what cannot even start."""
+    """Size of one member's state, in the stage where it is largest; its inputs and what earlier
+    stages left for it count too. Tracing it also shows what cannot even start."""
     size = device_memory.tree_bytes
     own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []
     for index, stage in enumerate(ready.program.stages):
-        state = abstract_state(ready.program, ready.hp, ready.inputs, index)
+        state = abstract_state(ready.program, ready.hp, ready.inputs, index, ready.own)
         here = size(state.member) // (ready.members if stage.name in own else 1)
-        left = size([x for name, x in state.results.items() if name in own])
+        left = size([ready.own, *(x for name, x in state.results.items() if name in own)])
         found.append(here + left // ready.members)
     return max(found)

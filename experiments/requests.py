@@ -23,6 +23,7 @@ from jaxrl.experiments.values import Words, text
 
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` whose module may hold it
 REPEATED = ("base", "sweep", "range")  # options whose values add up when given again
+INDEXED = ("base",)  # options of several values, whose indices a sweep takes
 
 
 class Request(NamedTuple):
@@ -121,7 +122,7 @@ def read(command: str, words: Sequence[str]) -> Request:
         found = from_mapping(_load(Path(first)), first, what)
     else:
         return Request(first, dict(given), swept)
-    names = option_names(given)
+    names = option_names(given).difference(INDEXED)
     of_file = {name: values for name, values in found.sweep.items() if name not in names}
     options = _without(found.options, swept)
     return Request(found.agent, merged(options, given), of_file | swept)
@@ -237,7 +238,8 @@ def option_names(given: Mapping[str, Any]) -> set[str]:
 
 def _without(options: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are not swept."""
-    left = {name: value for name, value in options.items() if name not in swept}
+    gone = set(swept).difference(INDEXED)
+    left = {name: value for name, value in options.items() if name not in gone}
     if isinstance(pairs := left.get("env_options"), Mapping):
         left["env_options"] = {k: v for k, v in pairs.items() if f"env.{k}" not in swept}
     return left

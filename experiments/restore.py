@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxrl.experiments.plan import (
     Bases,
     Earlier,
     Plan,
+    base_inputs,
     check_request,
     hypers_of,
     make_plan,
@@ -41,14 +42,14 @@ from jaxrl.experiments.run_folders import (
     state_digest,
 )
 from jaxrl.experiments.settings import Settings, resolve
-from jaxrl.policies import Trained
-from jaxrl.program import MemberState
+from jaxrl.policies import Trained, one_of
+from jaxrl.program import MemberState, Program
 from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.checkpoint import SKIP
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
-from jaxrl.types import Agent, Discrete, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Agent, Discrete, EnvSpec, HyperParams, Policy, PyTree, Transition
 
 # --- inputs from earlier runs --------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
 def read_bases(options: Options, data: str | None) -> Bases:
     """Policies and states of the runs of `--base`; for `data` see `_base`."""
     found = [_base(path, options, data) for path in options.base]
-    return Bases(tuple(policy for policy, _ in found), tuple(state for _, state in found))
+    return Bases(one_of([policy for policy, _ in found]), tuple(state for _, state in found))
 
 
 def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
@@ -160,8 +161,8 @@ def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -
     first, last = members or (0, ready.members)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
-        hp = jax.tree.map(lambda x: x[slice(*part)], ready.hp)
-        return abstract_state(ready.program, hp, ready.inputs, meta["stage"])
+        hp, own = jax.tree.map(lambda x: x[slice(*part)], (ready.hp, ready.own))
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
     found = shards.newest(run.checkpoints, (first, last), target)
     if found is None:
@@ -188,40 +189,74 @@ def load(path: str | Path, member: int = 0) -> TrainedPolicy:
 def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
     """The policy of a run and the trained states of its members [M], from the newest checkpoint.
 
-    Datasets, replay buffers and states of earlier stages are not read.
+    Datasets, replay buffers and states of earlier stages and of base runs are not read.
 
     Raises:
       UserError: see `load`; also a base run that has changed since.
     """
-    settings = settings_of(run)
-    own, bases = settings.options, None
-    env = envs.make(own.env, **own.env_options)
-    inputs: dict[str, PyTree] = {} if own.data is None else {"data": abstract_rows(env.spec)}
-    if own.base:
-        check_unchanged(run, {"base": [state_digest(path) for path in own.base]})
-        bases = read_bases(own, None)
-        inputs["base"] = bases.trained
-    program = program_of(settings, env, bases)
-    hp = hypers_of(settings, env)
+    program, shapes = _shapes(run)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
-        own = jax.tree.map(lambda x: x[slice(*part)], hp)
-        learner = abstract_learner(program, own, inputs, meta["stage"])
-        member = MemberState(learner, SKIP, own._replace(env=SKIP), SKIP, SKIP)  # type: ignore[arg-type]
+        own = shapes(meta["stage"], part)
+        member = MemberState(own.state, SKIP, HyperParams(own.hp, SKIP), SKIP, SKIP)  # type: ignore[arg-type]
         return RunState(member, SKIP, meta["stage"], 0)  # type: ignore[arg-type]
 
-    found = shards.newest(run.checkpoints, members, target)
-    if found is None:
-        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
-    policy = program.stages[found.meta["stage"]].learner
-    if not isinstance(policy, Agent):
-        raise UserError(f"{short_path(run.path)} has not trained its policy yet")
+    policy, found = _newest_policy(run, program, members, target)
     rows = []
     for (first, _), state in found.parts:
         some = slice(max(members[0] - first, 0), max(members[1] - first, 0))
         own = Trained(state.member.learner, state.member.hp.agent)
         rows.append(jax.tree.map(lambda x: x[some], own))  # noqa: B023
     return policy, jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+
+def _newest_policy(
+    run: records.RunDir,
+    program: Program,
+    members: Range,
+    target: Callable[[dict[str, Any], Range], PyTree],
+) -> tuple[Agent, shards.Found]:
+    """The policy of a run in the stage of its newest checkpoint, and this checkpoint."""
+    found = shards.newest(run.checkpoints, members, target)
+    if found is None:
+        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    policy = program.stages[found.meta["stage"]].learner
+    if not isinstance(policy, Agent):
+        raise UserError(f"{short_path(run.path)} has not trained its policy yet")
+    return policy, found
+
+
+def _shapes(run: records.RunDir) -> tuple[Program, Callable[[int, Range], Trained]]:
+    """The program of a run, and (stage, members) -> shapes and dtypes of their trained states."""
+    settings = settings_of(run)
+    options, bases, own = settings.options, None, {}
+    env = envs.make(options.env, **options.env_options)
+    inputs: dict[str, PyTree] = {} if options.data is None else {"data": abstract_rows(env.spec)}
+    if options.base:
+        check_unchanged(run, {"base": [state_digest(path) for path in options.base]})
+        bases = _abstract_bases(options)
+        own = jax.eval_shape(functools.partial(base_inputs, settings), bases.trained)
+    program = program_of(settings, env, bases)
+    hp = hypers_of(settings, env)
+
+    def shapes(stage: int, members: Range) -> Trained:
+        rows = lambda tree: jax.tree.map(lambda x: x[slice(*members)], tree)
+        some = jax.eval_shape(rows, (hp, own))
+        return Trained(abstract_learner(program, some[0], inputs, stage, some[1]), some[0].agent)
+
+    return program, shapes
+
+
+def _abstract_bases(options: Options) -> Bases:
+    """Shapes and dtypes of `read_bases`; no array of the base runs is read."""
+    members = (0, options.seed + options.seeds)
+    policies, trained = [], []
+    for run in map(open_run_folder, options.base):
+        program, shapes = _shapes(run)
+        policy, found = _newest_policy(run, program, members, lambda meta, part: SKIP)
+        policies.append(policy)
+        trained.append(shapes(found.meta["stage"], members))
+    return Bases(one_of(policies), tuple(trained))
 
 
 def check_unchanged(run: records.RunDir, digests: Mapping[str, Any]) -> None:
@@ -276,7 +311,10 @@ def evaluate(
     width = run.config()["context"]["width"]
     layout = population.Layout(ready.layout.mesh, width)
     key = jax.random.fold_in(jax.random.key(1), seed)
-    return ready, drive.evaluate(ready.program, layout, state, key, ready.inputs, ids=ready.seeds)
+    found = drive.evaluate(
+        ready.program, layout, state, key, ready.inputs, own=ready.own, ids=ready.seeds
+    )
+    return ready, found
 
 
 def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:

@@ -26,8 +26,8 @@ class Settings:
 
     Attributes:
       points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
-        the environment's parameters. Every point is trained with every seed, and all have the
-        same names.
+        the environment's parameters; "base" is the index of a base run. Every point is trained
+        with every seed, and all have the same names.
       given: the names of what the request or the preset set.
     """
 
@@ -42,6 +42,11 @@ class Settings:
     def swept(self) -> tuple[str, ...]:
         """Dotted names of the values that differ between members, apart from seeds."""
         return tuple(self.points[0])
+
+    @property
+    def bases(self) -> list[int]:
+        """The index of each point's base run, for an agent that builds on trained runs."""
+        return [int(point.get("base", 0)) for point in self.points]
 
 
 def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.console import label, shown
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.requests import Request
+from jaxrl.experiments.requests import INDEXED, Request
 from jaxrl.experiments.restore import prepare, settle
 from jaxrl.experiments.settings import Settings, canonical
 from jaxrl.experiments.values import read_value
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
+
+RENAMED = {"agent.run": "base"}  # earlier names of what can be swept
 
 
 class Program(NamedTuple):
@@ -47,7 +49,7 @@ def programs(request: Request, processes: Processes = ALONE) -> list[Program]:
     if not request.sweep:
         raise UserError("nothing is swept: pass --sweep, as in --sweep agent.lr=1e-4,3e-4")
     algorithm = agents.load(request.agent)
-    set_too = set(canonical(algorithm, request.options)) & set(request.sweep)
+    set_too = set(canonical(algorithm, request.options)) & set(request.sweep).difference(INDEXED)
     if set_too:
         raise UserError(f"{min(set_too)} is swept and also set")
     rest = {name: values for name, values in request.sweep.items() if name != "env"}
@@ -102,11 +104,15 @@ def _is_traced(name: str, algorithm: Algorithm, env: Env) -> bool:
     part, _, field = name.partition(".")
     names = lambda record: [each.name for each in dataclasses.fields(record)]
     hypers, config = names(algorithm.Hypers), names(algorithm.Config)
+    if name in INDEXED and algorithm.base_points is not None:
+        return True
     if part == "agent" and field in (*hypers, *config):
         return field in hypers
     if part == "env" and field:
         # Other names are options of the environment; making it tells those that it does not have.
         return isinstance(env.params, dict) and np.ndim(env.params.get(field, [])) == 0
+    if name in RENAMED and algorithm.base_points is not None:
+        raise UserError(f"{name} is now {RENAMED[name]}: pass --sweep {RENAMED[name]}=0,1")
     known = ["env", *(f"agent.{field}" for field in (*hypers, *config))]
     hint = nearest(name, known) or "; agent.NAME, env.NAME and env can be"
     raise UserError(f"{name} cannot be swept{hint}")
@@ -123,7 +129,7 @@ def _traced(name: str, texts: Sequence[str], env: Env) -> list[Any]:
             kind = np.asarray(env.params[field]).dtype.kind
             values.append(float(value) if kind == "f" else value)
             continue
-        values.append(number(name, text))
+        values.append(index(name, text) if name in INDEXED else number(name, text))
     for value, count in collections.Counter(values).items():
         if count > 1:
             raise UserError(f"{name} is {shown(value)} twice")
@@ -139,6 +145,13 @@ def number(name: str, text: str) -> float:
     if np.isnan(found):
         raise UserError(f"{name} must be a number, not nan")
     return found
+
+
+def index(name: str, text: str) -> int:
+    """An index of an option's values; UserError for what is none."""
+    if not text.isdecimal():
+        raise UserError(f"{name}: {text!r} is no index, which counts the --{name} from 0")
+    return int(text)
 
 
 def _with_static(

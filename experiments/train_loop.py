@@ -73,10 +73,11 @@ def run(
     idle = first == last
     if idle:  # trains a copy of the first member, to take part in all decisions; writes nothing
         first, last = 0, 1
-    some = lambda a, b: jax.tree.map(lambda x: x[a:b], ready.hp)
+    some = lambda tree, a, b: jax.tree.map(lambda x: x[a:b], tree)
 
     def target(meta: dict[str, int], members: Range) -> PyTree:
-        return abstract_state(ready.program, some(*members), ready.inputs, meta["stage"])
+        hp, own = some((ready.hp, ready.own), *members)
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
     shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
@@ -115,8 +116,9 @@ def run(
             ready.program,
             ready.layout,
             ready.key,
-            some(first, last),
+            some(ready.hp, first, last),
             ready.inputs,
+            own=some(ready.own, first, last),
             ids=ready.seeds[first:last],
             run_hp=jax.tree.map(lambda x: x[0], ready.hp),
             resume=resume,

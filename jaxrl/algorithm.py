@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxrl.program import Program
@@ -20,13 +20,14 @@ class Algorithm:
       Hypers: dataclass of traced hyperparameters.
       make: make(cfg, spec) gives the `Agent`.
       program: program(cfg, env, *, evals, episodes) gives the `Program` of a run; it also takes
-        `bases` where `base_points` is given.
+        `base`, a trained policy, where `base_points` is given.
       offline: whether the agent learns from a dataset, `inputs["data"]`.
       extras: the dataset extras that the agent reads.
       check_request: check_request(cfg, hp, inputs) raises UserError if values and data do not fit
         together.
       log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
-      base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs.
+      base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs;
+        "base" of a point is the index of its base run.
     """
 
     Config: type
@@ -37,7 +38,7 @@ class Algorithm:
     extras: tuple[str, ...] = ()
     check_request: Callable[..., None] | None = None
     log_prob: Callable[..., Callable[..., Array]] | None = None
-    base_points: Callable[..., tuple[dict[str, float], ...]] | None = None
+    base_points: Callable[..., tuple[dict[str, Any], ...]] | None = None
 
     @property
     def module(self) -> str:

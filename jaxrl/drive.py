@@ -107,6 +107,7 @@ def drive(
     hp: PyTree,
     inputs: dict[str, PyTree],
     *,
+    own: dict[str, PyTree] | None = None,
     ids: np.ndarray | None = None,
     run_hp: PyTree = None,
     resume: RunState | None = None,
@@ -121,6 +122,8 @@ def drive(
       key: root key; a member's key is fold_in(key, id).
       hp: the agent's `Hypers`, or `HyperParams`; leaves [P, ...].
       inputs: arrays shared by all members, such as {"data": dataset}.
+      own: inputs of each member, leaves [P, ...], for stages that are not shared. Snapshots do not
+        contain them, so a resumed run needs them again.
       ids: [P] int32, the members' ids; 0 .. P-1 by default.
       run_hp: hyperparameters of shared stages; the first member's by default.
       resume: the snapshot to continue from.
@@ -135,6 +138,7 @@ def drive(
     run.keys[True] = plan.share(run_key(key))
     run.keys[False] = run.place(False, member_keys(key, jnp.asarray(ids)))
     run.inputs[True] = plan.share(dict(inputs))
+    run.inputs[False] = run.place(False, dict(own or {}))
     return run.reports(resume)
 
 
@@ -149,7 +153,7 @@ class _Run:
         self.program, self.plan, self.count, self.hooks = program, plan, count, hooks
         self.keys: dict[bool, Array] = {}
         self.hps: dict[bool, PyTree] = {}
-        # Shared arrays, and results of earlier stages.
+        # What `drive` was given, and results of earlier stages.
         self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
         self.placement = plan.placement(count)
         self.built = {} if hooks.built is None else hooks.built
@@ -317,7 +321,7 @@ class _Run:
         return RunState(fetch(state, rows, stages[index].shared), results, index, step)
 
     def rearrange(self, state: MemberState, members: np.ndarray) -> MemberState:
-        """Moves state and results of earlier stages to the placement of `members`.
+        """Moves state, inputs and results of earlier stages to the placement of `members`.
 
         The arrays pass through the host, which has room for both copies.
         """
@@ -404,14 +408,18 @@ def evaluate(
     key: Array,
     inputs: dict[str, PyTree],
     *,
+    own: dict[str, PyTree] | None = None,
     ids: np.ndarray | None = None,
 ) -> PyTree:
-    """Evaluation [P, ...] of the stage of `state`; each member has its own key."""
+    """Evaluation [P, ...] of the stage of `state`; each member has its own key.
+
+    `inputs` and `own` are those of `drive`.
+    """
     stage = program.stages[state.stage]
     count = len(jax.tree.leaves(state.member.hp)[0])
     is_shared = {s.name: s.shared for s in program.stages}
     shared = dict(inputs) | {k: v for k, v in state.results.items() if is_shared[k]}
-    own = {k: v for k, v in state.results.items() if not is_shared[k]}
+    own = dict(own or {}) | {k: v for k, v in state.results.items() if not is_shared[k]}
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
     keys = member_keys(key, jnp.asarray(ids))
     members = {"state": state.member._replace(key=keys), "inputs": own}

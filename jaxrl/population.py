@@ -226,18 +226,19 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
 # --- driver one: a whole population as one pure function ------------------------------------------
 
 
-def train(program: Program, plan: Layout) -> Callable[[Array, Array, PyTree, PyTree], Result]:
-    """The whole run of a population as a pure function (root key, ids [P], hp [P], inputs).
+def train(program: Program, plan: Layout) -> Callable[..., Result]:
+    """The whole run of a population as a pure function (root key, ids [P], hp, inputs, own=None).
 
-    `hp` is the agent's `Hypers`, or `HyperParams`; its leaves have the axis P. P is a multiple of
-    devices × width (see `Layout.pad`). Results have the member axis, after the axis of chunks if
-    there is one; results of shared stages have no member axis.
+    The leaves of `hp`, the agent's `Hypers` or `HyperParams`, and of `own`, the inputs of each
+    member, have the axis P. P is a multiple of devices × width (see `Layout.pad`). Results have the
+    member axis, after the axis of chunks if there is one; results of shared stages have no member
+    axis.
     """
     run = compose(program, lift(plan))
 
-    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree) -> Result:
+    def whole(key: Array, ids: Array, hp: PyTree, inputs: PyTree, own: PyTree = None) -> Result:
         hp = as_hyperparams(hp)
-        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs)
+        return run(run_key(key), member_keys(key, ids), first(hp), hp, inputs, own or {})
 
     return whole
 

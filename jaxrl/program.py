@@ -337,7 +337,7 @@ def train(program: Program) -> Callable[..., Result]:
             raise UserError(f"hypers are {named(wrong)}, this program takes {named(right)}")
         hp = jax.tree.map(as_float, hp)
         inputs = dict(inputs or {}) | ({} if data is None else {"data": data})
-        return run(key, key, hp, hp, inputs)
+        return run(key, key, hp, hp, inputs, {})
 
     return whole
 
@@ -348,25 +348,27 @@ def named(kind: type) -> str:
 
 
 def compose(program: Program, lift: Lift) -> Callable[..., Result]:
-    """The whole run as a pure function (run_key, keys, run_hp, hp, inputs).
+    """The whole run as a pure function (run_key, keys, run_hp, hp, inputs, own).
 
-    keys and hp are those of one member or of a population, depending on `lift`. Shared stages use
-    `run_key` and `run_hp`.
+    keys, hp and the inputs `own` are those of one member or of a population, depending on `lift`.
+    Shared stages use `run_key` and `run_hp`.
     """
 
-    def run(run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree) -> Result:
-        shared, members = dict(inputs), {}
+    def run(
+        run_key: Array, keys: Array, run_hp: PyTree, hp: PyTree, inputs: PyTree, own: PyTree
+    ) -> Result:
+        shared, members = dict(inputs), dict(own)
         metrics, evals = {}, {}
         for index, stage in enumerate(program.stages):
-            own = {} if stage.shared else members
+            each = {} if stage.shared else members
             start = {
                 "key": stage_key(run_key if stage.shared else keys, index),
                 "hp": run_hp if stage.shared else hp,
-                "inputs": own,
+                "inputs": each,
             }
             _, state = lift(initialise_fn(stage), stage)((), start, {"inputs": shared})
             state, (metrics[stage.name], evals[stage.name]) = _run_chunks(
-                stage, lift, state, own, dict(shared)
+                stage, lift, state, each, dict(shared)
             )
             (shared if stage.shared else members)[stage.name] = state.learner
         states = {stage.name: (shared | members)[stage.name] for stage in program.stages}

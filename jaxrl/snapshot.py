@@ -74,13 +74,20 @@ def _concatenate(*parts: Any) -> Any:
     return jnp.concatenate(parts) if keys else np.concatenate(parts)
 
 
-def abstract_learner(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> PyTree:
+def abstract_learner(
+    program: Program,
+    hp: PyTree,
+    inputs: dict[str, PyTree],
+    stage: int,
+    own: dict[str, PyTree] | None = None,
+) -> PyTree:
     """Shapes and dtypes of the learner state of `stage`, [P, ...] unless members share it.
 
-    Sources are not evaluated, so `inputs` need only the inputs of learners' `init`.
+    Sources are not evaluated, so `inputs`, and `own` of each member [P, ...], need only the inputs
+    of learners' `init`.
     """
     hp = as_hyperparams(hp)
-    shared, members = dict(inputs), {}
+    shared, members = dict(inputs), dict(own or {})
 
     def init(index: int) -> PyTree:
         each = program.stages[index]
@@ -99,12 +106,21 @@ def abstract_learner(program: Program, hp: PyTree, inputs: dict[str, PyTree], st
     return init(stage)
 
 
-def abstract_state(program: Program, hp: PyTree, inputs: dict[str, PyTree], stage: int) -> RunState:
-    """Shapes and dtypes of the `RunState` of a snapshot taken in `stage`, for restoring."""
+def abstract_state(
+    program: Program,
+    hp: PyTree,
+    inputs: dict[str, PyTree],
+    stage: int,
+    own: dict[str, PyTree] | None = None,
+) -> RunState:
+    """Shapes and dtypes of the `RunState` of a snapshot taken in `stage`, for restoring.
+
+    `own` are inputs of each member, leaves [P, ...].
+    """
     hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shared, members = dict(inputs), {}
+    shared, members = dict(inputs), dict(own or {})
 
     def start(index: int) -> MemberState:
         init = initialise_fn(program.stages[index])

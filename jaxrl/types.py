@@ -154,7 +154,8 @@ class InitFn(Protocol):
     Args:
       key: used by this call only.
       hp: the agent's hyperparameters.
-      inputs: inputs of the run, such as inputs["data"], and results of earlier stages, by name.
+      inputs: inputs of the run, such as inputs["data"], and of the member, and results of earlier
+        stages, by name.
     """
 
     def __call__(self, key: Array, hp: Any, inputs: PyTree) -> PyTree: ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from jaxrl import diffusion, envs, nets, scores
 from jaxrl.agents import bc, cdsa, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments import cli, jax_setup, requests, restore, sweep_plan
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.studies import circle
 from jaxrl.exploration import random_policy
 from jaxrl.normalise import change_moments
-from jaxrl.policies import Trained
+from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Stage, check_shared, train
 from jaxrl.runs import records, stats
 from jaxrl.sources import HELD, held_out
@@ -214,28 +217,31 @@ def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
     """Of each member of two different runs, alone and vmapped; others do not."""
     cfg = dataclasses.replace(SMALL, correction=correction)
     policies, trained = zip(*[base_of(module) for module in (bc, td3bc)], strict=True)
-    agent = cdsa.make(cfg, BOX, policies)
-    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX)), "base": trained}
+    agent = cdsa.make(cfg, BOX, one_of(policies))
+    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX))}
     begin = jax.jit(cdsa.modeller(cfg, BOX).init)
     inputs["model"] = begin(jax.random.key(1), numbers(SLOW), inputs)
+    members = [(run, member) for run in range(2) for member in range(2)]
+    own = [
+        Trained(Switch(jnp.int32(run), jax.tree.map(lambda x, m=m: x[m], trained)), ())
+        for run, m in members
+    ]
     off = {
         "current": [{"w": 0.0}],
         "both": [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.0, "beta": 0.0}],
     }[correction]
 
-    def act(hp: Any) -> Array:
-        return acting(agent, agent.init(jax.random.key(0), hp, inputs), hp)
+    def act(hp: Any, base: Trained) -> Array:
+        return acting(agent, agent.init(jax.random.key(0), hp, inputs | {"base": base}), hp)
 
     alone, many = jax.jit(act), jax.jit(jax.vmap(act))
     bases = [jax.jit(functools.partial(acting, policy)) for policy in policies]
-    members = [(run, member) for run in range(2) for member in range(2)]
     for strengths in (*off, {}):
-        each = [numbers(cdsa.Hypers(run=r, member=m, **strengths)) for r, m in members]
-        stacked = many(jax.tree.map(lambda *x: jnp.stack(x), *each))
-        for i, (run, member) in enumerate(members):
-            own = jax.tree.map(lambda x, m=member: x[m], trained[run])
-            want = np.asarray(bases[run](*own)).tobytes()
-            for got in (alone(each[i]), stacked[i]):
+        hp = numbers(cdsa.Hypers(**strengths))
+        stacked = many(*jax.tree.map(lambda *x: jnp.stack(x), *[(hp, base) for base in own]))
+        for i, (run, _) in enumerate(members):
+            want = np.asarray(bases[run](*own[i].state.each[run])).tobytes()
+            for got in (alone(hp, own[i]), stacked[i]):
                 assert (np.asarray(got).tobytes() == want) == bool(strengths)
 
 
@@ -340,8 +346,9 @@ def run_cdsa(folder: Path, *words: str) -> int:
 def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
     """Members are those that both have, with and without correction; these act as their bases."""
     out = folder / "cdsa"
-    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--out", str(out)]
-    assert run_cdsa(folder, *words) == 0
+    words = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide", "--width", "3"]
+    words += ["--checkpoint-seconds", "0", "--keep", "9"]
+    assert run_cdsa(folder, *words, "--out", str(out)) == 0
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads((out / "summary.json").read_text())
     found = summary["bases"]
@@ -364,11 +371,91 @@ def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
         corrected, base = jaxrl.load(out, 2 * i), jaxrl.load(folder / found[i]["run"], 0)
         got, want = np.asarray(act(*corrected)), np.asarray(act(*base))
         assert (got.tobytes() != want.tobytes()) == found[i]["corrected"]
+    check_bases(folder, out)
+    check_resumed(folder, out, words)
+
+
+def check_bases(folder: Path, out: Path) -> None:
+    """The state of each member holds that of its base, of which no array is read any more."""
+    held, bases = trained(out, 8), [trained(folder / name, 2) for name in ("narrow", "wide")]
+    switch = held.state.base.state
+    np.testing.assert_array_equal(switch.which, [0, 0, 0, 0, 1, 1, 1, 1])
+    for member, which in enumerate(switch.which):
+        row = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+        assert same(row(switch.each[which], member), row(bases[which], member % 2))
+    (state,) = folder.glob("narrow/checkpoints/*/*/state")
+    away = state.rename(state.with_name("away"))
+    try:
+        with pytest.raises(UserError, match="no checkpoint yet"):
+            jaxrl.load(folder / "narrow")
+        assert same(trained(out, 8), held)
+    finally:
+        away.rename(state)
+
+
+def check_resumed(folder: Path, out: Path, words: list[str]) -> None:
+    """From the end of the first stage: the last one gets the bases anew."""
+    cut = shutil.copytree(out, folder / "cut")
+    (cut / "summary.json").unlink()
+    *_, _, newest = sorted(cut.glob("checkpoints/*/*"), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    assert run_cdsa(folder, *words, "--out", str(cut)) == 0
+    one, two = (records.RunDir(run).members()["final_return"] for run in (out, cut))
+    np.testing.assert_array_equal(one, two)
+    assert same(trained(out, 8), trained(cut, 8))
+
+
+def trained(run: Path, count: int) -> Trained:
+    """What the first members of a run act with."""
+    return restore.read_policies(records.RunDir(run), (0, count))[1]
+
+
+def swept(folder: Path, *words: str) -> Plan:
+    """The plan of a sweep over the base runs `narrow` and `wide`."""
+    bases = ["--base", f"{folder}/narrow", "--base", f"{folder}/wide"]
+    asked = requests.read("sweep", ["cdsa", *COMMON, "--data", f"{folder}/aim.npz", *bases, *words])
+    (program,) = sweep_plan.programs(asked)
+    return program.plan
+
+
+def test_a_sweep_takes_bases_by_index(folder: Path) -> None:
+    """Each member gets the state of its point's base run and of its own seed."""
+    plan = swept(folder, "--sweep", "base=1,0", "--sweep", "agent.alpha=0,0.5")
+    points = [(1, 0.0), (1, 0.5), (0, 0.0), (0, 0.5)]
+    assert plan.settings.points == tuple({"base": b, "agent.alpha": a} for b, a in points)
+    switch = plan.own["base"].state
+    np.testing.assert_array_equal(switch.which, [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(plan.hp.agent.alpha, [0, 0, 0.5, 0.5] * 2)
+    for member, (which, seed) in enumerate(zip(switch.which, plan.seeds, strict=True)):
+        own = jax.tree.map(lambda x, i=member: x[i], switch.each[which])
+        base = jaxrl.load(folder / ("narrow", "wide")[which], int(seed))
+        assert same(own, (base.state, base.hp))
+    for word, line in (
+        ("agent.run=0,1", "agent.run is now base: pass --sweep base=0,1"),
+        ("base=0", "a sweep covers every --base by its index: pass --sweep base=0,1"),
+        ("base=0,1,2", "a sweep covers every --base by its index: pass --sweep base=0,1"),
+        ("base=0,x", "base: 'x' is no index"),
+        ("base=1,1", "base is 1 twice"),
+    ):
+        with pytest.raises(UserError, match=re.escape(line)):
+            swept(folder, "--sweep", word)
+
+
+def test_a_file_names_bases_and_sweeps_them(tmp_path: Path) -> None:
+    """Neither replaces the other, on the command line either."""
+    file = tmp_path / "asked.yaml"
+    file.write_text("agent: cdsa\nbase: [a, b]\nsweep: {base: [0, 1]}\n")
+    request = requests.read("sweep", [str(file)])
+    assert (request.options["base"], request.sweep) == (["a", "b"], {"base": ["0", "1"]})
+    request = requests.read("sweep", [str(file), "--base", "c"])
+    assert (request.options["base"], request.sweep) == (("c",), {"base": ["0", "1"]})
+    request = requests.read("sweep", [str(file), "--sweep", "base=1"])
+    assert (request.options["base"], request.sweep) == (["a", "b"], {"base": ["1"]})
 
 
 def test_shared_networks_are_learned_in_one_way() -> None:
     swept = lambda name: cdsa.Hypers().replace(**{name: np.float32([1e-3, 2e-3])})
-    program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), bases=[random_policy(AIM.action)])
+    program = cdsa.program(cdsa.Config(), envs.make("probe:aim"), base=random_policy(AIM.action))
     check_shared(program, swept("alpha"))
     for name in ("lr", "tau"):
         with pytest.raises(

@@ -42,7 +42,7 @@ from jaxrl.agents import (
 )
 from jaxrl.drive import drive
 from jaxrl.experiments.restore import abstract_rows
-from jaxrl.policies import Trained
+from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Result, Stage, train
 from jaxrl.snapshot import abstract_learner, abstract_state
 from jaxrl.sources import uniform
@@ -243,25 +243,24 @@ def _pgd_iql() -> Case:
 
 
 def _cdsa() -> Case:
-    """Two runs of two members to correct; here each member of the case has its own networks."""
+    """Either of two base runs; here each member of the case has its own networks."""
     env = tiny.glide()
     data = jax.tree.map(jnp.asarray, logged_rows(env.spec, 12))
-    keys = jax.random.split(jax.random.key(0))
-    bases, trained = [], []
+    key, policies, trained = jax.random.key(0), [], []
     for module in (bc, td3bc):
-        agent, hp = module.make(module.Config(**LOGGED), env.spec), module.Hypers()
-        each = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), hp)
-        state = jax.vmap(agent.init, (0, 0, None))(keys, each, {"data": data})
-        bases.append(agent)
-        trained.append(Trained(state, each))
+        agent = module.make(module.Config(**LOGGED), env.spec)
+        hp = jax.tree.map(jnp.float32, module.Hypers())
+        policies.append(agent)
+        trained.append(Trained(agent.init(key, hp, {"data": data}), hp))
+    base, chosen = one_of(policies), Trained(Switch(jnp.int32(1), tuple(trained)), ())
     cfg = cdsa.Config(**LOGGED, ladder=(0.5, 0.1), ladder_steps=1, embedding=4)
-    plain = cdsa.Hypers(lr=0.03, tau=0.5, beta=0.5, run=1.0, member=1.0)
-    modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, bases=bases).stages
+    plain = cdsa.Hypers(lr=0.03, tau=0.5, beta=0.5)
+    modelling, playing = cdsa.program(cfg, env, evals=2, episodes=3, base=base).stages
     hp = jax.tree.map(jnp.float32, plain)
-    begin = modelling.learner.init(keys[0], hp, {"data": data})
+    begin = modelling.learner.init(key, hp, {"data": data})
     # Corrected policies learn nothing; here they are given updates that change nothing.
     agent = dataclasses.replace(
-        cdsa.make(cfg, env.spec, bases), update=lambda state, hp, batch, key, step: (state, {})
+        cdsa.make(cfg, env.spec, base), update=lambda state, hp, batch, key, step: (state, {})
     )
     playing = dataclasses.replace(
         playing, learner=agent, source=uniform(cfg.batch_size), updates=2, evals=2
@@ -272,7 +271,7 @@ def _cdsa() -> Case:
         spec=env.spec,
         hp=HyperParams(hp, env.params),
         plain=plain,
-        inputs={"data": data, "base": tuple(trained), "model": begin},
+        inputs={"data": data, "base": chosen, "model": begin},
     )
 
 

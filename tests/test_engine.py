@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from jaxrl import population
 from jaxrl.drive import Hooks, Report, drive
+from jaxrl.drive import evaluate as evaluate_again
 from jaxrl.errors import UserError
 from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
 from jaxrl.snapshot import RunState, abstract_state
@@ -202,6 +203,48 @@ def test_a_stage_of_no_updates_is_evaluated_once() -> None:
         last.evals
     )
     assert not [*drive(program, plan(2), *args, resume=last.snapshot)]
+
+
+def test_every_member_has_inputs_of_its_own() -> None:
+    """In both drivers, resumed in the middle, in fewer tiles, and when evaluated again."""
+    (trained,) = toys.ROWS["uniform data"]().stages
+    begin, judge = trained.learner.init, trained.evaluate
+    assert judge is not None
+
+    def init(key: Any, hp: Any, inputs: Any) -> Any:
+        state = begin(key, hp, inputs)
+        return state | {"w": state["w"] + inputs["shift"]}
+
+    def evaluate(state: Any, hp: Any, inputs: Any, key: Any) -> Any:
+        return judge(state, hp, inputs, key), inputs["shift"]
+
+    learner = dataclasses.replace(trained.learner, init=init)
+    program = Program((dataclasses.replace(trained, learner=learner, evaluate=evaluate),))
+    key, hp, inputs = jax.random.key(3), toys.hypers(MEMBERS), toys.inputs()
+    shift = np.random.default_rng(0).permutation(MEMBERS).astype(np.float32)
+    own = {"shift": shift}
+    every = Hooks(snapshot=lambda stage, step, last: True, built={})
+    reports = list(drive(program, plan(2), key, hp, inputs, own=own, hooks=every))
+    middle, last = reports[0].snapshot, reports[-1].snapshot
+    assert middle is not None and last is not None
+    for report in reports:
+        np.testing.assert_array_equal(report.evals[1], shift)
+    whole = jax.jit(population.train(program, plan(1)))(key, jnp.arange(MEMBERS), hp, inputs, own)
+    assert bits(whole.states) == bits({"agent": last.member.learner})
+    target = abstract_state(program, hp, inputs, 0, own)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(middle[:2]) == shapes(target[:2])
+    again = list(drive(program, plan(2), key, hp, inputs, own=own, resume=middle, hooks=every))
+    assert bits([(r.evals, r.snapshot) for r in again]) == bits(
+        [(r.evals, r.snapshot) for r in reports[1:]]
+    )
+    some = np.array([2, 9, 13])
+    fewer = every._replace(members=some)
+    *_, less = drive(program, plan(2), key, hp, inputs, own=own, resume=middle, hooks=fewer)
+    row = lambda tree: jax.tree.map(lambda x: x[some], tree)
+    assert bits(row(less.evals)) == bits(row(reports[-1].evals))
+    fresh = evaluate_again(program, plan(2), last, jax.random.key(5), inputs, own=own)
+    np.testing.assert_array_equal(fresh[1], shift)
 
 
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)")

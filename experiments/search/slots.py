@@ -177,7 +177,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     padded = filled(dataclasses.replace(settings, options=its), size)
     ready = prepare(padded, engine.processes)
     last = len(ready.program.stages) - 1
-    state = abstract_state(ready.program, ready.hp, ready.inputs, last).member
+    state = abstract_state(ready.program, ready.hp, ready.inputs, last, ready.own).member
     known = ["return", "length", *state.metrics]
     if engine.objective.metric not in known:
         raise UserError(
