@@ -45,7 +45,7 @@ from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition, mean_where
 
 DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
 
@@ -87,9 +87,9 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    critic: Array  # [N, size] flat parameters of the N critics
-    target: Array  # [N, size] target critics
+    actor: PyTree  # parameters (`nets.packed`)
+    critic: PyTree  # the N critics, leaves [N, ...]
+    target: PyTree  # target critics
     log_temperature: Array  # [] log α
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
     largest: Array  # [] largest |Q| so far
@@ -127,7 +127,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         temperature = jnp.exp(log_temperature)
 
-        def of_actor(actor: Array) -> tuple[Array, None]:
+        def of_actor(actor: PyTree) -> tuple[Array, None]:
             now = head.samples(head.policy(actor, t.obs), noise_now)
             q = policies.least_value(head, state.critic, t.obs, now.action)
             return actor_loss(now, q, temperature), None
@@ -142,7 +142,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         y = td_target(t, hp.gamma, value)
 
-        def of_critic(critic: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        def of_critic(critic: PyTree) -> tuple[Array, tuple[Array, Array, Array]]:
             if cfg.diversity:
                 q, slope = slopes(head, critic, t.obs, t.action)
                 alike = similarity(slope * scale[None])
@@ -216,7 +216,7 @@ def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
 def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:
     """Q_i(s, a) [N, B] and its action gradients [N, B, A]."""
 
-    def one(params: Array) -> tuple[Array, Array]:
+    def one(params: PyTree) -> tuple[Array, Array]:
         def total(action: Array) -> tuple[Array, Array]:
             q = head.value(params, obs, action)
             return jnp.sum(q), q
