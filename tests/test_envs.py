@@ -547,3 +547,17 @@ def test_mistakes_in_own_environments(own, name, options, hint):
     with pytest.raises(EnvError) as caught:
         envs.make(name, **options)
     assert hint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_plotting_packages_are_imported_when_gymnax_draws() -> None:
+    code = """
+import sys
+from jaxrl import envs
+envs.make("CartPole-v1")
+assert not {"seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)
+from gymnax.environments.misc import pong
+assert pong.plt.subplots.__module__ == "matplotlib.pyplot"
+import matplotlib.pyplot
+assert matplotlib.pyplot.subplots is pong.plt.subplots
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
