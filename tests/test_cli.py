@@ -561,7 +561,8 @@ def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch)
     """By its config.json, of which options take the place."""
     seen: list[Settings] = []
     monkeypatch.setattr(train, "train", lambda asked: seen.append(asked) or {})
-    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "1e-30", "--env-options", "max_steps=3"]
+    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "1e-9"]
+    asked += ["--env-options", "max_steps=3"]
     made = parse(*asked)
     with records.open_run("made", identity(made, {}), {"width": 1}):
         pass
