@@ -49,7 +49,7 @@ from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage
 from jaxrl.recipes import check_offline
 from jaxrl.scores import ScoreModel
-from jaxrl.sources import held_out, take
+from jaxrl.sources import gather, held_out
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import (
     Agent,
@@ -245,7 +245,7 @@ def measured(
     def evaluate(state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         data: Transition = inputs["data"]
         n = cfg.batch_size
-        t = take(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
+        t = gather(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
         given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
         plain = space.unit(base.act(state.base.state, state.base.hp, *given)[0])
         action = space.unit(corrected.act(state, hp.agent, *given)[0])

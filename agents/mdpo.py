@@ -48,7 +48,8 @@ class Config(ppo.Config):
     minibatches: int = 16
     """minibatches per epoch of the value network; divides N * T"""
     advantages: Literal["minibatch", "batch", "raw"] = "batch"
-    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
+    """standardise advantages per minibatch of the policy, per rollout (batch) or not at all (raw);
+    of two rows per minibatch only the order remains: their advantages become 1 and -1"""
     policy_epochs: int = 10
     """passes of the policy over each rollout; m gradient steps with policy_minibatches=1"""
     policy_minibatches: int = 1
@@ -99,7 +100,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, {name: begin(part) for name, part in params.items()})
 
     def update(state, hp, batch, key, step):
-        data = ppo.experience(cfg, spec, model, state.params, hp, batch.transitions)
+        data = ppo.experience(cfg, model, state.params, hp, batch.transitions)
         old = model.actor.apply(state.params["actor"], data.obs)
         t_k = step_size(cfg, hp, step)
 
@@ -190,6 +191,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
             f"policy_minibatches={cfg.policy_minibatches} does not divide num_envs * num_steps = "
             f"{cfg.num_envs * cfg.num_steps}"
         )
+    ppo.check_advantages(cfg, "policy_minibatches", cfg.policy_minibatches)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -69,7 +69,8 @@ class Config:
     orthogonal: bool = True
     """orthogonal initialisation, gain 0.01 in the policy's output layer; otherwise LeCun normal"""
     advantages: Literal["minibatch", "batch", "raw"] = "minibatch"
-    """standardise advantages per minibatch, per rollout (batch) or not at all (raw)"""
+    """standardise advantages per minibatch, per rollout (batch) or not at all (raw); of two rows
+    per minibatch only the order remains: their advantages become 1 and -1"""
     clip_value: bool = False
     """clip value predictions to value_clip around the rollout's in the value loss"""
     normalise_obs: bool = False
@@ -198,6 +199,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         fit together.
     """
     check(cfg, spec)
+    check_advantages(cfg, "minibatches", cfg.minibatches)
     model = networks(cfg, spec)
     policy = acting(model, spec)
 
@@ -206,7 +208,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, optimiser(hp.lr, hp.max_grad_norm).init(ravel_pytree(params)[0]))
 
     def update(state, hp, batch, key, step):
-        data = experience(cfg, spec, model, state.params, hp, batch.transitions)
+        data = experience(cfg, model, state.params, hp, batch.transitions)
         adam = optimiser(hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
 
         def loss(params: dict[str, PyTree], part: Experience) -> tuple[Array, dict[str, Array]]:
@@ -271,20 +273,18 @@ def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
 
 def experience(
     cfg: Config,
-    spec: EnvSpec,
     model: Networks,
     params: dict[str, PyTree],
     hp: Any,
     window: Transition,
 ) -> Experience:
     """The rows [T * N], with advantages, of a rollout [T, N] collected with `params`."""
-    # A rollout no longer than an episode has at most one time limit per environment.
-    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     value = window.extras["value"]
+    value_of = lambda obs: model.value(params["critic"], obs)
     advantage = gae(
         window.reward,
         value,
-        successor_values(lambda obs: model.value(params["critic"], obs), window, one_limit),
+        successor_values(value_of, window.next_obs, value, window.truncated),
         window.terminated,
         window.truncated,
         hp.gamma,
@@ -335,6 +335,22 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         raise UserError(f"box actions must have one axis; {spec.name} has {spec.action.shape}")
     nets.check_images(spec, cfg.conv)
     check_rollouts(cfg, (*cfg.actor, *cfg.critic, *cfg.conv), cfg.resets)
+
+
+def check_advantages(cfg: Config, name: str, parts: int) -> None:
+    """Raises UserError if single rows are standardised, which makes all advantages 0.
+
+    Args:
+      name: option that sets `parts`, the policy's minibatches per epoch.
+    """
+    rows = cfg.num_envs * cfg.num_steps
+    if cfg.advantages == "minibatch" and rows < 2 * parts:
+        raise UserError(
+            f"advantages=minibatch needs two rows per minibatch, so {name} of at most {rows // 2}, "
+            f"not {parts}; or use advantages=batch"
+        )
+    if cfg.advantages == "batch" and rows < 2:
+        raise UserError(f"advantages=batch needs two rows per rollout, got {rows}; use raw")
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

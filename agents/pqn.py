@@ -129,8 +129,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     num_actions = spec.action.n  # type: ignore[union-attr]
     mlp = lambda train: nets.MLP(cfg.hidden, num_actions, **layers(cfg, train))
     net = batchnorm.from_linen(mlp, spec.obs_shape)
-    # A rollout no longer than an episode has at most one time limit per environment.
-    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
 
     def init(key, hp, inputs):
         return begin(*net.init(key), hp)
@@ -144,7 +142,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         value_of = lambda obs: jnp.max(net.apply(state.params, state.statistics, obs), -1)
         targets = lambda_returns(
             hp.reward_scale * window.reward,
-            successor_values(value_of, window, one_limit),
+            successor_values(value_of, window.next_obs, window.extras["value"], window.truncated),
             window.terminated,
             window.truncated,
             hp.gamma,

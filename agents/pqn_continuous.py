@@ -172,7 +172,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         targets = lambda_returns(
             window.reward,
-            successor_values(value_of, window, one_limit),
+            successor_values(value_of, window.next_obs, window.extras["value"], window.truncated),
             window.terminated,
             window.truncated,
             hp.gamma,
@@ -216,7 +216,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         metrics = jax.tree.map(jnp.mean, metrics) | {"target": jnp.mean(targets), "std": state.std}
         return State(actor, critic, opt, std), metrics
 
-    one_limit = spec.max_steps is not None and cfg.num_steps <= spec.max_steps
     agent = Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs, reward=cfg.normalise_reward)
 

@@ -36,7 +36,7 @@ from jaxrl.losses import q_loss
 from jaxrl.normalise import normalised
 from jaxrl.program import Program
 from jaxrl.recipes import single_stage
-from jaxrl.returns import lambda_returns
+from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
@@ -108,7 +108,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
     num_actions = spec.action.n  # type: ignore[union-attr]
     net, learning = Network(cfg, num_actions), Network(cfg, num_actions, train=True)
-    one_limit = spec.max_steps is not None and cfg.num_steps + cfg.memory_window <= spec.max_steps
 
     def memory(n: int) -> tuple[PyTree, Array]:
         carry = recurrent.CELLS[cfg.cell].carry((n, cfg.memory))
@@ -132,8 +131,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), window)  # [T, B, ...]
             numbers = (params, statistics)
             unroll = partial(batchnorm.run_learning, learning, *numbers, method="unroll")
-            step = partial(batchnorm.run, net, *numbers)
-            q, next_value, statistics = window_values(unroll, step, window, memory, one_limit)
+            step = partial(batchnorm.run, net, *jax.lax.stop_gradient(numbers))
+            q, next_value, statistics = window_values(unroll, step, window, memory)
             targets = lambda_returns(
                 hp.reward_scale * window.reward,
                 jax.lax.stop_gradient(next_value),
@@ -158,18 +157,15 @@ def window_values(
     step: Callable[..., Any],
     window: Transition,
     memory: PyTree,
-    one_limit: bool,
 ) -> tuple[Array, Array, PyTree]:
     """Q-values [T, B, A] in a window, values [T, B] of the true successors, and new statistics.
 
     Args:
       unroll: returns ((carries, Q-values), statistics) of `Network.unroll`.
-      step: returns (carry, Q-values) of one step.
+      step: returns (carry, Q-values) of one step; its parameters are constants to the gradient.
       window: transitions [T, B, ...].
       memory: (carry, last action [B, A]) before the window's first step.
-      one_limit: at most one time limit per environment, so that one step of 2B rows is enough.
     """
-    size = window.reward.shape[1]
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
     last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
     (carries, q), statistics = unroll(memory[0], window.obs, last_actions, window.start)
@@ -180,14 +176,8 @@ def window_values(
         return jnp.max(q, -1)
 
     # Targets are constants: no gradient flows through the code below.
-    every = jax.lax.stop_gradient((carries, window.next_obs, actions))
-    if not one_limit:
-        return q, ahead(merge_axes(every)).reshape(window.reward.shape), statistics
-    cut = jnp.argmax(window.truncated, 0)  # [B] step of the time limit, 0 without one
-    ends = jax.tree.map(lambda x: jnp.concatenate([x[-1], x[cut, jnp.arange(size)]]), every)
-    values = ahead(ends)
-    later = jnp.concatenate([jnp.max(q[1:], -1), values[None, :size]])
-    return q, jnp.where(window.truncated, values[None, size:], later), statistics
+    every, value = jax.lax.stop_gradient(((carries, window.next_obs, actions), jnp.max(q, -1)))
+    return q, successor_values(ahead, every, value, window.truncated), statistics
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

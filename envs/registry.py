@@ -7,16 +7,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from jaxrl import contract
 from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
 from jaxrl.errors import UserError
 from jaxrl.own_code import load_attribute
-from jaxrl.types import Discrete, Env, EnvSpec, PyTree, TimeStep
+from jaxrl.types import Discrete, Env, EnvSpec
 
 
 def make(name: str, /, **options: Any) -> Env:
@@ -88,48 +86,15 @@ def describe(spec: EnvSpec) -> str:
 
 
 def check_env(env: Env) -> None:
-    """Checks the shapes and dtypes of `reset`, `step` and `persist`, by abstract evaluation.
+    """Checks results of `reset`, `step` and `persist`, by abstract evaluation.
 
     Raises:
-      EnvError: the environment violates the contract of `jaxrl.types.Env`.
+      EnvError: the environment violates the contract of `jaxrl.types.Env`; see `jaxrl.contract`.
     """
-    name, shape = env.spec.name, env.spec.obs_shape
-    floats, bools = jnp.dtype("float32"), jnp.dtype("bool")
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    kind = jnp.int32 if isinstance(env.spec.action, Discrete) else jnp.float32
-    action = jax.ShapeDtypeStruct(env.spec.action.shape, kind)
-    state, obs = jax.eval_shape(env.reset, key, env.params)
-    _expect(f"{name}: reset's observation", obs, shape, floats)
-    after, ts = jax.eval_shape(env.step, key, state, action, env.params)
-    if not isinstance(ts, TimeStep):
-        raise EnvError(f"{name}: step must return (state, TimeStep), got {type(ts).__name__}")
-    _expect(f"{name}: next_obs", ts.next_obs, shape, floats)
-    _expect(f"{name}: reward", ts.reward, (), floats)
-    _expect(f"{name}: terminated", ts.terminated, (), bools)
-    _expect(f"{name}: truncated", ts.truncated, (), bools)
-    _same_state(name, state, after, "step")
-    if env.persist is not None:
-        after, obs = jax.eval_shape(env.persist, state, state, obs)
-        _expect(f"{name}: persist's observation", obs, shape, floats)
-        _same_state(name, state, after, "persist")
-
-
-def _same_state(name: str, state: PyTree, after: PyTree, function: str) -> None:
-    # `scan` carries the state, so its structure, shapes and dtypes must not change.
-    if jax.tree.structure(state) != jax.tree.structure(after):
-        raise EnvError(f"{name}: {function} returns a state of another structure than reset")
-    paths = jax.tree_util.tree_leaves_with_path(state)
-    for (path, old), new in zip(paths, jax.tree.leaves(after), strict=True):
-        leaf = f"{name}: state{jax.tree_util.keystr(path)}"
-        _expect(f"{leaf} after a {function}", new, old.shape, old.dtype)
-        if old.weak_type or new.weak_type:
-            raise EnvError(f"{leaf} has a weak type (from a Python number): give it a dtype")
-
-
-def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    got = (getattr(x, "shape", None), getattr(x, "dtype", None))
-    if got != (shape, dtype):
-        raise EnvError(f"{what} must be {dtype} of shape {shape}, got {got[1]} of shape {got[0]}")
+    try:
+        contract.check_env(env)
+    except UserError as error:
+        raise EnvError(str(error)) from error
 
 
 def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:

@@ -61,6 +61,16 @@ class InfoOptions:
 
     out: Path | None = None
     """file of the histograms: .png, .pdf or .svg; by default a PNG beside the dataset"""
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    """time limit of episodes, for D4RL files without timeouts"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `jaxrl data convert`."""
+
+    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    """time limit of episodes, for D4RL files without timeouts"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +171,16 @@ PAGES = {
         "jaxrl list envs",
     ),
     "data info": Page(
-        "data info FILE [--out FILE]",
+        "data info FILE [options]",
         "Describes a dataset and draws histograms.",
         (InfoOptions,),
         "jaxrl data info data.npz --out data.svg",
     ),
     "data convert": Page(
-        "data convert FROM TO",
+        "data convert FROM TO [options]",
         "Converts a dataset to another format, by the suffix of TO: .npz, .hdf5, or a Minari "
         "folder.",
-        (),
+        (ConvertOptions,),
         "jaxrl data convert halfcheetah-medium.hdf5 halfcheetah-medium.npz",
     ),
     "data make": Page(

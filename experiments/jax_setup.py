@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import jax
@@ -17,9 +19,8 @@ def start() -> None:
     in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR. Matrix products have float32
     precision, also on TPUs, whose default is bfloat16 (see JAX_DEFAULT_MATMUL_PRECISION).
     """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxrl" / "xla"))
+    if not jax.config.values["jax_compilation_cache_dir"] and (folder := cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if jax.config.values["jax_default_matmul_precision"] is None:
@@ -33,3 +34,24 @@ def start() -> None:
     logger = logging.getLogger("jax._src.xla_bridge")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.ERROR)
+
+
+def cache_folder() -> Path | None:
+    """jaxrl's folder in the user's cache folder; without a writable one, in the temporary folder.
+
+    None if neither can be written by this user, or if others can write the temporary one: compiled
+    programs are run as they are found.
+    """
+    with contextlib.suppress(RuntimeError):  # no home
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        existing = next(path for path in (home, *home.parents) if path.exists())
+        if os.access(existing, os.W_OK | os.X_OK):
+            return home / "jaxrl"
+    folder = Path(tempfile.gettempdir()) / f"jaxrl-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        private = not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and private:
+            return folder
+    return None

@@ -219,9 +219,11 @@ def read_inputs(
         return {}, {}
     datasets.check(data, env.spec)
     wanted = algorithm.extras
+    if "next_known" in wanted:
+        datasets.check_successors(data, settings.agent)
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
-    return {"data": rows._replace(extras=extras)}, data.meta
+    return {"data": datasets.compact(rows._replace(extras=extras))}, data.meta
 
 
 def place(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def draw_run(run: records.RunDir) -> None:
 
     A run without returns has no plots.
     """
-    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}))
+    compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
     draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
 
 
@@ -114,12 +114,16 @@ def gather(paths: Iterable[Path]) -> list[Point]:
 
 
 def _points_of(
-    run: records.RunDir, name: str, config: dict[str, Any], static: dict[str, Any]
+    run: records.RunDir,
+    name: str,
+    config: dict[str, Any],
+    static: dict[str, Any],
+    say: Callable[[str], None] | None = print_line,
 ) -> list[Point]:
-    """The points of one run, which may have no metrics yet."""
-    summary, seeds = run.summary(), config["seeds"]
+    """The points of one run, which may have no metrics yet; `say` is told of damaged files."""
+    summary, seeds = run.summary(say), config["seeds"]
     values = config.get("points", [{}])
-    unit, steps, returns, failed = curves(run, len(values) * seeds)
+    unit, steps, returns, failed = curves(run, len(values) * seeds, say)
     risk = last_risk(run, len(values) * seeds)
     state, speed = "nothing yet", None
     if len(steps):
@@ -150,13 +154,15 @@ def _points_of(
     return found
 
 
-def curves(run: records.RunDir, members: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+def curves(
+    run: records.RunDir, members: int, say: Callable[[str], None] | None = None
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """(unit, steps [C], returns [C, P], failed [P]) of the last stage with returns.
 
     Returns are those of evaluation episodes, or of training episodes if there are no evaluations.
     The unit is "steps" (environment steps), or "updates" in a stage without environment steps.
     """
-    metrics = records.read_metrics(run)
+    metrics = records.read_metrics(run, say=say, complete=run.as_found().finished)
     nobody = np.zeros(members, bool)
     for name in ("return", "episode_return"):
         known = np.isfinite(metrics.get(name, np.zeros(0)))

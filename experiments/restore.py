@@ -40,6 +40,7 @@ from jaxrl.experiments.run_folders import (
     open_run_folder,
     settings_digest,
     state_digest,
+    width_of,
 )
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.policies import Trained, one_of
@@ -125,7 +126,8 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
     """
     run = open_run_folder(path)
     config = run.config()["config"]
-    if (config["env"], config["env_options"]) != (options.env, files.plain(options.env_options)):
+    own = options.env, files.plain(options.env_options)
+    if (config["env"], config.get("env_options")) != own:
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if data is not None and config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
@@ -164,9 +166,7 @@ def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -
         hp, own = jax.tree.map(lambda x: x[slice(*part)], (ready.hp, ready.own))
         return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    found = shards.newest(run.checkpoints, (first, last), target)
-    if found is None:
-        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    found = _newest(run, (first, last), target)
     stage, step = found.meta["stage"], found.meta["step"]
     return assemble(ready.program, stage, step, found.parts, (first, last))
 
@@ -210,6 +210,21 @@ def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
     return policy, jax.tree.map(lambda *x: np.concatenate(x), *rows)
 
 
+def _newest(
+    run: records.RunDir, members: Range, target: Callable[[dict[str, Any], Range], Any]
+) -> shards.Found:
+    """The newest checkpoint of a run; for `target` see `shards.newest`."""
+    found = shards.newest(run.checkpoints, run.config()["config"], members, target)
+    if found is not None:
+        return found
+    if run.as_found().finished:
+        raise UserError(
+            f"{short_path(run.checkpoints)} has no undamaged checkpoint of all members: restore "
+            "the folder, or train again with --overwrite"
+        )
+    raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+
+
 def _newest_policy(
     run: records.RunDir,
     program: Program,
@@ -217,9 +232,7 @@ def _newest_policy(
     target: Callable[[dict[str, Any], Range], PyTree],
 ) -> tuple[Agent, shards.Found]:
     """The policy of a run in the stage of its newest checkpoint, and this checkpoint."""
-    found = shards.newest(run.checkpoints, members, target)
-    if found is None:
-        raise UserError(f"{short_path(run.path)} has no checkpoint yet")
+    found = _newest(run, members, target)
     policy = program.stages[found.meta["stage"]].learner
     if not isinstance(policy, Agent):
         raise UserError(f"{short_path(run.path)} has not trained its policy yet")
@@ -308,8 +321,7 @@ def evaluate(
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)
     state = read_state(ready, run)
-    width = run.config()["context"]["width"]
-    layout = population.Layout(ready.layout.mesh, width)
+    layout = population.Layout(ready.layout.mesh, width_of(run))
     key = jax.random.fold_in(jax.random.key(1), seed)
     found = drive.evaluate(
         ready.program, layout, state, key, ready.inputs, own=ready.own, ids=ready.seeds

@@ -2,55 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
 from jaxrl.errors import UserError
-from jaxrl.runs import files, provenance, records, shards
+from jaxrl.runs import files, folders, provenance, records, shards
 from jaxrl.runs.processes import Processes
 
 T = TypeVar("T")
 
 
+_RUN = ("agent", "env", "seed", "seeds")  # entries of a configuration that all readers need
+
+
 def open_run_folder(path: Path) -> records.RunDir:
     """The run in a folder, or the only run of a sweep; raises UserError if there is none."""
     if (path / "sweep.json").is_file():
-        folders = [program["folder"] for program in read_sweep(path)["programs"]]
-        if len(folders) > 1:
+        names = [program["folder"] for program in read_sweep(path)["programs"]]
+        if len(names) > 1:
             raise UserError(
-                f"{path} is a sweep of {len(folders)} runs: choose {path / folders[0]} "
+                f"{path} is a sweep of {len(names)} runs: choose {path / names[0]} "
                 "or another one of them"
             )
-        path = path / folders[0]
+        path = path / names[0]
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not the folder of a run: it has no config.json")
     run = records.RunDir(path.resolve())
-    known = read_json(path / "config.json")
-    records.check_format(path, known)
-    if not known.get("config") or not known.get("context"):
-        raise UserError(f"{path / 'config.json'} is not the config.json of a run")
+    known = run.config()
+    width_of(run)
+    for name in _RUN:
+        if name not in known["config"]:
+            raise UserError(f"{path / 'config.json'} is not the config.json of a run: no {name!r}")
     return run
+
+
+def width_of(run: records.RunDir) -> int:
+    """The tile width that a run was started with."""
+    return width_in(run.path / "config.json", run.config())
+
+
+def width_in(file: Path, known: Mapping[str, Any]) -> int:
+    """The tile width in the contents of config.json or search.json."""
+    context = known.get("context")
+    width = context.get("width") if isinstance(context, dict) else None
+    if not isinstance(width, int) or width < 1:
+        raise folders.damaged(file, "no width in its context")
+    return width
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
     """The contents of the sweep.json of a folder."""
-    known = read_json(path / "sweep.json")
-    records.check_format(path, known)
+    known = folders.read_json(path / "sweep.json")
     if not {"agent", "sweep", "programs"} <= set(known):
         raise UserError(f"{path / 'sweep.json'} is not the sweep.json of a sweep")
     return known
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    return known if isinstance(known, dict) else {}
+def check_processes(
+    processes: Processes, what: str, path: Path, overwrite: bool, identity: Any
+) -> None:
+    """Raises UserError in all processes if two of them were started with different requests.
+
+    Args:
+      what: "run", "sweep" or "search".
+      identity: everything that determines the results.
+    """
+    if processes.count > 1:
+        request = {"command": what, "folder": path, "overwrite": overwrite, "request": identity}
+        precision = jax.config.values["jax_default_matmul_precision"]
+        request |= {"versions": provenance.versions(), "matmul_precision": precision}
+        processes.check_same(files.plain(request))
 
 
 def open_together(processes: Processes, path: Path, what: str, make: Callable[[], T]) -> T | None:
@@ -64,7 +92,8 @@ def open_together(processes: Processes, path: Path, what: str, make: Callable[[]
         try:
             made = make()
         except OSError as problem:  # the path is a file, or permission is denied
-            error = f"{path} cannot be the folder of a {what}: {problem.strerror}"
+            reason = problem.strerror or problem
+            error = f"{path} cannot be the folder of a {what} ({reason}): choose another --out"
         except UserError as problem:
             error = str(problem)
     if error := processes.broadcast(error):
@@ -72,39 +101,47 @@ def open_together(processes: Processes, path: Path, what: str, make: Callable[[]
     return made
 
 
+def check_record(file: Path, what: str, known: Mapping[str, Any], config: dict[str, Any]) -> None:
+    """Raises UserError if the contents of sweep.json or search.json differ from the request's."""
+    for name in config:
+        if name not in known:
+            raise folders.damaged(file, f"no {name!r}")
+    there = {name: known[name] for name in config}
+    remedy = "choose another folder with --out" if what == "search" else ""
+    folders.check_same(file.parent, what, there, files.plain(config), remedy)
+
+
+@contextlib.contextmanager
 def open_record(
     file: Path,
     what: str,
     config: dict[str, Any],
     context: Mapping[str, Any],
-    overwrite: bool = False,
-) -> dict[str, Any] | None:
-    """The contents of sweep.json or search.json; without the file, writes one and returns None.
+    clear: Callable[[], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Context in which this process is the only writer of the folder of a sweep or search.
 
-    `overwrite` writes the file in any case.
+    Args:
+      file: sweep.json or search.json.
+      clear: see `folders.writing`.
+
+    Yields:
+      The contents of the file.
 
     Raises:
       UserError: the folder holds other files, or another `config`.
     """
-    path = file.parent
-    if file.is_file() and not overwrite:
-        known = read_json(file)
-        records.check_format(path, known)
-        there = {name: known.get(name, "absent") for name in config}
-        records.check_same(path, what, there, files.plain(config))
-        return known
-    if not file.is_file() and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"{path} holds files but no {file.name}: this is not the folder of a {what}"
-        )
+    config = files.plain(config)
+    check = lambda known: check_record(file, what, known, config)
     whole = {
         "versions": provenance.versions(),
         "git": provenance.git_hash(),
         "command": sys.argv,
         **context,
     }
-    files.write_json(file, {"format": records.FORMAT, **config, "context": whole})
-    return None
+    contents = {**config, "context": files.plain(whole)}
+    with folders.writing(file, what, contents, check, clear) as known:
+        yield known
 
 
 def count_members(path: Path) -> int:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl.envs.datasets import normalised_score
+from jaxrl.errors import UserError
 from jaxrl.experiments import compare_bases
 from jaxrl.experiments.console import clock, device_kind, interval, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
-from jaxrl.runs import provenance, records, stats
+from jaxrl.runs import metrics, provenance, records, stats
 from jaxrl.types import Transition
 
 _OF_EPISODES = ("return", "length", "episode_return", "episode_length", *stats.RISKS)
 
 
-def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float) -> dict[str, Any]:
+def summarise(
+    ready: Plan,
+    run: records.RunDir,
+    wall_s: float,
+    compile_s: float,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Results of a run, from its metrics; also writes members.csv.
 
     Members that a search stopped early count with their last results. Besides returns: "risk",
@@ -29,8 +36,13 @@ def summarise(ready: Plan, run: records.RunDir, wall_s: float, compile_s: float)
     with and without correction (`compare_bases.compare`).
     """
     settings, stages, count = ready.settings, ready.program.stages, ready.members
-    history = records.read_metrics(run, stages[-1].name)
-    by_chunk = {k: v.reshape(-1, count) for k, v in history.items() if k != "stage"}  # [C, P]
+    history = records.read_metrics(run, stages[-1].name, say, complete=True)
+    if not history:
+        raise UserError(
+            f"{run.path / 'metrics'} has no undamaged part of stage {stages[-1].name!r}: restore "
+            "the folder, or train again with --overwrite"
+        )
+    by_chunk = metrics.by_chunk(history, count)  # [C, P]
     row, each = last_trained(by_chunk["finite"]), np.arange(count)
     last = {name: values[row, each] for name, values in by_chunk.items()}
     failed = last["finite"] < 1
@@ -176,6 +188,15 @@ def context(ready: Plan) -> dict[str, Any]:
         "width": ready.layout.width,
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "unit": ready.unit,
+        "members": ready.members,
+        "stages": {  # how many parts the metrics have, see `metrics.missing`
+            stage.name: {
+                "updates": stage.updates,
+                "evals": stage.evals,
+                "every": stage.source.every,
+            }
+            for stage in ready.program.stages
+        },
         **({"data": options.data.resolve()} if options.data else {}),
         **({"base": [path.resolve() for path in options.base]} if options.base else {}),
         **({"from_run": options.from_run.resolve()} if options.from_run else {}),

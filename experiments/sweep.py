@@ -16,10 +16,11 @@ compared on the same ones.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,16 @@ from jaxrl.experiments.console import (
 from jaxrl.experiments.plan import state_bytes
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
-from jaxrl.experiments.run_folders import open_record, open_together, read_sweep
+from jaxrl.experiments.run_folders import (
+    check_processes,
+    check_record,
+    open_record,
+    open_together,
+    read_sweep,
+)
 from jaxrl.experiments.sweep_plan import Program, programs
 from jaxrl.experiments.values import take
-from jaxrl.runs import files, records
+from jaxrl.runs import files, folders, records
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import ALONE, Processes, join
 
@@ -89,11 +96,18 @@ def run(request: Request) -> dict[str, Any]:
     if how.dry_run:
         show(found, path, processes)
         return {}
-    if done := _open(processes, path, config, own.overwrite):
-        if processes.leads:
-            print(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
+    check_processes(processes, "sweep", path, own.overwrite, config)
+    if not own.overwrite and (done := _finished(processes, path, config)):
         return done
-    show(found, path, processes)
+    with contextlib.ExitStack() as stack:
+        make = lambda: stack.enter_context(_open(path, config, own.overwrite))
+        open_together(processes, path, "sweep", make)
+        show(found, path, processes)
+        return _train(found, path, processes)
+
+
+def _train(found: Sequence[Program], path: Path, processes: Processes) -> dict[str, Any]:
+    """Trains every program that is not complete yet, and reports on all; returns the summary."""
     for index, program in enumerate(found):
         told = f": {label(program.static)}" if program.static else ""
         if processes.leads:
@@ -107,7 +121,7 @@ def run(request: Request) -> dict[str, Any]:
         report.report([path])
         files.write_json(path / "summary.json", summary)
         print("\n".join(told_best(summary)))
-    processes.all_true(True)  # until the leader has written
+    processes.all_true(True)  # waits until the leader has written
     return summary
 
 
@@ -177,25 +191,48 @@ def _config(request: Request, found: Sequence[Program]) -> dict[str, Any]:
     return files.plain({"agent": request.agent, "sweep": swept, "programs": runs})
 
 
-def _open(
-    processes: Processes, path: Path, config: dict[str, Any], overwrite: bool
-) -> dict[str, Any] | None:
-    """The leader makes or opens the folder of a sweep; its summary where that is complete."""
-    open_together(processes, path, "sweep", lambda: _make(path, config, overwrite))
-    summary = path / "summary.json"
-    complete = processes.broadcast_int(int(summary.is_file()))
-    return json.loads(summary.read_text(encoding="utf-8")) if complete else None
+_RESULTS = ("members", "best", "points")  # entries of summary.json that are read again
 
 
-def _make(path: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Writes sweep.json, unless it is there; `overwrite` removes what an earlier sweep wrote."""
-    file = path / "sweep.json"
-    if overwrite and file.is_file():
-        known = read_sweep(path)
+def _finished(processes: Processes, path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Reports a sweep that is finished; None for any other folder. Writes nothing."""
+
+    def read() -> dict[str, Any] | None:
+        file = path / "sweep.json"
+        if not file.is_file():
+            return None
+        check_record(file, "sweep", folders.read_json(file), config)
+        return records.read_summary(path / "summary.json", _RESULTS, print)
+
+    done = open_together(processes, path, "sweep", read)
+    if done is not None:
+        print(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
+    return json.loads(processes.broadcast(json.dumps(done)))
+
+
+@contextlib.contextmanager
+def _open(path: Path, config: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """Context in which this process is the only writer of a sweep and, while files are removed, of
+    all its runs."""
+    clear = (lambda: _clear(path)) if overwrite else None
+    with open_record(path / "sweep.json", "sweep", config, {}, clear):
+        yield
+
+
+def _clear(path: Path) -> None:
+    """Removes what an earlier sweep wrote, unless one of its runs is being trained."""
+    runs: list[Path] = []
+    if (path / "sweep.json").is_file():
+        names = [Path(each["folder"]).name for each in read_sweep(path)["programs"]]
+        runs = [path / name for name in names if (path / name).is_dir()]
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(folders.lock(run))
         (path / "summary.json").unlink(missing_ok=True)
-        for each in known["programs"]:
-            shutil.rmtree(path / Path(each["folder"]).name, ignore_errors=True)
-    open_record(file, "sweep", config, {}, overwrite)
+        files.sync_folder(path)
+        for run in runs:
+            shutil.rmtree(run)
+    files.sync_folder(path)
 
 
 def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
 from jaxrl.experiments.requests import from_call
 from jaxrl.experiments.restore import digests_of, prepare, settle
-from jaxrl.experiments.run_folders import open_together
+from jaxrl.experiments.run_folders import check_processes, open_together, width_of
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.summary import context, result, speed, summarise
-from jaxrl.runs import device_memory, files, records
+from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
 
@@ -52,45 +52,66 @@ def train(settings: Settings) -> dict[str, Any]:
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, own)
     path = options.out or Path("runs") / name
-    if not options.overwrite and processes.broadcast_int(int((path / "summary.json").is_file())):
-        # Reported before the environment is made, which may take seconds.
-        run = _open(processes, path, own)
-        if run.finished:
-            summary = run.summary() or {}
-            if processes.leads:
-                print(
-                    f"{short_path(path)} is finished: {result(summary)}; --overwrite starts again"
-                )
-            return summary
+    check_processes(processes, "run", path, options.overwrite, own)
+    # A finished run is reported before the environment is made, which may take seconds.
+    if not options.overwrite and (summary := _finished(processes, path, own)):
+        return summary
     ready = prepare(settings, processes)
     member_bytes = state_bytes(ready)
     first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    run = _open(processes, path, own, context(ready), options.overwrite)
-    # A continued run keeps its first tile width, since another width changes the bits.
-    width = options.width or run.config()["context"]["width"]
-    layout, ranges = place(ready.members, width, options.devices, processes)
-    ready = ready._replace(layout=layout, ranges=ranges)
+    with contextlib.ExitStack() as stack:
+        opened = records.open_run(path, own, context(ready), options.overwrite)
+        run = open_together(processes, path, "run", lambda: stack.enter_context(opened))
+        run = run or records.RunDir(path.resolve()).as_found()
+        return _train(placed(ready, processes, width_of(run)), run, processes, member_bytes)
+
+
+def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str, Any] | None:
+    """Reports a run that is finished and has all of its results; None for any other run."""
+    run = open_together(processes, path, "run", lambda: records.find_run(path, own))
+    summary = run and run.finished and run.summary()
+    complete = bool(run and summary and run.has_members(summary["members"]))
+    if not processes.broadcast_int(int(complete)):
+        return None
+    summary = records.RunDir(path.resolve()).summary() or {}
+    if processes.leads:
+        lost = "" if shards.indices(path / "checkpoints") else "; its checkpoints are missing"
+        print(f"{short_path(path)} is finished: {result(summary)}{lost}; --overwrite starts again")
+    return summary
+
+
+def placed(ready: Plan, processes: Processes, width: int) -> Plan:
+    """The plan with the tile width of the run as it was started: another one changes the bits."""
+    options = ready.settings.options
+    layout, ranges = place(ready.members, options.width or width, options.devices, processes)
+    processes.check_same({"width": layout.width, "members of each process": ranges})
+    return ready._replace(layout=layout, ranges=ranges)
+
+
+def _train(
+    ready: Plan, run: records.RunDir, processes: Processes, member_bytes: int
+) -> dict[str, Any]:
+    """Trains and writes the results; of a finished run, only missing results are written."""
     display = Display(ready.total * ready.members, silent=not processes.leads, unit=ready.unit)
-    for line in describe(ready, member_bytes, path):
+    for line in describe(ready, member_bytes, run.path):
         display.say(line)
-    with run.lock() if processes.leads else contextlib.nullcontext():
+    before = run.summary(display.say if processes.leads else None) if run.resumed else None
+    before = before if run.finished else None
+    if before is not None:
+        times = {name: before[name] for name in ("wall_s", "compile_s")}
+    else:
         times = train_loop.run(ready, run, processes, display)
-        if processes.leads:
-            summary = files.plain(summarise(ready, run, **times))  # as read from the file
-            draw_run(run)
-            run.write_summary(summary)
-            told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
-            display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(path)}")
+    if processes.leads:
+        summary = files.plain(summarise(ready, run, say=display.say, **times))  # as in the file
+        summary = before or summary  # only members.csv was missing
+        draw_run(run)
+        run.write_summary(summary)
+        told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
+        display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(run.path)}")
     processes.all_true(True)  # waits until the leader has written
     return run.summary() or {}
-
-
-def _open(processes: Processes, path: Path, *args: Any) -> records.RunDir:
-    """The folder of the run, created or opened by the leader; see `records.open_run`."""
-    run = open_together(processes, path, "run", lambda: records.open_run(path, *args))
-    return run or records.RunDir(path.resolve()).as_found()
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.runs import records, stats
+from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
 from jaxrl.runs.trackers import TensorBoard
@@ -79,7 +80,9 @@ def run(
         hp, own = some((ready.hp, ready.own), *members)
         return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    shards = Shards(folder.checkpoints, ready.ranges, options.keep, processes, display.say)
+    shards = Shards(
+        folder.checkpoints, ready.identity, ready.ranges, options.keep, processes, display.say
+    )
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
     with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
         alone, within = within is None, within or Within({})
@@ -143,7 +146,7 @@ def run(
             if columns is not None and not idle:
                 index = {"stage": report.stage, "member": np.arange(first, last)}
                 index |= {"update": report.step, "env_steps": steps}
-                folder.write_part(f"{stage:02d}-{report.step:010d}-{first:07d}", index | columns)
+                folder.write_part(part_name(stage, report.step, first), index | columns)
                 if writer is not None:
                     writer.write(ready.progress(stage, report.step), columns)
             if report.snapshot is not None:

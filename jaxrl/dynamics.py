@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
 from jaxrl.normalise import Moments, standardise
-from jaxrl.sources import below
+from jaxrl.sources import below, expand
 from jaxrl.types import Array, EnvSpec, HyperParams, Learner, PyTree, Transition
 
 CLIP = 10.0  # bound of standardised inputs
@@ -101,7 +101,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
 
     def init(key, hp, inputs):
         key_nets, key_order, key_boot = jax.random.split(key, 3)
-        data: Transition = inputs["data"]
+        data = expand(inputs["data"])
         nets = begin(shapes, cfg.members, key_nets)
         known = data.extras.get("next_known", jnp.ones(data.reward.shape, bool))
         order = jnp.lexsort((jax.random.uniform(key_order, known.shape), ~known))

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.rollout import RolloutState, scored
+from jaxrl.contract import checked
+from jaxrl.rollout import RolloutState, limited, scored
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 
@@ -38,6 +39,7 @@ def evaluator(
     limit = max_steps or env.spec.max_steps or 10_000
     if env.host is not None:
         return HostEvaluator(env.host, policy, episodes, limit, explore)
+    env = checked(env)
 
     def evaluate(state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         params = hp.env_params(env)
@@ -63,6 +65,7 @@ def evaluator(
             env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
                 keys, env_state, action, params
             )
+            ts = limited(ts, t + 1, env.spec.max_steps)
             live = ~so_far.finished
             so_far = Episodes(
                 so_far.returns + jnp.where(live, scored(ts), 0.0),

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError, at_least
-from jaxrl.sources import below, take, write
+from jaxrl.sources import below, gather, take, write
 from jaxrl.types import (
     Array,
     Batch,
@@ -137,7 +137,7 @@ def imagined(
         """Steps, their uncertainty, and whether they are before their rollout's end [K, n]."""
         key_rows, key_steps = jax.random.split(key)
         data: Transition = inputs[name]
-        begin = take(data, below(key_rows, starts, jnp.int32(data.reward.shape[0])))
+        begin = gather(data, below(key_rows, starts, jnp.int32(data.reward.shape[0])))
 
         def act(carry: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
             world, obs, start, memory, alive = carry

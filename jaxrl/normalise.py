@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl.sources import known_rows
+from jaxrl.sources import expand, known_rows
+from jaxrl.sums import add
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
@@ -22,6 +23,7 @@ class Moments(NamedTuple):
     mean: Array
     var: Array
     weight: Array  # [] float32, number of rows
+    rest: PyTree = ()  # of running moments: rounding errors of the three, see `jaxrl.sums`
 
 
 class Normalised(NamedTuple):
@@ -32,17 +34,28 @@ class Normalised(NamedTuple):
 
 
 def moments(shape: tuple[int, ...]) -> Moments:
-    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
+    """Running moments before the first rows: mean 0, variance 1, weight 0."""
+    zeros = jnp.zeros(shape)
+    return Moments(zeros, jnp.ones(shape), jnp.float32(0), (zeros, zeros, jnp.float32(0)))
 
 
 def include(old: Moments, x: Array) -> Moments:
-    """The moments including rows x [B, ...] (Chan et al. 1979, pairwise update)."""
-    size = x.shape[0]
-    mean, var = jnp.mean(x, 0), jnp.var(x, 0)
-    weight = old.weight + size
-    delta = mean - old.mean
-    squares = old.var * old.weight + var * size + delta**2 * (old.weight * size / weight)
-    return Moments(old.mean + delta * (size / weight), squares / weight, weight)
+    """Running moments including rows x [B, ...] (Chan et al. 1979, pairwise update).
+
+    The update is a small change, summed with compensation: otherwise rounding would stop the weight
+    at 2^24 and inflate the variance. Changes of the variance that replace most of it are not small.
+    """
+    rest_mean, rest_var, rest_weight = old.rest
+    weight, rest_weight = add(old.weight, rest_weight, jnp.float32(x.shape[0]))
+    keep, share = old.weight / weight, x.shape[0] / weight
+    delta = jnp.mean(x, 0) - old.mean - rest_mean
+    added = share * (jnp.var(x, 0) + keep * delta**2)
+    small = keep > 0.5
+    base = jnp.where(small, old.var, 0.0)
+    change = added + jnp.where(small, -share * (old.var + rest_var), keep * old.var)
+    mean, rest_mean = add(old.mean, rest_mean, share * delta)
+    var, rest_var = add(base, rest_var, change)
+    return Moments(mean, var, weight, (rest_mean, rest_var, rest_weight))
 
 
 def standardise(m: Moments, x: Array, clip: float) -> Array:
@@ -118,8 +131,8 @@ def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
     hardly vary in the data.
     """
     if not cfg.normalise_obs:
-        return moments(spec.obs_shape)
-    data: Transition = inputs["data"]
+        return moments(spec.obs_shape)._replace(rest=())
+    data = expand(inputs["data"])
     scale = jnp.std(data.obs, 0) + 1e-3
     return Moments(jnp.mean(data.obs, 0), scale**2, jnp.float32(data.reward.shape[0]))
 
@@ -129,6 +142,7 @@ def change_moments(data: Transition) -> Moments:
 
     As in `data_moments`, 1e-3 is added to each deviation.
     """
+    data = expand(data)
     rows, known = data.reward.shape[0], known_rows(data)
     weight = known[:, None] / jnp.maximum(jnp.sum(known), 1)
     delta = (data.next_obs - data.obs).reshape(rows, -1)

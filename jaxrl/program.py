@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
+from jaxrl.sums import add_trees
 from jaxrl.types import (
     Array,
     HyperParams,
@@ -56,6 +57,15 @@ def _no_batch(src, learner_state, hp, inputs, key, step):
 
 
 NO_SOURCE = Source(init=_nothing, next=_no_batch)
+
+
+def chunk_ends(updates: int, evals: int, every: int) -> list[int]:
+    """The updates after which a stage is evaluated, see `Stage`; [0] for one without updates."""
+    if not updates:
+        return [0]
+    blocks = updates / every
+    ends = {round(blocks * i / evals) * every for i in range(1, evals)}
+    return sorted({updates} | {end for end in ends if 0 < end < updates})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +111,8 @@ class Stage:
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """(first update, number of updates) of each chunk; a chunk ends with an evaluation."""
-        if not self.updates:
-            return [(0, 0)]
-        every = self.source.every
-        blocks = self.updates / every
-        ends = {round(blocks * i / self.evals) * every for i in range(1, self.evals)}
-        marks = sorted({0, self.updates} | {e for e in ends if e < self.updates})
-        return [(a, b - a) for a, b in zip(marks, marks[1:], strict=False)]
+        ends = chunk_ends(self.updates, self.evals, self.source.every)
+        return [(a, b - a) for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property  # so that `initialise` and `advance` share one trace
     def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
@@ -158,6 +163,13 @@ def check_shared(program: Program, hp: PyTree) -> None:
                 )
 
 
+class Sum(NamedTuple):
+    """A metric summed over updates, with compensation; see `jaxrl.sums`."""
+
+    total: Mean
+    rest: Mean
+
+
 class MemberState(NamedTuple):
     """State of one member in a stage."""
 
@@ -165,7 +177,7 @@ class MemberState(NamedTuple):
     source: PyTree
     hp: HyperParams  # part of the state, since population-based training changes it
     key: Array  # key of the stage; update s uses fold_in(key, s)
-    metrics: dict[str, Mean]  # sums since the last evaluation
+    metrics: dict[str, Sum]  # since the last evaluation
 
 
 @jax.tree_util.register_dataclass
@@ -229,7 +241,8 @@ def initialise_fn(stage: Stage) -> StageFn:
         if stage.updates:
             step = jnp.int32(0)
             shapes = jax.eval_shape(stage.update, learner, source, hp, inputs, key, step)[1]
-            metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+            metrics = {name: Sum(zeros(mean), zeros(mean)) for name, mean in shapes.items()}
         return carry, MemberState(learner, source, hp, key, metrics)
 
     return init
@@ -251,7 +264,10 @@ def advance_fn(stage: Stage) -> StageFn:
         def body(step: Array, loop: PyTree) -> PyTree:
             carry, totals = loop
             carry, metrics = stage.update(*carry, hp, inputs, state.key, step)
-            return carry, jax.tree.map(jnp.add, totals, metrics)
+            return carry, {
+                name: Sum(*add_trees(totals[name].total, totals[name].rest, metric))
+                for name, metric in metrics.items()
+            }
 
         def block(index: Array, loop: PyTree) -> PyTree:
             (learner_state, src), totals = loop
@@ -272,7 +288,7 @@ def advance_fn(stage: Stage) -> StageFn:
         (learner_state, src), metrics = loop
         finite = Mean(_finite(learner_state).astype(jnp.float32), jnp.float32(1))
         state = MemberState(learner_state, src, hp, state.key, metrics)
-        return state, metrics | {"finite": finite}
+        return state, {name: each.total for name, each in metrics.items()} | {"finite": finite}
 
     return run
 

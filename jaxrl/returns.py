@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Transition
+from jaxrl.types import Array, PyTree
 
 
 def lambda_returns(
@@ -75,27 +75,41 @@ def gae(
 
 
 def successor_values(
-    value_of: Callable[[Array], Array], window: Transition, one_limit: bool
+    value_of: Callable[[PyTree], Array], successors: PyTree, value: Array, truncated: Array
 ) -> Array:
     """Values [T, N] of the true successors in a window, under the parameters that acted.
 
-    Inside an episode the successor is the next observation, whose value acting already recorded in
-    `extras["value"]` [T, N]. What is left are the window's last successors and those cut by a time
-    limit; where a window holds at most one limit per environment, that is one forward pass of 2N
-    rows. A value behind a termination may be anything.
+    The value of a successor within an episode is `value` of the next step, which the policy
+    recorded. `value_of` computes the values of the window's last successors and of successors at
+    truncated steps, in passes of at most 2N rows: one pass if no environment was truncated more
+    than once, as with time limits of at least T steps, then one pass per further truncation of the
+    same environment. Values of successors at terminated steps are arbitrary.
 
     Args:
-      value_of: obs [B, *obs] to values [B].
-      window: transitions [T, N, ...].
-      one_limit: whether the window holds at most one time limit per environment. Otherwise all
-        successors go through `value_of`.
+      value_of: (rows of `successors`, leaves [B, ...]) -> values [B]. No gradient can flow through.
+      successors: leaves [T, N, ...], such as `next_obs`.
+      value: [T, N] float32, values of the observations acted on.
+      truncated: [T, N] bool.
     """
-    if not one_limit:
-        rows = window.next_obs.reshape(-1, *window.next_obs.shape[2:])
-        return value_of(rows).reshape(window.reward.shape)
-    num_envs = window.reward.shape[1]
-    cut = jnp.argmax(window.truncated, 0)  # [N] when the limit came, 0 if it did not
-    at_limit = window.next_obs[cut, jnp.arange(num_envs)]
-    values = value_of(jnp.concatenate([window.next_obs[-1], at_limit]))
-    later = jnp.concatenate([window.extras["value"][1:], values[None, :num_envs]])
-    return jnp.where(window.truncated, values[None, num_envs:], later)
+    num_envs = truncated.shape[1]
+    before = jnp.cumsum(truncated, 0) - truncated  # truncations of the environment before this step
+
+    def at_cut(cut: Array) -> PyTree:
+        """Successors [N, ...] where `cut` [T, N] holds, at most once per environment."""
+        rows = jnp.argmax(cut, 0), jnp.arange(num_envs)
+        return jax.tree.map(lambda x: x[rows], successors)
+
+    first = truncated & (before == 0)
+    ends = jax.tree.map(lambda x, y: jnp.concatenate([x[-1], y]), successors, at_cut(first))
+    values = value_of(ends)
+    later = jnp.concatenate([value[1:], values[None, :num_envs]])
+    found = jnp.where(truncated, values[None, num_envs:], later)
+
+    def next_cut(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        count, found = carry
+        cut = truncated & (before == count)
+        return count + 1, jnp.where(cut, value_of(at_cut(cut))[None], found)
+
+    more = jnp.max(jnp.sum(truncated, 0))
+    one = (jnp.ones((), before.dtype), found)
+    return jax.lax.while_loop(lambda carry: carry[0] < more, next_cut, one)[1]

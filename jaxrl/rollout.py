@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.contract import checked
 from jaxrl.types import (
     Array,
     Batch,
@@ -44,7 +45,8 @@ def rollout(
 ) -> Source:
     """Source of windows [T, N] from N environments, whose episodes continue across windows.
 
-    Batches contain the policy's memory at the start of the window. Metrics: `episode_return` and
+    Steps that exceed `env.spec.max_steps` are truncated, and steps that terminate are not. Batches
+    contain the policy's memory at the start of the window. Metrics: `episode_return` and
     `episode_length` of the episodes that ended in the window.
 
     Args:
@@ -60,6 +62,7 @@ def rollout(
         raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
     if not 0 <= keep <= num_steps:
         raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
+    env = checked(env)
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
@@ -105,8 +108,9 @@ def rollout(
                 learner_state, hp.agent, src.obs, src.start, src.memory, noise, True
             )
             env_state, ts = step_all(keys, src.env, action, params)
-            done = ts.terminated | ts.truncated
             returns, lengths = src.returns + scored(ts), src.lengths + 1
+            ts = limited(ts, lengths, env.spec.max_steps)
+            done = ts.terminated | ts.truncated
             initial = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
             )
@@ -146,6 +150,16 @@ def rollout(
         return jax.tree.map(lambda x: x[x.shape[0] - keep :], window)
 
     return Source(init=init, next=next, env_steps=num_envs * num_steps)
+
+
+def limited(ts: TimeStep, lengths: Array, max_steps: int | None) -> TimeStep:
+    """`ts` [N], truncated where episodes have `max_steps` steps, and only if not terminated.
+
+    Args:
+      lengths: [N] or [], steps of the episodes, including this one.
+    """
+    over = False if max_steps is None else lengths >= max_steps
+    return ts._replace(truncated=(ts.truncated | over) & ~ts.terminated)
 
 
 def scored(ts: TimeStep) -> Array:

@@ -24,7 +24,7 @@ def uniform(batch_size: int, name: str = "data") -> Source:
     def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs[name]
         rows = below(key, batch_size, jnp.int32(data.reward.shape[0]))
-        return src, Batch(take(data, rows)), {}
+        return src, Batch(gather(data, rows)), {}
 
     return Source(init=init, next=next)
 
@@ -36,7 +36,7 @@ def whole(name: str = "data") -> Source:
         return ()
 
     def next(src, learner_state, hp, inputs, key, step):
-        return src, Batch(inputs[name]), {}
+        return src, Batch(expand(inputs[name])), {}
 
     return Source(init=init, next=next)
 
@@ -222,6 +222,31 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
 def take(data: PyTree, rows: Array) -> PyTree:
     """Rows [B] of every leaf [D, ...]."""
     return jax.tree.map(lambda x: x[rows], data)
+
+
+def gather(data: Transition, rows: Array) -> Transition:
+    """Rows [...] of a dataset [D, ...], bytes of observations as float32.
+
+    In a compact dataset, obs are frames [F, *obs] uint8, the first D of them those of the rows, and
+    next_obs is the index [D] int32 of each row's next frame.
+    """
+    t = take(data, rows)
+    if is_compact(data):
+        t = t._replace(next_obs=data.obs[t.next_obs])
+    floats = lambda x: x.astype(jnp.float32) if x.dtype == jnp.uint8 else x
+    return t._replace(obs=floats(t.obs), next_obs=floats(t.next_obs))
+
+
+def expand(data: Transition) -> Transition:
+    """All rows of a dataset, as `gather` gives them."""
+    if data.obs.dtype != jnp.uint8:
+        return data
+    return gather(data, jnp.arange(data.reward.shape[0]))
+
+
+def is_compact(data: Transition) -> bool:
+    """Whether next_obs is an index of frames, see `gather`."""
+    return data.obs.dtype == jnp.uint8 and data.next_obs.dtype == jnp.int32
 
 
 def below(key: Array, count: int, end: Array) -> Array:

@@ -19,7 +19,7 @@ from jaxrl import diffusion, nets, unet
 from jaxrl.normalise import Moments
 from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.policies import LogProb
-from jaxrl.sources import below, merge_axes, take
+from jaxrl.sources import below, expand, merge_axes, take
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Array, Batch, EnvSpec, Learner, Source, Transition, mean_where
 
@@ -118,7 +118,7 @@ def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
 
     def init(key, hp, inputs):
         params = net.init(key)
-        rows = code.encode(inputs["data"])
+        rows = code.encode(expand(inputs["data"]))
         var = jnp.var(rows, 0)
         steps = Moments(jnp.mean(rows, 0), jnp.where(var < 1e-12, 1.0, var), jnp.float32(len(rows)))
         return DiffusionState(params, params, optax.adam(hp.model_lr).init(params), steps)

@@ -56,7 +56,8 @@ class Box:
 class EnvSpec:
     """Static description of an environment, from which agents build their networks. Hashable.
 
-    `max_steps` is the time limit, or None if there is none.
+    `max_steps` is the time limit, or None if there is none. Rollouts and evaluations truncate
+    episodes there, if the environment does not.
     """
 
     name: str
@@ -66,12 +67,15 @@ class EnvSpec:
 
 
 class TimeStep(NamedTuple):
-    """Outcome of one step of one environment."""
+    """Outcome of one step of one environment.
+
+    An episode ends if either flag is set. If both are, rollouts count a termination.
+    """
 
     next_obs: Array  # [*obs] float32: the true successor, also at the end of an episode
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over; the successor has value zero
-    truncated: Array  # [] bool: the episode was cut; the successor keeps its value
+    truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
     score: Array | None = None  # [] float32: the reward to report, if it differs from `reward`
 
 
@@ -99,6 +103,8 @@ class Env:
     `host` makes a gymnasium-like environment, for environments that cannot run on a device. Their
     `reset` and `step` raise an error, and they are used only for evaluations between chunks.
 
+    `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
+
     `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
     [L + 1, ...]), as images or as the text of an HTML page:
 
@@ -112,6 +118,7 @@ class Env:
     host: Callable[[], Any] | None = None
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
+    array_obs: bool = True
     render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import at_least
-from jaxrl.sources import below, take
+from jaxrl.sources import below, gather
 from jaxrl.types import Array, Batch, Source, Transition
 
 HELD = 20  # every HELD-th episode is held out
@@ -68,6 +68,6 @@ def windows(
             "learn": spread(first & (src.learned > 0)),
             "look": spread(~first & (src.held > 0)),
         }
-        return src, Batch(take(inputs[name], rows)._replace(extras=extras)), {}
+        return src, Batch(gather(inputs[name], rows)._replace(extras=extras)), {}
 
     return Source(init=init, next=next)

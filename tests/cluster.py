@@ -47,11 +47,13 @@ def start(
     *,
     inject: Sequence[str] = (),
     more: Sequence[str] = (),
+    last: Sequence[str] = (),
     command: str = "train",
 ) -> list[subprocess.Popen[str]]:
     """Starts the run in `processes` processes that share `devices` devices evenly.
 
-    `inject[i]` is code that process i runs first; the last one serves those beyond.
+    `inject[i]` is code that process i runs first; the last one serves those beyond. `last` are
+    words for the last process only.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -69,6 +71,8 @@ def start(
         if processes > 1:
             words += ["--coordinator", f"127.0.0.1:{port}"]
             words += ["--processes", str(processes), "--process-id", str(i)]
+        if i == processes - 1:
+            words += last
         program = f"{code}\nimport sys\nfrom jaxrl.experiments.cli import main\nsys.exit(main())"
         line = [sys.executable, "-c", program, *words]
         pipe = subprocess.PIPE

@@ -379,6 +379,33 @@ def test_every_file_damaged_in_turn(written: Path, tmp_path: Path, capfd, damage
     assert capfd.readouterr().err == ""  # neither orbax nor tensorstore talk
 
 
+@pytest.mark.parametrize("tries", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_flipped_bits_are_never_read_as_other_numbers(
+    written: Path, tmp_path: Path, capfd, tries: int
+) -> None:
+    rng, names = np.random.default_rng(2), files(written / "2")
+    sizes = np.array([(written / "2" / name).stat().st_size for name in names])
+    path, noticed = tmp_path / "copy", 0
+    shutil.copytree(written, path)
+    for _ in range(tries):
+        file = path / "2" / names[rng.choice(len(names), p=sizes / sizes.sum())]
+        before = file.read_bytes()
+        data = bytearray(before)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        with Checkpoints(path, read_only=True) as ckpt:
+            found = ckpt.restore(target)
+        assert found is not None
+        assert_same(found.tree, make(found.index))
+        assert (
+            found.meta == {"stage": "ab"[found.index - 1]} and len(found.notes) == 2 - found.index
+        )
+        noticed += found.index == 1
+        file.write_bytes(before)
+    assert noticed > tries / 4 and capfd.readouterr().err == ""
+    print(f"{noticed} of {tries} flips noticed, the others without effect")
+
+
 def test_wrong_value_in_the_largest_file(tmp_path: Path) -> None:
     """Random data are stored uncompressed, so that only the crc can notice."""
     x = np.random.default_rng(0).integers(0, 256, 500_000, dtype=np.uint8)

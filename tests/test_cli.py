@@ -32,6 +32,7 @@ from jaxrl.experiments.plan import Plan, make_plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import files, records
+from jaxrl.runs.metrics import part_name
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -274,7 +275,8 @@ def test_folder_of_another_configuration(
     words: list[str], field: str, jaxrl: Callable[..., Outcome], folder: Path
 ) -> None:
     first = resolve("pqn", tokenise(TRAIN[2:])[1])
-    records.open_run("taken", identity(first, {}), {"width": 1})
+    with records.open_run("taken", identity(first, {}), {"width": 1}):
+        pass
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
     Path("taken/summary.json").write_text('{"finished": true}')  # also when that run is finished
     check_refused(jaxrl, folder, [*TRAIN, "--out", "taken", *words], "taken", field)
@@ -560,7 +562,8 @@ def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(train, "train", seen.append)
     asked = ["--env", "probe:match", "--seeds", "2", "--lr", "inf", "--env-options", "max_steps=3"]
     made = parse(*asked)
-    records.open_run("made", identity(made, {}), {"width": 1})
+    with records.open_run("made", identity(made, {}), {"width": 1}):
+        pass
     assert cli.main(["train", "made/config.json"]) == 0
     assert cli.main(["train", "made/config.json", "--seeds", "5", "--lr=1"]) == 0
     assert seen[0] == made
@@ -595,12 +598,12 @@ def test_own_environment_with_options(folder: Path, monkeypatch: pytest.MonkeyPa
 def make_run(path: Path, returns: list[list[float]], finite: list[list[float]]) -> Plan:
     """A run's folder with metrics [C, P], as if it had been trained."""
     own = parse("--env", "probe:match", "--seeds", "3", "--out", str(path))
-    run = records.open_run(path, identity(own, {}), {"width": 1})
-    for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
-        step = {"update": chunk, "env_steps": 100 * chunk}
-        columns = {"return": np.array(y), "finite": np.array(sound)}
-        index = {"stage": "agent", "member": np.arange(3)} | step
-        run.write_part(f"00-{chunk:010d}", index | columns)
+    with records.open_run(path, identity(own, {}), {"width": 1}) as run:
+        for chunk, (y, sound) in enumerate(zip(returns, finite, strict=True), start=1):
+            step = {"update": chunk, "env_steps": 100 * chunk}
+            columns = {"return": np.array(y), "finite": np.array(sound)}
+            index = {"stage": "agent", "member": np.arange(3)} | step
+            run.write_part(part_name(0, chunk, 0), index | columns)
     return make_plan(own)
 
 

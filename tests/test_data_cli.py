@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from jaxrl import envs
 from jaxrl.envs import datasets, maze
-from jaxrl.envs.datasets import Dataset, npz
+from jaxrl.envs.datasets import Dataset, episodes
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.data import cli as data_cli
 from jaxrl.experiments.data import collect
@@ -97,6 +98,21 @@ def test_convert_through_all_formats(jaxrl: Run, tmp_path: Path) -> None:
     assert jaxrl("convert", "a.hdf5", "b.npz")[0] == 2  # b.npz exists
 
 
+def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
+    t = datasets.load(FIXTURE).transitions
+    keys = {"observations": t.obs, "actions": t.action, "rewards": t.reward}
+    with h5py.File(tmp_path / "old.hdf5", "w") as file:
+        for key, x in {**keys, "terminals": t.terminated}.items():
+            file[key] = x
+    code, out, err = jaxrl("convert", "old.hdf5", "new.npz")
+    assert (code, out) == (2, "") and "--max-episode-steps N" in err and err.count("\n") == 1
+    assert jaxrl("convert", "old.hdf5", "new.npz", "--max-episode-steps", "100")[0] == 0
+    lengths = datasets.episode_returns(datasets.load(tmp_path / "new.npz").transitions)[1]
+    assert set(lengths) == {99}
+    code, out, _ = jaxrl("info", "old.hdf5", "--max-episode-steps=100")
+    assert code == 0 and "length  mean 99, " in out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -107,6 +123,8 @@ def test_convert_through_all_formats(jaxrl: Run, tmp_path: Path) -> None:
         (["info", "a.npz", "--out"], "--out needs a value"),
         (["convert", "a.npz"], "data convert needs two paths"),
         (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
+        (["convert", "none.npz", "a.csv"], "a.csv: use the suffix .npz"),
+        (["info", "a.npz", "--max-episode-steps", "0"], "--max-episode-steps must be at least 1"),
         (["make", "--level", "random"], "data make needs an environment and a level"),
         (["make", "CartPole-v1"], "data make needs an environment and a level"),
         (["make", "CartPole-v2", "--level", "random"], "did you mean 'CartPole-v1'?"),
@@ -159,7 +177,7 @@ def check_replay(env: Env, t: Any) -> None:
     assert not (np.asarray(ts.truncated) & ~t.truncated).any()
     inside = ~t.start[1:]
     np.testing.assert_array_equal(t.next_obs[:-1][inside], t.obs[1:][inside])
-    np.testing.assert_array_equal(t.start, npz.starts(t.terminated | t.truncated))
+    np.testing.assert_array_equal(t.start, episodes.starts(t.terminated | t.truncated))
 
 
 def test_make_maze_data(jaxrl: Run, tmp_path: Path) -> None:
@@ -200,8 +218,10 @@ def test_make_trains_and_collects(jaxrl: Run, tmp_path: Path) -> None:
     options = [f"--agent.{name}={value}" for name, value in sizes.items()]
     options += ["--agent.actor", "4", "--agent.critic", "4", "--evals", "2", "--seed", "3"]
     words = ["make", "tiny:glide", "--level", "random,medium-expert", "--steps", "203"]
-    code, _, err = jaxrl(*words, "--agent", "ppo", "--env-options", "noise=0.0", *options)
+    code, out, err = jaxrl(*words, "--agent", "ppo", "--env-options", "noise=0.0", *options)
     assert code == 0, err
+    assert out.startswith("training ppo on tiny:glide for 256 steps; ")
+    assert out.count("return") >= 2 and "100%" in out
     env = tiny.glide()
     env = Env(env.spec, {"noise": jnp.float32(0)}, env.reset, env.step)
     for level, extras in (("random", {"state"}), ("medium-expert", {"state", "log_prob"})):

@@ -66,6 +66,32 @@ def test_refused_in_one_line(
     assert not Path("runs").exists()
 
 
+def test_models_are_not_learned_from_unknown_successors(file: Path, capsys: Any) -> None:
+    """As in a D4RL file in which every row is terminal."""
+    data = datasets.load(file)
+    extras = {"next_known": np.arange(12) < 1}
+    data = data._replace(transitions=data.transitions._replace(extras=extras))
+    datasets.save(file.with_name("terminal.npz"), data)
+    code, _, err = run(capsys, "train", "ravl", "--env", "probe:aim", "--data", "terminal.npz")
+    assert code == 2 and err.count("\n") == 1
+    assert "next_obs: 1 rows have a known successor, ravl needs at least 2" in err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_bytes_train_as_floats(file: Path, capsys: Any) -> None:
+    found = datasets.load(file)
+    t: Any = found.transitions
+    policies = []
+    for name, dtype in (("bytes", np.uint8), ("floats", np.float32)):
+        obs, next_obs = (np.round(np.abs(x) * 50).astype(dtype) for x in (t.obs, t.next_obs))
+        data = found._replace(transitions=t._replace(obs=obs, next_obs=next_obs))
+        datasets.save(file.with_name(f"{name}.npz"), data)
+        assert run(capsys, *TRAIN, "--data", f"{name}.npz", "--out", name)[0] == 0
+        policies.append(jaxrl.load(name)(jnp.arange(3.0)[:, None]))
+    np.testing.assert_array_equal(*policies)
+
+
 @pytest.mark.parametrize(("agent", "leaves"), [("bc", 0), ("ravl", 4)])
 def test_agents_get_only_the_extras_they_name(agent: str, leaves: int) -> None:
     """Only RAVL names the simulator states, which DMSD's observations determine."""

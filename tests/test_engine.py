@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
+from jaxrl.agents import pqn
 from jaxrl.drive import Hooks, Report, drive
 from jaxrl.drive import evaluate as evaluate_again
 from jaxrl.errors import UserError
 from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
+from jaxrl.rollout import rollout
 from jaxrl.snapshot import RunState, abstract_state
 from jaxrl.types import Learner
 
@@ -118,6 +121,29 @@ def test_row_in_every_cell(row: str) -> None:
         for taken in first_snapshots(reports):
             resumed = run(row, devices, resume=taken)
             assert bits(resumed[-1].snapshot) == bits(reports[-1].snapshot), devices
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_bits_of_an_agent_on_devices_at_full_optimisation() -> None:
+    """PQN: two and four devices give equal bits, and one device is equal up to rounding."""
+    env = tiny.walk()
+    cfg = pqn.Config(total_steps=128, num_envs=4, num_steps=8, minibatches=2, epochs=1, hidden=(8,))
+    agent = pqn.make(cfg, env.spec)
+    source = rollout(env, agent, 4, 8)
+    program = Program((Stage(name="agent", learner=agent, source=source, updates=cfg.updates),))
+
+    def trained(devices: int) -> tuple[Any, Any]:
+        plan = population.layout(8, jax.devices()[:devices], WIDTH)
+        hp = jax.tree.map(lambda x: jnp.full(8, x, jnp.float32), pqn.Hypers(lr=1e-2))
+        run = jax.jit(population.train(program, plan))
+        result = run(jax.random.key(0), plan.split(jnp.arange(8)), plan.split(hp), {})
+        return jax.device_get((result.state, result.metrics))
+
+    one, two, four = (trained(devices) for devices in (1, 2, 4))
+    assert bits(two) == bits(four)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("row", ["rollout", "uniform data"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrl import envs
+from jaxrl.contract import STEP
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import gymnax as adapter
 from jaxrl.envs.wrappers import time_limit, with_params
@@ -492,8 +493,37 @@ def broken(what):
             return state._replace(sign=1.0), ts
         if what == "state":
             return (state, 0), ts
+        if what == "gym":
+            return ts.next_obs, state, ts.reward, ts.terminated, {}
+        if what == "swapped":
+            return ts, state
+        if what == "done":
+            return state, TimeStep(ts.next_obs, ts.reward, done=ts.terminated)
+        if what == "if":
+            return (state, ts) if ts.reward > 0 else (state, ts._replace(reward=-ts.reward))
+        if what == "float":
+            return state, ts._replace(reward=float(ts.reward))
+        if what == "one flag":
+            done = state.t > 3
+            return state, ts._replace(terminated=done, truncated=done)
+        if what == "one flag twice":
+            return state, ts._replace(terminated=state.t > 3, truncated=state.t > 3)
+        if what == "endless":
+            no = jnp.zeros((), bool)
+            return state, ts._replace(terminated=no, truncated=no)
         return state, tuple(ts)
     return dataclasses.replace(base, step=step)
+
+def unset(what):
+    base = probes.constant()
+    def reset(key, params):
+        state, obs = base.reset(key, params)
+        if what == "swapped":
+            return obs, state
+        return obs
+    if what == "arguments":
+        return dataclasses.replace(base, reset=lambda key: base.reset(key, {}))
+    return dataclasses.replace(base, reset=reset)
 """
 
 
@@ -540,10 +570,25 @@ def test_own_environments(own):
         ("own_envs:broken", {"what": "carry"}, "state.t after a step must be int32"),
         ("own_envs:broken", {"what": "weak"}, "state.sign has a weak type"),
         ("own_envs:broken", {"what": "state"}, "a state of another structure"),
-        ("own_envs:broken", {"what": "tuple"}, "must return (state, TimeStep), got tuple"),
+        ("own_envs:broken", {"what": "tuple"}, f"step must return {STEP}, got (ProbeState, tuple)"),
+        ("own_envs:broken", {"what": "gym"}, f"step must return {STEP}, got a tuple of 5"),
+        ("own_envs:broken", {"what": "swapped"}, f"step must return {STEP}, got (TimeStep, "),
+        ("own_envs:broken", {"what": "done"}, f"own_envs.py:38: TypeError: .* {STEP}"),
+        ("own_envs:broken", {"what": "if"}, "traced array at own_envs.py:40: replace Python's if"),
+        ("own_envs:broken", {"what": "float"}, "traced array at own_envs.py:42: replace Python's"),
+        ("own_envs:broken", {"what": "one flag"}, "terminated and truncated are the same flag"),
+        ("own_envs:broken", {"what": "one flag twice"}, "terminated and truncated are the same"),
+        ("own_envs:unset", {"what": "swapped"}, "reset must return (state, obs), in this order"),
+        ("own_envs:unset", {"what": "obs"}, "reset must return (state, obs), got an array"),
+        ("own_envs:unset", {"what": "arguments"}, "the form is reset(key, params) -> (state, obs)"),
     ],
 )
 def test_mistakes_in_own_environments(own, name, options, hint):
     with pytest.raises(EnvError) as caught:
         envs.make(name, **options)
-    assert hint in str(caught.value) and "\n" not in str(caught.value)
+    text = str(caught.value)
+    assert all(part in text for part in hint.split(" .* ")) and "\n" not in text
+
+
+def test_episodes_without_an_end_are_allowed(own):
+    envs.make("own_envs:broken", what="endless")

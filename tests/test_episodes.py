@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl.experiments import cli, episodes
+from jaxrl.runs import files, folders
 from jaxrl.types import Episodes
 
 COLUMNS = {"agent.lr": np.array([0.1, 0.1, 0.2]), "seed": np.array([3, 4, 3])}
@@ -46,9 +47,8 @@ def test_one_episode_has_no_std(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(
-        '{"format": 2, "config": {"seeds": 3}, "context": {"width": 1}}'
-    )
+    known = {"format": folders.FORMAT, "config": {"seeds": 3}, "context": {"width": 1}}
+    files.write_json(tmp_path / "config.json", known)
     for words, told in (
         (["--member", "3"], "member 3: the run has members 0 to 2"),
         (["--eval-steps", "1,2", "--csv", "a.csv"], "omit --member and --csv"),

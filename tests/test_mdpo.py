@@ -246,7 +246,7 @@ def test_policy_update_by_hand(space: str) -> None:
 
     @jax.jit
     def by_hand(actor: PyTree, t: Transition) -> tuple[PyTree, Array]:
-        rows = ppo.experience(CFG, spec(space), model, state.params, hp, t)
+        rows = ppo.experience(CFG, model, state.params, hp, t)
         old = model.actor.apply(actor, rows.obs)
 
         def loss(params: PyTree) -> Array:
@@ -274,6 +274,15 @@ def test_policy_update_by_hand(space: str) -> None:
 def test_refuses_minibatches_that_do_not_divide() -> None:
     cfg = dataclasses.replace(CFG, policy_minibatches=5)
     with pytest.raises(UserError, match="policy_minibatches=5 does not divide"):
+        mdpo.make(cfg, spec("discrete"))
+
+
+def test_refuses_to_standardise_single_rows_of_the_policy_only() -> None:
+    rows = CFG.num_envs * CFG.num_steps
+    cfg = dataclasses.replace(CFG, advantages="minibatch", minibatches=rows)
+    mdpo.make(cfg, spec("discrete"))
+    cfg = dataclasses.replace(cfg, policy_minibatches=rows)
+    with pytest.raises(UserError, match=f"policy_minibatches of at most {rows // 2}, not {rows}"):
         mdpo.make(cfg, spec("discrete"))
 
 

@@ -201,9 +201,7 @@ def test_where_advantages_are_standardised(where: Any) -> None:
     state, t = start("discrete")
     cfg = ppo.Config(**(vars(CFG) | {"advantages": where}))
     model = ppo.networks(cfg, spec("discrete"))
-    run = jax.jit(lambda state, t: ppo.experience(
-        cfg, spec("discrete"), model, state.params, hypers(), t
-    ))  # fmt: skip
+    run = jax.jit(lambda state, t: ppo.experience(cfg, model, state.params, hypers(), t))
     rows = run(state, t)
     plain = np.asarray(rows.target - rows.value)
     if where == "batch":
@@ -268,6 +266,7 @@ def test_networks_start_orthogonal_with_small_actions() -> None:
         ({"total_steps": 23}, "total_steps=23 is less than one rollout"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"resets": 4}, "resets=4 does not divide num_steps=6"),
+        ({"minibatches": 24}, "minibatches of at most 12, not 24; or use advantages=batch"),
         ({"conv": (4,)}, "conv=.4,. with kernels=.3,. needs larger images"),
     ],
     ids=str,
@@ -275,6 +274,13 @@ def test_networks_start_orthogonal_with_small_actions() -> None:
 def test_refuses_sizes_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ppo.make(ppo.Config(**(vars(CFG) | change)), spec("discrete"))
+
+
+def test_refuses_to_standardise_a_rollout_of_one_row() -> None:
+    one = {"total_steps": 24, "num_envs": 1, "num_steps": 1, "minibatches": 1}
+    cfg = ppo.Config(**(vars(CFG) | one | {"advantages": "batch"}))
+    with pytest.raises(UserError, match="needs two rows per rollout, got 1; use raw"):
+        ppo.make(cfg, spec("discrete"))
 
 
 def test_refuses_boxes_of_several_axes() -> None:

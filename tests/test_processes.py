@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ import pytest
 
 from jaxrl import population
 from jaxrl.errors import UserError
-from jaxrl.runs import records, shards
-from jaxrl.runs.processes import ALONE, in_cluster, join
+from jaxrl.runs import checkpoint, records, shards
+from jaxrl.runs.processes import ALONE, Processes, in_cluster, join
 
 SLOW = cluster.SLOW
 DIE_WHILE_SAVING = """
@@ -70,6 +73,74 @@ def test_two_processes_give_the_bits_of_one(reference: Path, tmp_path: Path) -> 
     cluster.assert_same(out, reference)
     again = cluster.finish(cluster.start(out, 2))
     assert [e.code for e in again] == [0, 0] and "is finished" in again[0].text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--agent.lr", "0.5"], "request.settings.lr is 0.0001 there and 0.5 here"),
+        (["--seeds", "6"], "request.seeds is 8 there and 6 here"),
+        (["--overwrite"], "overwrite is false there and true here"),
+        (["--width", "4"], "width is 2 there and 4 here"),
+    ],
+)
+def test_processes_with_different_requests_are_refused(
+    words: list[str], says: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ended = cluster.finish(cluster.start(out, 2, last=words))
+    assert [each.code for each in ended] == [2, 2], ended
+    for each in ended:
+        assert f"process 1 was started with another request than process 0: {says}" in each.text
+    assert not out.exists() or not cluster.saved(out)
+
+
+class Post:
+    """The messages of processes that are threads."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, str] = {}
+        self.changed = threading.Condition()
+
+    def key_value_set(self, key: str, text: str, allow_overwrite: bool = False) -> None:
+        with self.changed:
+            self.sent[key] = text
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key: str, timeout: int) -> str:
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.sent, timeout=30), key
+            return self.sent[key]
+
+
+def together(work: Callable[[Processes], Any], count: int = 3) -> list[Any]:
+    """What `work` returns or raises in each of several processes."""
+    post = Post()
+
+    def one(index: int) -> Any:
+        try:
+            return work(Processes(index, count, post))
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_processes_compare_their_requests() -> None:
+    assert together(lambda p: p.check_same({"lr": 1})) == [None] * 3
+    found = together(lambda p: p.check_same({"lr": 1, "seeds": [1, p.index // 2]}))
+    (line,) = set(found)
+    assert line.startswith(
+        "process 2 was started with another request than process 0: seeds is [1, 0] there and "
+        "[1, 1] here; "
+    )
+
+
+def test_a_problem_of_one_process_is_raised_in_all() -> None:
+    assert together(lambda p: p.raise_first("")) == [None] * 3
+    assert together(lambda p: p.raise_first("no " * p.index)) == ["no "] * 3
 
 
 @pytest.mark.slow
@@ -239,6 +310,45 @@ def test_width_of_tiles(
 )
 def test_cover(ranges: Any, members: Any, expected: Any) -> None:
     assert shards.cover(ranges, members) == expected
+
+
+def write_shard(path: Path, members: shards.Range, identity: Any = "own") -> None:
+    """Index 1 of members whose state is their number."""
+    with checkpoint.Checkpoints(path / shards.folder(members)) as ckpt:
+        ckpt.save(1, np.arange(*members), {"identity": identity})
+
+
+def read_shards(path: Path) -> shards.Found | None:
+    target = lambda meta, members: np.arange(*members)
+    return shards.newest(path, "own", (0, 4), target)
+
+
+def test_a_damaged_shard_is_replaced_by_others_of_the_same_members(tmp_path: Path) -> None:
+    for members in ((0, 4), (0, 2), (2, 4)):
+        write_shard(tmp_path, members)
+    found = read_shards(tmp_path)
+    assert found is not None and [members for members, _ in found.parts] == [(0, 4)]
+    (tmp_path / "0000000-0000004/1/meta/metadata").write_bytes(b"")
+    found = read_shards(tmp_path)
+    assert found is not None and [members for members, _ in found.parts] == [(0, 2), (2, 4)]
+    np.testing.assert_array_equal(np.concatenate([x for _, x in found.parts]), range(4))
+    (tmp_path / "0000002-0000004/1/meta/metadata").write_bytes(b"")
+    assert read_shards(tmp_path) is None
+
+
+def test_one_shard_of_another_run_is_enough(tmp_path: Path) -> None:
+    write_shard(tmp_path, (0, 2))
+    write_shard(tmp_path, (2, 4), identity="other")
+    with pytest.raises(UserError, match='is "other" there and "own" here; put back'):
+        read_shards(tmp_path)
+    ranges = [(0, 2), (2, 4)]
+
+    def restore(processes: Processes) -> Any:
+        with shards.Shards(tmp_path, "own", ranges, processes=processes) as own:
+            return own.restore(lambda meta, x: np.arange(*x), ranges[processes.index])
+
+    one, two = together(restore, 2)  # only the second reads the other run's shard
+    assert one == two and "checkpoints" in one
 
 
 def test_flags_and_clusters() -> None:

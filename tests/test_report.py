@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, pictures, report, tables
 from jaxrl.experiments.console import label, shown
-from jaxrl.runs import files, records, stats
+from jaxrl.runs import files, folders, records, stats
+from jaxrl.runs.metrics import part_name
 
 SEEDS = 6
 LRS = (1e-3, 1e-2, 1e-1)
@@ -73,13 +74,13 @@ def write_run(
     **context: Any,
 ) -> None:
     """Metrics of returns [C, P], each chunk in as many parts as there are hosts."""
-    run = records.open_run(path, known, {"width": 1} | context)
-    for chunk, row in enumerate(returns, start=1):
-        for members in np.array_split(np.arange(row.size), hosts):
-            index = {"stage": "agent", "member": members, "update": chunk}
-            index |= {"env_steps": steps * chunk}
-            columns = {"return": row[members], "finite": np.isfinite(row[members])}
-            run.write_part(f"00-{chunk:010d}-{members[0]:07d}", index | columns)
+    with records.open_run(path, known, {"width": 1} | context) as run:
+        for chunk, row in enumerate(returns, start=1):
+            for members in np.array_split(np.arange(row.size), hosts):
+                index = {"stage": "agent", "member": members, "update": chunk}
+                index |= {"env_steps": steps * chunk}
+                columns = {"return": row[members], "finite": np.isfinite(row[members])}
+                run.write_part(part_name(0, chunk, members[0]), index | columns)
 
 
 def write_sweep(path: Path, chunks: int = 3, env: str = "walk") -> dict[int, np.ndarray]:
@@ -93,9 +94,8 @@ def write_sweep(path: Path, chunks: int = 3, env: str = "walk") -> dict[int, np.
         programs.append(program | {"config": known})
         write_run(path / f"{index:03d}", known, made[num_steps])
     swept = {"agent.num_steps": [8, 16], "agent.lr": list(LRS)}
-    files.write_json(
-        path / "sweep.json", {"format": 2, "agent": "pqn", "sweep": swept, "programs": programs}
-    )
+    known = {"agent": "pqn", "sweep": swept, "programs": programs}
+    files.write_json(path / "sweep.json", {"format": folders.FORMAT} | known)
     return made
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +21,11 @@ from jaxrl import drive
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup, requests, restore, search
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.search import loop, pbt, report, slots, study
+from jaxrl.experiments.search import command, loop, pbt, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
+from jaxrl.experiments.settings import identity
 from jaxrl.runs import records, shards
 
 SMALL = {
@@ -138,11 +141,11 @@ def test_a_value_and_its_unit(each: Range) -> None:
         (["--range", "agent.lr=log:1:x"], "is not log:LOW:HIGH"),
         (["--range", "agent.lr=lin:2:1"], "LOW must be below HIGH"),
         (["--range", "agent.lr=lin:0:inf"], "both finite"),
-        (["--range", "agent.lr=1,1"], "twice"),
-        (["--range", "agent.lr=1,a"], "no number"),
+        (["--range", "agent.lr=1,1"], "listed twice"),
+        (["--range", "agent.lr=1,a"], "not a number"),
         (["--range", "agent.lr=1", "agent.lr=2"], "searched twice"),
         (["--range", "agent.lrr=log:1:2"], "did you mean 'agent.lr'"),
-        (["--range", "agent.conv=lin:4:8"], "is static: name its values"),
+        (["--range", "agent.conv=lin:4:8"], "is static: list its values"),
         (["--range", "keep=1,2"], "cannot be swept"),
         (["--range", "env=mine:walk,mine:glide"], "env cannot be searched"),
         (["--range", "env.wind=lin:0:1"], "wind"),
@@ -154,9 +157,9 @@ def test_a_value_and_its_unit(each: Range) -> None:
         ([*RANGE, "--objective", "metric:los"], "did you mean 'loss'"),
         ([*RANGE, "--objective", "score"], "return or metric:NAME"),
         ([*RANGE, "--statistic", "cvar:2"], "iqm or cvar:SHARE"),
-        ([*RANGE, "--halving", "--pbt"], "exclude each other"),
+        ([*RANGE, "--halving", "--pbt"], "cannot be combined"),
         ([*RANGE, "--pbt"], "--sampler random or qmc"),
-        ([*RANGE, "--eval-budget", "3"], "one episode for each of --trials"),
+        ([*RANGE, "--eval-budget", "3"], "must be at least --trials"),
         ([*RANGE, "--overwrite"], "is not overwritten"),
         ([*RANGE, "--agent.minibatches", "3"], "minibatches"),
     ],
@@ -204,6 +207,14 @@ def run(*more: str, trials: int = 12, out: str = "it") -> dict[str, Any]:
 
 def results(out: str = "it") -> list[optuna.trial.FrozenTrial]:
     return study.current(study.read_study(Path(out)))
+
+
+def outcomes(out: str) -> list[Any]:
+    attrs = ("scores", "final", "run", "row")
+    return [
+        (t.number, t.state, t.params, t.value, [t.user_attrs.get(name) for name in attrs])
+        for t in results(out)
+    ]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc", "random"])
@@ -263,43 +274,37 @@ def test_more_trials_continue_a_search_and_the_rest_has_to_be_the_same(
     assert "search" in capsys.readouterr().err
 
 
-def test_a_killed_search_goes_on_with_what_was_running(
-    formula: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_a_search_of_one_trial(formula: list[dict[str, Any]]) -> None:
+    found = run("--halving", "--eta", "2", trials=1)
+    assert (found["trials"], found["complete"], found["best"]["trial"]) == (1, 1, 0)
+
+
+def test_a_search_whose_trials_all_fail(
+    formula: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed in the second batch, after one of its results was told."""
-    told = study.tell
-
-    def dies(*args: Any) -> None:
-        if len(results()) > 4 and sum(t.state.is_finished() for t in results()) == 5:
-            raise KeyboardInterrupt
-        told(*args)
-
-    monkeypatch.setattr(study, "tell", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    left = {trial.number: trial.params for trial in results()}
-    with (Path("it") / study.JOURNAL).open("ab") as file:
-        file.write(b'{"op_code": 5, "wor')  # half a line, as a kill may leave it
-    monkeypatch.setattr(study, "tell", told)
-    assert run()["trials"] == 12
-    # The second run was trained again, whole, and no other one.
-    assert [each["run"] for each in formula] == ["000", "001", "001", "002"]
-    assert formula[1]["points"] == formula[2]["points"]
-    trials = results()
-    assert len(trials) == 12 and all(trial.state.is_finished() for trial in trials)
-    again = {t.user_attrs["again"]: t.params for t in trials if "again" in t.user_attrs}
-    assert len(again) == 3 and all(left[number] == params for number, params in again.items())
-    book = study.read_study(Path("it")).get_trials(deepcopy=False)
-    assert [book[number].state.name for number in again] == ["FAIL"] * 3
-    assert len({json.dumps(trial.params) for trial in trials}) == 12
+    asked = [*ASKED, "--range", "agent.lr=log:1e-4:1e-1", "agent.lam=0.95,0.99"]
+    asked += ["--trials", "8", "--batch", "4", "--out", "it", "--confirm", "2"]
+    found = search.run(requests.read("search", asked))
+    assert (found["failed"], found["best"], found["confirmed"]) == (8, {}, [])
+    assert "8 failed" in capsys.readouterr().out and "command" not in found
+    assert [len(each["points"]) for each in formula] == [4, 4]
+    assert cli.main(["report", "it"]) == 0
 
 
-def test_a_trial_that_was_never_trained_is_not_counted(formula: list[dict[str, Any]]) -> None:
-    run(trials=4)
-    book = study.open_study(Path("it"), False)
-    book.ask({"agent.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)})
-    assert run(trials=8)["trials"] == 8
-    assert [each["run"] for each in formula] == ["000", "001"]
+def test_the_command_of_a_trial_has_all_that_is_not_a_default() -> None:
+    text = ["--env-options", "noise=0.5", "hide=[1]", "--agent.hidden", "8x8", "--seed", "3"]
+    asked = [*asked_for(without="agent.hidden"), *text, "--preset", "none", "--agent.eps-end=-0.0"]
+    request = requests.read("search", [*asked, *RANGE])
+    found = read_space(request)
+    point = {"agent.lr": 0.1 + 0.2, "agent.lam": 1e-17}
+    words = shlex.split(command.train_command(found.settings({}, [{}]), point))
+    assert words[:3] == ["jaxrl", "train", "pqn"]
+    given = requests.read("train", words[2:])
+    again = restore.settle(given.agent, given.options)
+    whole = requests.read("train", [*asked, "--agent.lr", str(0.1 + 0.2), "--agent.lam", "1e-17"])
+    wanted = restore.settle(whole.agent, whole.options)
+    assert (again.cfg, again.hp) == (wanted.cfg, wanted.hp)
+    assert identity(again, {}) == identity(wanted, {})
 
 
 # --- from end to end -----------------------------------------------------------------------------
@@ -319,7 +324,7 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     used = {trial.params["agent.num_steps"] for trial in trials}
     assert found["compiles"] == 3 * len(used)
     assert (found["trials"], found["complete"], found["failed"]) == (11, 11, 0)
-    assert "after 12 episodes a bandit takes trial" in out and "with fresh seeds, trial" in out
+    assert "bandit, 12 episodes: trial" in out and "with fresh seeds, trial" in out
     for trial in trials:
         opened = records.RunDir(folder / "it" / trial.user_attrs["run"])
         row = trial.user_attrs["row"]
@@ -337,6 +342,16 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What a bandit takes is one of the trials, and known to it by episodes of its own.
     assert found["bandit"]["trial"] in [trial.number for trial in trials]
     assert found["bandit"]["best_return"] >= found["bandit"]["return"]
+    # The printed command trains the best trial.
+    (line,) = [x for x in out.splitlines() if x.startswith("to train the best trial: ")]
+    assert line.endswith(found["command"])
+    request = requests.read("train", shlex.split(found["command"])[2:])
+    again = restore.settle(request.agent, request.options)
+    assert (again.hp.lr, again.cfg.num_steps) == tuple(best[0].params[n] for n in ranges)
+    assert dataclasses.replace(again.cfg, num_steps=8) == dataclasses.replace(
+        confirmed[0].cfg, num_steps=8
+    )
+    assert (again.options.env, again.options.seeds, again.options.evals) == ("mine:walk", 2, 4)
     assert {path.name for path in (folder / "it/plots").iterdir()} == {
         *("slices.png", "parallel.png"),
     }
@@ -523,14 +538,6 @@ def test_sigkill_and_the_same_command(folder: Path) -> None:
 
 
 FOUR = [*WIDE, "--trials", "8", "--batch", "4", "--evals", "4", "--sampler", "random"]
-
-
-def outcomes(out: str) -> list[Any]:
-    attrs = ("scores", "final", "run", "row")
-    return [
-        (trial.state, trial.params, trial.value, [trial.user_attrs.get(name) for name in attrs])
-        for trial in results(out)
-    ]
 
 
 @pytest.mark.slow

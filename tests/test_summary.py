@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 
 from jaxrl.agents import iql
-from jaxrl.experiments import summary
+from jaxrl.experiments import restore, summary
+from jaxrl.experiments.settings import resolve
+from jaxrl.runs import records
+from jaxrl.runs.metrics import part_name
 from jaxrl.types import HyperParams
+
+FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 
 
 def plan(**hypers: Any) -> Any:
@@ -39,6 +45,20 @@ def test_the_result_warns(gone: list[int]) -> None:
     lines = summary.result(told | {"score": {"iqm": 50.0}}).split("\n")
     assert lines[0].endswith("normalised 50.0, 4 members")
     assert lines[1:] == (["warning: Q has diverged in 2 members: 1, 3"] if gone else [])
+
+
+def test_a_run_from_data_counts_updates_and_no_environment_steps(tmp_path: Path) -> None:
+    asked = {"env": "dmsd", "data": FIXTURE, "seeds": 2, "evals": 1, "agent.updates": 30}
+    ready = restore.prepare(resolve("bc", asked))
+    assert (ready.unit, ready.total, ready.env_steps(*ready.end)) == ("updates", 30, 0)
+    with records.open_run(tmp_path, ready.identity, summary.context(ready)) as run:
+        index = {"stage": ready.program.stages[-1].name, "member": [0, 1], "update": 30}
+        columns = {"return": [1.0, 2.0], "finite": [1.0, 1.0], "env_steps": ready.env_steps(0, 30)}
+        run.write_part(part_name(0, 30, 0), index | columns)
+    found = summary.summarise(ready, run, wall_s=4.0, compile_s=1.0, say=pytest.fail)
+    assert (found["env_steps"], found["steps_per_s"], found["updates"]) == (0, 0, 30)
+    assert found["updates_per_s"] == 2 * 30 / 3.0
+    np.testing.assert_array_equal(records.read_metrics(run)["env_steps"], 0)
 
 
 def test_intervals_of_few_members_are_marked() -> None:

@@ -196,8 +196,8 @@ def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
 def test_points_come_back_from_a_run(folder: Path) -> None:
     (program,) = parts("pqn", *TINY, "--sweep", "agent.max_grad_norm=1,inf", "agent.lr=0.1")
     settings = program.plan.settings
-    run = records.open_run(folder / "run", identity(settings, {}), {"width": 1})
-    assert restore.settings_of(run).points == settings.points
+    with records.open_run(folder / "run", identity(settings, {}), {"width": 1}) as run:
+        assert restore.settings_of(run).points == settings.points
     assert settings.points[1] == {"agent.max_grad_norm": np.inf, "agent.lr": 0.1}
 
 
@@ -436,8 +436,8 @@ def test_overwrite_removes_what_was_swept_and_nothing_else(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(settings: Settings) -> Any:
-        records.open_run(settings.options.out or "", identity(settings, {}))
-        raise KeyboardInterrupt
+        with records.open_run(settings.options.out or "", identity(settings, {})):
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", stop)
     asked = ["sweep", "pqn", *SMALL, "--agent.num-steps=4", "--out", "it", "--sweep"]
@@ -447,5 +447,5 @@ def test_overwrite_removes_what_was_swept_and_nothing_else(
     assert (folder / "it/000").is_dir()
     assert cli.main([*asked, "agent.lam=1,2", "agent.conv=[]", "--overwrite"]) == 130
     assert {path.name for path in (folder / "it").iterdir()} == {
-        *("sweep.json", "notes.txt", "000-conv=_"),
+        *(".lock", "sweep.json", "notes.txt", "000-conv=_"),
     }

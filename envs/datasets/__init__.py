@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl.envs.datasets import npz
-from jaxrl.envs.datasets.npz import bad
+from jaxrl.envs.datasets import episodes, layout, npz
+from jaxrl.envs.datasets.columns import Columns, bad, first_row, in_memory
+from jaxrl.envs.datasets.episodes import compact as compact
+from jaxrl.envs.datasets.episodes import episode_returns as episode_returns
 from jaxrl.envs.datasets.scores import reference
 from jaxrl.errors import UserError
 from jaxrl.types import Box, EnvSpec, Transition
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK"  # first bytes of the files
+OWN = ("file", "splits")  # entries of the metadata that `load` makes
 
 
 class Dataset(NamedTuple):
@@ -38,8 +41,8 @@ class Dataset(NamedTuple):
           "next_known" [D] bool: False if next_obs is not the successor but the observation that
             follows a termination in the file. TD targets do not use it; dynamics models must not.
       meta: JSON-like metadata: "env"; "reference", the returns {"random", "expert"}; "sha256" of
-        the arrays; "file", the path; for data of `jaxrl data make` also "level", "seed", "versions"
-        and the training configuration.
+        the arrays; "file", the path; "splits", see `load`; for data of `jaxrl data make` also
+        "level", "seed", "versions" and the training configuration.
     """
 
     transitions: Transition
@@ -49,77 +52,115 @@ class Dataset(NamedTuple):
 # --- files ---------------------------------------------------------------------------------------
 
 
-def load(path: str | Path) -> Dataset:
+def load(path: str | Path, max_episode_steps: int | None = None) -> Dataset:
     """A dataset from a file or a Minari folder.
+
+    An episode also ends where next_obs differs from the next row's obs; meta["splits"] counts these
+    ends if there are any.
+
+    Args:
+      max_episode_steps: time limit of the episodes, for D4RL files that do not show their ends.
 
     Raises:
       UserError: unknown format or invalid contents; the message names file, key and row.
     """
     path = Path(path)
-    transitions, meta = _read(path)
+    transitions, meta = _read(path, max_episode_steps)
+    meta = {key: value for key, value in meta.items() if key not in OWN}
     digest = sha256(transitions)
     if meta.get("sha256", digest) != digest:
-        raise bad(path, "meta", "the sha256 is not that of the arrays: the file has been changed")
+        what = "the arrays have another sha256: the file is damaged or was changed"
+        raise bad(path, "meta", f"{what} (without the entry sha256 it is accepted)")
+    transitions, splits = episodes.split(transitions)
     env = meta.get("env") or _env_of(path)
     found = meta.get("reference") or reference(env)
-    known = {"env": env, "sha256": digest, "file": str(path)}
+    known = {"env": env, "sha256": sha256(transitions) if splits else digest, "file": str(path)}
+    known |= {"splits": splits} if splits else {}
     return Dataset(transitions, meta | known | ({"reference": found} if found else {}))
 
 
 def save(path: str | Path, dataset: Dataset) -> None:
     """Writes `.npz`, D4RL's `.hdf5`, or a Minari folder if the path has no suffix.
 
-    Only `.npz` keeps all extras and metadata.
+    All formats keep extras and metadata. The arrays pass the same checks as those of files.
 
     Raises:
-      UserError: another suffix, or a Minari folder that exists.
+      UserError: another suffix, a Minari folder that exists, invalid arrays, or a full disk.
     """
     path = Path(path)
-    meta = {k: v for k, v in dataset.meta.items() if k not in ("file", "sha256")}
-    if path.suffix not in (".npz", ".hdf5", ""):
-        raise UserError(f"{path}: use the suffix .npz, .hdf5 (D4RL) or none (Minari folder)")
+    check_suffix(path)
+    columns = layout.arrays(dataset.transitions)
+    checked = layout.parse(Columns("dataset", {k: in_memory(x) for k, x in columns.items()}))
+    transitions, _ = episodes.split(checked)
+    meta = {k: v for k, v in dataset.meta.items() if k not in OWN}
+    meta |= {"sha256": sha256(transitions)}
     if path.suffix == ".npz":
-        write, meta = npz.write_npz, meta | {"sha256": sha256(dataset.transitions)}
+        write = npz.write
     elif path.suffix == ".hdf5":
         from jaxrl.envs.datasets.d4rl import write
     else:
         from jaxrl.envs.datasets.minari import write
-    write(path, dataset.transitions, meta)
+    try:
+        write(path, transitions, meta)
+    except (OSError, RuntimeError) as error:  # h5py raises both on a full disk
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be written: {why}") from None
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UserError unless `save` knows the suffix of `path`."""
+    if path.suffix not in (".npz", ".hdf5", ""):
+        raise UserError(f"{path}: use the suffix .npz, .hdf5 (D4RL) or none (Minari folder)")
 
 
 def sha256(transitions: Transition) -> str:
     """Hex digest of names, dtypes, shapes and contents of all arrays; independent of the format."""
     digest = hashlib.sha256()
-    for name, x in sorted(npz.arrays(transitions).items()):
+    for name, x in sorted(layout.arrays(transitions).items()):
         digest.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> npz.Read:
+def _read(path: Path, max_episode_steps: int | None) -> layout.Read:
     """Reads a file in the format that its first bytes and keys show; h5py is imported for HDF5."""
-    if path.is_dir():
-        from jaxrl.envs.datasets import minari
+    head, keys = _head(path)
+    if "observations" in keys:
+        from jaxrl.envs.datasets import d4rl
 
+        return d4rl.read(path, max_episode_steps)
+    if max_episode_steps is not None:
+        raise UserError(f"{path}: --max-episode-steps is for D4RL's HDF5 files only")
+    if head == ZIP:
+        return npz.read(path)
+    from jaxrl.envs.datasets import minari
+
+    if path.is_dir():
         return minari.read(minari.main_file(path))
+    if any(key.startswith("episode_") for key in keys):
+        return minari.read(path)
+    has = ", ".join(keys) or "nothing"
+    raise bad(path, "observations", f"missing, and so is episode_0; the file has {has:.300}")
+
+
+def _head(path: Path) -> tuple[bytes, list[str]]:
+    """The known first bytes of a file, and the top-level names of an HDF5 file; else b"" and []."""
+    if path.is_dir():
+        return b"", []
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file")
         with path.open("rb") as file:
             head = file.read(len(HDF5))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(ZIP):
-        return npz.read_npz(path)
+        return ZIP, []
     if head != HDF5:
         raise UserError(f"{path} is neither .npz nor HDF5, nor a Minari folder")
-    from jaxrl.envs.datasets import d4rl, hdf5, minari
+    from jaxrl.envs.datasets import hdf5
 
-    keys = hdf5.keys(path)
-    if "observations" in keys:
-        return d4rl.read(path)
-    if any(key.startswith("episode_") for key in keys):
-        return minari.read(path)
-    has = ", ".join(keys) or "nothing"
-    raise bad(path, "observations", f"missing, and so is episode_0; the file has {has}")
+    return head, hdf5.keys(path)
 
 
 def _env_of(path: Path) -> str:
@@ -142,45 +183,44 @@ def check(dataset: Dataset, spec: EnvSpec) -> None:
     if t.action.shape[1:] != space.shape:
         raise bad(file, "action", f"has shape {t.action.shape[1:]}, {spec.name} has {space.shape}")
     if isinstance(space, Box):
-        low = np.reshape(space.low, space.shape) - 1e-6  # tolerance for float32 rounding
-        high = np.reshape(space.high, space.shape) + 1e-6
+        low, high = (np.reshape(x, space.shape).astype(np.float32) for x in (space.low, space.high))
+        sizes = np.abs([low, high])
+        slack = 1e-6 * np.max(np.where(np.isfinite(sizes), sizes, 0), 0)  # rounding in float32
+        low, high = low - slack, high + slack
     elif t.action.dtype != np.int32:
         raise bad(file, "action", f"must be whole numbers for {spec.name}")
     else:
         low, high = np.array(0), np.array(space.n - 1)
-    outside = ((t.action < low) | (t.action > high)).reshape(len(t.action), -1).any(1)
-    if outside.any():
-        row = int(np.argmax(outside))
+    row = first_row(lambda action: (action < low) | (action > high), t.action)
+    if row is not None:
         raise bad(file, "action", f"{t.action[row]} is outside the bounds of {spec.name}", row)
 
 
+def check_successors(dataset: Dataset, agent: str) -> None:
+    """Raises UserError unless models of s' have a row to learn from and a row to be judged by."""
+    t = dataset.transitions
+    count = int(np.sum(t.extras.get("next_known", np.ones(len(t.reward), bool))))
+    if count < 2:
+        file = dataset.meta.get("file", "the dataset")
+        what = f"{count} rows have a known successor, {agent} needs at least 2"
+        raise bad(file, "next_obs", what)
+
+
 def action_bounds(spec: EnvSpec) -> dict[str, Any]:
-    """Bounds of continuous actions, {"action_low", "action_high"}, for `Dataset.meta`; else {}."""
+    """For `Dataset.meta`: {"action_low", "action_high"}, or {"action_count"} if discrete."""
     space = spec.action
     if not isinstance(space, Box):
-        return {}
+        return {"action_count": space.n}
     shaped = lambda x: np.reshape(x, space.shape).tolist()
     return {"action_low": shaped(space.low), "action_high": shaped(space.high)}
-
-
-def episode_returns(transitions: Transition) -> tuple[np.ndarray, np.ndarray]:
-    """Undiscounted returns [E] float64 and lengths [E] of the episodes.
-
-    An incomplete last episode is left out, unless it is the only one.
-    """
-    first = np.flatnonzero(transitions.start)
-    returns = np.add.reduceat(transitions.reward, first, dtype=np.float64)
-    lengths = np.diff(np.append(first, len(transitions.reward)))
-    whole = len(first) if transitions.done[-1] or len(first) == 1 else -1
-    return returns[:whole], lengths[:whole]
 
 
 def normalised_score(meta: Mapping[str, Any], returns: ArrayLike) -> np.ndarray | None:
     """Normalised scores 100 (R - random) / (expert - random) of D4RL (arXiv:2004.07219).
 
-    None if the reference returns of the dataset are unknown. Same shape as `returns`.
+    None if the reference returns of the dataset are unknown or equal. Same shape as `returns`.
     """
     found = meta.get("reference") or reference(meta.get("env", ""))
-    if not found:
+    if not found or found["expert"] == found["random"]:
         return None
     return 100 * (np.asarray(returns) - found["random"]) / (found["expert"] - found["random"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-# (random, expert) by the first words of dataset names; the kind of data follows: medium-v2, ...
+# (random, expert) by task
 RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
     "walker2d": (1.629008, 4592.3),
@@ -32,12 +32,29 @@ RETURNS: dict[str, tuple[float, float]] = {
 LIMITS = {"halfcheetah": 1000, "walker2d": 1000, "hopper": 1000, "ant": 1000}
 
 
+# Names of D4RL's datasets as in its registry and in its download links, with "-" for "_".
+LEVELS = "random|medium|expert|mixed|medium-replay|medium-expert|full-replay|random-expert"
+PATTERNS = (
+    rf"(halfcheetah|walker2d|hopper|ant)(?:-(?:{LEVELS}))?-v\d+",
+    rf"(halfcheetah|walker2d|hopper|ant)-(?:{LEVELS})",
+    r"(antmaze)-(?:umaze(?:-diverse)?|(?:medium|large)-(?:play|diverse))-v\d+",
+    r"(antmaze)-(?:u-maze|big-maze|hardest-maze)-noisy-multistart-(?:true|false)"
+    r"-multigoal-(?:true|false)(?:-sparse)?(?:-fixed)?",
+    r"(maze2d-(?:open|umaze|medium|large))(?:-sparse)?-v\d+",
+    r"(pen|hammer|relocate|door)-(?:human|cloned|expert)(?:-longhorizon)?-v\d+",
+    r"(pen|hammer|relocate|door)-(?:v0-(?:demos|expert)-clipped|demos-v0-bc-combined)",
+    r"(kitchen)-(?:complete|partial|mixed)-v\d+",
+    r"(?:mini-)?(kitchen)-microwave-kettle-(?:light-slider|bottomburner-light)-v\d+",
+    r"(dmsd)",
+)
+
+
 def task(name: str) -> str | None:
-    """The key of `RETURNS` for a dataset name; "hopper" for "hopper-medium-v2", else None."""
-    words = re.split("[-_]", name.lower().replace("ant_maze", "antmaze"))  # spelling of some files
-    for size in (2, 1):
-        if "dense" not in words and (start := "-".join(words[:size])) in RETURNS:
-            return start
+    """The key of `RETURNS` for the exact name of a dataset, as "hopper-medium-v2"; else None."""
+    name = name.lower().replace("_", "-").replace("ant-maze", "antmaze")
+    for pattern in PATTERNS:
+        if found := re.fullmatch(pattern, name):
+            return found[1]
     return None
 
 

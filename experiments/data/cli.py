@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import numpy as np
 from jaxrl.envs import datasets, names
 from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments.commands import DiffusionOptions, InfoOptions, MakeOptions
+from jaxrl.experiments.commands import (
+    ConvertOptions,
+    DiffusionOptions,
+    InfoOptions,
+    MakeOptions,
+)
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
@@ -21,6 +27,7 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
   jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
+     both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
@@ -53,7 +60,8 @@ def main(words: Sequence[str]) -> None:
         raise UserError(
             f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
         )
-    single = [*fields_of(MakeOptions), *fields_of(DiffusionOptions)]
+    records = (InfoOptions, ConvertOptions, MakeOptions, DiffusionOptions)
+    single = [name for record in records for name in fields_of(record)]
     commands[words[0]](*tokenise(words[1:], single))
 
 
@@ -62,7 +70,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     if len(paths) != 1:
         raise UserError("data info needs one dataset: jaxrl data info data.npz")
     path = Path(paths[0])
-    data = datasets.load(path)
+    data = datasets.load(path, own.max_episode_steps)
     picture = own.out or path.with_suffix(".png")
     figures.check_format(picture)
     for line in describe(data):
@@ -72,11 +80,12 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
 
 
 def _convert(paths: list[str], given: dict[str, Words]) -> None:
-    if len(paths) != 2 or given:
+    own = fill(ConvertOptions, given)
+    if len(paths) != 2:
         raise UserError("data convert needs two paths: jaxrl data convert data.hdf5 data.npz")
     source, target = map(Path, paths)
     _check_free(target)
-    data = datasets.load(source)
+    data = datasets.load(source, own.max_episode_steps)
     datasets.save(target, data)
     print(f"{target}: {len(data.transitions.reward):,} rows")
 
@@ -119,6 +128,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
 
 
 def _check_free(file: Path) -> None:
+    datasets.check_suffix(file)
     if file.exists():
         raise UserError(f"{file} exists already")
 
@@ -150,6 +160,11 @@ def describe(data: Dataset) -> list[str]:
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
         )
+    if "splits" in meta:
+        lines.append(
+            f"split   {meta['splits']:,} episodes end only because next_obs differs from the next "
+            "row's obs"
+        )
     score = normalised_score(meta, returns)
     if score is not None:
         low, high = (meta["reference"][name] for name in ("random", "expert"))
@@ -168,9 +183,10 @@ def describe(data: Dataset) -> list[str]:
 def duplicates(data: Dataset) -> int:
     """Number of rows whose obs, action, reward and next_obs equal those of an earlier row."""
     t = data.transitions
-    columns = [x.reshape(len(x), -1) for x in (t.obs, t.action, t.reward, t.next_obs)]
-    rows = np.ascontiguousarray(np.concatenate(columns, 1, dtype=np.float32))
-    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
+    columns: list[Any] = [np.ascontiguousarray(x) for x in (t.obs, t.action, t.reward, t.next_obs)]
+    views = [x.reshape(len(x), -1).view(np.uint8) for x in columns]
+    digest = lambda row: int.from_bytes(hashlib.blake2b(b"".join(row), digest_size=8).digest())
+    whole = np.fromiter((digest(row) for row in zip(*views, strict=True)), np.uint64)
     return len(whole) - len(np.unique(whole))
 
 

@@ -29,8 +29,10 @@ from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import Settings, resolve
+from jaxrl.experiments.train_loop import PACE_S
 from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
 from jaxrl.rollout import rollout
@@ -195,8 +197,10 @@ def at_random(env: Env) -> Behaviour:
 def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     """Behaviours of all levels from one training run, which keeps a snapshot per evaluation.
 
+    Prints what is trained, and the progress.
+
     Raises:
-      UserError: more than one member or stage.
+      UserError: more than one member or stage, or no snapshot with a finite return.
     """
     settings = ready.settings
     if ready.members != 1 or len(ready.program.stages) != 1:
@@ -209,24 +213,14 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
 
     actor = Actor(showing(env), Policy(act=act, memory=agent.memory, noise=agent.noise))
     random = at_random(env)
-    snapshots, returns = [], []
-    reports = drive.drive(
-        ready.program,
-        ready.layout,
-        ready.key,
-        ready.hp,
-        {},
-        ids=ready.seeds,
-        hooks=drive.Hooks(snapshot=lambda stage, step, last: True),
-    )
-    for report in reports:
-        assert report.snapshot is not None
-        state = jax.tree.map(lambda x: x[0], report.snapshot.member.learner)
-        snapshots.append(Behaviour(actor, state, hp))
-        returns.append(float(np.mean(report.evals.returns)))
+    states, means = zip(*train(ready), strict=True)
+    snapshots = [Behaviour(actor, state, hp) for state in states]
+    if not np.isfinite(means).any():
+        raise UserError(f"no evaluation of {settings.agent} is finite: change options of the agent")
+    returns = np.where(np.isfinite(means), means, -np.inf)
     best = int(np.argmax(returns))
     floor = mean_return(random, jax.random.fold_in(ready.key, settings.options.seed))
-    enough = np.array(returns) >= floor + (returns[best] - floor) / 3
+    enough = returns >= floor + (returns[best] - floor) / 3
     medium = int(np.argmax(enough))
     return {
         "random": [random],
@@ -235,6 +229,33 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
         "medium-expert": [snapshots[medium], snapshots[best]],
         "expert": [snapshots[best]],
     }
+
+
+def train(ready: Plan) -> list[tuple[PyTree, float]]:
+    """(learner state, mean return) at each evaluation of a run of one member and one stage."""
+    settings, (stage,) = ready.settings, ready.program.stages
+    ends, found = {first + count for first, count in stage.chunks}, []
+    display = Display(ready.total, unit=ready.unit)
+    display.say(
+        f"training {settings.agent} on {settings.options.env} for {ready.total:,} {ready.unit}; "
+        "the options of jaxrl train change that, such as --agent.total-steps"
+    )
+    hooks = drive.Hooks(
+        pace=PACE_S,
+        snapshot=lambda stage, step, last: step in ends,
+        compiling=display.compiling,
+        compiled=lambda made: display.compiled(made.what, made.seconds, made.temporary_bytes),
+    )
+    with display:
+        for report in drive.drive(
+            ready.program, ready.layout, ready.key, ready.hp, {}, ids=ready.seeds, hooks=hooks
+        ):
+            done, mean = ready.env_steps(0, report.step), None
+            if report.evals is not None and report.snapshot is not None:
+                mean = float(np.mean(report.evals.returns))
+                found.append((jax.tree.map(lambda x: x[0], report.snapshot.member.learner), mean))
+            display.advance(done, None if mean is None else {"return": mean})
+    return found
 
 
 def showing(env: Env) -> Env:
@@ -254,7 +275,9 @@ def showing(env: Env) -> Env:
         return state, (obs, state)
 
     outlives = env.persist is not None
-    return dataclasses.replace(env, reset=reset, step=step, persist=persist if outlives else None)
+    return dataclasses.replace(
+        env, reset=reset, step=step, persist=persist if outlives else None, array_obs=False
+    )
 
 
 # --- rollouts -----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Choice among trained policies from few episodes, for environments with costly episodes.
+"""Selection among trained policies from few evaluation episodes.
 
 Each policy is an arm, each episode a pull; UCB1 (Auer et al. 2002, "Finite-time Analysis of the
-Multiarmed Bandit Problem") selects the next arm, on returns normalised to about [0, 1], as in
-the evaluation protocol of unifloral (Jackson et al. 2025, arXiv:2504.11453).
+Multiarmed Bandit Problem") selects the next arm. Returns are normalised to about [0, 1], as in the
+evaluation protocol of unifloral (Jackson et al. 2025, arXiv:2504.11453).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 
 
 class Bandit(NamedTuple):
-    """A bandit's run over A arms with a budget of B episodes."""
+    """Results of a bandit with A arms and a budget of B episodes."""
 
-    pulled: np.ndarray  # [B] the arm of each episode
-    chosen: np.ndarray  # [B] the arm that has the highest mean after each
-    estimates: np.ndarray  # [A] mean return at the end, NaN for arms not tried
+    pulled: np.ndarray  # [B] arm of each episode
+    chosen: np.ndarray  # [B] arm with the highest mean after each episode
+    estimates: np.ndarray  # [A] final mean return, NaN for arms that were not pulled
 
 
 def ucb(returns: np.ndarray, low: float, high: float, budget: int) -> Bandit:
-    """Plays arms, each once at first, then the one with the highest mean + sqrt(2 ln t / n).
+    """Pulls each arm once, then always the arm with the highest mean + sqrt(2 ln t / n).
 
     Args:
-      returns: [A, K >= budget - A + 1] episodes of each arm, of which it sees those it pays for.
-      low, high: returns that count as 0 and 1.
-      budget: B, at least A.
+      returns: [A, K >= budget - A + 1] returns of the episodes of each arm, used in order.
+      low, high: returns normalised to 0 and 1.
+      budget: number B of episodes, at least A.
     """
     arms = len(returns)
     scaled = (returns - low) / (high - low if high > low else 1.0)

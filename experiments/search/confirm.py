@@ -1,4 +1,4 @@
-"""After the trials: the best are retrained with fresh seeds, and a bandit chooses a policy."""
+"""After the trials: retraining of the best with fresh seeds, and selection of a policy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def confirm(
     own: Options, space: Space, path: Path, points: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Trains points again with seeds that no trial had: {"values", "return", "failed"} of each.
+    """Trains each point again with fresh seeds: {"values", "return", "failed"} of each point.
 
-    The best of many trials is partly lucky; fresh seeds remove this selection bias.
+    The result of the best of many trials is biased upwards; fresh seeds remove this bias.
     """
     results: list[dict[str, Any]] = [{} for _ in points]
     statics = [{name: point[name] for name in space.static} for point in points]
@@ -54,10 +54,10 @@ def confirm(
 
 
 def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
-    """What a bandit with a budget of episodes picks among the first policy of every trial."""
+    """The trial selected by a bandit; the policy of the first seed of each trial is an arm."""
     trials = study.best(book, own.trials)
     if not trials:
-        raise UserError("--eval-budget: no trial has come to an end")
+        raise UserError("--eval-budget: no trial has been trained to the end")
     returns, meta = {}, {}
     for run in dict.fromkeys(trial.user_attrs["run"] for trial in trials):
         ready, episodes = restore.evaluate(path / run, own.eval_budget, 0)
@@ -70,7 +70,7 @@ def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
     arms = np.array([returns[trial.number] for trial in trials])
     low, high = float(arms[:, 0].min()), float(arms[:, 0].max())
     ends = normalised_score(meta, np.array([low, high]))
-    if ends is not None and high > low:  # the returns that normalise to 0 and 1
+    if ends is not None and high > low:  # returns with a normalised score of 0 and 1
         slope = (ends[1] - ends[0]) / (high - low) / 100
         low, high = low - ends[0] / 100 / slope, low + (1 - ends[0] / 100) / slope
     found = bandit.ucb(arms, low, high, own.eval_budget)
@@ -81,7 +81,7 @@ def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
         "trial": trials[picked].number,
         "values": trials[picked].params,
         "estimate": found.estimates[picked],
-        "return": true[picked],  # over as many episodes again as the budget has
+        "return": true[picked],  # mean over `eval_budget` episodes
         "best_return": true.max(),
         "normalised": ends is not None,
         "chosen": [trials[i].number for i in found.chosen],

@@ -1,8 +1,8 @@
-"""Successive halving inside a population: at each rung the worst trials of a slot are stopped.
+"""Successive halving inside a population: each rung stops the worst trials of a slot.
 
 A rung is the end of a chunk. The members of promoted trials move to the front, and the tiles
-behind them are no longer computed: nothing is recompiled, and the results of the other members do
-not change. Metrics of stopped trials are NaN from the rung on; a continued run reads the promoted
+behind them are no longer computed: nothing is recompiled, and the results of promoted trials do
+not change. Metrics of stopped trials are NaN after the rung; a continued run derives the promoted
 trials from the metrics.
 
 Non-stochastic Best Arm Identification and Hyperparameter Optimization. Kevin Jamieson, Ameet
@@ -29,7 +29,7 @@ from jaxrl.runs import records
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
-    """One slot, padded to `size` trials; one in `eta` is promoted at each rung."""
+    """Trains one slot, padded to `size` trials; each rung promotes one trial in `eta`."""
     trials, seeds = len(settings.points), settings.options.seeds
     settings = slots.filled(settings, size)
     objective, processes = engine.objective, engine.processes
@@ -41,14 +41,14 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
         first, last = ready.ranges[processes.index]
 
         def going_on(step: int, columns: dict[str, np.ndarray]) -> np.ndarray:
-            """Trials after the rung at `step`, by metrics [P] there."""
+            """Trials promoted at the rung after `step` updates, from the metrics [P] there."""
             alive = np.flatnonzero(~np.isnan(columns["finite"][::seeds]))
             row = {name: x[None] for name, x in columns.items()}
             scores = objective.ranking(objective.members(row).reshape(-1, seeds)[alive])
             return alive[survivors(scores, nexts[step])]
 
         def mine(chosen: np.ndarray | None) -> np.ndarray:
-            """The leader's choice of trials, as members of this process."""
+            """Members of this process that belong to the trials `chosen` by the leader."""
             told = json.loads(
                 processes.broadcast(json.dumps([] if chosen is None else chosen.tolist()))
             )
@@ -66,11 +66,11 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             return kept[-1]
 
         def members(index: int, step: int) -> np.ndarray:
-            """Those that a run goes on with which has come to `step` of stage `index`."""
+            """Members still trained after `step` updates of stage `index`."""
             passed = [end for end in nexts if end <= step and index == ready.end[0]]
             chosen = np.arange(trials)
             if passed and processes.leads:
-                # Of later chunks, some processes may have written their rows and others not.
+                # Rows of later chunks may be missing from some processes.
                 history = records.read_metrics(path, stage.name)
                 rows = history["update"] == passed[-1]
                 names = ("finite", objective.metric)
@@ -96,10 +96,10 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
 
 
 def rungs(chunks: Sequence[tuple[int, int]], trials: int, eta: int) -> list[tuple[int, int]]:
-    """(updates, trials that make them) of successive halving, which keeps one of `eta` each time.
+    """Rungs of successive halving: (updates at the end, number of trials trained until then).
 
-    The last rung ends with the run, each one before it after 1/eta of the updates of the next, at
-    the nearest end of a chunk; there are as many as both trials and chunks allow.
+    The last rung is the end of the run. Each earlier rung has 1/eta of the updates of the next one,
+    rounded to the nearest end of a chunk. Trials and chunks limit the number of rungs.
 
     Args:
       chunks: (first update, updates) of each stretch between evaluations.
@@ -115,6 +115,6 @@ def rungs(chunks: Sequence[tuple[int, int]], trials: int, eta: int) -> list[tupl
 
 
 def survivors(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` best trials in order of their numbers; NaN is worst, and the first wins ties."""
+    """Sorted indices of the `count` highest scores; NaN is lowest, ties go to the lower index."""
     ranked = np.argsort(-np.where(np.isnan(scores), -np.inf, scores), kind="stable")
     return np.sort(ranked[:count])

@@ -1,16 +1,16 @@
-"""Hyperparameter search: Optuna proposes, a batch of trials is trained as one population.
+"""Hyperparameter search: Optuna proposes a batch of trials, which is trained as one population.
 
     search.json      search space and options; written first
-    journal.log      the study, which optuna-dashboard opens
-    000-.../  ...    the slots: runs that other commands read like any other
-    confirm/         the best trials with fresh seeds
+    journal.log      the Optuna study; optuna-dashboard can open it
+    000-.../  ...    the slots: ordinary run folders
+    confirm/         runs of the best trials with fresh seeds
     trials.csv       one row per trial
-    summary.json     {"trials", "wall_s", "compiles", "best", ...}
+    summary.json     {"trials", "wall_s", "compiles", "best", "command", ...}
     plots/           slices, parallel coordinates
 
-Trials of a slot have the same static values, so a batch of `programs` slots compiles at most that
-many; all slots have the same number of members, so that later batches reuse the compiled
-programs of earlier ones. The same command continues a killed search, also with more `--trials`.
+Trials of a slot have the same static values, so a batch of `programs` slots compiles at most
+`programs` programs. All slots have the same number of members, so that later batches reuse the
+compiled programs. The same command continues a killed search, also with more `--trials`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.console import plural
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
-from jaxrl.experiments.run_folders import open_record, open_together
-from jaxrl.experiments.search import confirm, halving, pbt, report, samplers, slots, study
+from jaxrl.experiments.run_folders import check_processes, open_record, open_together, width_in
+from jaxrl.experiments.search import (
+    command,
+    confirm,
+    halving,
+    journal,
+    pbt,
+    report,
+    samplers,
+    slots,
+    study,
+)
 from jaxrl.experiments.search.options import PHASES, Options, objective
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
@@ -38,12 +48,12 @@ from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, records
-from jaxrl.runs.processes import Processes, join
+from jaxrl.runs.processes import join
 
 if TYPE_CHECKING:
     from optuna import Study
 
-SHARE = 0.25  # of the trials that are replaced in an exchange, a quarter by a quarter
+SHARE = 0.25  # fraction of the trials of a slot replaced at each exchange of PBT
 
 
 def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def search(agent: Any, /, *, range: Mapping[str, Any], **given: Any) -> dict[str
 
 
 def run(request: Request) -> dict[str, Any]:
-    """Searches until all trials are done; returns the summary.
+    """Trains all remaining trials, then reports; returns the summary.
 
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
@@ -80,36 +90,49 @@ def run(request: Request) -> dict[str, Any]:
     )
     sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
     width = slots.check(Engine(goal, processes, {}, its.width), space.programs[0], sizes[0])
-    width = _open(processes, path, config, its.overwrite, width)
-    engine = Engine(goal, processes, {}, width)
-    with records.RunDir(path).lock() if processes.leads else contextlib.nullcontext():
-        _train(own, space, engine, path, sizes)
-        summary = _finish(own, space, engine, path)
-    return summary
+    if its.overwrite:
+        raise UserError("a search is not overwritten: remove its folder, or pass another --out")
+    check_processes(processes, "search", path, its.overwrite, config)
+    with contextlib.ExitStack() as stack:
+        record = open_record(path / "search.json", "search", config, {"width": width})
+        known = open_together(processes, path, "search", lambda: stack.enter_context(record))
+        width = processes.broadcast_int(width_in(path / "search.json", known) if known else width)
+        engine = Engine(goal, processes, {}, width)
+        book = _train(own, space, engine, path, sizes)
+        return _finish(own, space, engine, path, book)
 
 
 # --- training ------------------------------------------------------------------------------------
 
 
-def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]) -> None:
-    """Trains all remaining trials, batch by batch."""
-    processes, book = engine.processes, None
-    seed = space.programs[0].options.seed
+def _train(
+    own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[int, int]
+) -> Study | None:
+    """Trains all remaining trials, batch by batch; returns the study, in the leader."""
+    processes, book, queue = engine.processes, None, []
+    together = contextlib.nullcontext
     if processes.leads:
-        book = study.open_study(path, own.minimise)
+        if damage := journal.repair(path / study.JOURNAL):
+            print(damage)
+        book, stored = study.open_study(path, own.minimise)
+        together = stored.together
+        queue = study.unfinished(book)
+        if own.eval_budget:  # whose policies have been removed
+            queue += study.without_run(book, path)
         print(
             f"{path}: {plural(own.trials, 'trial')} x "
             f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
             f"{len(study.current(book))} there",
             flush=True,
         )
-    queue = study.requeue(book) if book is not None else []
     while True:
-        batch = queue or (_ask(book, space, own, seed, sizes) if book is not None else [])
+        if book is not None and not queue:
+            with together():
+                queue = _ask(book, space, own, sizes)
+        batch = [Slot(*each) for each in json.loads(processes.broadcast(json.dumps(queue)))]
         queue = []
-        batch = [Slot(*each) for each in json.loads(processes.broadcast(json.dumps(batch)))]
         if not batch:
-            return
+            return book
         for slot in batch:
             clock, compiles = time.perf_counter(), engine.compiles
             if processes.leads:
@@ -117,17 +140,19 @@ def _train(own: Options, space: Space, engine: Engine, path: Path, sizes: tuple[
                 print(f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}")
             outcome = _slot(own, space, engine, path, slot, sizes[0])
             if book is not None:
-                _tell(book, slot, outcome)
                 spent = {
                     "wall_s": time.perf_counter() - clock,
                     "compiles": engine.compiles - compiles,
                     "env_steps": outcome.env_steps,
                 }
-                _spend(book, spent)
+                with together():
+                    _tell(book, slot, outcome)
+                    _spend(book, spent)
 
 
-def _ask(book: Study, space: Space, own: Options, seed: int, sizes: tuple[int, int]) -> list[Slot]:
-    size, count = sizes
+def _ask(book: Study, space: Space, own: Options, sizes: tuple[int, int]) -> list[Slot]:
+    """The next batch of trials, in slots; [] if all trials are there."""
+    (size, count), seed = sizes, space.programs[0].options.seed
     left = own.trials - len(study.current(book))
     each = [min(size, left - i * size) for i in range(count) if left > i * size]
     return study.ask(book, space, own.sampler, seed, each) if each else []
@@ -162,10 +187,11 @@ def _spend(book: Study, spent: Mapping[str, float]) -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
-def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str, Any]:
-    """Confirms, chooses, reports and writes summary.json."""
+def _finish(
+    own: Options, space: Space, engine: Engine, path: Path, book: Study | None
+) -> dict[str, Any]:
+    """Confirms the best trials, selects a policy, writes summary.json and reports."""
     processes = engine.processes
-    book = study.open_study(path, own.minimise) if processes.leads else None
     chosen = study.best(book, own.confirm) if book is not None else []
     points = json.loads(processes.broadcast(json.dumps([trial.params for trial in chosen])))
     confirmed = confirm.confirm(own, space, path, points)
@@ -180,6 +206,8 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
         }
         if own.eval_budget:
             summary["bandit"] = confirm.choose(own, book, path)
+        if summary["best"] and not own.pbt:  # whose settings change during training
+            summary["command"] = _command(space, summary["best"]["values"])
         summary = files.plain(summary)
         files.write_json(path / "summary.json", summary)
         report.report(path)
@@ -187,26 +215,18 @@ def _finish(own: Options, space: Space, engine: Engine, path: Path) -> dict[str,
     return json.loads((path / "summary.json").read_text(encoding="utf-8"))
 
 
-# --- its folder ----------------------------------------------------------------------------------
+def _command(space: Space, values: Mapping[str, Any]) -> str:
+    static = {name: values[name] for name in space.static}
+    traced = {name: values[name] for name in space.traced}
+    return command.train_command(space.settings(static, [{}]), traced)
+
+
+# --- the folder ----------------------------------------------------------------------------------
 
 
 def _config(agent: str, own: Options, space: Space) -> dict[str, Any]:
-    """Everything that determines the trials and their results, and hence the name of the search."""
+    """All settings that determine the trials and their results; their hash names the folder."""
     how = {k: v for k, v in dataclasses.asdict(own).items() if k not in PHASES}
     its = identity(dataclasses.replace(space.programs[0], points=({},)), space.digests)
     searched = {name: each.plain() for name, each in space.ranges.items()}
     return files.plain({"agent": agent, "range": searched, "search": how, "settings": its})
-
-
-def _open(
-    processes: Processes, path: Path, config: dict[str, Any], overwrite: bool, width: int
-) -> int:
-    """The leader makes the folder of a search with tiles of `width`, or opens one; returns the
-    width that it has."""
-    if overwrite:
-        raise UserError("a search is not overwritten; remove its folder, or choose another --out")
-    context, file = {"width": width}, path / "search.json"
-    known = open_together(
-        processes, path, "search", lambda: open_record(file, "search", config, context)
-    )
-    return processes.broadcast_int(known["context"]["width"] if known else width)

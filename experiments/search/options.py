@@ -48,28 +48,28 @@ PHASES = ("trials", "confirm", "confirm_seeds", "eval_budget")  # larger values 
 
 
 def objective(own: Options) -> Objective:
-    """Objective of a search; raises UserError for options that exclude each other."""
+    """Objective of a search; raises UserError for options that cannot be combined."""
     if own.halving and own.pbt:
-        raise UserError("--halving and --pbt exclude each other")
+        raise UserError("--halving and --pbt cannot be combined")
     if own.pbt and (own.sampler not in ("random", "qmc") or own.confirm):
         raise UserError(
-            "--pbt finds schedules from random starts: give --sampler random or qmc, and no "
-            "--confirm, which trains with constant settings"
+            "--pbt learns schedules from random starting points: pass --sampler random or qmc, "
+            "and no --confirm, which trains with constant settings"
         )
     if (own.halving or own.pbt) and own.score != "final":
-        raise UserError("--score mean takes whole runs: no --halving, no --pbt")
+        raise UserError("--score mean needs complete runs: leave out --halving and --pbt")
     if own.eval_budget and (own.halving or own.eval_budget < own.trials):
         raise UserError(
-            "--eval-budget takes whole runs, and at least one episode for each of --trials"
+            "--eval-budget must be at least --trials, one episode each, and excludes --halving"
         )
     kind, _, metric = own.objective.partition(":")
     if own.objective != "return" and not (kind == "metric" and metric):
-        raise UserError(f"--objective is return or metric:NAME, not {own.objective!r}")
+        raise UserError(f"--objective must be return or metric:NAME, not {own.objective!r}")
     name, _, share = own.statistic.partition(":")
     try:
         cvar = None if own.statistic == "iqm" else float(share)
     except ValueError:
         cvar = -1.0
     if cvar is not None and (name != "cvar" or not 0 < cvar <= 1):
-        raise UserError(f"--statistic is iqm or cvar:SHARE, not {own.statistic!r}")
+        raise UserError(f"--statistic must be iqm or cvar:SHARE, not {own.statistic!r}")
     return Objective(metric or "return", own.score == "mean", cvar, own.minimise)

@@ -1,8 +1,8 @@
 """Population-based training of a slot: trials exchange weights and settings between chunks.
 
-Members stay with the process that trains them. Weights of a parent that another process trains
-travel through a file in the run's folder. Decisions are numpy on the host, deterministic in their
-generator; `exchange_members` carries them out on the population's state.
+Members stay in the process that trains them. Weights of a parent in another process are copied
+through a file in the folder of the run. The exchange is decided in numpy on the host, from a
+seeded generator; `exchange_members` applies it to the state of the population.
 
 Population Based Training of Neural Networks. Max Jaderberg et al. 2017, arXiv:1711.09846.
 
@@ -40,8 +40,8 @@ FOLDER = "exchange"
 def evolve(
     engine: Engine, settings: Settings, path: Path, ranges: Mapping[str, Range], share: float
 ) -> Outcome:
-    """Trains one slot; after every evaluation but the last, the worst `share` of the trials copies
-    weights and settings from equally many of the best."""
+    """Trains one slot; after every evaluation but the last, the worst fraction `share` of the
+    trials copies weights and settings from an equal number of the best trials."""
     seeds, count = settings.options.seeds, len(settings.points)
     objective, processes = engine.objective, engine.processes
 
@@ -86,7 +86,7 @@ def evolve(
 
 
 def _units(hp: HyperParams, ranges: Mapping[str, Range]) -> np.ndarray:
-    """Settings [P, V] of members as they stand in a state, in the unit cube."""
+    """Current settings [P, V] of the members of a state, in the unit cube."""
     columns = []
     for name, each in ranges.items():
         part, _, field = name.partition(".")
@@ -107,8 +107,8 @@ def _take_over(
     parents: np.ndarray,
     hp: PyTree,
 ) -> MemberState:
-    """This process's members after an exchange in which member i has the parent `parents[i]` [P],
-    and the settings of row i of `hp` [P, ...]."""
+    """Members of this process after an exchange: member i copies the learner of `parents[i]` [P]
+    and takes the settings in row i of `hp` [P, ...]."""
     first, last = ready.ranges[processes.index]
     own, home = np.arange(first, last), np.empty(ready.members, int)
     for process, (begin, end) in enumerate(ready.ranges):
@@ -119,11 +119,11 @@ def _take_over(
         folder.mkdir(exist_ok=True)
         files.atomic_write(folder / f"{parent}", _bytes(learner(parent)))
     if away.size:
-        processes.all_true(True)  # until all files are written
+        processes.all_true(True)  # waits until all files are written
     new = state
     if own.size:
         here = np.where(home[parents[own]] == processes.index, parents[own], own) - first
-        padding = np.arange(own.size, len(state.key))  # takes from itself
+        padding = np.arange(own.size, len(state.key))  # copies itself
         rows = jnp.asarray(np.append(here, padding).astype(np.int32))
         padded = np.minimum(np.arange(len(rows)) + first, last - 1)
         new = _exchange(state, rows, jax.tree.map(lambda x: x[padded], hp))
@@ -132,7 +132,7 @@ def _take_over(
         its = jax.tree.map(lambda x: x[member], hp)  # noqa: B023
         new = _put(new, jnp.int32(member - first), row, its)
     if away.size:
-        processes.all_true(True)  # all have read: the next exchange overwrites the files
+        processes.all_true(True)  # all have read; the next exchange overwrites the files
     return new
 
 
@@ -154,7 +154,7 @@ def _bytes(tree: PyTree) -> bytes:
 
 
 def _from_bytes(data: bytes, like: PyTree) -> PyTree:
-    """The tree in `data`, of the shapes and types of another."""
+    """The tree in `data`, with the structure, shapes and dtypes of `like`."""
     at = 0
 
     def one(x: Array) -> Any:
@@ -169,11 +169,12 @@ def _from_bytes(data: bytes, like: PyTree) -> PyTree:
 
 
 def truncation(rng: np.random.Generator, scores: np.ndarray, share: float) -> np.ndarray:
-    """Parents [Q]: each of the worst floor(share Q) trials gets one of as many best, others stay.
+    """Parents [Q]: a random one of the best floor(share Q) trials for each of as many worst ones;
+    every other trial is its own parent.
 
     Args:
-      scores: [Q], higher is better; NaN is worst. A trial without a score is never a parent; if the
-        best trials have no score, no trial is replaced.
+      scores: [Q], higher is better; NaN is worst. A trial without a score is never a parent;
+        without any score no trial is replaced.
       share: fraction of the trials to replace, at most 0.5.
     """
     count = int(share * scores.size)
@@ -192,8 +193,8 @@ def perturb(
     step: float = 0.1,
     resample: float = 0.25,
 ) -> np.ndarray:
-    """Settings after an exchange, [Q, V] in the unit cube. A trial with a parent copies
-    the settings of the parent; each is moved up or down by `step`, or resampled with probability
+    """Settings after an exchange, [Q, V] in the unit cube. A replaced trial copies the settings of
+    its parent; each setting is then moved up or down by `step`, or resampled with probability
     `resample`."""
     moved = units[parents] + step * rng.choice([-1.0, 1.0], units.shape)
     fresh = rng.uniform(size=units.shape)
@@ -203,9 +204,9 @@ def perturb(
 
 
 def exchange_members(state: MemberState, parents: Array, hp: PyTree) -> MemberState:
-    """The population after an exchange: member i has the learner of `parents[i]` and, where that is
-    another one, the settings hp[i]. Its source (environments, replay), its key and its metrics stay
-    its own.
+    """The population after an exchange: member i has the learner of `parents[i]` and, if that is
+    another member, the settings hp[i]. Source (environments, replay), key and metrics of member i
+    are kept.
 
     Args:
       state: leaves [P, ...].

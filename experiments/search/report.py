@@ -1,4 +1,4 @@
-"""Results of a search: its best trials, the importance of settings, and plots of both."""
+"""Results of a search: best trials, importance of the settings, plots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from rich.table import Table
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import clock, interval, plural, print_line, shown, write_csv
-from jaxrl.experiments.run_folders import read_json
 from jaxrl.experiments.search import study
-from jaxrl.runs import records, trial_plots
+from jaxrl.runs import folders, records, trial_plots
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,7 +21,7 @@ ROWS = 10  # maximum number of printed trials
 
 
 def summary(book: Study) -> dict[str, Any]:
-    """Summary statistics of the study; "best" is its best trial, or {}."""
+    """Summary statistics of a study; "best" is the best trial, or {}."""
     from optuna.trial import TrialState
 
     trials = study.current(book)
@@ -51,16 +50,15 @@ def summary(book: Study) -> dict[str, Any]:
 
 
 def report(path: Path) -> None:
-    """Prints the best trials, writes trials.csv and draws; also while the search runs.
+    """Prints the best trials, writes trials.csv and plots; works while the search is running.
 
-    Of population-based training the table has the settings at the end, the rest those at the start.
+    For population-based training, the table has the final settings; trials.csv, the plots and the
+    importance use the initial ones.
     """
     read_search(path)
-    if not (path / study.JOURNAL).is_file():
-        raise UserError(f"{path} has no trials yet")
     book = study.read_study(path)
     found = summary(book)
-    stored = records.RunDir(path).summary() or {}
+    stored = records.read_summary(path / "summary.json", ("trials", "best"), print_line) or {}
     best = study.best(book, ROWS)
     names = list(dict.fromkeys(name for trial in best for name in trial.params))
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -83,12 +81,14 @@ def report(path: Path) -> None:
     if "bandit" in stored:
         chosen = stored["bandit"]
         print_line(
-            f"after {chosen['episodes']} episodes a bandit takes trial {chosen['trial']}: return "
-            f"{chosen['return']:.4g}, the best policy {chosen['best_return']:.4g}"
+            f"bandit, {chosen['episodes']} episodes: trial {chosen['trial']} selected, return "
+            f"{chosen['return']:.4g}; best policy {chosen['best_return']:.4g}"
         )
     if found["importance"]:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found["importance"].items())
         print_line(f"importance (PED-ANOVA): {shares}")
+    if "command" in stored:
+        print(f"to train the best trial: {stored['command']}")
     files = draw(book, path / "plots")
     write_trials(book, path / "trials.csv")
     print_line(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")
@@ -106,7 +106,7 @@ def _confirmed(result: Mapping[str, Any]) -> str:
 
 
 def draw(book: Study, folder: Path) -> list[Path]:
-    """Slices and parallel coordinates of all trials with a value; [] where none has."""
+    """Draws slices and parallel coordinates of all trials with a value; [] if there are none."""
     trials = [trial for trial in study.current(book) if _value(trial) is not None]
     if not trials:
         return []
@@ -120,14 +120,14 @@ def draw(book: Study, folder: Path) -> list[Path]:
 
 
 def _value(trial: Any) -> float | None:
-    """Of those stopped early too, theirs at the end."""
+    """The objective of a trial; for a trial stopped early, at the last rung it was trained to."""
     from optuna.trial import TrialState
 
     return trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
 
 
 def write_trials(book: Study, file: Path) -> None:
-    """A row per trial, in order of their numbers."""
+    """Writes one row per trial, in order of their numbers."""
     rows: list[dict[str, Any]] = []
     for trial in study.current(book):
         row = {"trial": trial.number, "state": trial.state.name.lower(), **trial.params}
@@ -138,9 +138,8 @@ def write_trials(book: Study, file: Path) -> None:
 
 
 def read_search(path: Path) -> dict[str, Any]:
-    """search.json of a folder that has one."""
-    known = read_json(path / "search.json")
-    records.check_format(path, known)
+    """The contents of search.json in `path`; raises UserError for another file."""
+    known = folders.read_json(path / "search.json")
     if not {"agent", "range", "search", "settings", "context"} <= set(known):
-        raise UserError(f"{path / 'search.json'} is not that of a search")
+        raise UserError(f"{path / 'search.json'} is not the record of a search")
     return known

@@ -1,4 +1,4 @@
-"""Optuna samplers that propose the trials of a search, and their requirements."""
+"""Optuna samplers, which propose the trials of a search, and their requirements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(sampler: str, space: Space) -> None:
             raise UserError("--sampler cmaes needs a range such as agent.lr=log:1e-5:1e-2")
     for name, each in space.ranges.items():
         if sampler == "grid" and not each.choices:
-            raise UserError(f"--sampler grid needs values: give {name} a list, or LOW:HIGH:N")
+            raise UserError(f"--sampler grid needs values: pass {name} a list, or LOW:HIGH:N")
 
 
 def make(name: str, seed: int, drawn: int, batch: int) -> BaseSampler:
@@ -43,19 +43,19 @@ def make(name: str, seed: int, drawn: int, batch: int) -> BaseSampler:
         if name == "random":
             return samplers.RandomSampler(seed=anew)
         if name == "qmc":
-            # Remembers its place in the journal, in the sequence that this seed scrambles.
+            # The journal stores the position in the sequence, which `seed` scrambles.
             other = samplers.RandomSampler(seed=anew)
             return samplers.QMCSampler(
                 scramble=True, seed=seed, independent_sampler=other,
                 warn_asynchronous_seeding=False, warn_independent_sampling=False,
             )  # fmt: skip
         if name == "cmaes":
-            # Likewise its distribution; a batch is one generation.
+            # The journal stores the distribution; a batch is one generation.
             return samplers.CmaEsSampler(
                 seed=anew, popsize=max(batch, 4), warn_independent_sampling=False,
                 independent_sampler=samplers.RandomSampler(seed=anew),
             )  # fmt: skip
-        # constant_liar: running trials count as bad, which spreads the trials of a batch.
+        # constant_liar: running trials count as poor, which spreads the trials of a batch.
         return samplers.TPESampler(seed=anew, constant_liar=True)
 
 
@@ -78,7 +78,7 @@ def distribution(each: Range) -> BaseDistribution:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without Optuna's word on what may still change."""
+    """Suppresses warnings about experimental features of Optuna."""
     from optuna.exceptions import ExperimentalWarning
 
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Trials as one population: a slot of a search, trained in a folder of its own like any run.
+"""A slot of a search: trials trained as one population, in an ordinary run folder.
 
-Slots of one static combination have the same number of members and so share one compiled program.
-Members that were stopped early (`halving`) have no metrics from then on, NaN in all of them.
+Slots with the same static values have the same number of members and so share one compiled
+program. All metrics of members stopped early (`halving`) are NaN from then on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from jaxrl.experiments import train_loop
 from jaxrl.experiments.plan import Plan, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.summary import context, last_trained, summarise
-from jaxrl.runs import device_memory, records, stats
+from jaxrl.runs import device_memory, metrics, records, stats
 from jaxrl.runs.processes import Processes
 from jaxrl.snapshot import abstract_state
 
@@ -33,8 +34,8 @@ class Objective:
     """Objective of a trial.
 
     Attributes:
-      metric: a column of the metrics, "return" that of evaluation episodes.
-      mean: score the mean over all evaluations instead of the last one.
+      metric: a column of the metrics; "return" is the return of evaluation episodes.
+      mean: score a member by the mean over all evaluations instead of the last one.
       cvar: None for the IQM over seeds, else the fraction of the worst seeds to average.
       minimise: lower values are better.
     """
@@ -45,15 +46,15 @@ class Objective:
     minimise: bool = False
 
     def members(self, history: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[P] from columns [C, P]; NaN for members that have failed. Of those stopped early, the
-        last that there is."""
+        """Scores [P] from columns [C, P]; NaN for failed members. Members stopped early are scored
+        by their last evaluation."""
         row, each = last_trained(history["finite"]), np.arange(history["finite"].shape[1])
         values = history[self.metric]
         values = values.mean(0) if self.mean else values[row, each]
         return np.where(history["finite"][row, each] == 1, values, np.nan)
 
     def trials(self, members: np.ndarray) -> np.ndarray:
-        """[Q] from members [Q, S]; NaN where a seed has none."""
+        """Objective [Q] from scores [Q, S] of seeds; NaN if a seed has failed."""
         if self.cvar is None:
             return stats.iqm(members, axis=1)
         sign = -1 if self.minimise else 1
@@ -64,7 +65,7 @@ class Objective:
         return np.array(found)
 
     def ranking(self, members: np.ndarray) -> np.ndarray:
-        """[Q] from members [Q, S], higher is better."""
+        """Objective [Q] from scores [Q, S] of seeds, signed so that higher is better."""
         return (-1 if self.minimise else 1) * self.trials(members)
 
 
@@ -72,10 +73,10 @@ class Outcome(NamedTuple):
     """Results of Q trials.
 
     Attributes:
-      members: [Q, S] scores.
-      values: [Q] objective, NaN where it failed.
+      members: [Q, S] scores of the seeds.
+      values: [Q] objective, NaN for failed trials.
       stopped: [Q] updates after which a trial was stopped, 0 if it was not stopped.
-      env_steps: of all members together.
+      env_steps: environment steps of all members together.
       final: settings of the trials at the end, if they changed during training.
     """
 
@@ -95,7 +96,7 @@ class Engine(NamedTuple):
     objective: Objective
     processes: Processes
     built: dict[tuple[str, int], drive.Built]
-    width: int | None  # members per tile; None leaves it to the rule
+    width: int | None  # members per tile; None applies the default rule
 
     @property
     def compiles(self) -> int:
@@ -103,9 +104,9 @@ class Engine(NamedTuple):
 
 
 def train(engine: Engine, settings: Settings, path: Path, size: int) -> Outcome:
-    """All points of `settings` to the end, in one run; filled up to `size` trials.
+    """Trains all points of `settings` to the end, in one run padded to `size` trials.
 
-    A last slot with fewer trials repeats its last trial, which avoids another compilation.
+    Padding repeats the last trial; a smaller population would need another compilation.
     """
     return run(engine, filled(settings, size), path, len(settings.points))
 
@@ -117,10 +118,10 @@ def run(
     trials: int,
     within: Callable[[Plan], train_loop.Within] | None = None,
 ) -> Outcome:
-    """One run to its end, from wherever it is; what its first `trials` points came to.
+    """Trains or continues one run to the end; returns the results of the first `trials` points.
 
     Args:
-      within: (plan of the run) -> what is changed on the way; what it says of `built` is replaced.
+      within: (plan of the run) -> hooks into training; their `built` is replaced.
     """
     count = len(settings.points) * settings.options.seeds
     width = engine.width and min(engine.width, count)
@@ -128,26 +129,25 @@ def run(
     settings = dataclasses.replace(settings, options=its)
     processes = engine.processes
     ready = prepare(settings, processes)
-    if processes.leads:
-        records.open_run(path, ready.identity, context(ready))
-    processes.all_true(True)
-    folder = records.RunDir(path.resolve()).as_found()
-    if not folder.finished:
-        static = repr((settings.cfg, its.env_options))
-        built = engine.built.setdefault((static, ready.members), {})
-        changes = within(ready) if within is not None else train_loop.Within({})
-        changes = changes._replace(built=built)
-        total = changes.progress(ready, *ready.end)
-        display = Display(total, silent=not processes.leads, unit=ready.unit)
-        with folder.lock() if processes.leads else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        opened = records.open_run(path, ready.identity, context(ready))
+        open_together(processes, path, "run", lambda: stack.enter_context(opened))
+        folder = records.RunDir(path.resolve()).as_found()
+        if not folder.finished:
+            static = repr((settings.cfg, its.env_options))
+            built = engine.built.setdefault((static, ready.members), {})
+            changes = within(ready) if within is not None else train_loop.Within({})
+            changes = changes._replace(built=built)
+            total = changes.progress(ready, *ready.end)
+            display = Display(total, silent=not processes.leads, unit=ready.unit)
             times = train_loop.run(ready, folder, processes, display, changes)
-        if processes.leads:
-            folder.write_summary(summarise(ready, folder, **times))
-        processes.all_true(True)
+            if processes.leads:
+                folder.write_summary(summarise(ready, folder, say=display.say, **times))
+            processes.all_true(True)
     told = ""
     if processes.leads:
         history = records.read_metrics(folder, ready.program.stages[-1].name)
-        history = {k: x.reshape(-1, count) for k, x in history.items() if k != "stage"}
+        history = metrics.by_chunk(history, count)
         members = engine.objective.members(history).reshape(-1, its.seeds)[:trials]
         row = last_trained(history["finite"])[:: its.seeds][:trials]
         stopped = np.where(row < len(history["finite"]) - 1, history["update"][row, 0], 0)
@@ -160,7 +160,7 @@ def run(
 
 
 def everywhere(ready: Plan, processes: Processes, rows: np.ndarray) -> np.ndarray:
-    """Rows [P, V] of all members, in every process, from those [p, V] of each of them."""
+    """Rows [P, V] of all members, in every process, from the rows [p, V] of each process."""
     first, last = ready.ranges[processes.index]
     own = np.asarray(rows, np.float64)[: last - first]
     parts = [json.loads(text) for text in processes.gather(json.dumps(own.tolist()))]
@@ -168,10 +168,10 @@ def everywhere(ready: Plan, processes: Processes, rows: np.ndarray) -> np.ndarra
 
 
 def check(engine: Engine, settings: Settings, size: int) -> int:
-    """The width of tiles of a slot of `size` trials.
+    """The tile width of a slot of `size` trials.
 
     Raises:
-      UserError: the slot does not fit into memory, or the run has no such metric.
+      UserError: the slot does not fit into memory, or the objective is not a metric of the run.
     """
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
@@ -181,8 +181,8 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     known = ["return", "length", *state.metrics]
     if engine.objective.metric not in known:
         raise UserError(
-            f"--objective metric:{engine.objective.metric}: there is none"
-            f"{nearest(engine.objective.metric, known)}; there are {', '.join(sorted(known))}"
+            f"--objective metric:{engine.objective.metric}: unknown metric"
+            f"{nearest(engine.objective.metric, known)}; known: {', '.join(sorted(known))}"
         )
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
@@ -191,18 +191,19 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
 
 
 def filled(settings: Settings, size: int) -> Settings:
+    """Settings with `size` points: the last point is repeated."""
     more = [settings.points[-1]] * (size - len(settings.points))
     return dataclasses.replace(settings, points=(*settings.points, *more))
 
 
 def sizes(trials: int, batch: int, combinations: int, programs: int) -> tuple[int, int]:
-    """(trials of a slot, slots of a batch): batches as equal as can be, in as many slots as
-    programs may be compiled."""
+    """(trials per slot, slots per batch): batches of nearly equal size, with one slot for each
+    program that may be compiled."""
     batches = -(-trials // batch)
     count = min(programs, combinations)
     return -(-trials // (batches * count)), count
 
 
 def members_of(trials: np.ndarray, seeds: int) -> np.ndarray:
-    """Members [Q S] of trials [Q], each with its S seeds: seed i takes from seed i."""
+    """Indices [Q S] of the members of trials [Q]; each trial has S consecutive members."""
     return (np.asarray(trials)[:, None] * seeds + np.arange(seeds)).reshape(-1)

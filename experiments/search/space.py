@@ -1,8 +1,8 @@
 """Search spaces: the syntax of `--range NAME=...`, and which settings may differ in one program.
 
-agent.lr=log:1e-5:1e-2      any number, at equal ratios         traced settings only
-agent.gamma=lin:0.9:0.999   any number, at equal distances      traced settings only
-agent.num_steps=16,32,64    one of a list, log:LOW:HIGH:N too   static settings as well
+agent.lr=log:1e-5:1e-2      log-uniform                         traced settings only
+agent.gamma=lin:0.9:0.999   uniform                             traced settings only
+agent.num_steps=16,32,64    a list of values or log:LOW:HIGH:N  traced and static settings
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxrl.runs.processes import ALONE, Processes
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Where one setting may lie: between two ends, or among `choices` where there are any."""
+    """Values of one setting: an interval, or `choices` if there are any."""
 
     low: float = 0.0
     high: float = 0.0
@@ -35,7 +35,7 @@ class Range:
     choices: tuple[Any, ...] = ()
 
     def values(self, units: np.ndarray) -> list[Any]:
-        """Values at `units` [Q] in [0, 1]; of choices, each has an equal part of the interval."""
+        """Values at `units` [Q] in [0, 1]; choices have equal parts of this interval."""
         if self.choices:
             index = np.minimum((units * len(self.choices)).astype(int), len(self.choices) - 1)
             return [self.choices[i] for i in index]
@@ -44,8 +44,8 @@ class Range:
         return [self.low + (self.high - self.low) * u for u in units.tolist()]
 
     def units(self, values: Sequence[Any]) -> np.ndarray:
-        """The inverse, [Q]; of a choice the middle of its part. Numbers may have been rounded to
-        single precision."""
+        """Inverse of `values`, [Q]: the middle of its part for a choice. Numbers may have been
+        rounded to single precision."""
         if self.choices:
             index = [self._index(value) for value in values]
             return (np.array(index) + 0.5) / len(self.choices)
@@ -62,7 +62,7 @@ class Range:
         return int(np.argmin(np.abs(np.array(self.choices, np.float64) - value)))
 
     def plain(self) -> Any:
-        """As it stands in search.json."""
+        """JSON form, for search.json."""
         if self.choices:
             return list(self.choices)
         return f"{'log' if self.log else 'lin'}:{self.low:.12g}:{self.high:.12g}"
@@ -99,19 +99,19 @@ class Space(NamedTuple):
 
 
 def read_space(request: Request, processes: Processes = ALONE) -> Space:
-    """The space of a request; every combination of static values is planned, nothing is compiled.
+    """The space of a request. Every combination of static values is planned; nothing is compiled.
 
     Raises:
-      UserError: in one line, a bad range, an unknown name, or one that cannot vary so.
+      UserError: a bad range, an unknown name, or a setting that cannot be searched.
     """
     if not request.sweep:
-        raise UserError("nothing is searched; say what, as in --range agent.lr=log:1e-5:1e-2")
+        raise UserError("nothing is searched: pass --range, as in --range agent.lr=log:1e-5:1e-2")
     if "env" in request.sweep:
-        raise UserError("env cannot be searched: returns of two environments do not compare")
+        raise UserError("env cannot be searched: returns of two environments are not comparable")
     algorithm = agents.load(request.agent)
     fixed = {field.name for field in dataclasses.fields(algorithm.Config)}
     found, tried = {}, {}
-    # Planned with one trial each, which may be fewer members than a tile of the search.
+    # The plans have one trial each, which may be fewer members than a tile of the search.
     plan = request.replace({"width": None})
     for name, texts in request.sweep.items():
         found[name] = _range(name, texts)
@@ -120,10 +120,10 @@ def read_space(request: Request, processes: Processes = ALONE) -> Space:
             is_static = part == "agent" and field in fixed
             tried[name] = texts if is_static else texts[:1]
         elif part == "agent" and field in fixed:
-            raise UserError(f"{name} is static: name its values, as in --range {name}=1,2,3")
+            raise UserError(f"{name} is static: list its values, as in --range {name}=1,2,3")
         else:
             tried[name] = [str(found[name].low)]
-    # A sweep over one value of each traced setting, which refuses whatever cannot be.
+    # Planning a sweep over one value of each traced setting checks all names and values.
     planned = programs(plan._replace(sweep=tried), processes)
     traced = {name: found[name] for name in planned[0].plan.settings.swept}
     static = {name: each for name, each in found.items() if name not in traced}
@@ -140,7 +140,7 @@ def read_space(request: Request, processes: Processes = ALONE) -> Space:
 
 
 def _typed(static: Mapping[str, Range], programs: Sequence[Program]) -> dict[str, Range]:
-    """Static choices as the programs have read them, but lists as texts, which Optuna can keep."""
+    """Static choices as parsed by the programs; lists stay texts, since Optuna stores no lists."""
     found: dict[str, dict[str, Any]] = {name: {} for name in static}
     combinations = itertools.product(*(each.choices for each in static.values()))
     for texts, program in zip(combinations, programs, strict=True):
@@ -154,26 +154,26 @@ def _range(name: str, texts: Sequence[str]) -> Range:
     kind, *ends = texts[0].split(":")
     if len(texts) > 1 or kind not in ("log", "lin") or len(ends) != 2:
         if len(set(texts)) < len(texts):
-            raise UserError(f"{name} has one of its values twice")
+            raise UserError(f"{name}: a value is listed twice")
         return Range(choices=tuple(texts))
     try:
         low, high = map(float, ends)
     except ValueError:
         raise UserError(f"{name}: {texts[0]!r} is not {kind}:LOW:HIGH") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"{name}: {texts[0]!r} is no range: LOW must be below HIGH, both finite")
+        raise UserError(f"{name}: {texts[0]!r} is not a range: LOW must be below HIGH, both finite")
     if kind == "log" and low <= 0:
-        raise UserError(f"{name}: {texts[0]!r} has an end that is not above 0")
+        raise UserError(f"{name}: {texts[0]!r}: both ends of a log range must be above 0")
     return Range(low, high, kind == "log")
 
 
 def _number(name: str, text: str) -> float | bool:
     value = read_value(text)
     if not isinstance(value, bool | int | float) or math.isnan(value):
-        raise UserError(f"{name}: {text!r} is no number")
+        raise UserError(f"{name}: {text!r} is not a number")
     return value if isinstance(value, bool) else float(value)
 
 
 def label(point: Mapping[str, Any]) -> str:
-    """Values by their short names: lr=0.001, num_steps=32."""
+    """Values with short names: lr=0.001, num_steps=32."""
     return ", ".join(f"{name.partition('.')[2]}={shown(value)}" for name, value in point.items())

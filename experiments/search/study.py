@@ -1,9 +1,9 @@
 """The Optuna study of a search (ask-and-tell), stored in a journal file.
 
-A trial assigned to a slot carries `run`, the folder it is trained in, and `row`, its place
-there, among its user attributes. One that a killed search left running is marked as failed, and a
-copy of it, whose `again` is its number, takes its place in the same folder, where training goes on
-from the last checkpoint. Only the process that holds the search's lock opens the study.
+The user attributes of a trial include `run`, the folder of its slot, and `row`, its index there. A
+batch of trials is stored as one group of the journal, and so are the results of a slot: a killed
+search has whole batches, and continues their slots from the last checkpoints. Only the holder of
+the search's lock opens the study for writing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.experiments.console import shown
 from jaxrl.experiments.search import samplers
+from jaxrl.experiments.search.journal import Journal
 from jaxrl.experiments.search.space import Space
 
 if TYPE_CHECKING:
@@ -34,10 +36,10 @@ class Slot(NamedTuple):
     """Trials with the same static values, trained together.
 
     Attributes:
-      run: name of their folder.
+      run: name of the folder.
       trials: numbers of the trials.
-      points: traced values of each.
-      waiting: of each, whether its result is still to be reported.
+      points: traced values of each trial.
+      waiting: whether the result of each trial is still to be recorded.
     """
 
     run: str
@@ -47,81 +49,68 @@ class Slot(NamedTuple):
     waiting: list[bool]
 
 
-def open_study(path: Path, minimise: bool) -> Study:
-    """Opens the study in a folder; creates it if necessary."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
+def open_study(path: Path, minimise: bool) -> tuple[Study, Journal]:
+    """Opens or creates the study in a folder, for writing; the journal has to be intact.
 
+    Returns:
+      The study and its journal.
+    """
+    import optuna
+
+    found = Journal(path / JOURNAL)
+    if any(found.read_logs(0)):
+        return _load(found), found
+    direction = "minimize" if minimise else "maximize"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = path / JOURNAL
-    if file.is_file():
-        _drop_half_line(file)
-    (path / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
-        study_name=NAME,
-        direction="minimize" if minimise else "maximize",
-        load_if_exists=True,
-    )
+    storage = optuna.storages.JournalStorage(found)  # type: ignore[arg-type]
+    return optuna.create_study(storage=storage, study_name=NAME, direction=direction), found
 
 
 def read_study(path: Path) -> Study:
-    """Opens the study in a folder for reading only."""
+    """Opens the study in a folder for reading only.
+
+    Raises:
+      UserError: there is no study yet.
+    """
+    found = Journal(path / JOURNAL)
+    if not any(found.read_logs(0)):
+        raise UserError(f"{path} has no trials yet")
+    return _load(found)
+
+
+def _load(found: Journal) -> Study:
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path / JOURNAL)))
+    storage = optuna.storages.JournalStorage(found)  # type: ignore[arg-type]
     return optuna.load_study(study_name=NAME, storage=storage)
-
-
-def _drop_half_line(file: Path) -> None:
-    """What a killed process was writing; the next line would be appended to it."""
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with file.open("r+b") as out:
-            out.truncate(whole)
 
 
 # --- trials --------------------------------------------------------------------------------------
 
 
 def current(study: Study) -> list[FrozenTrial]:
-    """Trials that count: assigned to a slot, and not replaced by a copy."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
-    replaced = {trial.user_attrs.get("again") for trial in trials}
-    return [trial for trial in trials if trial.number not in replaced]
+    """Trials of the search; other programs may have added further ones."""
+    return [trial for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
 
 
-def requeue(study: Study) -> list[Slot]:
-    """Replaces all trials that a killed search left running; returns the slots they are in."""
-    from optuna.trial import TrialState, create_trial
-
-    trials = study.get_trials(deepcopy=False)
-    copied = {trial.user_attrs.get("again") for trial in trials}
-    for trial in trials:
-        if trial.state != TrialState.RUNNING:
-            continue
-        if "run" in trial.user_attrs and trial.number not in copied:
-            attrs = {name: trial.user_attrs[name] for name in ("run", "row")}
-            copy = create_trial(
-                state=TrialState.RUNNING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=attrs | {"again": trial.number},
-            )
-            study.add_trial(copy)
-        study.tell(trial.number, state=TrialState.FAIL)
-    left = [t.user_attrs["run"] for t in current(study) if t.state == TrialState.RUNNING]
+def unfinished(study: Study) -> list[Slot]:
+    """Slots with trials that have no result yet."""
+    left = [t.user_attrs["run"] for t in current(study) if not t.state.is_finished()]
     return [slot(study, run) for run in dict.fromkeys(left)]
 
 
-def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
-    """The slot of this name; `static` are the names of its static values."""
+def without_run(study: Study, path: Path) -> list[Slot]:
+    """Slots with results whose run folders were removed."""
+    done = dict.fromkeys(t.user_attrs["run"] for t in current(study) if t.state.is_finished())
+    return [slot(study, run) for run in done if not (path / run / "config.json").is_file()]
+
+
+def slot(study: Study, run: str) -> Slot:
+    """The slot in folder `run`."""
     own = [trial for trial in current(study) if trial.user_attrs["run"] == run]
     own.sort(key=lambda trial: trial.user_attrs["row"])
-    static = static or study.user_attrs["static"]
+    static = study.user_attrs["static"]
     split = lambda trial, wanted: {k: v for k, v in trial.params.items() if (k in static) == wanted}
     return Slot(
         run,
@@ -133,18 +122,18 @@ def slot(study: Study, run: str, static: Sequence[str] = ()) -> Slot:
 
 
 def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int]) -> list[Slot]:
-    """New trials, in slots of these sizes; the first trial of each decides its static values. A
-    grid gives as many as it still has, in as many slots as its static values need.
+    """New trials in slots of these sizes; the first trial of a slot determines its static values. A
+    grid proposes its remaining combinations, in as many slots as its static values need.
 
-    The sampler starts anew with every batch, from `seed` and how many trials there are, so that a
-    search which was killed draws no number twice.
+    Each batch has a new sampler, seeded by `seed` and the number of trials: a continued search
+    proposes the same trials as an undisturbed one.
     """
     study.set_user_attr("static", list(space.static))
     study.set_user_attr("traced", list(space.traced))
     its = {name: samplers.distribution(each) for name, each in space.ranges.items()}
     if sampler == "grid":
         return _ask_grid(study, space, its, sizes)
-    base = samplers.make(sampler, seed, len(study.get_trials(deepcopy=False)), sum(sizes))
+    base = samplers.make(sampler, seed, len(current(study)), sum(sizes))
     runs = []
     for size in sizes:
         run, fixed = "", {}
@@ -162,7 +151,7 @@ def ask(study: Study, space: Space, sampler: str, seed: int, sizes: Sequence[int
 def _ask_grid(
     study: Study, space: Space, its: Mapping[str, BaseDistribution], sizes: Sequence[int]
 ) -> list[Slot]:
-    """The next combinations, those with the same static values side by side."""
+    """The next combinations; combinations with equal static values are adjacent."""
     from optuna.trial import TrialState, create_trial
 
     done, runs = len(current(study)), []
@@ -194,12 +183,12 @@ def tell(
     pruned_at: int | None = None,
     final: Mapping[str, Any] | None = None,
 ) -> None:
-    """The result of a trial: NaN marks a failed trial.
+    """Records the result of a trial; the value NaN marks the trial as failed.
 
     Args:
-      scores: [S] of its seeds.
-      pruned_at: updates after which it was stopped, None for one trained to the end.
-      final: its settings at the end where they are not those it began with.
+      scores: [S] scores of the seeds.
+      pruned_at: updates after which the trial was stopped; None if it was trained to the end.
+      final: settings at the end, if they changed during training.
     """
     from optuna.trial import Trial, TrialState
 
@@ -218,7 +207,7 @@ def tell(
 
 
 def best(study: Study, count: int) -> list[FrozenTrial]:
-    """The best trials among those trained to the end, best first."""
+    """The best trials that were trained to the end, best first."""
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
@@ -228,11 +217,11 @@ def best(study: Study, count: int) -> list[FrozenTrial]:
 
 
 def importance(study: Study) -> dict[str, float]:
-    """The share of each setting, by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): how far the
-    distribution of the better half of all trials is from that of all of them.
+    """Importance of each setting by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): divergence
+    of the better half of all trials from all trials.
 
-    {} for fewer than eight trials that were trained to the end, where all came to the same, or
-    where settings have changed on the way.
+    {} for fewer than eight complete trials, for equal values of all trials, or if settings changed
+    during training.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -247,7 +236,7 @@ def importance(study: Study) -> dict[str, float]:
 
 
 def _next_run(study: Study, static: Mapping[str, Any]) -> str:
-    """Such as 003-num_steps=32."""
+    """Name of the next slot's folder, such as 003-num_steps=32."""
     runs = [trial.user_attrs["run"] for trial in current(study)]
     index = 1 + max((int(run.partition("-")[0]) for run in runs), default=-1)
     text = ",".join(f"{name.partition('.')[2]}={shown(value)}" for name, value in static.items())

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.runs.files import atomic_write, sync_folder
+from jaxrl.runs.files import atomic_write, make_folder, sync_folder, sync_tree
 from jaxrl.types import PyTree
 
 _TMP = "orbax-checkpoint-tmp"  # part of the name of every incomplete checkpoint
@@ -90,7 +90,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         if not read_only:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             for folder in self.path.glob(f"*{_TMP}*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -183,8 +183,7 @@ class Checkpoints:
             if state := {_slot(i): x for i, x in enumerate(arrays) if x.size}:
                 storage.write(folder / "state", state)
             atomic_write(folder / "meta" / "metadata", json.dumps(record).encode())
-            for inner in (*(x for x in folder.rglob("*") if x.is_dir()), folder):
-                sync_folder(inner)
+            sync_tree(folder)  # before the new name, and so before any older checkpoint is removed
             folder.rename(self.path / str(index))
             sync_folder(self.path)
         except BaseException:

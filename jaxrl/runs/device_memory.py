@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxrl.errors import UserError
 from jaxrl.population import Layout
+from jaxrl.runs import memory
+from jaxrl.runs.memory import gigabytes
 from jaxrl.types import PyTree
 
 
@@ -36,11 +37,7 @@ def available(device: Any) -> int | None:
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
         return None if limit is None else limit - stats.get("bytes_in_use", 0)
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    return memory.free_bytes()
 
 
 def check(member_bytes: int, members: int, layout: Layout, free: int | None) -> None:
@@ -60,7 +57,3 @@ def check(member_bytes: int, members: int, layout: Layout, free: int | None) -> 
             f"{gigabytes(free)} are free: take fewer seeds, a smaller --width, or a smaller replay "
             "buffer (--agent.capacity)"
         )
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import errno
+import itertools
 import json
 import math
 import os
@@ -22,7 +25,7 @@ def atomic_write(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) 
       data: the contents, or a function that writes the contents into an open binary file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with part.open("wb") as file:
@@ -35,15 +38,45 @@ def atomic_write(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) 
         part.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> list[Path]:
+    """Creates a folder and missing parents so that they survive a power failure; returns the new
+    ones, outermost first."""
+    missing = list(itertools.takewhile(lambda x: not x.is_dir(), (path, *path.parents)))
+    new = []
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was first
+            each.mkdir()
+            new.append(each)
+        sync_folder(each.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    return new
+
+
 def sync_folder(path: Path) -> None:
     """Makes renames and new files in a folder survive a power failure."""
-    folder = os.open(path, os.O_RDONLY)
+    _sync(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Makes everything in a folder survive a power failure: first files, then folders upwards."""
+    found = sorted(path.rglob("*"), key=lambda x: (x.is_dir(), -len(x.parts)))
+    for each in (*found, path):
+        _sync(each)
+
+
+def _sync(path: Path) -> None:
     try:
-        os.fsync(folder)
-    except OSError:  # some network file systems refuse
-        pass
+        opened = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written but not read
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:  # some network file systems refuse
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def write_json(path: str | Path, value: Any) -> None:

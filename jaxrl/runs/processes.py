@@ -9,12 +9,14 @@ when to save, and when to stop. Messages travel through the coordination service
 from __future__ import annotations
 
 import functools
+import json
 import os
 from typing import Any
 
 import jax
 
 from jaxrl.errors import UserError
+from jaxrl.runs.folders import difference
 
 FOR_EVER = 2**31 - 1  # milliseconds; the death of a process ends the wait much earlier
 
@@ -61,6 +63,25 @@ class Processes:
             ]
             true = "0" not in votes
         return self.broadcast_int(int(true)) == 1
+
+    def raise_first(self, problem: str) -> None:
+        """Raises a UserError in every process if any process has a problem: the first one's."""
+        if problem := next(filter(None, self.gather(problem)), ""):
+            raise UserError(problem)
+
+    def check_same(self, request: Any) -> None:
+        """Raises a UserError in every process unless all processes have equal requests.
+
+        Args:
+          request: JSON; the message names the first difference.
+        """
+        first, *others = map(json.loads, self.gather(json.dumps(request)))
+        for index, other in enumerate(others, 1):
+            if found := difference(first, other):
+                raise UserError(
+                    f"process {index} was started with another request than process 0: {found}; "
+                    "start all processes with the same command and versions"
+                )
 
     def gather(self, text: str) -> list[str]:
         """Returns the texts of all processes, in the order of the processes, in every process."""

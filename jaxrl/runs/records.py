@@ -2,7 +2,7 @@
 
     config.json              the resolved configuration, and the context of the run
     members.csv              one row per member
-    metrics/part-*.parquet   one row per member and chunk, one column per metric
+    metrics/part-*.parquet   one row per member and chunk, one column per metric; see `metrics`
     summary.json             the results; {"finished": true, ...} once the run is complete
     checkpoints/  plots/  tensorboard/
 
@@ -15,13 +15,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl.errors import UserError
-from jaxrl.runs import metrics
-from jaxrl.runs.files import atomic_write, plain, write_json
+from jaxrl.runs import folders, metrics
+from jaxrl.runs.files import atomic_write, plain, sync_folder, write_json
 
-FORMAT = 2  # of config.json, sweep.json and search.json; jaxrl 0.1 wrote no number
-
-
-class ConfigMismatch(UserError):
-    """The folder holds a run with another configuration."""
+# Entries of the summary.json of a finished run that are read again.
+RESULTS = ("members", "return", "failed_members", "env_steps", "wall_s", "compile_s")
+RESULTS += ("steps_per_s", "updates_per_s")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
     """The folder of a run, finished or in progress.
 
-    `open_run` creates and checks the folder. `RunDir(path)` is enough for reading, and for writing
-    metrics from further processes.
+    `open_run` creates, checks and locks the folder. `RunDir(path)` is enough for reading, and for
+    writing metrics from further processes.
     """
 
     path: Path
@@ -52,26 +49,9 @@ class RunDir:
     finished: bool = False  # the run was complete
 
     def as_found(self) -> RunDir:
-        """This folder with `resumed` set, and `finished` read from summary.json."""
+        """This folder with `resumed` set, and `finished` as summary.json says."""
         finished = (self.summary() or {}).get("finished") is True
         return dataclasses.replace(self, resumed=True, finished=finished)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Context in which this process is the only writer; the lock ends with the process.
-
-        Raises:
-          UserError: another process is writing.
-        """
-        file = (self.path / ".lock").open("w")
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"another process is writing {self.path}") from error
-            yield
-        finally:
-            file.close()
 
     @property
     def checkpoints(self) -> Path:
@@ -86,13 +66,23 @@ class RunDir:
         return self.path / "tensorboard"
 
     def config(self) -> dict[str, Any]:
-        """The contents of config.json: {"config": ..., "context": ...}."""
-        return json.loads((self.path / "config.json").read_text())
+        """The contents of config.json: {"config": {...}, "context": {...}}.
 
-    def summary(self) -> dict[str, Any] | None:
-        """The contents of summary.json; None without the file."""
-        file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        Raises:
+          UserError: the file is missing or damaged.
+        """
+        file = self.path / "config.json"
+        known = folders.read_json(file)
+        _check_shape(file, known)
+        return known
+
+    def summary(self, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+        """The contents of summary.json; None without the file, or if the file is damaged.
+
+        Args:
+          say: called with one line about a damaged file.
+        """
+        return read_summary(self.path / "summary.json", RESULTS, say)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json; an entry "finished": True marks the run as complete."""
@@ -108,29 +98,45 @@ class RunDir:
         atomic_write(self.path / "members.csv", text.getvalue().encode())
 
     def members(self) -> dict[str, np.ndarray]:
-        """The columns [P] of members.csv as booleans, numbers or strings; {} without the file."""
+        """The columns [P] of members.csv as booleans, numbers or strings; {} without the file.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         file = self.path / "members.csv"
         if not file.is_file():
             return {}
-        with file.open(newline="", encoding="utf-8") as text:
-            names, *rows = csv.reader(text)
-        columns = zip(*rows, strict=True) if rows else [()] * len(names)
-        return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
+        try:
+            with file.open(newline="", encoding="utf-8") as text:
+                names, *rows = csv.reader(text)
+            columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+            return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
+        except (ValueError, csv.Error) as error:
+            raise UserError(
+                f"{file} is damaged: remove the file, and the command that made the run writes it "
+                "again"
+            ) from error
+
+    def has_members(self, count: int) -> bool:
+        """Whether members.csv is undamaged and has `count` rows."""
+        try:
+            return len(self.members().get("id", ())) == count
+        except UserError:
+            return False
 
     def write_part(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
-        """Writes metrics/part-`name`.parquet; see `metrics.write_part`."""
-        metrics.write_part(self.path / "metrics" / f"part-{name}.parquet", columns)
+        """Writes metrics/`name`, a `metrics.part_name`; see `metrics.write_part`."""
+        metrics.write_part(self.path / "metrics" / name, columns)
 
 
+@contextlib.contextmanager
 def open_run(
     path: str | Path,
     config: Any,
     context: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> RunDir:
-    """Creates the folder of a run, or opens the folder that already holds this run.
-
-    Only one process may open a run for writing at a time.
+) -> Iterator[RunDir]:
+    """Context in which this process is the only writer of a run, new or found in its folder.
 
     Args:
       path: the folder.
@@ -144,83 +150,60 @@ def open_run(
       UserError: the folder holds files but no run, its config.json cannot be read, or another
         process is writing the run.
     """
-    config, context = plain(config), plain(context or {})
+    path, config = Path(path).resolve(), plain(config)
+    contents = {"config": config, "context": plain(context or {})}
+    known = []
+
+    def check(found: dict[str, Any]) -> None:
+        known.append(found)
+        _check_config(path, found, config)
+
+    clear = (lambda: _clear(path)) if overwrite else None
+    with folders.writing(path / "config.json", "run", contents, check, clear):
+        yield RunDir(path).as_found() if known else RunDir(path)
+
+
+def find_run(path: str | Path, config: Any) -> RunDir | None:
+    """The run in a folder, for reading; None without a config.json.
+
+    Raises:
+      ConfigMismatch, UserError: see `open_run`.
+    """
     path = Path(path).resolve()
-    file = path / "config.json"
-    path.mkdir(parents=True, exist_ok=True)
-    if not file.is_file() and any(x.name != ".lock" for x in path.iterdir()):
-        raise UserError(f"{path} holds files but no config.json: this is not the folder of a run")
-    if file.is_file() and not overwrite:
-        known = _load(file)
-        check_format(path, known)
-        check_same(path, "configuration", known["config"], config)
-        found = RunDir(path).as_found()
-        if not found.finished:
-            with found.lock():
-                _remove_leftovers(path)
-        return found
-    with RunDir(path).lock():  # before anything of a run in progress is removed
-        _start(path, {"format": FORMAT, "config": config, "context": context})
-    return RunDir(path)
+    if not (path / "config.json").is_file():
+        return None
+    _check_config(path, folders.read_json(path / "config.json"), plain(config))
+    return RunDir(path).as_found()
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes incomplete files of killed processes."""
-    for leftover in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
-        leftover.unlink(missing_ok=True)
+def _check_config(path: Path, known: Mapping[str, Any], config: Any) -> None:
+    _check_shape(path / "config.json", known)
+    folders.check_same(path, "configuration", known["config"], config)
 
 
-def _start(path: Path, contents: Any) -> None:
-    """Removes all files of an earlier run and writes config.json."""
-    _remove_leftovers(path)
-    # Checkpoints are removed first: if this is cut short, the run restarts from the beginning.
-    for name in ("checkpoints", "metrics", "plots", "tensorboard", "summary.json", "members.csv"):
+def _check_shape(file: Path, known: Mapping[str, Any]) -> None:
+    """Raises UserError if config.json lacks an entry."""
+    for name in ("config", "context"):
+        if not isinstance(known.get(name), dict):
+            raise UserError(
+                f"{file} is damaged (no {name!r}): restore the file, or start again with "
+                "--overwrite"
+            )
+
+
+def _clear(path: Path) -> None:
+    """Removes all files of an earlier run but config.json.
+
+    summary.json is removed first, then checkpoints: if this is cut short, the earlier run counts
+    as unfinished and starts from the beginning.
+    """
+    for name in ("summary.json", "checkpoints", "metrics", "plots", "tensorboard", "members.csv"):
         old = path / name
         if old.is_dir():
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
-    write_json(path / "config.json", contents)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        return {"config": None} | json.loads(file.read_text())
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-
-
-def check_format(path: Path, known: Mapping[str, Any]) -> None:
-    """Raises UserError for the JSON of a folder that another version of jaxrl has made.
-
-    JSON of another kind is left to later checks.
-    """
-    made = known.get("format")
-    if made == FORMAT or not {"config", "sweep", "search"} & set(known):
-        return
-    by = "jaxrl 0.1" if made is None else "another version of jaxrl"
-    raise UserError(f"{path} was made by {by} and cannot be read by this version")
-
-
-def check_same(path: Path, what: str, there: Any, here: Any) -> None:
-    """Raises ConfigMismatch for the first field in which two JSON values of a `what` differ."""
-    old, new = dict(_fields("", there)), dict(_fields("", here))
-    for name in new | old:
-        a, b = old.get(name, "absent"), new.get(name, "absent")
-        if a != b:
-            raise ConfigMismatch(
-                f"{path} holds another {what}: {name} is {a} there and {b} here; "
-                "choose another folder, or overwrite it"
-            )
-
-
-def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Leaves of nested JSON under dotted names; values as text."""
-    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        value = {str(index): each for index, each in enumerate(value)}
-    if isinstance(value, dict) and value:
-        return [x for k, v in value.items() for x in _fields(f"{name}.{k}" if name else k, v)]
-    return [(name, json.dumps(value))]
+        sync_folder(path)
 
 
 def _cell(value: Any) -> str:
@@ -240,6 +223,29 @@ def _parse(cells: Sequence[str]) -> np.ndarray:
     return np.array(cells)
 
 
+def read_summary(
+    file: Path, keys: Collection[str], say: Callable[[str], None] | None = None
+) -> dict[str, Any] | None:
+    """The contents of a summary.json; None without the file, or if the file is damaged.
+
+    Args:
+      keys: entries of a finished run, sweep or search.
+      say: called with one line about a damaged file.
+    """
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["finished"] is not True or set(keys) <= set(known):
+            return known
+        problem = f"no {min(set(keys) - set(known))!r}"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        problem = " ".join(str(error).split()) or "no JSON object"
+    if say is not None:
+        say(f"{file} is damaged ({problem}): the command that made the run writes it again")
+    return None
+
+
 def default_name(agent: str, task: str, config: Any) -> str:
     """The default name of a run, such as "pqn-CartPole-v1-3fa9c2d1".
 
@@ -250,7 +256,26 @@ def default_name(agent: str, task: str, config: Any) -> str:
     return f"{agent}-{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def read_metrics(run: RunDir | str | Path, stage: str | None = None) -> dict[str, np.ndarray]:
-    """All metrics of a run or its folder, which may be in progress; see `metrics.read_parts`."""
-    path = run.path if isinstance(run, RunDir) else Path(run)
-    return metrics.read_parts(path / "metrics", stage)
+def read_metrics(
+    run: RunDir | str | Path,
+    stage: str | None = None,
+    say: Callable[[str], None] | None = None,
+    complete: bool = False,
+) -> dict[str, np.ndarray]:
+    """All metrics of a run or its folder, which may be in progress; see `metrics.read_parts`.
+
+    Args:
+      stage: only this stage, and only the metrics of this stage.
+      say: called with one line about damaged parts, and with one about missing parts.
+      complete: the last part should be there, too; otherwise, all before the newest one.
+    """
+    run = run if isinstance(run, RunDir) else RunDir(Path(run))
+    columns, damaged = metrics.read_parts(run.path / "metrics", stage)
+    if say is not None:
+        context = run.config()["context"] if (run.path / "config.json").is_file() else {}
+        stages = context.get("stages", {})
+        complete = complete and not metrics.all_failed(columns)  # such a run stops early
+        missing = metrics.missing(columns, stages, context.get("members", 0), stage, complete)
+        for line in metrics.told(run.path / "metrics", damaged, missing):
+            say(line)
+    return columns

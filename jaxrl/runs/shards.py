@@ -6,6 +6,8 @@
 An index is one point of the run. A run can continue from an index if its undamaged shards cover all
 members. The ranges may differ from those of the run, so a run can continue with more or fewer
 processes. All processes need the same file system.
+
+Every shard holds the identity of its run, so that checkpoints of another run are refused.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrl.errors import UserError
 from jaxrl.runs.checkpoint import Checkpoints
+from jaxrl.runs.files import plain
+from jaxrl.runs.folders import check_same
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import PyTree
 
 Range = tuple[int, int]
+_REMOVED = ".removed"
 
 
 class Found(NamedTuple):
@@ -34,6 +40,7 @@ class Shards:
 
     Args:
       path: the folder of all shards.
+      identity: what determines the results of the run, as JSON.
       ranges: the members (first, last + 1) of every process; first = last + 1 if it has none.
       keep: number of indices to keep.
       processes: the processes that train the run.
@@ -43,12 +50,14 @@ class Shards:
     def __init__(
         self,
         path: Path,
+        identity: Any,
         ranges: Sequence[Range],
         keep: int = 2,
         processes: Processes = ALONE,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.path, self.ranges, self.processes, self.say = path, list(ranges), processes, say
+        self.identity = plain(identity)
         self.own = self.ranges[processes.index]
         # Processes may be one save apart, and the slower one still needs the older index.
         self._keep = keep + (processes.count > 1)
@@ -69,6 +78,9 @@ class Shards:
 
         `target(meta, range)` is what the shard of `range` is read into; subtrees in whose place it
         has `checkpoint.SKIP` are not read.
+
+        Raises:
+          UserError: a checkpoint is that of another run; raised in all processes.
         """
         known = indices(self.path)
         count = self.ranges[-1][1]
@@ -76,7 +88,14 @@ class Shards:
         # The leader's view of the folder is the one that counts.
         listed = self.processes.broadcast(" ".join(map(str, candidates)))
         for index in map(int, listed.split()):
-            found = read(self.path, index, members, target, self.say, read_only=False)
+            found, problem = None, ""
+            try:
+                found = read(
+                    self.path, self.identity, index, members, target, self.say, read_only=False
+                )
+            except UserError as error:
+                problem = str(error)
+            self.processes.raise_first(problem)
             if self.processes.all_true(found is not None):
                 self._drop_after(index)
                 return found
@@ -90,7 +109,7 @@ class Shards:
             return
         if self._mine is None:
             self._mine = Checkpoints(self.path / folder(self.own), self._keep, self.say)
-        self._mine.save(index, tree, meta)
+        self._mine.save(index, tree, meta | {"identity": self.identity})
         self._saved = True
 
     def wait(self) -> None:
@@ -112,6 +131,8 @@ class Shards:
         current = {folder(r) for r in self.ranges}
         for other in self.path.iterdir():
             if other.is_dir() and other.name not in current:
+                if not other.name.endswith(_REMOVED):  # renamed first: no shard is half removed
+                    other = other.rename(other.with_name(f"{other.name}{_REMOVED}"))
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -146,26 +167,43 @@ def cover(ranges: Sequence[Range], members: Range) -> list[Range]:
 
 def read(
     path: Path,
+    identity: Any,
     index: int,
     members: Range,
     target: Callable[[dict[str, Any], Range], PyTree],
     say: Callable[[str], None] | None = None,
     read_only: bool = True,
 ) -> Found | None:
-    """Reads the shards of `index` that hold `members`; None if one is missing or damaged."""
-    found = Found({}, [])
-    for part in cover(indices(path).get(index, []), members):
-        with Checkpoints(path / folder(part), say=say, read_only=read_only) as checkpoints:
-            restored = checkpoints.restore(lambda meta: target(meta, part), index)  # noqa: B023
-        if restored is None:
-            return None
-        found.parts.append((part, restored.tree))
-        found = found._replace(meta=restored.meta)
-    return found if found.parts else None
+    """Reads the shards of `index` that hold `members`; None if undamaged shards do not suffice.
+
+    Raises:
+      ConfigMismatch: a shard is that of a run with another identity.
+    """
+
+    def checked(meta: dict[str, Any], part: Range) -> PyTree:
+        remedy = "put back those of this run, or start again with --overwrite"
+        check_same(path, "run's checkpoints", meta.get("identity"), identity, remedy)
+        return target(meta, part)
+
+    known = indices(path).get(index, [])
+    while chosen := cover(known, members):
+        meta, parts = {}, []
+        for part in chosen:
+            with Checkpoints(path / folder(part), say=say, read_only=read_only) as checkpoints:
+                restored = checkpoints.restore(lambda meta: checked(meta, part), index)  # noqa: B023
+            if restored is None:
+                known.remove(part)  # others may hold the same members
+                break
+            meta = restored.meta
+            parts.append((part, restored.tree))
+        else:
+            return Found(meta, parts)
+    return None
 
 
 def newest(
     path: Path,
+    identity: Any,
     members: Range,
     target: Callable[[dict[str, Any], Range], PyTree],
 ) -> Found | None:
@@ -174,6 +212,6 @@ def newest(
     Subtrees in whose place `target(meta, range)` has `checkpoint.SKIP` are not read.
     """
     for index in sorted(indices(path), reverse=True):
-        if found := read(path, index, members, target):
+        if found := read(path, identity, index, members, target):
             return found
     return None
