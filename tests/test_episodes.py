@@ -14,6 +14,7 @@ from jaxrl.types import Episodes
 
 COLUMNS = {"agent.lr": np.array([0.1, 0.1, 0.2]), "seed": np.array([3, 4, 3])}
 RETURNS = np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0], [0.0, 0.0, 9.0]])
+CONFIG = {"agent": "pqn", "env": "probe:match", "seeds": 3, "seed": 0, "settings": {}}
 FOUND = Episodes(RETURNS, np.full((3, 3), 7), np.ones((3, 3), bool))
 
 
@@ -47,7 +48,7 @@ def test_one_episode_has_no_std(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"format": folders.FORMAT, "config": {"seeds": 3}, "context": {"width": 1}}
+    known = {"format": folders.FORMAT, "config": CONFIG, "context": {"width": 1}}
     files.write_json(tmp_path / "config.json", known)
     for words, told in (
         (["--member", "3"], "member 3: the run has members 0 to 2"),
