@@ -22,6 +22,7 @@ from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec
@@ -45,7 +46,7 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of Adam"""
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,11 +41,12 @@ from flax import struct
 from jaxrl import diffusion, nets, scores
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import HostEvaluator, evaluator
+from jaxrl.evaluate import Evaluator, HostEvaluator, evaluator
 from jaxrl.losses import action_distance
 from jaxrl.normalise import standardise_obs
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline
 from jaxrl.scores import ScoreModel
 from jaxrl.sources import gather, held_out
@@ -98,17 +98,17 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each, except lr and tau."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of Adam; a cosine schedule lowers it to 0"""
-    tau: Any = 1e-3
+    tau: Any = bounded(1e-3, least=0, most=1)
     """Polyak step size of the EMA networks, which compute the corrections"""
-    alpha: Any = 0.5
+    alpha: Any = bounded(0.5, least=0)
     """strength α of the action correction; 0 turns it off"""
-    w: Any = 1.0
+    w: Any = bounded(1.0, least=0)
     """strength w of the correction through states; 0 turns it off"""
-    beta: Any = 1.0
+    beta: Any = bounded(1.0, least=0)
     """weight β of the action that leads to the corrected next state; 0 turns it off"""
-    sigma: Any = 0.3
+    sigma: Any = bounded(0.3, above=0)
     """noise level σ of the state score, in standard deviations of the dataset"""
 
 
@@ -230,8 +230,8 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
 
 
 def measured(
-    cfg: Config, spec: EnvSpec, base: Policy, play: Callable[..., Episodes]
-) -> Callable[..., Episodes]:
+    cfg: Config, spec: EnvSpec, base: Policy, play: Evaluator | HostEvaluator
+) -> Evaluator | HostEvaluator:
     """The evaluation `play`, unless on the host, with mean distances between unit actions.
 
     On `batch_size` rows of the dataset: `base_distance` between base and dataset, `action_distance`
@@ -242,7 +242,9 @@ def measured(
     space = box_scale("cdsa", spec)
     corrected = corrected_policy(base, cfg, spec)
 
-    def evaluate(state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+    def evaluate(
+        explore: bool, state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array
+    ) -> Episodes:
         data: Transition = inputs["data"]
         n = cfg.batch_size
         t = gather(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
@@ -254,9 +256,9 @@ def measured(
             "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
-        return play(state, hp, inputs, key)._replace(measured=found)
+        return play.play(explore, state, hp, inputs, key)._replace(measured=found)
 
-    return evaluate
+    return Evaluator(evaluate, play.explore)
 
 
 def program(

@@ -34,6 +34,7 @@ from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
@@ -59,21 +60,21 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of the critics' Adam"""
-    actor_lr: Any = 3e-5
+    actor_lr: Any = bounded(3e-5, least=0)
     """learning rate of Adam for policy and temperature"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    temperature: Any = 1.0
+    temperature: Any = bounded(1.0, above=0)
     """weight α of the entropy; the initial value if learned"""
-    weight: Any = 10.0
+    weight: Any = bounded(10.0, least=0)
     """weight of the conservative regulariser, relative to the squared TD error"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 

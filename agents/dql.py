@@ -41,6 +41,7 @@ from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec
@@ -79,30 +80,30 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the critics' Adam"""
-    actor_lr: Any = 3e-4
+    actor_lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the policy's Adam"""
-    lr_end: Any = 1.0
+    lr_end: Any = bounded(1.0, least=0)
     """final learning rates (cosine), as a fraction of lr and actor_lr; 1 keeps them constant"""
-    max_grad_norm: Any = float("inf")
+    max_grad_norm: Any = bounded(float("inf"), above=0, finite=False)
     """global norm to which gradients are clipped, critics and policy separately; inf turns it
     off"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    policy_tau: Any = 0.005
+    policy_tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the EMA policy"""
-    eta: Any = 1.0
+    eta: Any = bounded(1.0, least=0)
     """weight of the normalised Q-value in the policy loss, relative to the cloning loss"""
-    selection: Any = 1.0
+    selection: Any = bounded(1.0, least=0, finite=False)
     """inverse temperature of the softmax over the candidates' Q-values; inf takes the best"""
-    temperature: Any = 1.0
+    temperature: Any = bounded(1.0, least=0)
     """factor on the candidates' initial noise"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 

@@ -31,6 +31,7 @@ from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
 from jaxrl.optim import linear, polyak
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
@@ -78,21 +79,21 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 2.5e-4
+    lr: Any = bounded(2.5e-4, least=0)
     """learning rate of Adam"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 1.0
+    tau: Any = bounded(1.0, least=0, most=1)
     """Polyak step size of the target network; 1 copies the online network"""
-    eps_start: Any = 1.0
+    eps_start: Any = bounded(1.0, least=0, most=1)
     """epsilon at the start of training"""
-    eps_end: Any = 0.05
+    eps_end: Any = bounded(0.05, least=0, most=1)
     """epsilon after the decay"""
-    eps_decay: Any = 0.5
+    eps_decay: Any = bounded(0.5, least=0, most=1)
     """fraction of training over which epsilon decays"""
-    huber: Any = 1e6
+    huber: Any = bounded(1e6, above=0, finite=False)
     """threshold of the Huber loss on TD errors, quadratic below and linear above"""
-    max_grad_norm: Any = 10.0
+    max_grad_norm: Any = bounded(10.0, above=0, finite=False)
     """global norm to which gradients are clipped"""
 
 

@@ -43,11 +43,13 @@ from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
 
-DIVERGED = 2.0  # a larger |Q|, relative to max |reward| / (1 - γ), counts as divergence
+# A larger |Q|, relative to (max |reward| + entropy bonus) / (1 - γ), counts as divergence.
+DIVERGED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +72,19 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of Adam"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    temperature: Any = 1.0
+    temperature: Any = bounded(1.0, above=0)
     """initial weight α of the entropy, learned for a target entropy of -A nats"""
-    eta: Any = 1.0
+    eta: Any = bounded(1.0, least=0)
     """weight η of the diversity term"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 
@@ -94,6 +96,7 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
     largest: Array  # [] largest |Q| so far
     reward: Array  # [] largest |reward| of the dataset
+    bonus: Array  # [] largest mean |α log π| of an update so far
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -111,7 +114,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         data: Transition = inputs["data"]
         reward = jnp.max(jnp.abs(scaled_rewards(data, hp).reward))
-        return State(*begin(head, key, hp, critics=cfg.critics), jnp.zeros(()), reward)
+        nothing = jnp.zeros(())
+        return State(*begin(head, key, hp, critics=cfg.critics), nothing, reward, nothing)
 
     def update(state, hp, batch, key, step):
         t = scaled_rewards(batch.transitions, hp)
@@ -137,9 +141,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         ahead = head.samples(head.policy(actor, t.next_obs), noise_ahead)
         q_ahead = values(state.target, t.next_obs, ahead.action)  # [N, B, 1]
-        value = policies.expectation(
-            ahead, jnp.min(q_ahead, 0) - temperature * policies.sum_log_probs(ahead.log_prob)
-        )
+        bonus = temperature * policies.sum_log_probs(ahead.log_prob)  # [B, K], subtracted
+        value = policies.expectation(ahead, jnp.min(q_ahead, 0) - bonus)
         y = td_target(t, hp.gamma, value)
 
         def of_critic(critic: Array) -> tuple[Array, tuple[Array, Array, Array]]:
@@ -157,7 +160,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         target = polyak(state.target, critic, hp.tau)
 
         largest = jnp.maximum(state.largest, jnp.max(jnp.abs(q)))
-        bound = DIVERGED * state.reward / (1 - hp.gamma)
+        bonus = jnp.maximum(state.bonus, jnp.mean(jnp.abs(bonus)))
+        # Rewards of 0 give Q-values no scale, so nothing counts as divergence.
+        limit = jnp.where(state.reward > 0, state.reward + bonus, jnp.inf)
+        bound = DIVERGED * limit / (1 - hp.gamma)
         metrics = {
             "critic_loss": loss_q,
             "actor_loss": loss_pi,
@@ -171,7 +177,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             **disagreement(jnp.std(q_ahead[..., 0], 0), t),
         }
         opt = (opt_actor, opt_critic, opt_temperature)
-        state = State(actor, critic, target, log_temperature, opt, largest, state.reward)
+        state = State(actor, critic, target, log_temperature, opt, largest, state.reward, bonus)
         return state, metrics
 
     act = policies.acting(head)

@@ -40,6 +40,7 @@ from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewar
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program, Stage
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
@@ -71,24 +72,24 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of Adam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rate of the policy's cosine schedule, as a fraction of lr; 1 keeps it
     constant"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    expectile: Any = 0.7
+    expectile: Any = bounded(0.7, above=0, below=1)
     """expectile τ of the value loss: 0.5 is the mean over dataset actions, towards 1 the maximum"""
-    beta: Any = 3.0
+    beta: Any = bounded(3.0, least=0)
     """inverse temperature β of the advantage weights exp(β A)"""
-    max_weight: Any = 100.0
+    max_weight: Any = bounded(100.0, above=0, finite=False)
     """upper limit of the advantage weights"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 

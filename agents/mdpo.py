@@ -35,6 +35,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import on_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
@@ -65,21 +66,21 @@ class Config(ppo.Config):
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the policy's Adam"""
-    value_lr: Any = 3e-4
+    value_lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the value network's Adam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rates (linear), as a fraction of lr and value_lr; 1 keeps them constant"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    lam: Any = 0.95
+    lam: Any = bounded(0.95, least=0, most=1)
     """λ of generalised advantage estimation (GAE)"""
-    step_size: Any = 1.0
+    step_size: Any = bounded(1.0, above=0)
     """initial step size t_k of mirror descent; the KL divergence has weight 1 / t_k"""
-    value_clip: Any = 0.2
+    value_clip: Any = bounded(0.2, above=0, finite=False)
     """clipping range of value predictions in the value loss; used with clip_value"""
-    max_grad_norm: Any = 0.5
+    max_grad_norm: Any = bounded(0.5, above=0, finite=False)
     """global norm to which gradients are clipped, policy and value network separately"""
 
 

@@ -35,6 +35,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
 from jaxrl.policies import ActionSamples, expectation, sum_log_probs
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import off_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec
 
@@ -53,9 +54,9 @@ class Config(sac.Config):
 class Hypers(sac.Hypers):
     """Traced hyperparameters: members of one run may differ in each."""
 
-    divergence: Any = 1.0
+    divergence: Any = bounded(1.0, least=0)
     """weight c = 1 / t_k of the divergence from the old policy π_k"""
-    entropic_index: Any = 1.0
+    entropic_index: Any = bounded(1.0, least=1, most=2)
     """entropic index q of the Tsallis entropy, from 1 (KL divergence) to 2"""
 
 

@@ -38,6 +38,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
@@ -86,34 +87,34 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the critics' Adam"""
-    actor_lr: Any = 3e-4
+    actor_lr: Any = bounded(3e-4, least=0)
     """initial learning rate of the policy's Adam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rates (cosine), as a fraction of lr and actor_lr; 1 keeps them constant"""
-    max_grad_norm: Any = float("inf")
+    max_grad_norm: Any = bounded(float("inf"), above=0, finite=False)
     """global norm to which gradients are clipped, critics and policy separately; inf turns it
     off"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    policy_tau: Any = 0.005
+    policy_tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the EMA policy"""
-    eta: Any = 0.3
+    eta: Any = bounded(0.3, least=0)
     """weight of the normalised Q-value in the policy loss, relative to the cloning loss"""
-    corner: Any = 0.0
+    corner: Any = bounded(0.0, least=0, most=1)
     """fraction of rows with times (r, t) = (0, 1), which one-step sampling uses; 0 in the paper"""
-    power: Any = 0.0
+    power: Any = bounded(0.0, least=0)
     """exponent p of the mean-flow loss's adaptive weight 1 / (error² + c)^p; 0 turns it off"""
-    selection: Any = 50.0
+    selection: Any = bounded(50.0, least=0, finite=False)
     """inverse temperature of the softmax over the candidates' Q-values; inf takes the best"""
-    temperature: Any = 1.0
+    temperature: Any = bounded(1.0, least=0)
     """factor on the candidates' initial noise"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 

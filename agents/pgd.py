@@ -52,6 +52,7 @@ from jaxrl.imagination import imagined
 from jaxrl.normalise import Moments
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program, Stage
+from jaxrl.ranges import bounded
 from jaxrl.recipes import offline_program
 from jaxrl.sources import mix, uniform, whole
 from jaxrl.spaces import box_scale
@@ -111,14 +112,14 @@ class Settings:
 class Rates:
     """Traced hyperparameters in addition to the agent's."""
 
-    guidance: Any = 0.1
+    guidance: Any = bounded(0.1, least=0)
     """coefficient of the policy's gradient: about 1 if normalised, otherwise 0.03 to 0.3, for wide
     policies only; for sampling without guidance set synthetic=unguided"""
-    guidance_wave: Any = 0.3
+    guidance_wave: Any = bounded(0.3, least=0)
     """height of the sine in the guidance schedule, relative to guidance; largest half-way"""
-    model_lr: Any = 2e-3
+    model_lr: Any = bounded(2e-3, least=0)
     """learning rate of the model (diffusion: its peak), equal for members that share one"""
-    model_ema: Any = 0.995
+    model_ema: Any = bounded(0.995, least=0, most=1)
     """decay of the EMA of the diffusion model's weights; equal for members that share a model"""
 
 

@@ -6,8 +6,9 @@ in Deep Policy Gradients, ICLR 2020, arXiv:2005.12729. Each detail can be turned
 
 Each rollout is used for several epochs of the clipped objective min(r A, clip(r, 1 ± ε) A) of the
 probability ratio r (eq. 7), with GAE advantages. Policy and value network share no layers.
-Continuous actions are normal with a state-independent std. Samples are clipped to the action bounds
-before the environment steps; probabilities are of the unclipped sample.
+Continuous actions are normal with a state-independent std, in units of half the width of the action
+box around its centre (actions without two finite bounds are in units of the box itself). Samples
+are clipped to the bounds before the environment steps; probabilities are of the unclipped sample.
 
 Deviations:
 - Time limits bootstrap from the true successor.
@@ -37,10 +38,11 @@ from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
 from jaxrl.returns import gae, successor_values
 from jaxrl.sources import merge_axes
-from jaxrl.spaces import clip_to_box
+from jaxrl.spaces import clip_to_box, from_units
 from jaxrl.types import Agent, Array, Box, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
 
@@ -89,23 +91,23 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """initial learning rate of Adam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    lam: Any = 0.95
+    lam: Any = bounded(0.95, least=0, most=1)
     """λ of generalised advantage estimation (GAE)"""
-    clip: Any = 0.2
+    clip: Any = bounded(0.2, above=0, finite=False)
     """clipping range of the probability ratio"""
-    value_clip: Any = 0.2
+    value_clip: Any = bounded(0.2, above=0, finite=False)
     """clipping range of value predictions in the value loss; used with clip_value"""
-    value_weight: Any = 0.5
+    value_weight: Any = bounded(0.5, least=0)
     """weight of the value loss"""
-    entropy_weight: Any = 0.0
+    entropy_weight: Any = bounded(0.0, least=0)
     """weight of the entropy bonus"""
-    max_grad_norm: Any = 0.5
+    max_grad_norm: Any = bounded(0.5, above=0, finite=False)
     """global norm to which gradients are clipped"""
 
 
@@ -118,7 +120,7 @@ class Experience(NamedTuple):
     """A rollout as rows [B]."""
 
     obs: Array  # [B, *obs]
-    sample: Array  # [B, ...] action before clipping to the bounds
+    sample: Array  # [B, ...] action before scaling and clipping
     log_prob: Array  # [B] of the sample under the rollout's policy
     value: Array  # [B] of obs under the rollout's parameters
     advantage: Array  # [B]
@@ -241,7 +243,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
 def acting(model: Networks, spec: EnvSpec) -> Policy:
     """Samples when exploring, else takes the mode; records the extras for `experience`."""
-    space = spec.action
+    space, scaled = spec.action, from_units(spec.action)
 
     def noise(key: Array, n: int) -> Array:
         if isinstance(space, Discrete):
@@ -251,14 +253,14 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
     def act(state, hp, obs, start, memory, noise, explore):
         policy = model.actor.apply(state.params["actor"], obs)
         if not explore:
-            return clip_to_box(space, policy.mode), memory, {}
+            return clip_to_box(space, scaled(policy.mode)), memory, {}
         sample = policy.sample(noise)
         extras = {
             "sample": sample,
             "log_prob": policy.log_prob(sample),
             "value": model.value(state.params["critic"], obs),
         }
-        return clip_to_box(space, sample), memory, extras
+        return clip_to_box(space, scaled(sample)), memory, extras
 
     return Policy(act=act, noise=noise)
 

@@ -35,6 +35,7 @@ from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
@@ -84,23 +85,23 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 1e-4
+    lr: Any = bounded(1e-4, least=0)
     """initial learning rate of RAdam"""
-    lr_end: Any = 0.0
+    lr_end: Any = bounded(0.0, least=0)
     """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    lam: Any = 0.95
+    lam: Any = bounded(0.95, least=0, most=1)
     """λ of the λ-returns"""
-    eps_start: Any = 1.0
+    eps_start: Any = bounded(1.0, least=0, most=1)
     """epsilon at the start of training"""
-    eps_end: Any = 0.2
+    eps_end: Any = bounded(0.2, least=0, most=1)
     """epsilon after the decay"""
-    eps_decay: Any = 0.2
+    eps_decay: Any = bounded(0.2, least=0, most=1)
     """fraction of training over which epsilon decays"""
-    max_grad_norm: Any = 10.0
+    max_grad_norm: Any = bounded(10.0, above=0, finite=False)
     """global norm to which gradients are clipped"""
-    reward_scale: Any = 0.1
+    reward_scale: Any = bounded(0.1)
     """factor on rewards in the targets"""
 
 

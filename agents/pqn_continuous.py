@@ -32,6 +32,7 @@ from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.sources import merge_axes
@@ -75,25 +76,25 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 5e-4
+    lr: Any = bounded(5e-4, least=0)
     """initial learning rate of RAdam"""
-    lr_end: Any = 0.01
+    lr_end: Any = bounded(0.01, least=0)
     """final learning rate of the linear schedule, as a fraction of lr; 1 keeps it constant"""
-    gamma: Any = 0.97
+    gamma: Any = bounded(0.97, least=0, most=1)
     """discount factor"""
-    lam: Any = 0.99
+    lam: Any = bounded(0.99, least=0, most=1)
     """λ of the λ-returns"""
-    noise_start: Any = 1.0
+    noise_start: Any = bounded(1.0, least=0)
     """std of the exploration noise at the start of training, in half action ranges"""
-    noise_end: Any = 0.2
+    noise_end: Any = bounded(0.2, least=0)
     """std of the exploration noise after the decay, in half action ranges"""
-    noise_decay: Any = 0.9
+    noise_decay: Any = bounded(0.9, least=0, most=1)
     """fraction of training over which the std of the exploration noise decays"""
-    penalty: Any = 50.0
+    penalty: Any = bounded(50.0, least=0)
     """weight of the penalty on changes of the actor's actions since the rollout"""
-    threshold: Any = 0.15
+    threshold: Any = bounded(0.15, least=0)
     """mean absolute change of an action, in half action ranges, above which the penalty applies"""
-    max_grad_norm: Any = 1.0
+    max_grad_norm: Any = bounded(1.0, above=0, finite=False)
     """global norm to which gradients are clipped, actor and critics separately"""
 
 

@@ -37,6 +37,7 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, penalised, true_model
 from jaxrl.program import Program, Stage
+from jaxrl.ranges import bounded
 from jaxrl.sources import labelled, mix, uniform, whole
 from jaxrl.types import Agent, Env, EnvSpec, Source
 
@@ -57,7 +58,7 @@ class Config(edac.Config):
     """networks with the lowest validation errors, used for imagined steps"""
     model_hidden: tuple[int, ...] = (200, 200, 200, 200)
     """widths of the ensemble's hidden layers"""
-    model_epochs: int = 2_000
+    model_epochs: int = bounded(2_000, least=0)
     """maximum passes over the dataset in training the ensemble"""
     model_patience: int = 5
     """passes without improvement before training of the ensemble stops"""
@@ -77,9 +78,9 @@ class Config(edac.Config):
 class Hypers(edac.Hypers):
     """Traced hyperparameters: members of one run may differ in each."""
 
-    penalty: Any = 0.0
+    penalty: Any = bounded(0.0, least=0)
     """weight λ of the model uncertainty subtracted from rewards, as in MOPO; 0 turns it off"""
-    model_lr: Any = 1e-3
+    model_lr: Any = bounded(1e-3, least=0)
     """learning rate of the ensemble, equal for all members that share one"""
 
 

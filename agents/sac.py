@@ -41,6 +41,7 @@ from jaxrl.policies import (
     sum_log_probs,
 )
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
 from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
@@ -68,7 +69,7 @@ class Config:
     """number n of rewards in the n-step targets"""
     learn_temperature: bool = True
     """learn the temperature for the target entropy; otherwise it stays constant"""
-    target_entropy: float | None = None
+    target_entropy: float | None = bounded(None)
     """target entropy in nats; default -A (box of A dimensions), 0.98 log A (A discrete actions)"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
@@ -86,13 +87,13 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of Adam"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target critics"""
-    temperature: Any = 0.2
+    temperature: Any = bounded(0.2, above=0)
     """weight α of the entropy; the initial value if learned"""
 
 

@@ -34,6 +34,7 @@ from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
+from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, as_mean
@@ -59,21 +60,21 @@ class Config:
 class Hypers:
     """Traced hyperparameters: members of one run may differ in each."""
 
-    lr: Any = 3e-4
+    lr: Any = bounded(3e-4, least=0)
     """learning rate of Adam"""
-    gamma: Any = 0.99
+    gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = 0.005
+    tau: Any = bounded(0.005, least=0, most=1)
     """Polyak step size of the target networks"""
-    alpha: Any = 2.5
+    alpha: Any = bounded(2.5, least=0)
     """weight α of the normalised Q-value in the policy loss, relative to the cloning loss"""
-    policy_noise: Any = 0.2
+    policy_noise: Any = bounded(0.2, least=0)
     """std of the target-policy noise, in half action ranges"""
-    noise_clip: Any = 0.5
+    noise_clip: Any = bounded(0.5, least=0)
     """clipping range of the target-policy noise, in half action ranges"""
-    reward_scale: Any = 1.0
+    reward_scale: Any = bounded(1.0)
     """factor on rewards"""
-    reward_shift: Any = 0.0
+    reward_shift: Any = bounded(0.0)
     """constant added to rewards after scaling"""
 
 

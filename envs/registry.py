@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +12,16 @@ from jaxrl import contract
 from jaxrl.envs import dmsd, maze, names, probes, reach
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
-from jaxrl.envs.wrappers import OPTIONS, hide, sticky_actions, strong, time_limit, with_params
+from jaxrl.envs.wrappers import (
+    OPTIONS,
+    british,
+    hide,
+    sticky_actions,
+    strong,
+    time_limit,
+    unknown_option,
+    with_params,
+)
 from jaxrl.errors import UserError
 from jaxrl.own_code import load_attribute
 from jaxrl.types import Discrete, Env, EnvSpec
@@ -44,6 +54,7 @@ def make(name: str, /, **options: Any) -> Env:
         own that cannot be imported or violates the contract of `Env`.
     """
     check_name(name)
+    options = {british(k): v for k, v in options.items()}
     options = {k: v for k, v in options.items() if not (k in OPTIONS and v is None)}
     if name in names.GYMNAX or name.startswith("brax:"):
         if name in names.GYMNAX:
@@ -104,10 +115,10 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
     except (TypeError, ValueError) as error:
         raise EnvError(f"{name} has no signature, so its options are unknown") from error
     parameters = signature.parameters
+    own = {key: value for key, value in options.items() if key in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        own = options
-    else:
-        own = {key: value for key, value in options.items() if key in parameters}
+        _check_spelling(name, options, parameters)
+        own |= {key: value for key, value in options.items() if key not in OPTIONS}
     try:
         signature.bind(**own)
     except TypeError as error:
@@ -122,6 +133,17 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> E
         raise EnvError(f"{name} returned an object of type {type(env).__name__}, not an Env")
     rest = {key: value for key, value in options.items() if key not in own}
     return _with_options(env, rest, known=parameters)
+
+
+def _check_spelling(name: str, options: Iterable[str], parameters: Iterable[str]) -> None:
+    """Refuses misspelt options of a function with **kwargs, which would swallow them.
+
+    Other names that the function does not list are its own matter.
+    """
+    known = {*OPTIONS, *parameters}
+    for option in options:
+        if option not in known and difflib.get_close_matches(option, known, n=1, cutoff=0.8):
+            raise unknown_option(name, option, known)
 
 
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:

@@ -173,6 +173,12 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def british(name: str) -> str:
+    """The name of an option of `OPTIONS` that is spelt normalize; other names are unchanged."""
+    spelt = name.replace("ize", "ise")
+    return spelt if spelt in OPTIONS else name
+
+
 def positive(value: Any, what: str) -> int:
     """`value` as an int.
 

@@ -14,7 +14,7 @@ NEEDED = ("Config", "Hypers", "make", "program")
 
 
 def check_name(name: str) -> None:
-    """Raises UserError, with the nearest name, unless `load(name)` has something to try."""
+    """Raises UserError, with the nearest name, if no agent of this name can exist."""
     if name in AGENTS:
         return
     module, _ = own_code.split(name)
@@ -24,8 +24,8 @@ def check_name(name: str) -> None:
     if "." in name or ":" in name:
         raise UserError(f"agent {name!r}: {reason}")
     raise UserError(
-        f"unknown agent {name!r}{nearest(name, AGENTS)}; `jaxrl list agents` names them all, and "
-        "a module or file.py gives your own"
+        f"unknown agent {name!r}{nearest(name.lower(), AGENTS)}; `jaxrl list agents` lists all, "
+        "and your own are named by module or file.py"
     )
 
 
@@ -33,11 +33,11 @@ def load(name: str) -> Algorithm:
     """Loads the algorithm of a name.
 
     Args:
-      name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), which
-        `:attribute` follows where the agent is not the module itself.
+      name: one of `AGENTS`, or a module or file of your own (`jaxrl.own_code`), followed
+        by `:attribute` if the agent is not the module itself.
 
     Raises:
-      UserError: there is no such agent, or importing it failed.
+      UserError: there is no such agent, or its import failed.
     """
     check_name(name)
     if name in AGENTS:
@@ -49,7 +49,7 @@ def as_algorithm(found: Any, name: str) -> Algorithm:
     """`found` itself, its `ALGORITHM`, or a record of its Config, Hypers, make and program.
 
     Raises:
-      UserError: `found`, which `name` names in the message, is no agent.
+      UserError: `found` is not an agent; the message calls it `name`.
     """
     found = getattr(found, "ALGORITHM", found)
     if isinstance(found, Algorithm):

@@ -196,9 +196,9 @@ def _eval(words: list[str]) -> None:
         raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
     jax_setup.start()
     if own.eval_steps:
-        restore.print_steps(path, own.episodes, own.seed, own.eval_steps)
+        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, own.eval_explore)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed)
+    ready, outcome = restore.evaluate(path, own.episodes, own.seed, explore=own.eval_explore)
     columns = swept_values(ready.settings) | {"seed": ready.seeds}
     episodes.show(columns, outcome, own.member, own.csv)
 

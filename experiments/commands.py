@@ -10,32 +10,35 @@ from typing import NamedTuple
 from jaxrl.experiments.help import WIDTH, describe
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.values import fields_of
+from jaxrl.ranges import bounded
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
     """Options of `jaxrl eval`."""
 
-    episodes: int = dataclasses.field(default=128, metadata={"least": 1})
+    episodes: int = bounded(128, least=1)
     """episodes per member"""
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
     """seed of the evaluation; equal seeds give equal episodes"""
-    member: int | None = dataclasses.field(default=None, metadata={"least": 0})
+    member: int | None = bounded(None, least=0)
     """index of the only member to show; by default all members"""
     csv: Path | None = None
     """CSV file to write, with one row per member"""
     eval_steps: tuple[int, ...] = ()
     """numbers of sampling steps to compare, for example 1,2,4,8; for agents with a setting
     eval_steps (ofql)"""
+    eval_explore: bool = False
+    """act with exploration, as in training, instead of greedily"""
 
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions:
     """Options of `jaxrl render`."""
 
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    member: int = bounded(0, least=0)
     """index of the member"""
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
     """seed of the episode"""
     out: Path | None = None
     """file to write: .gif, or .html for Brax's interactive viewer; by default in the run's plots
@@ -61,7 +64,7 @@ class InfoOptions:
 
     out: Path | None = None
     """file of the histograms: .png, .pdf or .svg; by default a PNG beside the dataset"""
-    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    max_episode_steps: int | None = bounded(None, least=1)
     """time limit of episodes, for D4RL files without timeouts"""
 
 
@@ -69,7 +72,7 @@ class InfoOptions:
 class ConvertOptions:
     """Options of `jaxrl data convert`."""
 
-    max_episode_steps: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    max_episode_steps: int | None = bounded(None, least=1)
     """time limit of episodes, for D4RL files without timeouts"""
 
 
@@ -80,7 +83,7 @@ class MakeOptions:
     level: str = ""
     """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
     medium-expert; for mazes play, diverse, expert, random"""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    steps: int = bounded(100_000, least=1)
     """rows of each dataset"""
     agent: str | None = None
     """agent that is trained first; by default sac, or ppo for discrete actions"""
@@ -94,11 +97,11 @@ class DiffusionOptions:
 
     from_diffusion: Path
     """pgd_iql run whose diffusion model is sampled"""
-    steps: int = dataclasses.field(default=100_000, metadata={"least": 1})
+    steps: int = bounded(100_000, least=1)
     """rows of the dataset"""
-    member: int = dataclasses.field(default=0, metadata={"least": 0})
+    member: int = bounded(0, least=0)
     """index of the member"""
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
     """seed of the samples"""
     out: Path | None = None
     """file of the dataset: .npz or .hdf5; by default in data/"""

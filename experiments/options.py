@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxrl.ranges import bounded
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -26,22 +28,24 @@ class Options:
     """run with finished models to reuse instead of training them again; short form: --from"""
     preset: str = "auto"
     """tuned settings: 'auto' applies the preset named after the environment, 'none' applies none"""
-    seeds: int = dataclasses.field(default=1, metadata={"least": 1})
+    seeds: int = bounded(1, least=1)
     """number of seeds; each seed trains one member of the population"""
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
     """seed of the first member; the other members use the following integers. The member with seed
     s starts from jax.random.fold_in(jax.random.key(0), s)"""
-    evals: int = dataclasses.field(default=20, metadata={"least": 1})
+    evals: int = bounded(20, least=1)
     """number of evaluations during training, the last one at the end; by default up to 20"""
-    eval_episodes: int = dataclasses.field(default=32, metadata={"least": 1})
+    eval_episodes: int = bounded(32, least=1)
     """complete episodes per member and evaluation"""
+    eval_explore: bool = False
+    """evaluate the policy with exploration, as it acts in training, instead of greedily"""
     out: Path | None = None
     """folder of the run; by default runs/ plus a name derived from all settings"""
     overwrite: bool = False
     """start from scratch if the folder already contains a run"""
-    checkpoint_seconds: float = dataclasses.field(default=60.0, metadata={"least": 0})
+    checkpoint_seconds: float = bounded(60.0, least=0)
     """seconds between checkpoints; 0 writes a checkpoint at every evaluation"""
-    keep: int = dataclasses.field(default=2, metadata={"least": 1})
+    keep: int = bounded(2, least=1)
     """number of most recent checkpoints to keep"""
     devices: int | None = None
     """number of devices; by default all (on CPUs one per core)"""
@@ -53,13 +57,13 @@ class Options:
     coordinator: str | None = None
     """host:port of process 0, the same for every process; needed unless the cluster environment
     provides the address"""
-    processes: int | None = None
+    processes: int | None = bounded(None, least=1)
     """number of processes of a distributed run; needs --coordinator"""
-    process_id: int | None = None
+    process_id: int | None = bounded(None, least=0)
     """index of this process, starting at 0"""
-    heartbeat: int = 100
+    heartbeat: int = bounded(100, least=1)
     """seconds without a heartbeat after which a process counts as dead and the others exit"""
-    watchdog: float = 3600.0
+    watchdog: float = bounded(3600.0, least=0)
     """seconds without progress after which the process exits; 0 disables the watchdog"""
 
 

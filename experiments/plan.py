@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
@@ -31,14 +33,14 @@ class Bases(NamedTuple):
     """The base runs of an agent that builds on trained policies."""
 
     policy: Policy  # `one_of` their policies
-    trained: tuple[Trained, ...]  # of each run; leaves [M, ...], M the first members
+    trained: tuple[Trained, ...]  # trained states of their first M members, leaves [M, ...]
 
 
 class Earlier(NamedTuple):
-    """What a run takes from datasets and from earlier runs, as `restore.read_earlier` finds it.
+    """Inputs of a run from datasets and earlier runs, read by `restore.read_earlier`.
 
     Attributes:
-      digests: hashes of the contents, see `settings.identity`.
+      digests: content hashes, see `settings.identity`.
     """
 
     digests: dict[str, Any]
@@ -48,6 +50,7 @@ class Earlier(NamedTuple):
 
 
 NOTHING = Earlier({})
+NORMALISERS = ("normalise_obs", "normalise_reward")
 
 
 class Plan(NamedTuple):
@@ -66,9 +69,9 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    inputs: dict[str, PyTree]  # on the host, what all members share: {"data": Transition [D, ...]}
-    own: dict[str, PyTree]  # on the host, inputs of each member: {"base": Trained [P, ...]}
-    meta: dict[str, Any]  # what is known of the data, see `Dataset`
+    inputs: dict[str, PyTree]  # inputs of all members, on the host: {"data": Transition [D, ...]}
+    own: dict[str, PyTree]  # inputs of each member, on the host: {"base": Trained [P, ...]}
+    meta: dict[str, Any]  # metadata of the dataset, see `Dataset`
     digests: dict[str, Any]  # see `settings.identity`
 
     @property
@@ -87,12 +90,12 @@ class Plan(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What `progress` counts: environment "steps" if every stage makes some, else "updates"."""
+        """Unit of `progress`: environment "steps" if all stages make steps, otherwise "updates"."""
         stages = zip(self.program.stages, self.steps, strict=True)
         return "steps" if all(steps for stage, steps in stages if stage.updates) else "updates"
 
     def progress(self, stage: int, step: int) -> int:
-        """How far one member is after `step` updates of `stage`, in `unit`."""
+        """Progress of one member after `step` updates of `stage`, in `unit`."""
         if self.unit == "steps":
             return self.env_steps(stage, step)
         return sum(each.updates for each in self.program.stages[:stage]) + step
@@ -111,7 +114,7 @@ class Plan(NamedTuple):
 def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier = NOTHING) -> Plan:
     """Plans a run and checks the request completely, before any compilation.
 
-    `restore.prepare` reads what is `earlier` and calls this.
+    `restore.prepare` reads `earlier` and calls this function.
 
     Raises:
       UserError: the request is invalid; the message is one line.
@@ -124,12 +127,12 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     program = program_of(settings, env, earlier.bases)
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
-        raise UserError(f"--devices must be between 1 and {len(devices)}, those there are")
+        raise UserError(f"--devices must be between 1 and {len(devices)}, the number of devices")
     points = len(settings.points)
     count = points * options.seeds
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
     if options.width is not None and not 1 <= options.width <= count:
-        raise UserError(f"--width must be between 1 and {count}, the members there are")
+        raise UserError(f"--width must be between 1 and {count}, the number of members")
     hp = hypers_of(settings, env)
     if algorithm.check_request is not None:
         algorithm.check_request(settings.cfg, hp.agent, inputs)
@@ -148,8 +151,8 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         program,
         *place(count, width, options.devices, processes),
         hp,
-        # One key per seed: a member's random numbers depend on its own seed only, so that points
-        # are compared on the same ones.
+        # A member's random numbers depend on its seed only, so all points share them (common
+        # random numbers).
         jax.random.key(0),
         seeds,
         steps,
@@ -161,11 +164,20 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
 
 
 def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
-    """The program of a run in `env`, on top of `bases` if the agent builds on trained runs."""
+    """The program of a run in `env`, with `bases` if the agent builds on trained runs."""
     own = settings.options
     more = {} if bases is None else {"base": bases.policy}
-    program = agents.load(settings.agent).program
-    return program(settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more)
+    algorithm = agents.load(settings.agent)
+    try:
+        program = algorithm.program(
+            settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
+        )
+        return program.exploring() if own.eval_explore else program
+    except UserError as error:
+        if acts_in(algorithm, env.spec):
+            raise
+        others = alternatives(settings.agent, env, algorithm.offline)
+        raise UserError(f"{error}{others}") from None
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:
@@ -176,8 +188,14 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     offline = algorithm.offline
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
+    if offline and (names := normalisers(options.env_options)):
+        own = " (--agent.normalise-obs does)" if hasattr(settings.cfg, "normalise_obs") else ""
+        raise UserError(
+            f"{agent} learns from a dataset, which {names[0]} does not normalise{own}: remove it "
+            "from --env-options"
+        )
     if not offline and options.data is not None:
-        raise UserError(f"{agent} learns by acting and takes no --data")
+        raise UserError(f"{agent} does not learn from a dataset: remove --data")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -185,13 +203,18 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         raise UserError(f"{agent} builds on trained runs: pass --base runs/NAME")
     if set(settings.bases) != set(range(count)):
         numbers = ",".join(map(str, range(count)))
-        raise UserError(f"a sweep covers every --base by its index: pass --sweep base={numbers}")
+        raise UserError(f"every --base must be used: pass --sweep base={numbers}")
+
+
+def normalisers(env_options: Mapping[str, Any]) -> list[str]:
+    """Options that make an environment normalise observations or rewards by running statistics."""
+    return [name for name in NORMALISERS if env_options.get(name) not in (None, False)]
 
 
 def check_evals(settings: Settings, program: Program) -> None:
-    """Raises UserError if a number of `--evals` is asked for that a stage has no room for.
+    """Raises UserError if a stage has too few updates for the requested `--evals`.
 
-    The default stands for as many as there is room for, up to its number.
+    The default number of evaluations is reduced to what the updates allow.
     """
     asked = settings.options.evals
     if asked == Options.evals:
@@ -214,7 +237,10 @@ def read_inputs(
     Only the dataset extras named in the agent's `extras` are kept.
     """
     if env.host is not None and not algorithm.offline:
-        raise UserError(f"{settings.agent} learns by acting; {env.spec.name} runs on the host only")
+        raise UserError(
+            f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
+            f"{alternatives(settings.agent, env, offline=True)}"
+        )
     if data is None:
         return {}, {}
     datasets.check(data, env.spec)
@@ -231,7 +257,7 @@ def place(
 ) -> tuple[population.Layout, list[Range]]:
     """The layout of this process's members, and the members of every process.
 
-    `devices` limits those of each process.
+    `devices` limits the number of devices of each process.
     """
     ranges = population.spread(members, width, devices_of(devices, processes))
     first, last = ranges[processes.index]
@@ -240,7 +266,7 @@ def place(
 
 
 def devices_of(limit: int | None, processes: Processes) -> list[int]:
-    """How many devices each process uses, of which it takes `limit` at most."""
+    """Number of devices that each process uses, at most `limit`."""
     if processes.count == 1:
         return [len(jax.local_devices()[:limit])]
     each = np.bincount([x.process_index for x in jax.devices()], minlength=processes.count)
@@ -283,8 +309,8 @@ def hyper_table(
     """Hyperparameters of P members: leaves [P, ...], numbers as float32.
 
     Args:
-      hp: what all members have: records or dicts of numbers.
-      swept: dotted name -> [P], what they have instead, as {"agent.lr": ...}.
+      hp: the values common to all members, records or dicts of numbers.
+      swept: dotted name -> values [P] that replace a common value, as {"agent.lr": ...}.
     """
 
     def rows(x: Any) -> Array:
@@ -303,8 +329,10 @@ def hyper_table(
 
 
 def state_bytes(ready: Plan) -> int:
-    """Size of one member's state, in the stage where it is largest; its inputs and what earlier
-    stages left for it count too. Tracing it also shows what cannot even start."""
+    """Bytes of one member's state in its largest stage, with its inputs and earlier results.
+
+    Tracing the states also finds errors before compilation.
+    """
     size = device_memory.tree_bytes
     own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []

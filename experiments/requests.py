@@ -3,13 +3,14 @@
     {"env": "CartPole-v1", "seeds": 8, "env_options": {"gravity": 1.6},
      "agent": {"name": "pqn", "lr": 1e-4}, "sweep": {"agent.num_steps": [32, 64]}}
 
-JAX is not imported here, so that misspelt names are reported at once.
+Importing this file does not import JAX, so misspelt names are reported at once.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,9 @@ import yaml
 from jaxrl.errors import UserError
 from jaxrl.experiments.values import Words, text
 
-RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` whose module may hold it
-REPEATED = ("base", "sweep", "range")  # options whose values add up when given again
-INDEXED = ("base",)  # options of several values, whose indices a sweep takes
+RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
+REPEATED = ("base", "sweep", "range")  # options whose values accumulate when repeated
+INDEXED = ("base",)  # options of several values, swept by their indices
 
 
 class Request(NamedTuple):
@@ -32,8 +33,8 @@ class Request(NamedTuple):
     Attributes:
       agent: its name.
       options: dotted name -> value, as in {"seeds": 8, "agent.lr": 1e-4}, in any form that
-        `values.convert` takes.
-      sweep: dotted name -> values, as one would type each, or a range.
+        `values.convert` accepts.
+      sweep: dotted name -> values as typed, or a range.
     """
 
     agent: str
@@ -59,12 +60,12 @@ class Request(NamedTuple):
 def tokenise(
     words: Sequence[str], single: Collection[str] = ()
 ) -> tuple[list[str], dict[str, Words]]:
-    """Positional words, and the words behind each option, by names with underscores.
+    """Positional words, and the words after each option, keyed by names with underscores.
 
     The last occurrence of a repeated option counts, except for options that accumulate.
 
     Args:
-      single: options that take one word; whatever follows is positional.
+      single: options that take one word; later words are positional.
     """
     positional: list[str] = []
     found: dict[str, Words] = {}
@@ -143,11 +144,11 @@ def from_call(agent: Any, given: Mapping[str, Any], varied: str = "sweep") -> Re
 
 
 def agent_name(agent: Any) -> str:
-    """The name under which `agents.load` finds an agent again.
+    """The name under which `agents.load` finds an agent.
 
     Args:
-      agent: a name, a module, or an `Algorithm` that is an attribute of the module of its `program`
-        or `Config`.
+      agent: a name, a module, or an `Algorithm` that is an attribute of the module that defines its
+        `program` or `Config`.
 
     Raises:
       UserError: `agent` is something else, or is defined in a script or notebook.
@@ -177,7 +178,7 @@ def _attributes(module: str, agent: Any) -> list[str]:
 
 
 def from_mapping(mapping: Any, what: str, varied: str = "sweep") -> Request:
-    """The request in a mapping as of a YAML file, which `what` names in complaints.
+    """The request in a mapping, such as the content of a YAML file; errors call it `what`.
 
     Keys are the names of options: `env`, `seeds`, `env_options` (a mapping) and so on; `agent` is a
     name, or a mapping of the agent's own settings with `name` among them; `sweep` maps dotted names
@@ -198,9 +199,9 @@ def from_mapping(mapping: Any, what: str, varied: str = "sweep") -> Request:
 
 
 def of_run(known: Any, what: str) -> Request:
-    """The request that a run's config.json records.
+    """The request recorded in the config.json of a run.
 
-    Of files and other runs its "config" holds hashes; their paths are in its "context".
+    "config" holds hashes of files and other runs, "context" their paths.
     """
     try:
         stored, context = dict(known["config"]), dict(known["context"])
@@ -226,19 +227,19 @@ def flatten(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Old entries, then new ones, which thereby win also under another spelling of a name."""
+    """Old entries, then new ones: the later of two spellings of a name wins."""
     return {name: value for name, value in old.items() if name not in new} | dict(new)
 
 
 def option_names(given: Mapping[str, Any]) -> set[str]:
-    """Names that options may mean: those without no_, and those of the agent without "agent."."""
+    """Possible full names of options, which may begin with "no_" or omit "agent."."""
     names = set(given) | {name.replace("no_", "", 1) for name in given}
     return names | {f"agent.{name}" for name in names}
 
 
 def _without(options: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are not swept."""
-    gone = set(swept).difference(INDEXED)
+    gone = option_names(swept).difference(INDEXED)
     left = {name: value for name, value in options.items() if name not in gone}
     if isinstance(pairs := left.get("env_options"), Mapping):
         left["env_options"] = {k: v for k, v in pairs.items() if f"env.{k}" not in swept}
@@ -253,7 +254,7 @@ def _load(file: Path) -> Any:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file} is no {kind}: {error}") from None
+        raise UserError(f"{file} is not valid {kind}: {error}") from None
 
 
 # --- sweeps --------------------------------------------------------------------------------------
@@ -267,24 +268,30 @@ def _sweep(word: str, what: str) -> tuple[str, list[str]]:
 
 
 def _values(name: str, given: Any, what: str) -> list[str]:
-    """Values as one would type each, from a text or a list; a range without N as it is."""
+    """Values as typed, from a text or a list; a range without N is unchanged."""
     if what == "range" and isinstance(given, str) and given[:4] in ("log:", "lin:"):
         if given.count(":") == 2:
             return [given]
     if isinstance(given, str):
+        if re.fullmatch(r"[-+.\de]+(:[-+.\de]+)+", given):
+            more = ":N" if what == "sweep" and given.count(":") == 1 else ""
+            raise UserError(
+                f"{name}: write log:{given}{more} for equal ratios, or lin:{given}{more} for equal "
+                "distances"
+            )
         found = expand(name, given)
     else:
         found = [text(each) for each in (given if isinstance(given, list | tuple) else [given])]
     if not found:
-        raise UserError(f"{name} is swept over nothing")
+        raise UserError(f"{name} has no values to sweep")
     if not all(found):
-        raise UserError(f"{name}: one of its values is empty")
+        raise UserError(f"{name} has an empty value")
     return found
 
 
 def expand(name: str, given: str) -> list[str]:
-    """["1", "2"] of "1,2" (commas in brackets do not part); log:LOW:HIGH:N and lin:LOW:HIGH:N give
-    N values at equal ratios or distances, both ends included."""
+    """ "1,2" as ["1", "2"]; commas in brackets do not separate values. log:LOW:HIGH:N and
+    lin:LOW:HIGH:N give N values at equal ratios or distances, both ends included."""
     kind, *parts = given.split(":")
     if kind in ("log", "lin"):
         return [f"{value:.12g}" for value in _range(name, given, kind, parts)]
@@ -305,14 +312,14 @@ def _range(name: str, given: str, kind: str, parts: list[str]) -> list[float]:
     except ValueError:
         raise UserError(f"{name}: {given!r} is not {kind}:LOW:HIGH:N") from None
     if not math.isfinite(low + high):
-        raise UserError(f"{name}: {given!r} has an end that is not finite")
+        raise UserError(f"{name}: {given!r} must have finite ends")
     if count < 2:
         raise UserError(f"{name}: {given!r} has {max(count, 0)} values; a range has 2 or more")
     if low == high:
-        raise UserError(f"{name}: {given!r} is one value only")
+        raise UserError(f"{name}: {given!r} is a single value")
     shares = [i / (count - 1) for i in range(count)]
     if kind == "lin":
         return [low + (high - low) * share for share in shares]
     if min(low, high) <= 0:
-        raise UserError(f"{name}: {given!r} has ends that are not above 0")
+        raise UserError(f"{name}: {given!r} must have ends above 0")
     return [low * (high / low) ** share for share in shares]

@@ -301,11 +301,12 @@ def abstract_rows(spec: EnvSpec) -> Transition:
 
 
 def evaluate(
-    path: Path, episodes: int, seed: int, eval_steps: int | None = None
+    path: Path, episodes: int, seed: int, eval_steps: int | None = None, explore: bool = False
 ) -> tuple[Plan, Any]:
     """Evaluates every member on fresh episodes: the plan of the run, and `Episodes` [P, episodes].
 
     `eval_steps` replaces the agent's setting of this name. Equal seeds give equal episodes.
+    `explore` acts as in training; a run with --eval-explore is always evaluated like that.
 
     Raises:
       UserError: the agent has no such setting, or no checkpoint yet.
@@ -317,7 +318,8 @@ def evaluate(
             raise UserError(f"{settings.agent} has no setting eval_steps, so no --eval-steps")
         cfg = dataclasses.replace(settings.cfg, eval_steps=eval_steps)
         settings = dataclasses.replace(settings, cfg=cfg)
-    options = dataclasses.replace(settings.options, eval_episodes=episodes)
+    explore = explore or settings.options.eval_explore
+    options = dataclasses.replace(settings.options, eval_episodes=episodes, eval_explore=explore)
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)
     state = read_state(ready, run)
@@ -329,13 +331,15 @@ def evaluate(
     return ready, found
 
 
-def print_steps(path: Path, episodes: int, seed: int, steps: Sequence[int]) -> None:
+def print_steps(
+    path: Path, episodes: int, seed: int, steps: Sequence[int], explore: bool = False
+) -> None:
     """Prints one row per number of action-sampling steps; all rows use the same seed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")
     for count in steps:
-        found = stats.summarise(evaluate(path, episodes, seed, count)[1].returns)
+        found = stats.summarise(evaluate(path, episodes, seed, count, explore)[1].returns)
         low, high = found["ci95"]
         numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
         table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")

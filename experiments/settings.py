@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from jaxrl.algorithm import Algorithm
-from jaxrl.envs.wrappers import OPTIONS as WRAPPERS
+from jaxrl.envs.wrappers import british
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
 from jaxrl.experiments.options import INCIDENTAL, Options
@@ -22,13 +22,13 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A run, resolved: its agent, options, and the agent's static and traced settings.
+    """The complete settings of a run: agent, options, static and traced settings of the agent.
 
     Attributes:
-      points: traced values by dotted name, as {"agent.lr": 1e-4, "env.gravity": 9.8}, over `hp` and
-        the environment's parameters; "base" is the index of a base run. Every point is trained
-        with every seed, and all have the same names.
-      given: the names of what the request or the preset set.
+      points: traced values by dotted name, such as {"agent.lr": 1e-4, "env.gravity": 9.8}, which
+        replace those of `hp` and the environment's parameters; "base" is the index of a base run.
+        All points have the same names, and each is trained with every seed.
+      given: names of the options that the request or the preset sets.
     """
 
     agent: str
@@ -53,22 +53,24 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that determines the results, and hence the name of the run.
 
     Args:
-      digests: hashes of the contents of what the run reads, such as {"data": ..., "base": [...]}.
+      digests: content hashes of the datasets and runs that are read, {"data": ..., "base": [...]}.
     """
     options = dataclasses.asdict(settings.options)
     kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
+    if not kept["eval_explore"]:  # runs from before this option have none
+        del kept["eval_explore"]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}
     return {"agent": settings.agent, **kept, **digests, "settings": own, **points}
 
 
 def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
-    """The settings that a request asks for.
+    """The settings of a request.
 
     Args:
       agent: a name for `agents.load`.
       options: nested, {"env": ..., "agent": {"lr": ...}}, or by dotted name, in any form that
-        `values.convert` takes. "points" are those of `Settings`.
+        `values.convert` accepts. "points" are those of `Settings`.
 
     Raises:
       UserError: an unknown option or preset, a missing environment, or a value that does not fit.
@@ -90,7 +92,7 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
         if f"{prefix}{field.name}" in values
     }
     own = Options(**of(Options))
-    own = dataclasses.replace(own, env_options=_env_options(own.env_options))
+    own = dataclasses.replace(own, env_options={british(k): x for k, x in own.env_options.items()})
     hp = algorithm.Hypers(**of(algorithm.Hypers, "agent."))
     settings = Settings(agent, own, algorithm.Config(**of(algorithm.Config, "agent.")), hp)
     settings = dataclasses.replace(settings, given=frozenset(values))
@@ -99,7 +101,7 @@ def resolve(agent: str, options: Mapping[str, Any]) -> Settings:
     if not own.base:
         return settings
     if algorithm.base_points is None:
-        raise UserError(f"{agent} builds on no other run and takes no --base")
+        raise UserError(f"{agent} does not build on other runs: remove --base")
     return dataclasses.replace(settings, points=algorithm.base_points(hp, len(own.base)))
 
 
@@ -112,7 +114,7 @@ def known_fields(algorithm: Algorithm) -> dict[str, Field]:
 def canonical(algorithm: Algorithm, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options under the names of their fields.
 
-    What only the agent has needs no "agent."; "from" is short for "from_run".
+    Names that only the agent has need no "agent." prefix; "from" is short for "from_run".
     """
     known = known_fields(algorithm)
     bare = {name.removeprefix("agent."): name for name in known if name.startswith("agent.")}
@@ -133,7 +135,7 @@ def preset_values(agent: str, algorithm: Algorithm, env: str, preset: str) -> di
 
 
 def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
-    """The preset for `env`: {} for "none", and for "auto" where there is none of its name."""
+    """The preset for `env`; {} for "none", and for "auto" if no preset is named after it."""
     file = PRESETS / f"{agent}.yaml"
     known = yaml.safe_load(file.read_text()) if file.is_file() else {}
     if preset == "none" or (preset == "auto" and env not in known):
@@ -149,13 +151,7 @@ def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
     return found[name]
 
 
-def _env_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an environment, normalize_obs as normalise_obs."""
-    british = {name.replace("ise", "ize"): name for name in WRAPPERS}
-    return {british.get(name, name): value for name, value in given.items()}
-
-
 def _points(points: Any) -> tuple[dict[str, Any], ...]:
-    """Points as JSON has them, where infinities are texts."""
+    """Points read from JSON, which stores infinities as texts."""
     number = lambda x: float(x) if isinstance(x, str) else x
     return tuple({name: number(x) for name, x in point.items()} for point in points)

@@ -77,7 +77,11 @@ def summarise(
         "compile_s": compile_s,
         "steps_per_s": env_steps / (wall_s - compile_s),
         "updates_per_s": updates / (wall_s - compile_s),
-        "return": outcome(final) | {"episodes": settings.options.eval_episodes},
+        "return": outcome(final)
+        | {
+            "episodes": settings.options.eval_episodes,
+            "explore": bool(getattr(stages[-1].evaluate, "explore", False)),
+        },
         "risk": {
             name: {key: outcome(last[name])[key] for key in ("iqm", "ci95")}
             for name in stats.RISKS
@@ -86,7 +90,7 @@ def summarise(
         **({} if score is None else {"score": outcome(score)}),
         "failed_members": np.flatnonzero(failed),
         **({"failure": failure(by_chunk)} if failed.all() else {}),
-        **({"diverged": diverged(ready, last["q"])} if learns_q else {}),
+        **({"diverged": diverged(ready, last["q"], entropy_bonus(by_chunk))} if learns_q else {}),
         **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": provenance.versions(),
@@ -131,18 +135,31 @@ def by_point(ready: Plan, final: np.ndarray, failed: np.ndarray) -> list[dict[st
     ]
 
 
-def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
-    """Members whose mean |Q| [P] over the dataset exceeds max |r| / (1 - γ), the largest possible.
+def entropy_bonus(by_chunk: Mapping[str, np.ndarray]) -> np.ndarray | float:
+    """Largest |α H| [P] of an evaluation interval; 0 for agents without a temperature."""
+    if "temperature" not in by_chunk:
+        return 0.0
+    bonus = np.abs(by_chunk["temperature"] * by_chunk["entropy"])  # [C, P]
+    return np.where(np.isnan(bonus), 0, bonus).max(0)
 
-    r are the rewards of the dataset after reward_scale and reward_shift.
+
+def diverged(ready: Plan, q: np.ndarray, bonus: np.ndarray | float = 0.0) -> np.ndarray:
+    """Members whose mean |Q| [P] over the dataset exceeds (max |r| + bonus) / (1 - γ).
+
+    r are the rewards of the dataset after reward_scale and reward_shift. Rewards that are all 0
+    give Q-values no scale, so no member counts as diverged.
+
+    Args:
+      bonus: [P], see `entropy_bonus`.
     """
     data: Transition = ready.inputs["data"]
     hp = ready.hp.agent
     of = lambda name, default: np.asarray(getattr(hp, name, default))
     ends = np.array([[np.min(data.reward)], [np.max(data.reward)]])
     rewards = of("reward_scale", 1.0) * ends + of("reward_shift", 0.0)  # [2, 1 or P]
-    limit = np.abs(rewards).max(0) / np.maximum(1 - of("gamma", 0.99), 1e-9)
-    return np.flatnonzero(np.abs(q) > limit)
+    largest = np.abs(rewards).max(0)  # [1 or P]
+    limit = (largest + bonus) / np.maximum(1 - of("gamma", 0.99), 1e-9)
+    return np.flatnonzero((np.abs(q) > limit) & (largest > 0))
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -151,8 +168,9 @@ def diverged(ready: Plan, q: np.ndarray) -> np.ndarray:
 def result(summary: dict[str, Any]) -> str:
     """The result in one line, plus a warning line if Q has diverged."""
     found, failed = summary["return"], list(summary["failed_members"])
+    how = ", with exploration" if found.get("explore") else ""
     line = (
-        f"return {found['iqm']:.4g} (IQM, {interval(found)}; lowest member {found['min']:.4g})"
+        f"return {found['iqm']:.4g} (IQM{how}, {interval(found)}; lowest member {found['min']:.4g})"
         if found["iqm"] is not None
         else "no return"
     )

@@ -1,17 +1,16 @@
-"""Sweeps: all combinations of swept values, each with every seed, in as few programs as can be.
+"""Sweeps: all combinations of swept values, each with every seed, in as few programs as possible.
 
 Traced values (an agent's `Hypers`, parameters of the environment) are members of one program. Each
 combination of static values (an agent's `Config`, other options of the environment, the environment
 itself) is a separate program: an ordinary run in a subfolder of the sweep, which `jaxrl eval`,
 `report` and `render` read like any other.
 
-    sweep.json               what is swept and in which folders; written first
+    sweep.json               swept values and folders of the programs; written first
     000-num_steps=32/  ...   the runs, see `jaxrl.runs.records`
-    summary.json             results of all points, once every run is complete
+    summary.json             results of all points, when every run is complete
     plots/                   learning curves, and the return against each swept value
 
-Members of equal seeds draw the same random numbers whatever their values, so that points are
-compared on the same ones.
+Members of equal seeds draw the same random numbers at all points (common random numbers).
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from jaxrl.experiments.run_folders import (
     open_together,
     read_sweep,
 )
-from jaxrl.experiments.sweep_plan import Program, programs
+from jaxrl.experiments.sweep_plan import Program, full_names, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, folders, records
 from jaxrl.runs.figures import compact
@@ -80,13 +79,13 @@ def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str,
 
 
 def run(request: Request) -> dict[str, Any]:
-    """Trains every program that is not complete yet, and reports on all; returns the summary.
+    """Trains every incomplete program, writes the report and returns the summary.
 
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
     """
     how, rest = take(SweepOptions, request.options)
-    request = request._replace(options=rest)
+    request = full_names(request._replace(options=rest))
     processes = _join(request)
     found = programs(request, processes)
     own = found[0].plan.settings.options
@@ -126,10 +125,10 @@ def _train(found: Sequence[Program], path: Path, processes: Processes) -> dict[s
 
 
 def _join(request: Request) -> Processes:
-    """The other processes, which have to be joined before the first computation."""
+    """Joins the other processes of a cluster, before the first computation."""
     envs = request.sweep.get("env")
-    its = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
-    return join(its.coordinator, its.processes, its.process_id, its.heartbeat)
+    own = settle(request.agent, request.options | ({"env": envs[0]} if envs else {})).options
+    return join(own.coordinator, own.processes, own.process_id, own.heartbeat)
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
         values = dict.fromkeys(point[name] for point in every if name in point)
         print(f"members of one program: {name} = {', '.join(map(shown, values))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
-    numbers = ("members", "updates", "state a member", "in all", "tiles of", "devices")
+    numbers = ("members", "updates", "state per member", "total", "tile width", "devices")
     static = dict.fromkeys(name for program in found for name in program.static)
     for name in ("program", *static):
         table.add_column(name)
@@ -265,7 +264,7 @@ def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:
 
 
 def told_best(summary: Mapping[str, Any]) -> list[str]:
-    """The best point in each environment, a line each."""
+    """One line per environment: its best point."""
     lines = []
     for env, point in summary["best"].items():
         found = point["return"]

@@ -129,4 +129,15 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
         f"{plural(layout.devices, f'{device_kind()} device')}, tiles of "
         f"{plural(layout.width, 'member')}, {size(member_bytes)} of state a member; "
         f"{short_path(path)}",
+        *rounding(ready),
     ]
+
+
+def rounding(ready: Plan) -> list[str]:
+    """A line if a run has fewer environment steps than requested, since rollouts are whole."""
+    cfg = ready.settings.cfg
+    asked, made = getattr(cfg, "total_steps", None), ready.env_steps(*ready.end)
+    if asked is None or made == asked:
+        return []
+    one = made // max(1, sum(stage.updates for stage in ready.program.stages))
+    return [f"total_steps {asked:,} is rounded down to {made:,}, whole rollouts of {one:,} steps"]

@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import yaml
 
 from jaxrl.errors import UserError
+from jaxrl.experiments.peers import ours
+from jaxrl.ranges import Range
 
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ ERRORS = {
     "type": "{option} takes {kind}, not {value!r}",
     "switch": "{option} is true or false, not {value!r}",
     "count": "{option} takes one value, not {value!r}",
-    "least": "{option} must be at least {least}, not {value!r}",
+    "range": "{option} must be {range}, not {value!r}",
     "nan": "{option} must be a number, not nan",
     "pair": "{option} takes name=value, not {value!r}",
     "yaml": "{option}: {value!r} is not valid YAML",
@@ -39,7 +41,7 @@ ERRORS = {
 
 
 class Words(tuple[str, ...]):
-    """The words behind an option of the command line: none for a switch, one, or several."""
+    """The words after an option on the command line: none for a switch, or one or more."""
 
 
 class Field(NamedTuple):
@@ -48,16 +50,16 @@ class Field(NamedTuple):
     Attributes:
       name: dotted, such as "seeds" or "agent.lr".
       kind: its type, such as int, `float | None`, `tuple[int, ...]` or a Literal.
-      default: `dataclasses.MISSING` where a value is required.
+      default: `dataclasses.MISSING` if a value is required.
       help: the docstring below the field.
-      least: the lowest number allowed, or None.
+      range: the numbers allowed, or None.
     """
 
     name: str
     kind: Any
     default: Any
     help: str
-    least: float | None
+    range: Range | None = None
 
     @property
     def option(self) -> str:
@@ -75,13 +77,14 @@ def fields_of(record: type, prefix: str = "", help: bool = False) -> dict[str, F
         kind = hints[each.name]
         kind = type(default) if kind is Any else kind
         name = f"{prefix}{each.name}"
-        least = each.metadata.get("least")
-        found[name] = Field(name, kind, default, docs.get(each.name, ""), least)
+        found[name] = Field(
+            name, kind, default, docs.get(each.name, ""), each.metadata.get("range")
+        )
     return found
 
 
 def fill(record: type[T], given: Mapping[str, Any]) -> T:
-    """The record with these values, by names with underscores; UserError in one line."""
+    """The record with these values, keyed by names with underscores; UserError in one line."""
     known, values = fields_of(record), {}
     for name, value in named(known, given).items():
         values[name] = convert(known[name], value)
@@ -92,7 +95,7 @@ def fill(record: type[T], given: Mapping[str, Any]) -> T:
 
 
 def take(record: type[T], given: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
-    """The record filled from the entries that are its own, and the other entries."""
+    """The record filled from the entries named like its fields, and the other entries."""
     known = fields_of(record)
     own = {name: value for name, value in given.items() if _find(name, known)}
     return fill(record, own), {name: x for name, x in given.items() if name not in own}
@@ -142,7 +145,9 @@ def spelled(name: str) -> str:
 
 
 def nearest_option(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean '--agent.lr'?" for the nearest known name, or nothing."""
+    """ ", did you mean '--agent.lr'?" for another library's name or the nearest one, or nothing."""
+    if peer := ours(name, set(known)):
+        return f", did you mean '--{peer}'?"
     bare = lambda name: name.removeprefix("agent.")  # --lrr should find --agent.lr
     table = {bare(each): each for each in known}
     close = difflib.get_close_matches(bare(name), table, n=1)
@@ -159,9 +164,18 @@ def convert(field: Field, value: Any) -> Any:
     found = _typed(field, field.kind, value)
     if isinstance(found, float) and math.isnan(found):
         raise _error("nan", field.option)
-    if field.least is not None and found is not None and found < field.least:
-        raise _error("least", field.option, least=f"{field.least:g}", value=value)
-    return found
+    return within(field, found, value)
+
+
+def within(field: Field, value: Any, given: Any) -> Any:
+    """The typed value if it is None or in the range of its field.
+
+    Raises:
+      UserError: the value, which the user gave as `given`, is out of range.
+    """
+    if field.range is not None and value is not None and (what := field.range.refusal(value)):
+        raise _error("range", field.option, range=what, value=given)
+    return value
 
 
 def _from_words(field: Field, words: Words) -> Any:
@@ -203,17 +217,25 @@ def _typed(field: Field, kind: Any, value: Any) -> Any:
         if isinstance(value, str | Path):
             return inner(value)
     elif not isinstance(value, bool) and isinstance(value, int | float | str):
-        try:
-            number = inner(value)
-        except (ValueError, OverflowError):
-            number = None
+        number = _number(inner, value)
         if number is not None and (isinstance(value, str) or number == value or value != value):
             return number
     raise _error("type", field.option, kind=kind_name(field.kind), value=value)
 
 
+def _number(kind: Any, value: Any) -> Any:
+    """The int or float of a number or a text, such as 5e5 for an int too; None if there is none."""
+    try:
+        if kind is int and isinstance(value, str) and not re.fullmatch(r"\s*[-+]?[\d_]+\s*", value):
+            number = float(value)
+            return int(number) if number.is_integer() else None
+        return kind(value)
+    except (ValueError, OverflowError):
+        return None
+
+
 def _items(kind: Any, value: Any) -> Sequence[Any]:
-    """The elements of a list, also of one written 64x64, [64, 64] or 64,64."""
+    """The elements of a list, or of a text such as 64x64, [64, 64] or 64,64."""
     if not isinstance(value, str):
         return value if isinstance(value, list | tuple) else [value]
     if kind in (str, Path):

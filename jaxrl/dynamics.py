@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
-from jaxrl.normalise import Moments, standardise
+from jaxrl.normalise import Moments, row_moments, standardise
 from jaxrl.sources import below, expand
 from jaxrl.types import Array, EnvSpec, HyperParams, Learner, PyTree, Transition
 
@@ -113,7 +113,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
             elites=jnp.arange(cfg.elites, dtype=jnp.int32),
             opt=optax.adam(hp.model_lr).init(ravel_pytree(nets)[0]),
             waiting=jnp.int32(0),
-            inputs=spread(joined(data.obs, data.action)),
+            inputs=row_moments(joined(data.obs, data.action)),
             order=order.astype(jnp.int32),
             held=jnp.maximum(1, count // HELD),
             known=count,
@@ -290,12 +290,6 @@ def loss(shapes: Sizes, nets: Nets, x: Array, y: Array, ends: Array) -> Array:
 def joined(obs: Array, action: Array) -> Array:
     """[B, obs + action]: raw inputs of the networks."""
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in (obs, action)], -1)
-
-
-def spread(x: Array) -> Moments:
-    """Moments of rows x [D, in]; elements that do not vary are not scaled."""
-    var = jnp.var(x, 0)
-    return Moments(jnp.mean(x, 0), jnp.where(var < 1e-12, 1.0, var), jnp.float32(x.shape[0]))
 
 
 def examples(

@@ -19,6 +19,20 @@ from jaxrl.rollout import RolloutState, limited, scored
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluator:
+    """(learner_state, hp, inputs, key) -> `Episodes`, compiled with the program.
+
+    play(explore, learner_state, hp, inputs, key) -> `Episodes`; `explore` is static.
+    """
+
+    play: Callable[..., Episodes]
+    explore: bool
+
+    def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+        return self.play(self.explore, state, hp, inputs, key)
+
+
 def evaluator(
     env: Env,
     policy: Policy,
@@ -26,7 +40,7 @@ def evaluator(
     *,
     max_steps: int | None = None,
     explore: bool = False,
-) -> Callable[[PyTree, HyperParams, PyTree, Array], Episodes]:
+) -> Evaluator | HostEvaluator:
     """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
 
     Each of `episodes` environments runs one episode, so that short episodes are not
@@ -35,13 +49,18 @@ def evaluator(
     environments in `inputs["source"]`, the state of the stage's source.
 
     For environments of the host the result is a `HostEvaluator`.
+
+    Args:
+      explore: act as in training instead of greedily.
     """
     limit = max_steps or env.spec.max_steps or 10_000
     if env.host is not None:
         return HostEvaluator(env.host, policy, episodes, limit, explore)
     env = checked(env)
 
-    def evaluate(state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
+    def evaluate(
+        explore: bool, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
+    ) -> Episodes:
         params = hp.env_params(env)
         key_reset, key_steps = jax.random.split(key)
         env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
@@ -81,7 +100,7 @@ def evaluator(
         carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
         return jax.lax.while_loop(cond, body, carry)[-1]
 
-    return evaluate
+    return Evaluator(evaluate, explore)
 
 
 def running(src: PyTree, n: int) -> PyTree | None:

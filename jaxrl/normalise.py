@@ -137,6 +137,18 @@ def data_moments(cfg: Any, spec: EnvSpec, inputs: PyTree) -> Moments:
     return Moments(jnp.mean(data.obs, 0), scale**2, jnp.float32(data.reward.shape[0]))
 
 
+def row_moments(rows: Array) -> Moments:
+    """Moments of rows [D, F] of a dataset; constant columns have variance 1.
+
+    A column is constant if it varies by less than 1e-6 of its size, since the moments of a large
+    constant in float32 have rounding errors of that order.
+    """
+    width = jnp.max(rows, 0) - jnp.min(rows, 0)
+    var = jnp.var(rows, 0)
+    constant = (width <= 1e-6 * jnp.max(jnp.abs(rows), 0)) | (var == 0)
+    return Moments(jnp.mean(rows, 0), jnp.where(constant, 1.0, var), jnp.float32(len(rows)))
+
+
 def change_moments(data: Transition) -> Moments:
     """Moments [S] of s' - s over rows with known successors, S the elements of an observation.
 

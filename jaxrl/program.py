@@ -24,9 +24,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrl.errors import UserError
-from jaxrl.evaluate import HostEvaluator
+from jaxrl.evaluate import Evaluator, HostEvaluator
+from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
 from jaxrl.types import (
     Array,
@@ -147,6 +149,22 @@ class Program:
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
             seen[stage.name] = stage.shared
 
+    def exploring(self) -> Program:
+        """The program with evaluations that act as in training instead of greedily.
+
+        Raises:
+          UserError: a stage has an evaluation of its own, not from `jaxrl.evaluate.evaluator`.
+        """
+        stages = []
+        for stage in self.stages:
+            play = stage.evaluate
+            if isinstance(play, Evaluator | HostEvaluator):
+                play = dataclasses.replace(play, explore=True)
+            elif play is not None:
+                raise UserError(f"stage {stage.name!r} has its own evaluation, without exploration")
+            stages.append(dataclasses.replace(stage, evaluate=play))
+        return Program(tuple(stages))
+
 
 def check_shared(program: Program, hp: PyTree) -> None:
     """Raises UserError if members of a population differ in what a shared stage reads.
@@ -161,6 +179,21 @@ def check_shared(program: Program, hp: PyTree) -> None:
                     f"{name} differs between members, but they share their {stage.name}: "
                     f"{stage.unshared}"
                 )
+
+
+def check_ranges(hp: PyTree) -> None:
+    """Raises UserError for a hyperparameter out of its declared range; tracers are not checked.
+
+    Args:
+      hp: an agent's hyperparameters, leaves of any shape.
+    """
+    for name, allowed in ranges_of(hp).items():
+        value = getattr(hp, name)
+        if isinstance(value, Tracer):
+            continue
+        for number in np.unique(np.asarray(value)).tolist():
+            if what := allowed.refusal(number):
+                raise UserError(f"{name} must be {what}, not {number:g}")
 
 
 class Sum(NamedTuple):
@@ -329,12 +362,15 @@ def train(program: Program) -> Callable[..., Result]:
       key: a typed random key. Seed s of the command line uses
         `jax.random.fold_in(jax.random.key(0), s)`.
       hypers: the agent's `Hypers` (numbers, converted to float32); the agent's defaults if None.
+        As arguments of the compiled function they give the bits of the command line; XLA rounds
+        constants differently.
         `HyperParams` sets the physical parameters of the environment as well.
       data: for offline agents, a `Transition` of rows [D, ...].
       inputs: further inputs of the stages, by name.
 
     Raises:
-      UserError: `hypers` are those of another agent, or None for a learner without defaults.
+      UserError: `hypers` are those of another agent or out of their ranges (unless traced), or
+        None for a learner without defaults.
     """
     run = compose(program, lambda fn, stage: fn)
     defaults = program.stages[-1].learner.hypers
@@ -351,6 +387,7 @@ def train(program: Program) -> Callable[..., Result]:
         if defaults is not None and not isinstance(hp.agent, type(defaults)):
             wrong, right = (type(x) for x in (hp.agent, defaults))
             raise UserError(f"hypers are {named(wrong)}, this program takes {named(right)}")
+        check_ranges(hp.agent)
         hp = jax.tree.map(as_float, hp)
         inputs = dict(inputs or {}) | ({} if data is None else {"data": data})
         return run(key, key, hp, hp, inputs, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from jaxrl.types import Array, Box, Discrete, EnvSpec
 
 
 class BoxScale(NamedTuple):
-    """Centre and half-widths of a bounded box of A actions, for scaling to [-1, 1]."""
+    """Centre and half-widths of a box of A actions, for scaling to [-1, 1]."""
 
     centre: np.ndarray  # [1, A]
-    scale: np.ndarray  # [1, A]
+    scale: np.ndarray  # [1, A] positive divisor: the half-width, or 1 if low = high
+    half: np.ndarray  # [1, A] half-width
 
     @property
     def size(self) -> int:
@@ -27,7 +29,7 @@ class BoxScale(NamedTuple):
 
     def scaled(self, action: Array) -> Array:
         """Actions [B, A] in [-1, 1], scaled to the box."""
-        return action * self.scale + self.centre
+        return action * self.half + self.centre
 
 
 def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
@@ -42,10 +44,31 @@ def box_scale(agent: str, spec: EnvSpec) -> BoxScale:
     space = spec.action
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise UserError(f"{agent} needs actions in a box of one axis; {spec.name} has {space}")
-    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not np.isfinite([space.low, space.high]).all():
         raise UserError(f"{agent} needs bounded actions; {spec.name} has {space}")
-    return BoxScale((high + low) / 2, (high - low) / 2)
+    return scale_of(space)
+
+
+def scale_of(space: Box) -> BoxScale:
+    """Centre and scale of a box of one axis; 0 and 1 for actions without two finite bounds."""
+    low, high = np.array([space.low], np.float32), np.array([space.high], np.float32)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+    half = (high - low) / 2
+    return BoxScale((high + low) / 2, np.where(half > 0, half, 1), half)
+
+
+def from_units(space: Discrete | Box) -> Callable[[Array], Array]:
+    """Function from actions [n, A] in half-widths around the centre to actions of the box.
+
+    Discrete actions, and actions without two finite bounds, are unchanged.
+    """
+    if isinstance(space, Discrete):
+        return lambda action: action
+    units = scale_of(space)
+    if (units.centre == 0).all() and (units.half == 1).all():
+        return lambda action: action
+    return units.scaled
 
 
 def clip_to_box(space: Discrete | Box, action: Array) -> Array:

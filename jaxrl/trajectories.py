@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxrl import diffusion, nets, unet
-from jaxrl.normalise import Moments
+from jaxrl.normalise import Moments, row_moments
 from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.policies import LogProb
 from jaxrl.sources import below, expand, merge_axes, take
@@ -118,9 +118,7 @@ def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
 
     def init(key, hp, inputs):
         params = net.init(key)
-        rows = code.encode(expand(inputs["data"]))
-        var = jnp.var(rows, 0)
-        steps = Moments(jnp.mean(rows, 0), jnp.where(var < 1e-12, 1.0, var), jnp.float32(len(rows)))
+        steps = row_moments(code.encode(expand(inputs["data"])))
         return DiffusionState(params, params, optax.adam(hp.model_lr).init(params), steps)
 
     def update(state, hp, batch, key, step):

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
+
 Array = jax.Array
 PyTree = Any
 
@@ -40,7 +42,11 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Float32 actions of `shape`; `low` and `high` are flat tuples, one bound per element."""
+    """Float32 actions of `shape`; `low` and `high` are flat tuples, one bound per element.
+
+    Raises:
+      UserError: another number of bounds, low > high, or NaN.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -49,7 +55,14 @@ class Box:
     def __post_init__(self) -> None:
         size = math.prod(self.shape)
         if len(self.low) != size or len(self.high) != size:
-            raise ValueError(f"Box of shape {self.shape} needs {size} bounds on each side")
+            raise UserError(f"a Box of shape {self.shape} needs {size} bounds on each side")
+        for low, high in zip(self.low, self.high, strict=True):
+            if not low <= high:
+                raise UserError(f"a Box needs low <= high, not low={low:g} and high={high:g}")
+
+    def __str__(self) -> str:
+        """Without the bounds of each element."""
+        return f"Box(shape={self.shape})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -432,9 +432,9 @@ def test_a_sweep_takes_bases_by_index(folder: Path) -> None:
         assert same(own, (base.state, base.hp))
     for word, line in (
         ("agent.run=0,1", "agent.run is now base: pass --sweep base=0,1"),
-        ("base=0", "a sweep covers every --base by its index: pass --sweep base=0,1"),
-        ("base=0,1,2", "a sweep covers every --base by its index: pass --sweep base=0,1"),
-        ("base=0,x", "base: 'x' is no index"),
+        ("base=0", "every --base must be used: pass --sweep base=0,1"),
+        ("base=0,1,2", "every --base must be used: pass --sweep base=0,1"),
+        ("base=0,x", "base: 'x' is not an index"),
         ("base=1,1", "base is 1 twice"),
     ):
         with pytest.raises(UserError, match=re.escape(line)):
@@ -483,4 +483,4 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
         assert code == 2 and err.startswith(f"jaxrl: {line}") and err.count("\n") == 1, (err, line)
     words = ["train", "bc", *COMMON, "--data", f"{folder}/aim.npz", *base]
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == "jaxrl: bc builds on no other run and takes no --base\n"
+    assert capsys.readouterr().err == "jaxrl: bc does not build on other runs: remove --base\n"

@@ -114,6 +114,7 @@ BAD = {
     "agent without parts": (["train", "json.tool", "--env", "probe:obs"], "no Config"),
     "agent, relative": (["train", ".agent", "--env", "probe:obs"], ".agent"),
     "agent, broken": (["train", "broken.agent", "--env", "probe:obs"], "ZeroDivisionError"),
+    "capitals": (["train", "PPO", "--env", "CartPole-v1"], "unknown agent 'PPO'", "mean 'ppo'?"),
     "no env": (["train", "pqn"], "pqn needs an environment: pass --env"),
     "env without value": (["train", "pqn", "--env"], "pqn needs an environment: pass --env"),
     "env, empty": (["train", "pqn", "--env="], "pqn needs an environment: pass --env"),
@@ -529,7 +530,7 @@ except ValueError as error:
 assert jax.devices() == devices and dict(jax.config.values) == before
 """
     outcome = process(code=code, cwd=tmp_path, JAX_PLATFORMS="cpu")
-    assert outcome.out == "--width must be between 1 and 2, the members there are\n", outcome.err
+    assert outcome.out == "--width must be between 1 and 2, the number of members\n", outcome.err
 
 
 def test_the_command_leaves_what_is_set(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(capsys: Any, *words: str) -> tuple[int, str, str]:
     ("agent", "env", "data", "told"),
     [
         ("bc", "probe:aim", "", "jaxrl: bc needs a dataset: pass --data FILE\n"),
-        ("pqn", "probe:match", "aim.npz", "jaxrl: pqn learns by acting and takes no --data\n"),
+        ("pqn", "probe:match", "aim.npz", "jaxrl: pqn does not learn from a dataset: remove"),
         ("bc", "probe:aim", "none.npz", "jaxrl: none.npz cannot be read: No such file"),
         ("bc", "Pendulum-v1", "aim.npz", "jaxrl: aim.npz: obs"),
     ],
@@ -90,6 +90,37 @@ def test_bytes_train_as_floats(file: Path, capsys: Any) -> None:
         assert run(capsys, *TRAIN, "--data", f"{name}.npz", "--out", name)[0] == 0
         policies.append(jaxrl.load(name)(jnp.arange(3.0)[:, None]))
     np.testing.assert_array_equal(*policies)
+
+
+@pytest.mark.parametrize(
+    ("agent", "option", "told"),
+    [
+        ("bc", "normalise_obs=true", "(--agent.normalise-obs does): remove it from --env-options"),
+        ("iql", "normalize_obs=true", "iql learns from a dataset, which normalise_obs does not"),
+        ("iql", "normalise_reward=0.9", "which normalise_reward does not normalise: remove it"),
+    ],
+)
+def test_running_statistics_do_not_reach_a_dataset(
+    file: Path, capsys: Any, agent: str, option: str, told: str
+) -> None:
+    words = ["train", agent, "--env", "probe:aim", "--data", "aim.npz", "--env-options", option]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    assert not Path("runs").exists()
+    off = resolve("bc", {"env": "probe:aim", "data": file, "env_options": {"normalise_obs": False}})
+    assert prepare(off).members == 1
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "others"),
+    [
+        ("pqn", "probe:aim", "pqn_continuous, ppo, mdpo, mdpo_offpolicy, sac"),
+        ("pqn_continuous", "probe:match", "pqn, pqn_rnn, ppo, mdpo, mdpo_offpolicy, sac, dqn"),
+    ],
+)
+def test_other_agents_are_named(file: Path, capsys: Any, agent: str, env: str, others: str) -> None:
+    code, _, err = run(capsys, "train", agent, "--env", env)
+    assert code == 2 and err.endswith(f"; agents for it: {others}\n"), err
 
 
 @pytest.mark.parametrize(("agent", "leaves"), [("bc", 0), ("ravl", 4)])

@@ -473,6 +473,15 @@ NUMBER = 3
 def make(length=2):
     return probes.delay(length)
 
+SEEN = []
+
+def loose(length=2, **more):
+    SEEN.append(more)
+    return probes.delay(length)
+
+def limited(max_steps, **more):
+    return probes.delay(max_steps)
+
 def needs(length):
     return probes.delay(length)
 
@@ -552,6 +561,15 @@ def test_own_environments(own):
     assert envs.make("own_envs:make", length=5, max_steps=4).spec.max_steps == 4
 
 
+def test_own_environments_with_any_keyword(own):
+    """Options of jaxrl are applied by jaxrl unless the function lists them as its own."""
+    env = envs.make("own_envs:loose", length=5, max_steps=4, normalize_obs=True, colour="red")
+    assert env.spec.max_steps == 4 and env.persist is not None
+    assert sys.modules["own_envs"].SEEN.pop() == {"colour": "red"}
+    assert envs.make("own_envs:limited", max_steps=3).spec.max_steps == 3
+    assert envs.make("own_envs:limited", max_steps=3, sticky=0.5).outcome is None
+
+
 @pytest.mark.parametrize(
     ("name", "options", "hint"),
     [
@@ -561,6 +579,8 @@ def test_own_environments(own):
         ("own_envs:nothing", {}, "returned an object of type NoneType, not an Env"),
         ("own_envs:needs", {}, "missing a required argument: 'length'"),
         ("own_envs:make", {"lengt": 2}, "did you mean 'length'?"),
+        ("own_envs:loose", {"max_step": 4}, "no option 'max_step', did you mean 'max_steps'?"),
+        ("own_envs:loose", {"lenght": 4}, "no option 'lenght', did you mean 'length'?"),
         ("own_envs:ENV", {"mas": 2}, "did you mean 'mass'?"),
         ("own_envs:ENV", {"mass": "x"}, "must be a number"),
         ("own_bad:env", {}, "importing own_bad failed: ModuleNotFoundError"),

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxrl.normalise import discounted_sums, include, moments, normalised, standardise
+from jaxrl.normalise import (
+    discounted_sums,
+    include,
+    moments,
+    normalised,
+    row_moments,
+    standardise,
+)
 from jaxrl.rollout import rollout
 from jaxrl.types import Agent, HyperParams
 
@@ -89,3 +96,17 @@ def test_an_agent_sees_alike_in_acting_and_learning() -> None:
     std = np.std(np.stack(sums))
     expected = np.asarray(rewards[-1].reward) / std
     np.testing.assert_allclose(state.inner["reward"], expected, rtol=1e-4)
+
+
+def test_moments_of_constant_columns() -> None:
+    """Constants are found by their range: float32 moments of a large constant are not exact."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1000).astype(np.float32)
+    columns = [x, np.full(1000, 273.15), 1e-8 * x, 1000 + 0.1 * x, np.zeros(1000), -5e7 + 0 * x]
+    rows = np.stack(columns, 1).astype(np.float32)
+    found = row_moments(jnp.asarray(rows))
+    right = rows.astype(np.float64).var(0)
+    np.testing.assert_allclose(found.var[jnp.array([0, 2, 3])], right[[0, 2, 3]], rtol=1e-3)
+    np.testing.assert_array_equal(found.var[jnp.array([1, 4, 5])], 1)
+    np.testing.assert_allclose(found.mean, rows.mean(0, dtype=np.float64), rtol=1e-5, atol=1e-6)
+    assert found.weight == 1000

@@ -36,6 +36,18 @@ def test_q_beyond_what_can_be_earned_has_diverged() -> None:
     np.testing.assert_array_equal(summary.diverged(plan(reward_shift=-5.0), 2 * q), [2, 3])
     np.testing.assert_array_equal(summary.diverged(plan(reward_scale=2.0), 2 * q), [2, 3])
     assert summary.diverged(plan(), np.full(4, np.nan)).size == 0  # those have failed
+    # (3 + 1) / (1 - γ) with an entropy bonus of 1; no verdict where rewards are all 0.
+    np.testing.assert_array_equal(summary.diverged(plan(), q + 100, np.ones(4)), [2])
+    assert summary.diverged(plan(reward_scale=0.0), q).size == 0
+
+
+def test_entropy_bonus_is_the_largest_of_an_interval() -> None:
+    history = {
+        "temperature": np.array([[1.0, 2.0], [0.5, np.nan]]),
+        "entropy": np.array([[-2.0, 1.0], [6.0, np.nan]]),
+    }
+    np.testing.assert_array_equal(summary.entropy_bonus(history), [3.0, 2.0])
+    assert summary.entropy_bonus({"entropy": np.zeros((2, 2))}) == 0
 
 
 @pytest.mark.parametrize("gone", [[], [1, 3]])

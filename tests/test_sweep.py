@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def parts(*asked: str) -> list[sweep.Program]:
-    return sweep.programs(requests.read("sweep", asked))
+    return sweep.programs(sweep.full_names(requests.read("sweep", asked)))
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_values_take_the_kind_of_what_they_replace(folder: Path) -> None:
 
 
 def test_points_come_back_from_a_run(folder: Path) -> None:
-    (program,) = parts("pqn", *TINY, "--sweep", "agent.max_grad_norm=1,inf", "agent.lr=0.1")
+    (program,) = parts("pqn", *TINY, "--sweep", "max-grad-norm=1,inf", "lr=0.1")
     settings = program.plan.settings
     with records.open_run(folder / "run", identity(settings, {}), {"width": 1}) as run:
         assert restore.settings_of(run).points == settings.points
@@ -255,7 +255,6 @@ BAD = {
     "nothing": (MATCH, "nothing is swept: pass --sweep"),
     "form": ([*MATCH, "--sweep", "agent.lr"], "NAME=VALUES", "'agent.lr'"),
     "field": ([*MATCH, "--sweep", "agent.lrr=1,2"], "agent.lrr", "'agent.lr'"),
-    "field, bare": ([*MATCH, "--sweep", "num_steps=1,2"], "num_steps", "'agent.num_steps'"),
     "field, other": ([*MATCH, "--sweep", "zzz=1,2"], "zzz", "agent.NAME"),
     "option": ([*MATCH, "--sweep", "seeds=1,2"], "seeds cannot be swept"),
     "env's field": ([*MATCH, "--sweep", "env.max_step=1,2"], "'max_step'", "'max_steps'"),
@@ -278,21 +277,32 @@ BAD = {
     "env's number": (["pqn", *SMALL, "--sweep", "env.noise=much"], "noise", "'much'"),
     "twice": ([*MATCH, "--sweep", "agent.lr=1", "--sweep", "agent.lr=2"], "swept twice"),
     "twice, spelling": ([*MATCH, "--sweep", "agent.num-steps=8", "agent.num_steps=4"], "twice"),
-    "swept and set": ([*MATCH, "--agent.lr", "1", "--sweep", "agent.lr=2"], "agent.lr is swept"),
-    "env swept and set": ([*MATCH, "--sweep", "env=probe:obs"], "env is swept and also set"),
-    "parameter swept and set": (["pqn", *TINY, "--sweep", "env.noise=1"], "env.noise is swept"),
-    "value twice": ([*MATCH, "--sweep", "agent.lr=1e-4,0.0001"], "agent.lr is 0.0001 twice"),
-    "program twice": ([*MATCH, "--sweep", "agent.hidden=8,[8]"], "agent.hidden=8 is swept over"),
+    "swept and set": (
+        [*MATCH, "--agent.lr", "1", "--sweep", "agent.lr=2"],
+        "agent.lr is both swept",
+    ),
+    "env swept and set": ([*MATCH, "--sweep", "env=probe:obs"], "env is both swept and set"),
+    "parameter swept and set": (["pqn", *TINY, "--sweep", "env.noise=1"], "env.noise is both"),
+    "value twice": (
+        [*MATCH, "--sweep", "agent.lr=1e-4,0.0001"],
+        "agent.lr has the value 0.0001",
+    ),
+    "program twice": ([*MATCH, "--sweep", "agent.hidden=8,[8]"], "agent.hidden=8 is swept twice"),
+    "out of range": ([*MATCH, "--sweep", "gamma=0.9,1.5"], "--agent.gamma must be in [0, 1]"),
+    "bare name, twice": ([*MATCH, "--sweep", "lr=1", "agent.lr=2"], "agent.lr is swept twice"),
+    "bare name, set": ([*MATCH, "--lr", "1", "--sweep", "lr=2"], "agent.lr is both swept"),
+    "peer's name": ([*MATCH, "--sweep", "learning_rate=1,2"], "did you mean 'agent.lr'"),
+    "range, bare": ([*MATCH, "--sweep", "lr=1e-4:1e-2"], "write log:1e-4:1e-2:N"),
     "sizes": ([*MATCH, "--sweep", "agent.minibatches=4,7"], "agent.minibatches=7: ", "2048"),
-    "empty": ([*MATCH, "--sweep", "agent.lr="], "agent.lr is swept over nothing"),
+    "empty": ([*MATCH, "--sweep", "agent.lr="], "agent.lr has no values to sweep"),
     "empty value": ([*MATCH, "--sweep", "agent.lr=1,,2"], "agent.lr", "empty"),
     "range, form": ([*MATCH, "--sweep", "agent.lr=log:1:2"], "'log:1:2'", "log:LOW:HIGH:N"),
     "range, none": ([*MATCH, "--sweep", "agent.lr=lin:1:2:0"], "0 values"),
-    "range, one": ([*MATCH, "--sweep", "agent.lr=lin:2:2:3"], "one value"),
+    "range, one": ([*MATCH, "--sweep", "agent.lr=lin:2:2:3"], "a single value"),
     "range, log": ([*MATCH, "--sweep", "agent.lr=log:0:1:3"], "above 0"),
     "option, unknown": ([*MATCH, "--sedes=3", "--sweep", "agent.lr=1,2"], "'--seeds'"),
     "no file": (["nothing.yaml"], "nothing.yaml", "No such file"),
-    "no YAML": (["broken.yaml"], "broken.yaml", "no YAML"),
+    "no YAML": (["broken.yaml"], "broken.yaml", "not valid YAML"),
     "no mapping": (["list.yaml"], "list.yaml", "names and values"),
     "no agent in it": (["nameless.yaml"], "nameless.yaml names no agent"),
     "unknown in it": (["slip.yaml"], "--sedes", "'--seeds'"),
@@ -443,7 +453,7 @@ def test_overwrite_removes_what_was_swept_and_nothing_else(
     asked = ["sweep", "pqn", *SMALL, "--agent.num-steps=4", "--out", "it", "--sweep"]
     assert cli.main([*asked, "agent.lr=1,2"]) == 130
     (folder / "it/notes.txt").write_text("kept")
-    assert cli.main([*asked, "agent.epochs=1,2", "--overwrite"]) == 2  # swept and also set
+    assert cli.main([*asked, "agent.epochs=1,2", "--overwrite"]) == 2  # both swept and set
     assert (folder / "it/000").is_dir()
     assert cli.main([*asked, "agent.lam=1,2", "agent.conv=[]", "--overwrite"]) == 130
     assert {path.name for path in (folder / "it").iterdir()} == {

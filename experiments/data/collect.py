@@ -28,13 +28,14 @@ from jaxrl.envs import maze_walks
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments.plan import Plan
+from jaxrl.experiments.plan import Plan, normalisers
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.experiments.train_loop import PACE_S
 from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
+from jaxrl.ranges import bounded
 from jaxrl.rollout import rollout
 from jaxrl.runs import provenance
 from jaxrl.types import (
@@ -110,7 +111,7 @@ class Behaviour(NamedTuple):
 class MazeOptions:
     """Options for maze datasets, in addition to --level and --steps."""
 
-    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    seed: int = bounded(0, least=0)
 
 
 def make(
@@ -135,6 +136,10 @@ def make(
     else:
         settings = _settings(env, agent, options)
         seed = settings.options.seed
+        if names := normalisers(settings.options.env_options):
+            raise UserError(
+                f"datasets hold raw observations and rewards: remove {names[0]} from --env-options"
+            )
         ready = prepare(settings)
         behaviours, training = of_training(ready), {"training": ready.identity}
     key_random, key_expert, key_rows = jax.random.split(jax.random.key(seed), 3)

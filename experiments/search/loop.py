@@ -46,6 +46,7 @@ from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot
 from jaxrl.experiments.settings import identity
+from jaxrl.experiments.sweep_plan import full_names
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, records
 from jaxrl.runs.processes import join
@@ -76,7 +77,7 @@ def run(request: Request) -> dict[str, Any]:
     """
     own, rest = take(Options, request.options)
     goal = objective(own)
-    request = request._replace(options=rest)
+    request = full_names(request._replace(options=rest))
     its = settle(request.agent, rest).options
     processes = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
     space = read_space(request, processes)

@@ -7,17 +7,18 @@ from typing import Literal
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.search.slots import Objective
+from jaxrl.ranges import bounded
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Options of a search, in addition to those of `jaxrl train AGENT --help`."""
 
-    trials: int = dataclasses.field(default=64, metadata={"least": 1})
+    trials: int = bounded(64, least=1)
     """number of trials, each with --seeds seeds; a larger number continues a search"""
-    batch: int = dataclasses.field(default=64, metadata={"least": 1})
+    batch: int = bounded(64, least=1)
     """number of trials that are proposed and trained together"""
-    programs: int = dataclasses.field(default=4, metadata={"least": 1})
+    programs: int = bounded(4, least=1)
     """maximum number of programs compiled per batch if static settings are searched"""
     sampler: Literal["tpe", "cmaes", "qmc", "random", "grid"] = "tpe"
     """Optuna sampler; cmaes needs the package cmaes, grid needs a list of values per setting"""
@@ -31,16 +32,16 @@ class Options:
     """aggregate over seeds: iqm, or cvar:SHARE for the mean of the worst fraction SHARE of seeds"""
     halving: bool = False
     """stop the worst trials of a batch early: successive halving"""
-    eta: int = dataclasses.field(default=4, metadata={"least": 2})
+    eta: int = bounded(4, least=2)
     """reduction factor of --halving: one trial in ETA is promoted at each rung"""
     pbt: bool = False
     """population-based training: after each evaluation the worst quarter of a batch copies
     weights and settings from the best and perturbs the settings"""
-    confirm: int = 0
+    confirm: int = bounded(0, least=0)
     """number of best trials to train again with fresh seeds"""
-    confirm_seeds: int = dataclasses.field(default=32, metadata={"least": 1})
+    confirm_seeds: int = bounded(32, least=1)
     """number of fresh seeds per trial of --confirm"""
-    eval_budget: int = 0
+    eval_budget: int = bounded(0, least=0)
     """total evaluation episodes that a bandit spends to choose among the trained policies"""
 
 

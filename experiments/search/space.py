@@ -20,7 +20,7 @@ from jaxrl.experiments import agents
 from jaxrl.experiments.console import shown
 from jaxrl.experiments.requests import Request
 from jaxrl.experiments.settings import Settings
-from jaxrl.experiments.sweep_plan import Program, programs
+from jaxrl.experiments.sweep_plan import Program, number, programs
 from jaxrl.experiments.values import read_value
 from jaxrl.runs.processes import ALONE, Processes
 
@@ -40,8 +40,10 @@ class Range:
             index = np.minimum((units * len(self.choices)).astype(int), len(self.choices) - 1)
             return [self.choices[i] for i in index]
         if self.log:
-            return [self.low * (self.high / self.low) ** u for u in units.tolist()]
-        return [self.low + (self.high - self.low) * u for u in units.tolist()]
+            found = [self.low * (self.high / self.low) ** u for u in units.tolist()]
+        else:
+            found = [self.low + (self.high - self.low) * u for u in units.tolist()]
+        return [min(max(x, self.low), self.high) for x in found]  # rounding may leave the range
 
     def units(self, values: Sequence[Any]) -> np.ndarray:
         """Inverse of `values`, [Q]: the middle of its part for a choice. Numbers may have been
@@ -110,11 +112,15 @@ def read_space(request: Request, processes: Processes = ALONE) -> Space:
         raise UserError("env cannot be searched: returns of two environments are not comparable")
     algorithm = agents.load(request.agent)
     fixed = {field.name for field in dataclasses.fields(algorithm.Config)}
+    hypers = {field.name for field in dataclasses.fields(algorithm.Hypers)}
     found, tried = {}, {}
     # The plans have one trial each, which may be fewer members than a tile of the search.
     plan = request.replace({"width": None})
     for name, texts in request.sweep.items():
         found[name] = _range(name, texts)
+        if name.removeprefix("agent.") in hypers and name.startswith("agent."):
+            for text in texts if found[name].choices else texts[0].split(":")[1:]:
+                number(name, text, algorithm)  # refuses values out of the declared range
         part, _, field = name.partition(".")
         if found[name].choices:
             is_static = part == "agent" and field in fixed
