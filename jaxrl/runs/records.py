@@ -274,6 +274,7 @@ def read_metrics(
     if say is not None:
         context = run.config()["context"] if (run.path / "config.json").is_file() else {}
         stages = context.get("stages", {})
+        complete = complete and not metrics.all_failed(columns)  # such a run stops early
         missing = metrics.missing(columns, stages, context.get("members", 0), stage, complete)
         for line in metrics.told(run.path / "metrics", damaged, missing):
             say(line)
