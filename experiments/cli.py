@@ -16,12 +16,14 @@ from typing import TypeVar
 
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
-from jaxrl.experiments import agents
+from jaxrl.experiments import agents, interrupts, streams
 from jaxrl.experiments.commands import EvalOptions, RenderOptions, ReportOptions, asked_help
 from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
 
 T = TypeVar("T")
+
+CONTINUES = "; the same command continues from the last checkpoint"
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
@@ -64,24 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     any other error, also if all members of a run or sweep failed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    hint = CONTINUES if words[:1] and words[0] in ("train", "sweep", "search") else ""
+    if argv is None:  # the process is that of the command
+        interrupts.leave_at_once()
+        interrupts.watch(hint)
+        if hint or words[:2] == ["data", "make"]:  # the result matters without its output
+            streams.outlast_readers()
     try:
-        page = asked_help(words)
-        if page is not None:
-            print(page)
-            return 0
-        asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
-        if asked and words[:1] != ["data"]:
-            print(USAGE, end="")
-            return 0
-        if words[0] in ("-V", "--version"):
-            print(f"jaxrl {metadata.version('jaxrl')}")
-            return 0
-        if words[0] not in COMMANDS:
-            raise UserError(
-                f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
-                "`jaxrl --help` lists the commands"
-            )
-        return COMMANDS[words[0]](words[1:]) or 0
+        return _run(words)
     except UserError as error:
         # One line, even if the message quotes a multi-line error of a library.
         print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -93,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxrl: {stop}; the same command continues from there", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        resumable = words[0] in ("train", "sweep", "search")
-        hint = "; the same command continues from the last checkpoint" if resumable else ""
         print(f"jaxrl: interrupted{hint}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -110,6 +100,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return _fail(1)
+
+
+def _run(words: list[str]) -> int:
+    """Prints what was asked for, or runs the command; returns its exit code."""
+    page = asked_help(words)
+    if page is not None:
+        print(page)
+        return 0
+    asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
+    if asked and words[:1] != ["data"]:
+        print(USAGE, end="")
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"jaxrl {metadata.version('jaxrl')}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise UserError(
+            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; "
+            "`jaxrl --help` lists the commands"
+        )
+    return COMMANDS[words[0]](words[1:]) or 0
 
 
 def _fail(code: int) -> int:
@@ -194,11 +205,15 @@ def _eval(words: list[str]) -> None:
     count = count_members(path)
     if own.member is not None and own.member >= count:
         raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
+    how = {
+        "explore": own.eval_explore,
+        "trust": restore.confirmed(path, own.agent, own.env, own.trust),
+    }
     jax_setup.start()
     if own.eval_steps:
-        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, own.eval_explore)
+        restore.print_steps(path, own.episodes, own.seed, own.eval_steps, **how)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed, explore=own.eval_explore)
+    ready, outcome = restore.evaluate(path, own.episodes, own.seed, **how)
     columns = swept_values(ready.settings) | {"seed": ready.seeds}
     episodes.show(columns, outcome, own.member, own.csv)
 
@@ -208,10 +223,11 @@ def _render(words: list[str]) -> None:
     if len(paths) != 1:
         raise UserError("render needs one run: jaxrl render runs/NAME --member 0")
 
-    from jaxrl.experiments import jax_setup, render
+    from jaxrl.experiments import jax_setup, render, restore
 
+    trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
     jax_setup.start()
-    render.render(paths[0], own.member, own.seed, own.out)
+    render.render(paths[0], own.member, own.seed, own.out, trust)
 
 
 def _report(words: list[str]) -> None:

@@ -28,6 +28,13 @@ class EvalOptions:
     eval_steps: tuple[int, ...] = ()
     """numbers of sampling steps to compare, for example 1,2,4,8; for agents with a setting
     eval_steps (ofql)"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
+    them"""
     eval_explore: bool = False
     """act with exploration, as in training, instead of greedily"""
 
@@ -43,6 +50,13 @@ class RenderOptions:
     out: Path | None = None
     """file to write: .gif, or .html for Brax's interactive viewer; by default in the run's plots
     folder"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
+    them"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +119,8 @@ class DiffusionOptions:
     """seed of the samples"""
     out: Path | None = None
     """file of the dataset: .npz or .hdf5; by default in data/"""
+    trust: bool = False
+    """import a custom agent that the run names; runs the code of whoever wrote the run"""
 
 
 class Page(NamedTuple):

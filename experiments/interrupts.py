@@ -1,4 +1,4 @@
-"""Early termination of a run: signals, handled at the next launch, and a watchdog."""
+"""Early termination of a run: signals, also in the middle of a compilation, and a watchdog."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+# Signals that belong together: a closing terminal and `timeout` send two to the same process.
+SAME_S = 0.5
+QUIET_S = 0.2  # for which a command that ends at once is not announced
+
 
 class Signals:
-    """Context in which the first SIGINT or SIGTERM only sets `received`; a second acts at once."""
+    """Context in which the first SIGINT, SIGTERM or SIGHUP only sets `received`.
+
+    A second SIGINT or SIGTERM has its usual effect. Signals that the process ignores, as under
+    nohup, stay ignored.
+    """
 
     def __init__(self, heard: Callable[[int], None] = lambda number: None) -> None:
-        self.received, self._heard = 0, heard
+        self.received, self._heard, self._at = 0, heard, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -29,9 +41,81 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        self.__exit__()
-        self.received = number
-        self._heard(number)
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+            self._heard(number)
+        elif is_second(number, time.monotonic() - self._at):
+            self.__exit__()
+            signal.raise_signal(number)
+
+
+def leave_at_once() -> None:
+    """Makes SIGINT end the process in one line, until `let_clean_up`; for the time of imports.
+
+    A KeyboardInterrupt inside an import prints a traceback, or becomes an ImportError.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def let_clean_up() -> None:
+    """Makes SIGINT raise KeyboardInterrupt again after `leave_at_once`."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: Any) -> None:
+    _tell("interrupted")
+    os._exit(128 + number)
+
+
+def is_second(number: int, seconds: float) -> bool:
+    """Whether a signal `seconds` after the first one demands an immediate end."""
+    return number in (signal.SIGINT, signal.SIGTERM) and seconds > SAME_S
+
+
+def watch(hint: str) -> None:
+    """Answers signals at once for the rest of the process; for commands, in the main thread.
+
+    Python runs handlers in the main thread, which a compilation may keep busy for minutes. The
+    numbers of signals also arrive in a pipe, which a thread reads: it announces the first signal,
+    and ends the process at the second one.
+
+    Args:
+      hint: end of the message after an immediate end.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading, hint), daemon=True).start()
+
+
+def _watch(reading: int, hint: str) -> None:
+    number = _next(reading)
+    first, name = time.monotonic(), signal.Signals(number).name
+    time.sleep(QUIET_S)
+    _tell(f"{name}: stopping as soon as possible; a second one ends the process at once")
+    while not is_second(number := _next(reading), time.monotonic() - first):
+        pass
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        os.write(1, b"\x1b[?25h\n")  # the live line hides the cursor
+    _tell(f"ended by {signal.Signals(number).name}{hint}")
+    os._exit(128 + number)
+
+
+def _next(reading: int) -> int:
+    """The next signal that asks for an end."""
+    while (number := os.read(reading, 1)[0]) not in STOPPING:
+        pass
+    return number
+
+
+def _tell(text: str) -> None:
+    """Writes a line without locks, which the main thread might hold."""
+    try:
+        os.write(2, f"jaxrl: {text}\n".encode())
+    except OSError:  # the terminal is closed
+        pass
 
 
 class Watchdog:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from jaxrl.experiments import interrupts
+
 
 def start() -> None:
     """Sets the options that the user left unset; only commands call it, before any computation.
@@ -19,10 +21,8 @@ def start() -> None:
     in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR. Matrix products have float32
     precision, also on TPUs, whose default is bfloat16 (see JAX_DEFAULT_MATMUL_PRECISION).
     """
-    if not jax.config.values["jax_compilation_cache_dir"] and (folder := cache_folder()):
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    interrupts.let_clean_up()  # everything is imported
+    enable_compilation_cache()
     if jax.config.values["jax_default_matmul_precision"] is None:
         jax.config.update("jax_default_matmul_precision", "highest")
     forced = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -34,6 +34,19 @@ def start() -> None:
     logger = logging.getLogger("jax._src.xla_bridge")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.ERROR)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, as the commands do; for scripts that use jaxrl.
+
+    The folder is JAX_COMPILATION_CACHE_DIR, or the user's cache folder (`cache_folder`). A later
+    process with the same program, shapes and versions reads the compiled program. What is set
+    already, in JAX's configuration or by environment variables, stays.
+    """
+    if not jax.config.values["jax_compilation_cache_dir"] and (folder := cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def cache_folder() -> Path | None:

@@ -63,6 +63,9 @@ class Options:
     """index of this process, starting at 0"""
     heartbeat: int = bounded(100, least=1)
     """seconds without a heartbeat after which a process counts as dead and the others exit"""
+    trust: bool = False
+    """import custom agents and environments that only run folders or request files name: runs code
+    of whoever wrote them"""
     watchdog: float = bounded(3600.0, least=0)
     """seconds without progress after which the process exits; 0 disables the watchdog"""
 
@@ -72,5 +75,5 @@ class Options:
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
     "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
-    "watchdog",
+    "watchdog", "trust",
 )  # fmt: skip

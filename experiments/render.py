@@ -16,8 +16,9 @@ from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw
 from jaxrl.errors import UserError
 from jaxrl.experiments.plan import hypers_of
-from jaxrl.experiments.restore import load, settings_of
+from jaxrl.experiments.restore import load_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
+from jaxrl.experiments.trust import NOBODY, Trust
 from jaxrl.runs.files import atomic_write
 from jaxrl.types import Array, Env, PyTree
 
@@ -72,7 +73,7 @@ def _plain(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
-def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
+def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = NOBODY) -> Path:
     """Renders one episode of a member and prints its file, length and return.
 
     The file is a GIF, or an HTML page if the environment draws one (Brax).
@@ -82,7 +83,7 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
     """
     if out is not None and out.suffix.lower() not in (".gif", ".html"):
         raise UserError(f"{out}: episodes are written as .gif files, those of Brax as .html files")
-    settings = settings_of(open_run_folder(path))
+    settings = settings_of(open_run_folder(path), trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
     if env.render is None:
         draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
@@ -91,7 +92,7 @@ def render(path: Path, member: int, seed: int, out: Path | None) -> Path:
                 f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
                 "drawing needs raw observations"
             )
-    loaded = load(path, member)
+    loaded = load_member(path, member, trust)
     # A sweep may have changed the physical parameters of this member.
     own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)

@@ -8,6 +8,7 @@ Importing this file does not import JAX, so misspelt names are reported at once.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -20,7 +21,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.values import Words, text
+from jaxrl.experiments.options import INCIDENTAL
+from jaxrl.experiments.trust import check as check_names
+from jaxrl.experiments.trust import check_same, trusting
+from jaxrl.experiments.values import Words, take, text
 
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
 REPEATED = ("base", "sweep", "range")  # options whose values accumulate when repeated
@@ -117,16 +121,47 @@ def read(command: str, words: Sequence[str]) -> Request:
         if name in swept:
             raise UserError(f"{name} is {'searched' if what == 'range' else 'swept'} twice")
         swept[name] = values
-    if first.endswith(".json"):
-        found = of_run(_load(Path(first)), first)
-    elif first.endswith((".yaml", ".yml")):
-        found = from_mapping(_load(Path(first)), first, what)
-    else:
-        return Request(first, dict(given), swept)
+    if first.endswith((".json", ".yaml", ".yml")):
+        return _of_file(first, what, dict(given), swept)
+    return Request(first, dict(given), swept)
+
+
+def _of_file(
+    file: str, what: str, given: dict[str, Any], swept: Mapping[str, list[str]]
+) -> Request:
+    """The request in a file, with the options and sweeps of the command line."""
+    is_json = file.endswith(".json")
+    content = _load(Path(file))
+    found = of_run(content, file) if is_json else from_mapping(content, file, what)
+    if "trust" in found.options:
+        raise UserError(f"{file} cannot vouch for itself: remove trust, and pass --trust if you do")
+    own, given = take(_Confirmed, given)
+    check_same(file, {"agent": found.agent}, own.agent, None)
     names = option_names(given).difference(INDEXED)
     of_file = {name: values for name, values in found.sweep.items() if name not in names}
-    options = _without(found.options, swept)
-    return Request(found.agent, merged(options, given), of_file | swept)
+    options = merged(_without(found.options, swept), given)
+    request = Request(found.agent, options | {"trust": own.trust}, of_file | swept)
+    typed = [*given.get("env", ()), *swept.get("env", ())]
+    trust = trusting(own.agent, *typed, everything=own.trust)
+    check_names(
+        file, request.agent, [*_texts(options.get("env")), *request.sweep.get("env", ())], trust
+    )
+    return request
+
+
+@dataclasses.dataclass(frozen=True)
+class _Confirmed:
+    """Options that confirm the custom names of a request file, see `jaxrl.experiments.trust`."""
+
+    agent: str | None = None
+    trust: bool = False
+
+
+def _texts(value: Any) -> list[Any]:
+    """The values of an option that may be missing, one, or several."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def from_call(agent: Any, given: Mapping[str, Any], varied: str = "sweep") -> Request:
@@ -208,6 +243,9 @@ def of_run(known: Any, what: str) -> Request:
         agent, own = stored.pop("agent"), stored.pop("settings")
     except (KeyError, TypeError):
         raise UserError(f"{what} is not the config.json of a run") from None
+    if not isinstance(agent, str) or not isinstance(own, Mapping):
+        raise UserError(f"{what} is not the config.json of a run")
+    stored = {name: value for name, value in stored.items() if name not in INCIDENTAL}
     for name in ("data", "base", "from", "from_run"):
         stored.pop(name, None)
         if name in context:

@@ -43,6 +43,8 @@ from jaxrl.experiments.run_folders import (
     width_of,
 )
 from jaxrl.experiments.settings import Settings, resolve
+from jaxrl.experiments.trust import NOBODY, Trust, check_same, trusting
+from jaxrl.experiments.trust import check as check_names
 from jaxrl.policies import Trained, one_of
 from jaxrl.program import MemberState, Program
 from jaxrl.runs import files, records, shards, stats
@@ -83,8 +85,11 @@ def read_earlier(settings: Settings) -> Earlier:
     check_request(settings, agents.load(settings.agent))
     digests = digests_of(options)
     data = dataset(options.data) if options.data is not None else None
-    bases = read_bases(options, digests.get("data")) if options.base else None
-    reused = _reused(options.from_run, options.env) if options.from_run is not None else None
+    trust = trust_of(settings)
+    bases = read_bases(options, digests.get("data"), trust) if options.base else None
+    reused = None
+    if options.from_run is not None:
+        reused = _reused(options.from_run, options.env, trust)
     return Earlier(digests, data, bases, reused)
 
 
@@ -112,13 +117,19 @@ def _dataset(path: Path, stamp: tuple[Any, ...]) -> datasets.Dataset:
     return datasets.load(path)
 
 
-def read_bases(options: Options, data: str | None) -> Bases:
+def trust_of(settings: Settings) -> Trust:
+    """Trust in what earlier runs name: the names of the run that builds on them are checked."""
+    options = settings.options
+    return trusting(settings.agent, options.env, everything=options.trust)
+
+
+def read_bases(options: Options, data: str | None, trust: Trust) -> Bases:
     """Policies and states of the runs of `--base`; for `data` see `_base`."""
-    found = [_base(path, options, data) for path in options.base]
+    found = [_base(path, options, data, trust) for path in options.base]
     return Bases(one_of([policy for policy, _ in found]), tuple(state for _, state in found))
 
 
-def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Trained]:
+def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple[Policy, Trained]:
     """The policy of a base run, and the states [M, ...] of its first members.
 
     Args:
@@ -134,15 +145,15 @@ def _base(path: Path, options: Options, data: str | None) -> tuple[Policy, Train
     count = options.seed + options.seeds
     if count > count_members(path):
         raise UserError(f"{path} has {count_members(path)} members, but --seeds asks for {count}")
-    return read_policies(run, (0, count))
+    return read_policies(run, (0, count), trust)
 
 
-def _reused(path: Path, env: str) -> Reused:
+def _reused(path: Path, env: str, trust: Trust) -> Reused:
     """The finished stages of a run that its members share (`--from RUN`)."""
     run = open_run_folder(path)
     if run.config()["config"]["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
-    ready = prepare(settings_of(run))
+    ready = prepare(settings_of(run, trust))
     check_unchanged(run, ready.digests)
     found = read_state(ready, run, (0, 1)).results
     shared = {stage.name for stage in ready.program.stages if stage.shared}
@@ -152,10 +163,25 @@ def _reused(path: Path, env: str) -> Reused:
 # --- trained members -----------------------------------------------------------------------------
 
 
-def settings_of(run: records.RunDir) -> Settings:
-    """The settings of a run, from its config.json."""
+def confirmed(path: Path, agent: str | None, env: str | None, everything: bool) -> Trust:
+    """Trust in the code that a run names, from `--agent`, `--env` and `--trust`.
+
+    Raises:
+      UserError: the run has another agent or environment.
+    """
+    check_same(str(path), open_run_folder(path).config()["config"], agent, env)
+    return trusting(agent, env, everything=everything)
+
+
+def settings_of(run: records.RunDir, trust: Trust = NOBODY) -> Settings:
+    """The settings of a run, from its config.json.
+
+    Raises:
+      UserError: an agent or environment that is neither listed nor trusted; also see `resolve`.
+    """
     request = of_run(run.config(), str(run.path / "config.json"))
-    return resolve(request.agent, request.options)
+    check_names(str(short_path(run.path)), request.agent, [request.options.get("env")], trust)
+    return resolve(request.agent, request.options | {"trust": trust.everything})
 
 
 def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> RunState:
@@ -171,22 +197,32 @@ def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -
     return assemble(ready.program, stage, step, found.parts, (first, last))
 
 
-def load(path: str | Path, member: int = 0) -> TrainedPolicy:
+def load(path: str | Path, member: int = 0, *, trust: bool = False) -> TrainedPolicy:
     """The policy of one member of a run, from its newest checkpoint; the dataset is not read.
+
+    Args:
+      trust: import a custom agent or environment that the run names; this runs its code.
 
     Raises:
       UserError: there is no such run or member, or the run has not trained its policy yet.
     """
-    run = open_run_folder(Path(path))
+    return load_member(Path(path), member, trusting(everything=trust))
+
+
+def load_member(path: Path, member: int, trust: Trust) -> TrainedPolicy:
+    """`load` with the names that the user trusts."""
+    run = open_run_folder(path)
     count = count_members(run.path)
     if not 0 <= member < count:
         raise UserError(f"member {member}: the run has members 0 to {count - 1}")
-    policy, found = read_policies(run, (member, member + 1))
+    policy, found = read_policies(run, (member, member + 1), trust)
     state, hp = jax.tree.map(lambda x: jnp.asarray(x[0]), (found.state, found.hp))
     return TrainedPolicy(policy, state, hp)
 
 
-def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
+def read_policies(
+    run: records.RunDir, members: Range, trust: Trust = NOBODY
+) -> tuple[Agent, Trained]:
     """The policy of a run and the trained states of its members [M], from the newest checkpoint.
 
     Datasets, replay buffers and states of earlier stages and of base runs are not read.
@@ -194,7 +230,7 @@ def read_policies(run: records.RunDir, members: Range) -> tuple[Agent, Trained]:
     Raises:
       UserError: see `load`; also a base run that has changed since.
     """
-    program, shapes = _shapes(run)
+    program, shapes = _shapes(run, trust)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
         own = shapes(meta["stage"], part)
@@ -239,15 +275,15 @@ def _newest_policy(
     return policy, found
 
 
-def _shapes(run: records.RunDir) -> tuple[Program, Callable[[int, Range], Trained]]:
+def _shapes(run: records.RunDir, trust: Trust) -> tuple[Program, Callable[[int, Range], Trained]]:
     """The program of a run, and (stage, members) -> shapes and dtypes of their trained states."""
-    settings = settings_of(run)
+    settings = settings_of(run, trust)
     options, bases, own = settings.options, None, {}
     env = envs.make(options.env, **options.env_options)
     inputs: dict[str, PyTree] = {} if options.data is None else {"data": abstract_rows(env.spec)}
     if options.base:
         check_unchanged(run, {"base": [state_digest(path) for path in options.base]})
-        bases = _abstract_bases(options)
+        bases = _abstract_bases(options, trust_of(settings))
         own = jax.eval_shape(functools.partial(base_inputs, settings), bases.trained)
     program = program_of(settings, env, bases)
     hp = hypers_of(settings, env)
@@ -260,12 +296,12 @@ def _shapes(run: records.RunDir) -> tuple[Program, Callable[[int, Range], Traine
     return program, shapes
 
 
-def _abstract_bases(options: Options) -> Bases:
+def _abstract_bases(options: Options, trust: Trust) -> Bases:
     """Shapes and dtypes of `read_bases`; no array of the base runs is read."""
     members = (0, options.seed + options.seeds)
     policies, trained = [], []
     for run in map(open_run_folder, options.base):
-        program, shapes = _shapes(run)
+        program, shapes = _shapes(run, trust)
         policy, found = _newest_policy(run, program, members, lambda meta, part: SKIP)
         policies.append(policy)
         trained.append(shapes(found.meta["stage"], members))
@@ -301,7 +337,12 @@ def abstract_rows(spec: EnvSpec) -> Transition:
 
 
 def evaluate(
-    path: Path, episodes: int, seed: int, eval_steps: int | None = None, explore: bool = False
+    path: Path,
+    episodes: int,
+    seed: int,
+    eval_steps: int | None = None,
+    explore: bool = False,
+    trust: Trust = NOBODY,
 ) -> tuple[Plan, Any]:
     """Evaluates every member on fresh episodes: the plan of the run, and `Episodes` [P, episodes].
 
@@ -312,7 +353,7 @@ def evaluate(
       UserError: the agent has no such setting, or no checkpoint yet.
     """
     run = open_run_folder(path)
-    settings = settings_of(run)
+    settings = settings_of(run, trust)
     if eval_steps is not None:
         if not hasattr(settings.cfg, "eval_steps"):
             raise UserError(f"{settings.agent} has no setting eval_steps, so no --eval-steps")
@@ -332,14 +373,19 @@ def evaluate(
 
 
 def print_steps(
-    path: Path, episodes: int, seed: int, steps: Sequence[int], explore: bool = False
+    path: Path,
+    episodes: int,
+    seed: int,
+    steps: Sequence[int],
+    explore: bool = False,
+    trust: Trust = NOBODY,
 ) -> None:
     """Prints one row per number of action-sampling steps; all rows use the same seed."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")
     for count in steps:
-        found = stats.summarise(evaluate(path, episodes, seed, count, explore)[1].returns)
+        found = stats.summarise(evaluate(path, episodes, seed, count, explore, trust)[1].returns)
         low, high = found["ci95"]
         numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
         table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")

@@ -100,12 +100,16 @@ def run(
             stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
 
+        def asked() -> int:
+            return signals.received or processes.stop_requested()
+
         def decide(stage: int, step: int, last: bool) -> bool:
             """One decision for all processes, so that all save the same checkpoints."""
             nonlocal decision
+            # Also at the end of a stage, since compiling the next one may be interrupted.
+            ends = last or step == ready.program.stages[stage].updates
             late = time.perf_counter() - saved >= options.checkpoint_seconds
-            asked = signals.received or processes.stop_requested()
-            decision = processes.broadcast_int(asked or (SAVE if last or late else GO_ON))
+            decision = processes.broadcast_int(asked() or (SAVE if ends or late else GO_ON))
             return decision != GO_ON
 
         def compiling(what: str) -> None:
@@ -115,6 +119,9 @@ def run(
         def compiled(program: Compiled) -> None:
             watchdog.beat()
             display.compiled(program.what, program.seconds, program.temporary_bytes)
+            if number := processes.broadcast_int(asked()):  # everything is saved
+                shards.wait()
+                raise Stopped(number)
 
         reports = drive.drive(
             ready.program,

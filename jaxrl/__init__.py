@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxrl.api import TrainedPolicy, policy
     from jaxrl.envs import make
     from jaxrl.errors import UserError
+    from jaxrl.experiments.jax_setup import enable_compilation_cache
     from jaxrl.experiments.restore import load
     from jaxrl.experiments.search import search
     from jaxrl.experiments.sweep import sweep
@@ -55,6 +56,7 @@ _HOMES = {
     "sweep": "jaxrl.experiments.sweep",
     "search": "jaxrl.experiments.search",
     "load": "jaxrl.experiments.restore",
+    "enable_compilation_cache": "jaxrl.experiments.jax_setup",
     "TrainedPolicy": "jaxrl.api",
     "UserError": "jaxrl.errors",
     "Algorithm": "jaxrl.algorithm",
@@ -84,6 +86,7 @@ __all__ = [
     "Transition",
     "UserError",
     "__version__",
+    "enable_compilation_cache",
     "load",
     "make",
     "policy",

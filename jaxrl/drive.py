@@ -178,6 +178,7 @@ class _Run:
 
     def train(self, index: int, resume: RunState | None) -> Iterator[Report]:
         """Reports of stage `index`, from its start or from `resume`."""
+        yield from self.flush()  # saved before the first compilation, which may be interrupted
         stage = self.program.stages[index]
         state, done = self.begin(index, resume)
         chunks = [(start, size) for start, size in stage.chunks if start + size > done]

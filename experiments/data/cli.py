@@ -124,7 +124,7 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
     names.check_name(env)
     file = own.out or Path(f"data/{env.replace(':', '-')}-synthetic-{own.steps}.npz")
     _check_free(file)
-    _keep(file, generate.make(env, own.from_diffusion, own.steps, own.member, own.seed))
+    _keep(file, generate.make(env, own.from_diffusion, own.steps, own.member, own.seed, own.trust))
 
 
 def _check_free(file: Path) -> None:

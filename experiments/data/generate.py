@@ -13,12 +13,15 @@ from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.experiments import restore
 from jaxrl.experiments.run_folders import open_run_folder
+from jaxrl.experiments.trust import trusting
 from jaxrl.runs import provenance
 from jaxrl.trajectories import DiffusionState, codec
 from jaxrl.types import Transition
 
 
-def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Dataset:
+def make(
+    env: str, path: Path, steps: int, member: int = 0, seed: int = 0, trust: bool = False
+) -> Dataset:
     """`steps` transitions sampled from the diffusion model of a run; a trajectory is an episode.
 
     If the run uses guided samples, the current policy of `member` guides these samples too.
@@ -27,7 +30,7 @@ def make(env: str, path: Path, steps: int, member: int = 0, seed: int = 0) -> Da
       UserError: another environment, no such member, or no finished diffusion model.
     """
     run = open_run_folder(path)
-    settings = restore.settings_of(run)
+    settings = restore.settings_of(run, trusting(env, everything=trust))
     if settings.options.env != env:
         raise UserError(f"{path} was trained in {settings.options.env}, not in {env}")
     ready = restore.prepare(settings)

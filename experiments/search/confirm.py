@@ -53,14 +53,15 @@ def confirm(
     return results
 
 
-def choose(own: Options, book: Study, path: Path) -> dict[str, Any]:
+def choose(own: Options, space: Space, book: Study, path: Path) -> dict[str, Any]:
     """The trial selected by a bandit; the policy of the first seed of each trial is an arm."""
     trials = study.best(book, own.trials)
     if not trials:
         raise UserError("--eval-budget: no trial has been trained to the end")
     returns, meta = {}, {}
+    trust = restore.trust_of(space.programs[0])
     for run in dict.fromkeys(trial.user_attrs["run"] for trial in trials):
-        ready, episodes = restore.evaluate(path / run, own.eval_budget, 0)
+        ready, episodes = restore.evaluate(path / run, own.eval_budget, 0, trust=trust)
         meta = ready.meta or {"env": ready.settings.options.env}
         for trial in trials:
             if trial.user_attrs["run"] == run:

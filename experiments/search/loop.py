@@ -206,7 +206,7 @@ def _finish(
             "confirmed": confirmed,
         }
         if own.eval_budget:
-            summary["bandit"] = confirm.choose(own, book, path)
+            summary["bandit"] = confirm.choose(own, space, book, path)
         if summary["best"] and not own.pbt:  # whose settings change during training
             summary["command"] = _command(space, summary["best"]["values"])
         summary = files.plain(summary)

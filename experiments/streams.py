@@ -1,0 +1,33 @@
+"""Standard streams of commands that outlast the readers of their output."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+
+class _Outlasting(io.FileIO):
+    """A file descriptor whose writes succeed after its reader has gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # EPIPE after `| head`, EIO after the terminal was closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def outlast_readers() -> None:
+    """Makes stdout and stderr of the process ignore closed pipes and terminals."""
+    if sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:
+        if sys.stdout is not None and sys.stderr is not None:  # None without a console
+            sys.stdout, sys.stderr = _outlasting(sys.stdout), _outlasting(sys.stderr)
+
+
+def _outlasting(stream: TextIO) -> TextIO:
+    stream.flush()
+    file = io.BufferedWriter(_Outlasting(stream.fileno(), "w", closefd=False))
+    lines = stream.isatty() or stream is sys.stderr
+    return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=lines)
