@@ -140,7 +140,7 @@ def _of_file(
     names = option_names(given).difference(INDEXED)
     of_file = {name: values for name, values in found.sweep.items() if name not in names}
     options = merged(_without(found.options, swept), given)
-    request = Request(found.agent, options | {"trust": own.trust}, of_file | swept)
+    request = Request(found.agent, options | {"trust": own.trust}, of_file | dict(swept))
     typed = [*given.get("env", ()), *swept.get("env", ())]
     trust = trusting(own.agent, *typed, everything=own.trust)
     check_names(
