@@ -25,7 +25,7 @@ from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
+    actor: PyTree  # parameters (`nets.packed`)
     opt: optax.OptState
     obs: Moments  # [*obs] mean and variance of the dataset's observations
 
@@ -78,7 +78,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         t = batch.transitions
         obs, action = standardise_obs(cfg, state.obs, t.obs), space.unit(t.action)
 
-        def loss(actor: Array) -> tuple[Array, Array]:
+        def loss(actor: PyTree) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
             return cloning_loss(chosen, action), action_distance(chosen, action)
 

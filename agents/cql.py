@@ -37,7 +37,7 @@ from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Transition
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         y = td_target(t, hp.gamma, policies.expectation(ahead, q))
         pushed = propose(head, space, state.actor, t, key_push, cfg.samples)
 
-        def of_critic(critic: Array) -> tuple[Array, tuple[Array, ...]]:
+        def of_critic(critic: PyTree) -> tuple[Array, tuple[Array, ...]]:
             count, rows = pushed.log_density.shape
             obs = jnp.broadcast_to(t.obs[None], (count, *t.obs.shape))
             # One pass for the dataset's actions and the proposals.
@@ -127,7 +127,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         at = Trainable(state.critic, opt_critic)
         (critic, opt_critic), _, (error, push, q) = minimise(of_critic, at, hp.lr)
 
-        def of_actor(actor: Array) -> tuple[Array, tuple[Array, Array]]:
+        def of_actor(actor: PyTree) -> tuple[Array, tuple[Array, Array]]:
             dist = head.policy(actor, t.obs)
             now = head.samples(dist, head.noise(key_now, cfg.batch_size))
             q = least(critic, t.obs, now.action)

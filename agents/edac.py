@@ -46,7 +46,7 @@ from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Transition, mean_where
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition, mean_where
 
 # A larger |Q|, relative to (max |reward| + entropy bonus) / (1 - γ), counts as divergence.
 DIVERGED = 2.0
@@ -89,9 +89,9 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    critic: Array  # [N, size] flat parameters of the N critics
-    target: Array  # [N, size] target critics
+    actor: PyTree  # parameters (`nets.packed`)
+    critic: PyTree  # the N critics, leaves [N, ...]
+    target: PyTree  # target critics
     log_temperature: Array  # [] log α
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
     largest: Array  # [] largest |Q| so far
@@ -131,7 +131,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         temperature = jnp.exp(log_temperature)
 
-        def of_actor(actor: Array) -> tuple[Array, None]:
+        def of_actor(actor: PyTree) -> tuple[Array, None]:
             now = head.samples(head.policy(actor, t.obs), noise_now)
             q = policies.least_value(head, state.critic, t.obs, now.action)
             return actor_loss(now, q, temperature), None
@@ -145,7 +145,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         value = policies.expectation(ahead, jnp.min(q_ahead, 0) - bonus)
         y = td_target(t, hp.gamma, value)
 
-        def of_critic(critic: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        def of_critic(critic: PyTree) -> tuple[Array, tuple[Array, Array, Array]]:
             if cfg.diversity:
                 q, slope = slopes(head, critic, t.obs, t.action)
                 alike = similarity(slope * scale[None])
@@ -222,7 +222,7 @@ def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
 def slopes(head: StochasticHead, critic: Array, obs: Array, action: Array) -> tuple[Array, Array]:
     """Q_i(s, a) [N, B] and its action gradients [N, B, A]."""
 
-    def one(params: Array) -> tuple[Array, Array]:
+    def one(params: PyTree) -> tuple[Array, Array]:
         def total(action: Array) -> tuple[Array, Array]:
             q = head.value(params, obs, action)
             return jnp.sum(q), q

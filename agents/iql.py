@@ -45,7 +45,7 @@ from jaxrl.recipes import check_offline, offline_program
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,10 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    value: Array  # [size] value network
-    critic: Array  # [2, size] flat parameters of the twin critics
-    target: Array  # [2, size] target critics
+    actor: PyTree  # parameters (`nets.packed`)
+    value: PyTree  # value network
+    critic: PyTree  # twin critics, leaves [2, ...]
+    target: PyTree  # target critics
     opt: tuple[optax.OptState, ...]  # Adam of actor, value network and critics
 
 
@@ -155,8 +155,8 @@ class Head:
     noise: Callable[[Array, int], Array]
     act: Callable[[Any, Array, bool], Array]
 
-    def twins(self, critic: Array, obs: Array, action: Array) -> Array:
-        """Q_i(s, a) [2, B] of parameters [2, size]."""
+    def twins(self, critic: PyTree, obs: Array, action: Array) -> Array:
+        """Q_i(s, a) [2, B] of parameters with leaves [2, ...]."""
         x = self.critic_in(obs, action)
         # Two input copies give batched products; with a single one XLA transposes activations.
         out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
@@ -166,10 +166,10 @@ class Head:
 def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A normal distribution over unit actions; samples are clipped to the box."""
     space = box_scale("iql", spec)
-    actor = nets.flat(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
+    actor = nets.packed(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + space.size,)
 
-    def policy(params: Array, obs: Array) -> Normal:
+    def policy(params: PyTree, obs: Array) -> Normal:
         mean, log_std = actor.apply(params, obs)
         return Normal(mean, log_std[None])
 
@@ -182,7 +182,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
 
     return Head(
         actor=actor,
-        critic=nets.flat(nets.from_linen(Layers(hidden, 1), inputs)),
+        critic=nets.packed(nets.from_linen(Layers(hidden, 1), inputs)),
         policy=policy,
         log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
         distance=lambda dist, action: action_distance(dist.mode, space.unit(action)),
@@ -197,7 +197,7 @@ def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
     """A categorical distribution; critics have one output per action."""
     space = spec.action
     assert isinstance(space, Discrete)
-    net = nets.flat(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
+    net = nets.packed(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
     return Head(
         actor=net,
         critic=net,
@@ -243,7 +243,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     """
     check(cfg)
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
-    value_net = nets.flat(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
+    value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
     def init(key, hp, inputs):
@@ -259,7 +259,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt_actor, opt_value, opt_critic = state.opt
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
 
-        def of_value(value: Array) -> tuple[Array, None]:
+        def of_value(value: PyTree) -> tuple[Array, None]:
             return expectile_loss(q_target - value_of(value, t.obs), hp.expectile), None
 
         at = Trainable(state.value, opt_value)
@@ -269,7 +269,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 
         weight = advantage_weights(q_target - v, hp.beta, hp.max_weight)
 
-        def of_actor(actor: Array) -> tuple[Array, Array]:
+        def of_actor(actor: PyTree) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
             loss = cloning_loss(head.log_prob(dist, t.action), weight)
             return loss, head.distance(dist, t.action)
@@ -280,7 +280,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 
         y = td_target(t, hp.gamma, ahead)
 
-        def of_critic(critic: Array) -> tuple[Array, Array]:
+        def of_critic(critic: PyTree) -> tuple[Array, Array]:
             q = head.twins(critic, t.obs, t.action)
             return critic_loss(q, y), q
 

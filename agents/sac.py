@@ -44,7 +44,7 @@ from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
-from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, Transition
+from jaxrl.types import Agent, Array, Batch, Box, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    critic: Array  # [2, size] flat parameters of the twin critics
-    target: Array  # [2, size] target critics
+    actor: PyTree  # parameters (`nets.packed`)
+    critic: PyTree  # twin critics, leaves [2, ...]
+    target: PyTree  # target critics
     log_temperature: Array  # [] log α; 0 if not learned
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
 
@@ -187,14 +187,14 @@ def learn(
         value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
         y = td_target(t, hp.gamma, value)
 
-        def critic_loss(critic: Array) -> tuple[Array, Array]:
+        def critic_loss(critic: PyTree) -> tuple[Array, Array]:
             q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)  # [2, B]
             return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
         at = Trainable(state.critic, opt_critic)
         (critic, opt_critic), loss_q, q = minimise(critic_loss, at, hp.lr)
 
-        def of_actor(actor: Array) -> tuple[Array, ActionSamples]:
+        def of_actor(actor: PyTree) -> tuple[Array, ActionSamples]:
             now = head.samples(head.policy(actor, t.obs), noise[1])
             q = least_value(head, critic, t.obs, now.action)
             return objective(now, t.obs, q, temperature), now

@@ -79,10 +79,10 @@ class Hypers:
 
 
 class State(NamedTuple):
-    actor: Array  # [size] flat parameters
-    critic: Array  # [2, size] flat parameters of the twin critics
-    actor_target: Array  # [size] target policy
-    critic_target: Array  # [2, size] target critics
+    actor: PyTree  # parameters (`nets.packed`)
+    critic: PyTree  # twin critics, leaves [2, ...]
+    actor_target: PyTree  # target policy
+    critic_target: PyTree  # target critics
     opt: tuple[optax.OptState, optax.OptState]  # Adam of actor and critics
     obs: Moments  # [*obs] mean and variance of the dataset's observations
 
@@ -98,9 +98,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     space = box_scale("td3bc", spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
     shape = (int(np.prod(spec.obs_shape)) + space.size,)
-    critic_net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
+    critic_net = nets.packed(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
 
-    def q_value(critic: Array, obs: Array, action: Array) -> Array:
+    def q_value(critic: PyTree, obs: Array, action: Array) -> Array:
         """Q-values [B] of one critic at unit actions."""
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(critic, x)[:, 0]
@@ -110,7 +110,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
+        pair = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
+        actor, target = nets.pick(pair, 0), nets.pick(pair, 1)
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
@@ -127,16 +128,18 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         ahead = smoothed(policy.apply(state.actor_target, next_obs), key, hp)
         y = td_target(t, hp.gamma, jnp.min(twins(state.critic_target, next_obs, ahead), 0))
 
-        def of_critic(critic: Array) -> tuple[Array, Array]:
+        def of_critic(critic: PyTree) -> tuple[Array, Array]:
             q = twins(critic, obs, action)
             return critic_loss(q, y), q
 
         at = Trainable(state.critic, state.opt[1])
         (critic, opt_critic), loss_q, q = minimise(of_critic, at, hp.lr)
 
-        def of_actor(actor: Array) -> tuple[Array, Array]:
+        def of_actor(actor: PyTree) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
-            return actor_loss(q_value(critic[0], obs, chosen), chosen, action, hp.alpha), chosen
+            return actor_loss(
+                q_value(nets.pick(critic, 0), obs, chosen), chosen, action, hp.alpha
+            ), chosen
 
         def improve() -> tuple[PyTree, dict[str, Mean]]:
             at = Trainable(state.actor, state.opt[0])

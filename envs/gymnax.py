@@ -15,7 +15,10 @@ the car of MountainCarContinuous keeps its speed at the left wall, where gymnasi
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +34,31 @@ from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
 LIMIT = "max_steps_in_episode"
 
 
+PLOTTING = ("seaborn", "matplotlib.pyplot")  # imported by gymnax's renderers
+
+
+class _Deferred(types.ModuleType):
+    """Stands for a module until one of its attributes is used, which imports it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _gymnax() -> Any:
+    """The package gymnax, imported without its plotting packages, which would take two seconds."""
+    if "gymnax" in sys.modules:
+        return sys.modules["gymnax"]
+    deferred = {name: _Deferred(name) for name in PLOTTING if name not in sys.modules}
+    sys.modules.update(deferred)
+    try:
+        return importlib.import_module("gymnax")
+    finally:
+        for name in deferred:
+            sys.modules.pop(name, None)
+
+
 def make(name: str, /, *, max_steps: int | None = None, **options: Any) -> Env:
     """A registered gymnax environment.
 
@@ -42,9 +70,8 @@ def make(name: str, /, *, max_steps: int | None = None, **options: Any) -> Env:
     Raises:
       EnvError: an unknown name or option, a value that gymnax refuses, or a failed download.
     """
-    import gymnax
-    from gymnax import registration
-
+    gymnax = _gymnax()
+    registration = gymnax.registration
     if name not in gymnax.registered_envs:
         raise UnknownEnv(f"gymnax has no {name!r}{nearest(name, gymnax.registered_envs)}")
     arguments = inspect.signature(registration._registry[name]).parameters

@@ -67,7 +67,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[x.ljust(w) for x, w in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    few = any(row["members"] < stats.FEW for row in rows)
+    note = [f"intervals of fewer than {stats.FEW} members are unreliable: add seeds"] if few else []
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), *note])
 
 
 def _cell(found: dict[str, Any]) -> str:

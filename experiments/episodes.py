@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.experiments.console import interval, print_line, shown, write_csv
-from jaxrl.experiments.tables import Column, print_table
+from jaxrl.experiments.tables import Column, print_table, print_words
 from jaxrl.runs import stats
 
 _SHOWN = {"CVaR10%": "cvar_0.1"}  # headings that differ from the names of columns
@@ -45,11 +45,9 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
         told.append(Column(head, [_number(x) for x in numbers[_SHOWN.get(head, head)]], rank))
     names = print_table(told)
     if "CVaR10%" in names:
-        print_line(
-            "std, min, CVaR10% (mean of the worst tenth) and max are over a member's episodes"
-        )
+        print_words("CVaR10%: mean return of a member's worst tenth of episodes")
     result = stats.summarise(outcome.returns)
-    print_line(
+    print_words(
         f"return {result['iqm']:.4g} (IQM over members, {interval(result)}), "
         f"{result['episodes']} episodes each"
     )

@@ -16,6 +16,7 @@ from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, reuse
+from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
@@ -173,9 +174,9 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
         )
         return program.exploring() if own.eval_explore else program
     except UserError as error:
-        if agents.acts_in(algorithm, env.spec):
+        if acts_in(algorithm, env.spec):
             raise
-        others = agents.alternatives(settings.agent, env, algorithm.offline)
+        others = alternatives(settings.agent, env, algorithm.offline)
         raise UserError(f"{error}{others}") from None
 
 
@@ -238,7 +239,7 @@ def read_inputs(
     if env.host is not None and not algorithm.offline:
         raise UserError(
             f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
-            f"{agents.alternatives(settings.agent, env, offline=True)}"
+            f"{alternatives(settings.agent, env, offline=True)}"
         )
     if data is None:
         return {}, {}

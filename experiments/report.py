@@ -132,6 +132,7 @@ def _points_of(
         state, speed = "finished", summary[f"{unit}_per_s"]
     settings = {f"agent.{key}": x for key, x in config.get("settings", {}).items()}
     settings |= {f"env.{key}": x for key, x in config.get("env_options", {}).items()}
+    settings |= {"eval_explore": True} if config.get("eval_explore") else {}
     found = []
     for index, own in enumerate(values):
         rows = slice(index * seeds, (index + 1) * seeds)

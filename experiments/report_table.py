@@ -27,6 +27,9 @@ def print_results(compared: Sequence[Result], named: bool) -> None:
         print_words(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
     for note in filter(None, _notes(compared, set(names))):
         print_words(note)
+    exploring = dict.fromkeys(r.point.run for r in compared if r.point.settings.get("eval_explore"))
+    if exploring:
+        print_words(f"evaluated with exploration: {', '.join(exploring)}")
 
 
 def _columns(rows: Sequence[Result], compared: Sequence[Result], named: bool) -> Iterable[Column]:

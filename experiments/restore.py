@@ -250,7 +250,7 @@ def _newest(
     run: records.RunDir, members: Range, target: Callable[[dict[str, Any], Range], Any]
 ) -> shards.Found:
     """The newest checkpoint of a run; for `target` see `shards.newest`."""
-    found = shards.newest(run.checkpoints, run.config()["config"], members, target)
+    found = shards.newest(run.checkpoints, run.config()["config"], members, target, print_line)
     if found is not None:
         return found
     if run.as_found().finished:

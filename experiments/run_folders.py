@@ -60,8 +60,15 @@ def width_in(file: Path, known: Mapping[str, Any]) -> int:
 def read_sweep(path: Path) -> dict[str, Any]:
     """The contents of the sweep.json of a folder."""
     known = folders.read_json(path / "sweep.json")
-    if not {"agent", "sweep", "programs"} <= set(known):
+    programs = known.get("programs")
+    if not {"agent", "sweep"} <= set(known) or not isinstance(programs, list) or not programs:
         raise UserError(f"{path / 'sweep.json'} is not the sweep.json of a sweep")
+    for program in programs:
+        if not isinstance(program, dict) or not {"folder", "values", "config"} <= set(program):
+            raise UserError(f"{path / 'sweep.json'} is damaged: a program has no folder or config")
+        name = program["folder"]
+        if not isinstance(name, str) or Path(name).name != name or name == "..":
+            raise UserError(f"{path / 'sweep.json'} is damaged: {name!r} is no folder of a program")
     return known
 
 

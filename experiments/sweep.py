@@ -25,6 +25,7 @@ from typing import Any
 
 from rich.table import Table
 
+from jaxrl.errors import UserError
 from jaxrl.experiments import report, train
 from jaxrl.experiments.console import (
     device_kind,
@@ -220,10 +221,11 @@ def _open(path: Path, config: dict[str, Any], overwrite: bool) -> Iterator[None]
 
 def _clear(path: Path) -> None:
     """Removes what an earlier sweep wrote, unless one of its runs is being trained."""
-    runs: list[Path] = []
-    if (path / "sweep.json").is_file():
-        names = [Path(each["folder"]).name for each in read_sweep(path)["programs"]]
-        runs = [path / name for name in names if (path / name).is_dir()]
+    try:
+        names = [program["folder"] for program in read_sweep(path)["programs"]]
+    except UserError:  # damaged, or of another version
+        names = [x.parent.name for x in path.glob("[0-9][0-9][0-9]*/config.json")]
+    runs = [path / name for name in names if (path / name).is_dir()]
     with contextlib.ExitStack() as stack:
         for run in runs:
             stack.enter_context(folders.lock(run))

@@ -77,7 +77,8 @@ def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str
         return None
     summary = records.RunDir(path.resolve()).summary() or {}
     if processes.leads:
-        lost = "" if shards.indices(path / "checkpoints") else "; its checkpoints are missing"
+        kept = shards.indices(path / "checkpoints") or "failure" in summary
+        lost = "" if kept else "; its checkpoints are missing"
         print(f"{short_path(path)} is finished: {result(summary)}{lost}; --overwrite starts again")
     return summary
 

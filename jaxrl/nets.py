@@ -56,6 +56,24 @@ def flat(net: Net) -> Net:
     )
 
 
+PACKED = 2**16  # parameters from which one vector is slower than a tree
+
+
+def packed(net: Net) -> Net:
+    """`flat` for a network of less than 2^16 parameters, otherwise `net` itself.
+
+    Small networks are bound by the number of operations, large ones by memory traffic: gathering
+    all gradients in one vector costs another pass over the parameters (docs/decisions.md).
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
+
+
+def pick(stack: PyTree, index: int) -> PyTree:
+    """The parameters at `index` of a stack of networks, leaves [N, ...]."""
+    return jax.tree.map(lambda x: x[index], stack)
+
+
 class Joint(NamedTuple):
     """Several networks whose parameters are one vector, for one optimiser.
 

@@ -1,4 +1,4 @@
-"""Gradient steps on flat vectors of parameters, target networks, and learning-rate schedules."""
+"""Gradient steps, target networks, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def warm_cosine(progress: Array) -> Array:
     return jnp.where(progress < 0.1, up, down)
 
 
-def polyak(target: Array, params: Array, tau: Array) -> Array:
+def polyak(target: PyTree, params: PyTree, tau: Array) -> PyTree:
     """Polyak averaging: target + τ (params - target)."""
-    return target + tau * (params - target)
+    return jax.tree.map(lambda old, new: old + tau * (new - old), target, params)
 
 
-def adam_step(params: Array, grads: Array, opt: PyTree, lr: Array) -> tuple[PyTree, PyTree]:
-    """(params, opt) after one step of Adam on a vector, or stack of vectors, of parameters."""
+def adam_step(params: PyTree, grads: PyTree, opt: PyTree, lr: Array) -> tuple[PyTree, PyTree]:
+    """(params, opt) after one step of Adam."""
     change, opt = optax.adam(lr).update(grads, opt)
     return optax.apply_updates(params, change), opt
 
 
 class Trainable(NamedTuple):
-    """Parameters, a vector or a stack of vectors, and the state of Adam."""
+    """Parameters and the state of Adam."""
 
-    params: Array
+    params: PyTree
     opt: PyTree
 
 
 def minimise(
-    loss: Callable[[Array], tuple[Array, Any]],
+    loss: Callable[[Any], tuple[Array, Any]],
     at: Trainable,
     lr: Array,
     max_grad_norm: Array | float | None = None,
@@ -74,6 +74,7 @@ def minimise(
     return Trainable(*adam_step(at.params, grads, at.opt, lr)), value, aux
 
 
-def clip_norm(grads: Array, largest: Array | float) -> Array:
-    """`grads`, scaled down to norm `largest` if the norm is larger."""
-    return grads * jnp.minimum(1.0, largest / jnp.linalg.norm(grads.reshape(-1)))
+def clip_norm(grads: PyTree, largest: Array | float) -> PyTree:
+    """`grads`, scaled down to the global norm `largest` if the norm is larger."""
+    scale = jnp.minimum(1.0, largest / optax.global_norm(grads))
+    return jax.tree.map(lambda x: x * scale, grads)

@@ -20,7 +20,7 @@ from jaxrl.types import ActFn, Agent, Array, Discrete, EnvSpec, Policy, PyTree
 
 def deterministic_actor(hidden: tuple[int, ...], spec: EnvSpec, space: BoxScale) -> nets.Net:
     """A deterministic policy: obs [B, *obs] to actions [B, A] in [-1, 1]; flat parameters."""
-    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.size), spec.obs_shape))
+    net = nets.packed(nets.from_linen(nets.MLP(hidden, space.size), spec.obs_shape))
     return nets.Net(net.init, lambda params, obs: jnp.tanh(net.apply(params, obs)))
 
 
@@ -81,11 +81,11 @@ def squashed_head(
     """
     space = box_scale("a squashed normal policy", spec)
     size = space.size
-    actor_net = nets.flat(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
+    actor_net = nets.packed(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
     inputs = (int(np.prod(spec.obs_shape)) + size,)
-    critic_net = nets.flat(nets.from_linen(critic(hidden, 1), inputs))
+    critic_net = nets.packed(nets.from_linen(critic(hidden, 1), inputs))
 
-    def policy(params: Array, obs: Array) -> Normal:
+    def policy(params: PyTree, obs: Array) -> Normal:
         mean, log_std = jnp.split(actor_net.apply(params, obs), 2, -1)
         return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
 
@@ -101,7 +101,7 @@ def squashed_head(
         action = action[..., None]
         return (each.log_prob(action) - tanh_correction(action))[:, None]
 
-    def q(params: Array, obs: Array, action: Array) -> Array:
+    def q(params: PyTree, obs: Array, action: Array) -> Array:
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(params, x)
 
@@ -123,7 +123,7 @@ def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
     """A categorical distribution. Critics value all actions at once; expectations are exact."""
     space = spec.action
     assert isinstance(space, Discrete)
-    net = nets.flat(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
+    net = nets.packed(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
 
     def log_prob(dist: Categorical, action: PyTree) -> Array:
         return dist.log_probs[..., None]

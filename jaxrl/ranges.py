@@ -31,6 +31,8 @@ class Range:
     def refusal(self, value: Any) -> str:
         """ "in [0, 1]", what a number or the numbers of a tuple must be, or "" for valid ones."""
         numbers = value if isinstance(value, tuple | list) else (value,)
+        if self.finite and any(map(math.isinf, numbers)):
+            return "finite"
         return "" if all(map(self.contains, numbers)) else str(self)
 
     def contains(self, number: float) -> bool:

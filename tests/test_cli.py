@@ -148,7 +148,7 @@ BAD = {
     "type, float": ([*TRAIN, "--agent.lr", "high"], "--agent.lr", "'high'", "FLOAT"),
     "type, optional": ([*TRAIN, "--devices", "all"], "--devices", "'all'"),
     "type, list": ([*TRAIN, "--agent.hidden", "8", "x"], "--agent.hidden", "'x'", "INT"),
-    "type, wrapped": ([*TRAIN, "--agent.total-steps", "1e6"], "--agent.total-steps", "1e6"),
+    "type, wrapped": ([*TRAIN, "--agent.total-steps", "1e-6"], "--agent.total-steps", "1e-6"),
     "nan": ([*TRAIN, "--agent.lr", "nan"], "--agent.lr", "nan"),
     "seeds 0": ([*TRAIN, "--seeds", "0"], "--seeds", "at least 1"),
     "seeds -1": ([*TRAIN, "--seeds=-1"], "--seeds", "at least 1"),
@@ -560,8 +560,9 @@ def test_own_agents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its config.json, of which options take the place."""
     seen: list[Settings] = []
-    monkeypatch.setattr(train, "train", seen.append)
-    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "inf", "--env-options", "max_steps=3"]
+    monkeypatch.setattr(train, "train", lambda asked: seen.append(asked) or {})
+    asked = ["--env", "probe:match", "--seeds", "2", "--lr", "1e-9"]
+    asked += ["--env-options", "max_steps=3"]
     made = parse(*asked)
     with records.open_run("made", identity(made, {}), {"width": 1}):
         pass

@@ -27,7 +27,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import jax_setup, report, restore, sweep, train, train_loop
-from jaxrl.runs import files, plots, records, shards
+from jaxrl.runs import figures, files, records, shards
 
 KINDS = ("kill", "half", "torn", "lost")
 
@@ -363,6 +363,32 @@ def test_checkpoints_of_another_run_are_refused(finished: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
 
 
+def test_a_damaged_checkpoint_is_told_when_a_policy_is_loaded(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (newest,) = (finished / "checkpoints").glob("*/8/meta/metadata")
+    cut(newest)
+    capsys.readouterr()
+    restore.load(finished)
+    assert "checkpoint 8 is damaged and passed over" in capsys.readouterr().out
+
+
+def test_a_sweep_with_a_damaged_record_starts_again(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(lab.reference("sweep"), path)
+    cut(path / "summary.json")
+    sweep_tiny(path)  # the summary is made again
+    assert results(path) == results(lab.reference("sweep"))
+    for damage in (without("programs"), lambda file: file.write_text('{"programs": ".."}'), cut):
+        damage(path / "sweep.json")
+        with pytest.raises(UserError, match=r"sweep\.json is damaged|made by|another sweep"):
+            sweep_tiny(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY, "overwrite", True)
+        sweep_tiny(path)
+    assert results(path) == results(lab.reference("sweep"))
+
+
 # --- two processes -------------------------------------------------------------------------------
 
 
@@ -414,7 +440,7 @@ def test_a_report_in_a_folder_that_cannot_be_written(
     def refuse(*args: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(plots, "atomic_write", refuse)
+    monkeypatch.setattr(figures, "atomic_write", refuse)
     report.report([finished])
     out = capsys.readouterr().out
     assert " finished" in out and "no pictures: " in out and "Permission denied; pass --out" in out

@@ -55,6 +55,7 @@ def test_large_integers_keep_their_values(tmp_path: Path) -> None:
         ("action", 2**31, "action, row 1: beyond 32 bits: 2147483648"),
         ("extras/x", -(2**31) - 1, "extras/x, row 1: beyond 32 bits"),
         ("extras/state", 0, "extras/state: no name for an extra"),
+        ("extras/\x1b[2J", 0, "extras/?[2J: no name for an extra"),
         ("extras/", 0, "extras/: no name for an extra"),
         ("extras/next_known", 2, "extras/next_known, row 1: must be 0 or 1"),
     ],

@@ -612,3 +612,17 @@ def test_mistakes_in_own_environments(own, name, options, hint):
 
 def test_episodes_without_an_end_are_allowed(own):
     envs.make("own_envs:broken", what="endless")
+
+
+def test_plotting_packages_are_imported_when_gymnax_draws() -> None:
+    code = """
+import sys
+from jaxrl import envs
+envs.make("CartPole-v1")
+assert not {"seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)
+from gymnax.environments.misc import pong
+assert pong.plt.subplots.__module__ == "matplotlib.pyplot"
+import matplotlib.pyplot
+assert matplotlib.pyplot.subplots is pong.plt.subplots
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

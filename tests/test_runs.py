@@ -353,7 +353,8 @@ def test_report_after_a_run(
     inside: Path, whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", str(whole[0]), "--out", str(tmp_path / "all.png")]) == 0
-    heading, row, _ = capsys.readouterr().out.splitlines()
+    _, row, *notes = capsys.readouterr().out.splitlines()
+    assert any("fewer than 5 members are unreliable" in note for note in notes)
     assert row.split()[:2] == [whole[0].name, "3"] and row.split()[-1] == "finished"
     summary = records.RunDir(whole[0]).summary() or {}
     assert f"{summary['return']['iqm']:.4g}" in row.split()

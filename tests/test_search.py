@@ -19,7 +19,7 @@ import pytest
 
 from jaxrl import drive
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup, requests, restore, search
+from jaxrl.experiments import agents, cli, jax_setup, requests, restore, search
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import command, loop, pbt, report, slots, study
 from jaxrl.experiments.search.pbt import truncation
@@ -295,6 +295,36 @@ def test_a_search_whose_trials_all_fail(
     assert "8 failed" in capsys.readouterr().out and "command" not in found
     assert [len(each["points"]) for each in formula] == [4, 4]
     assert cli.main(["report", "it"]) == 0
+
+
+OWN = """
+from jaxrl import Algorithm
+from jaxrl.agents import pqn
+
+def program(cfg, env, **options):
+    return pqn.program(cfg, env, **options)
+
+ALGORITHM = Algorithm(pqn.Config, pqn.Hypers, pqn.make, program)
+"""
+
+
+def test_an_own_algorithm_is_searched(
+    folder: Path, formula: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "own_searched.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, "own_searched", None)  # forgotten after the test
+    monkeypatch.delitem(sys.modules, "own_searched")
+    record = agents.load("own_searched")
+    own = {"hidden": (4,), "num_envs": 2, "num_steps": 4, "minibatches": 2, "total_steps": 64}
+    given = {"env": "mine:walk", "agent": own, "evals": 4, "eval_episodes": 2, "trials": 4}
+    ranges = {"agent.lr": "log:1e-4:1e-1", "agent.epochs": [1, 2]}
+    found = search.search(record, **given, range=ranges, out="it", sampler="random")
+    assert (found["agent"], found["complete"]) == ("own_searched", 4)
+    assert found["command"].startswith("jaxrl train own_searched --env mine:walk ")
+    assert search.search("own_searched", **given, range=ranges, out="it", sampler="random")
+    trained = [point["agent.lr"] for each in formula for point in each["points"]]
+    assert trained == [trial.params["agent.lr"] for trial in results()]
 
 
 def test_the_command_of_a_trial_has_all_that_is_not_a_default() -> None:

@@ -25,7 +25,7 @@ from test_search import (
 )
 
 from jaxrl.experiments import cli, requests, search
-from jaxrl.experiments.search import slots, study
+from jaxrl.experiments.search import confirm, slots, study
 
 KINDS = ("kill", "half", "torn", "lost")
 
@@ -171,6 +171,24 @@ def test_a_damaged_search_json_is_named(
     assert cli.main(["search", *asked]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line and "it" in line and "--overwrite" not in line
+
+
+def test_removed_runs_are_trained_again_for_the_bandit(
+    formula: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"episodes": 12, "trial": 0, "return": 1.0, "best_return": 1.0}
+    monkeypatch.setattr(confirm, "choose", lambda *args: chosen)
+    run("--eval-budget", "12")
+    before = outcomes("it")
+    for name in ("000", "002"):
+        Path("it", name).mkdir()
+        Path("it", name, "config.json").write_text("{}")
+    formula.clear()
+    run()  # needs no policies
+    assert not formula
+    run("--eval-budget", "12")
+    assert [each["run"] for each in formula] == ["001"]
+    assert outcomes("it") == before
 
 
 # --- trained, in all kinds of searches -----------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup, requests, restore, sweep, train
+from jaxrl.experiments import agents, cli, jax_setup, requests, restore, sweep, train
 from jaxrl.experiments.requests import Request, expand
 from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.experiments.trust import Trust
@@ -461,3 +461,38 @@ def test_overwrite_removes_what_was_swept_and_nothing_else(
     assert {path.name for path in (folder / "it").iterdir()} == {
         *(".lock", "sweep.json", "notes.txt", "000-conv=_"),
     }
+
+
+OWN = """
+from jaxrl import Algorithm
+from jaxrl.agents import pqn
+
+def program(cfg, env, **options):
+    return pqn.program(cfg, env, **options)
+
+ALGORITHM = Algorithm(pqn.Config, pqn.Hypers, pqn.make, program)
+"""
+
+
+def test_an_own_algorithm_is_swept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings of each program are those asked for; training stops before it starts."""
+    (folder / "own_swept.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, "own_swept", None)  # forgotten after the test
+    monkeypatch.delitem(sys.modules, "own_swept")
+    trained: list[Settings] = []
+    monkeypatch.setattr(train, "train", trained.append)
+    monkeypatch.setattr(sweep, "_summary", lambda *args: {"best": {}, "points": []})
+    monkeypatch.setattr(sweep.report, "report", lambda *args: None)
+    sizes = {"total_steps": 32, "num_envs": 2, "num_steps": 4, "minibatches": 1}
+    swept = {"agent.lr": [1e-4, 1e-2], "agent.hidden": [[4], [8]]}
+    given = {"env": "probe:obs", "evals": 1, "eval_episodes": 2, "agent": sizes}
+    sweep.sweep(agents.load("own_swept"), **given, sweep=swept, out="it")
+    assert [each.agent for each in trained] == ["own_swept"] * 2
+    assert [each.cfg.hidden for each in trained] == [(4,), (8,)]
+    points = tuple({"agent.lr": x} for x in (1e-4, 1e-2))
+    assert all(each.points == points for each in trained)
+    assert json.loads(Path("it/sweep.json").read_text())["agent"] == "own_swept"
+    assert "own_swept on probe:obs: 4 members in 2 programs" in capsys.readouterr().out

@@ -52,7 +52,8 @@ def in_memory(x: Any) -> Stored:
 def bad(file: str | Path, key: str, what: str, row: int | None = None) -> UserError:
     """A UserError that names file, key and, if given, the row."""
     place = "" if row is None else f", row {row}"
-    return UserError(f"{file}: {key}{place}: {what}")
+    text = f"{file}: {key}{place}: {what}"  # names and texts of the file may hold any character
+    return UserError("".join(x if x.isprintable() else "?" for x in text))
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def _known(
     folder = file.parent
     if folder.exists() and any(map(_is_foreign, folder.iterdir())):
         raise UserError(
-            f"{folder} holds files but no {file.name}: this is not the folder of a {what}"
+            f"{folder} holds files but no {file.name}: this is not the folder of a {what}; choose "
+            "another folder with --out"
         )
     return None
 

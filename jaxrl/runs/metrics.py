@@ -170,6 +170,15 @@ def missing(
     return [each for at, each in found if complete or at < newest]
 
 
+def all_failed(columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether no member is finite in the newest rows of `read_parts`."""
+    if "finite" not in columns:
+        return False
+    newest = columns["stage"] == columns["stage"][-1]
+    newest &= columns["update"] == columns["update"][newest].max()
+    return not np.any(columns["finite"][newest] == 1)
+
+
 def told(path: Path, damaged: Sequence[str], absent: Sequence[Missing]) -> list[str]:
     """At most one line about damaged parts, and one about missing ones that are not damaged."""
     lines = []

@@ -199,7 +199,7 @@ def _clear(path: Path) -> None:
     """
     for name in ("summary.json", "checkpoints", "metrics", "plots", "tensorboard", "members.csv"):
         old = path / name
-        if old.is_dir():
+        if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
             old.unlink(missing_ok=True)
@@ -274,6 +274,7 @@ def read_metrics(
     if say is not None:
         context = run.config()["context"] if (run.path / "config.json").is_file() else {}
         stages = context.get("stages", {})
+        complete = complete and not metrics.all_failed(columns)  # such a run stops early
         missing = metrics.missing(columns, stages, context.get("members", 0), stage, complete)
         for line in metrics.told(run.path / "metrics", damaged, missing):
             say(line)

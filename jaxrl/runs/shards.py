@@ -146,7 +146,7 @@ def indices(path: Path) -> dict[int, list[Range]]:
     known: dict[int, list[Range]] = {}
     for shard in sorted(path.glob("*-*")):
         first, _, last = shard.name.partition("-")
-        if first.isdecimal() and last.isdecimal():
+        if first.isdecimal() and last.isdecimal() and shard.is_dir():
             for index in shard.iterdir():
                 if index.name.isdecimal():
                     known.setdefault(int(index.name), []).append((int(first), int(last)))
@@ -206,12 +206,14 @@ def newest(
     identity: Any,
     members: Range,
     target: Callable[[dict[str, Any], Range], PyTree],
+    say: Callable[[str], None] | None = None,
 ) -> Found | None:
     """The newest undamaged index that holds `members`, of a run that may be in progress.
 
-    Subtrees in whose place `target(meta, range)` has `checkpoint.SKIP` are not read.
+    Subtrees in whose place `target(meta, range)` has `checkpoint.SKIP` are not read. `say` is
+    called with one line per damaged checkpoint.
     """
     for index in sorted(indices(path), reverse=True):
-        if found := read(path, identity, index, members, target):
+        if found := read(path, identity, index, members, target, say):
             return found
     return None

@@ -1,0 +1,157 @@
+"""Speed and compile time of jaxrl beside its peers, interleaved on one machine.
+
+    python profiling/duel.py [--rows pqn iql] [--source unifloral=DIR] [--quick] [--json FILE]
+
+A row is a task with equal networks, batches and environments for all sides (`duel_rows.py`). Every
+side is a process with one compiled program, in a virtual environment of its own (`--envs DIR`,
+created if missing; needs a package index). The sides launch in turn, A B A B. Reported are
+environment steps, or gradient steps of offline agents, per CPU second (all threads) without
+compilation, as medians over the turns; the ratio is the median of ours to a peer's, turn by turn.
+Compile times are CPU seconds of tracing and XLA.
+
+Peers whose code is not on PyPI are given by `--source NAME=DIR`: purejaxql, purejaxrl, unifloral.
+Peers without a source are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from duel_rows import ROWS, Side, sides
+
+from jaxrl.runs import files, provenance
+
+FOLDER = Path(__file__).parent
+PINS = {
+    "rejax": ["rejax==0.1.3", "gymnax==0.0.9", "six", "jax==0.10.2"],
+    "purejax": [  # the newest JAX that they allow
+        "jax==0.4.38",
+        "gymnax==0.0.6",
+        "flax==0.10.2",
+        "optax==0.2.4",
+        "distrax==0.1.5",
+        "flashbax",
+        "six",
+    ],
+    "offline": ["jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax", "tyro"],
+}
+
+
+class Worker:
+    """A side of a duel, as a running process."""
+
+    def __init__(self, side: Side, python: str) -> None:
+        self.side, self.launches = side, []
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python, str(FOLDER / side.worker), json.dumps(side.sizes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0", "JAX_PLATFORMS": "cpu"},
+        )
+        self.about = self._answer()
+
+    def launch(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.launches.append(self._answer())
+
+    def close(self) -> None:
+        self.process.communicate()
+        self.errors.close()
+
+    @property
+    def rates(self) -> list[float]:
+        """Units per CPU second of each launch."""
+        return [self.about["units"] / each["cpu_s"] for each in self.launches]
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise SystemExit(f"{self.side.name} failed:\n{self.errors.read()[-2000:]}")
+        return json.loads(line)
+
+
+def duel(row: str, sources: dict[str, Path], envs: Path, turns: int) -> list[dict[str, Any]]:
+    """One record per side of a row, jaxrl's first."""
+    workers = []
+    try:
+        for side in sides(row, sources):
+            workers.append(Worker(side, interpreter(side.env, envs)))
+        for _ in range(turns):
+            for worker in workers:
+                worker.launch()
+    finally:
+        for worker in workers:
+            worker.close()
+    return [record(row, worker, workers[0]) for worker in workers]
+
+
+def record(row: str, worker: Worker, first: Worker) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(first.rates, worker.rates, strict=True)]
+    walls = [worker.about["units"] / launch["wall_s"] for launch in worker.launches]
+    return {
+        "row": row,
+        "side": worker.side.name,
+        "rate": statistics.median(worker.rates),
+        "wall_rate": statistics.median(walls),
+        "compile_s": worker.about["compile_s"],
+        "ratio": statistics.median(ratios),
+    }
+
+
+def interpreter(env: str | None, envs: Path) -> str:
+    """The Python of a virtual environment, which is created if missing; None is this one's."""
+    if env is None:
+        return sys.executable
+    python = envs / env / "bin" / "python"
+    if not python.exists():
+        print(f"installing {', '.join(PINS[env])} into {envs / env}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", envs / env], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PINS[env]], check=True)
+    return str(python)
+
+
+def source(word: str) -> tuple[str, Path]:
+    name, _, folder = word.partition("=")
+    return name, Path(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of jaxrl beside its peers")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--source", type=source, nargs="+", default=[], metavar="NAME=DIR")
+    parser.add_argument("--envs", type=Path, default=Path(".duel"))
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="three turns")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print("row          side         per CPU s   per wall s  compile CPU s  jaxrl / side")
+    records = []
+    for row in args.rows:
+        for each in duel(row, dict(args.source), args.envs, 3 if args.quick else args.turns):
+            records.append(each)
+            print(
+                f"{row:<12} {each['side']:<10} {each['rate']:>11,.1f} {each['wall_rate']:>12,.1f} "
+                f"{each['compile_s']:>14.1f} {each['ratio']:>13.2f}",
+                flush=True,
+            )
+        if args.json:
+            files.write_json(args.json, {"versions": provenance.versions(), "rows": records})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""jaxrl's side of a duel: updates of a population, without evaluations.
+
+Sizes: the fields of a `stages.Task`, members, and updates per member and launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duel_protocol import Job, serve
+from stages import Task, prepare
+
+from jaxrl.experiments import jax_setup
+
+
+def build(sizes: dict[str, Any]) -> Job:
+    jax_setup.start()
+    members, updates = sizes.pop("members"), sizes.pop("updates")
+    launch = prepare(Task(**sizes), members, updates)
+    return Job(launch.run, launch.units, launch.compile_s)
+
+
+if __name__ == "__main__":
+    serve(build)
