@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except UserError as error:
         # One line, even if the message quotes a multi-line error of a library.
-        print(f"jaxrl: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jaxrl: {streams.printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader closed the pipe, as in `jaxrl list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

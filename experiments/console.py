@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.segment import Segments
 from rich.table import Table
 
 from jaxrl.errors import UserError
+from jaxrl.experiments.streams import printable
 from jaxrl.runs import files, stats
 from jaxrl.runs.figures import compact
 
@@ -24,20 +24,20 @@ def print_line(what: str | Table) -> None:
     A narrower terminal wraps the table; rich would truncate its numbers.
     """
     to = Console(highlight=False, markup=False)
-    if isinstance(what, Table):
-        to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
-    to.print(what, soft_wrap=isinstance(what, str))
+    if isinstance(what, str):
+        to.print(printable(what), soft_wrap=True)
+        return
+    to.width = max(to.width, to.measure(what, options=to.options.update_width(1000)).maximum)
+    parts = to.render(what)
+    to.print(Segments(part._replace(text=printable(part.text)) for part in parts), end="")
 
 
 def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes one column per name in any row; missing values, NaN and infinities are empty cells."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv(value) for name, value in row.items()} for row in rows)
+    cells = ([_csv(row.get(name)) for name in names] for row in rows)
     try:
-        files.atomic_write(file, text.getvalue().encode())
+        files.atomic_write(file, files.csv_bytes(names, cells))
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
 
@@ -100,9 +100,11 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _csv(value: Any) -> Any:
+def _csv(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool | np.bool):
         return str(bool(value)).lower()
     if isinstance(value, float | np.floating):
         return repr(float(value)) if np.isfinite(value) else ""
-    return shown(value) if isinstance(value, list | tuple) else value
+    return shown(value) if isinstance(value, list | tuple) else str(value)

@@ -15,6 +15,7 @@ from jaxrl import envs
 from jaxrl.api import TrainedPolicy
 from jaxrl.envs import draw
 from jaxrl.errors import UserError
+from jaxrl.experiments.console import print_line
 from jaxrl.experiments.plan import hypers_of
 from jaxrl.experiments.restore import load_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
@@ -107,7 +108,7 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     else:
         write_gif(file, found, played.returns, 90 if env.spec.name.endswith("MinAtar") else 30)
     steps, total = len(played.returns) - 1, played.returns[-1]
-    print(f"{file}: member {member}, {steps} steps, return {total:.4g}")
+    print_line(f"{file}: member {member}, {steps} steps, return {total:.4g}")
     return file
 
 

@@ -1,4 +1,4 @@
-"""Standard streams of commands that outlast the readers of their output."""
+"""Standard streams of commands: they outlast their readers; what reaches a terminal is text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import io
 import os
 import sys
 from typing import Any, TextIO
+
+
+def printable(text: str) -> str:
+    """`text` with ? for control characters, which could command the terminal, and for surrogates.
+
+    Names in files may contain them. Newlines and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() or x in "\n\t\xa0" else "?" for x in text)
 
 
 class _Outlasting(io.FileIO):

@@ -111,7 +111,7 @@ def _train(found: Sequence[Program], path: Path, processes: Processes) -> dict[s
     for index, program in enumerate(found):
         told = f": {label(program.static)}" if program.static else ""
         if processes.leads:
-            print(f"\nprogram {index + 1} of {len(found)}{told}", flush=True)
+            print_line(f"\nprogram {index + 1} of {len(found)}{told}")
         settings = program.plan.settings
         its = dataclasses.replace(settings.options, out=path / program.folder, overwrite=False)
         train.train(dataclasses.replace(settings, options=its))
@@ -120,7 +120,7 @@ def _train(found: Sequence[Program], path: Path, processes: Processes) -> dict[s
         print()
         report.report([path])
         files.write_json(path / "summary.json", summary)
-        print("\n".join(told_best(summary)))
+        print_line("\n".join(told_best(summary)))
     processes.all_true(True)  # waits until the leader has written
     return summary
 
@@ -145,14 +145,14 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
     steps = compact(sum(plan.total * plan.members for plan in plans))
     counted = "environment steps" if unit == "steps" else "updates"
     tasks = ", ".join(dict.fromkeys(plan.settings.options.env for plan in plans))
-    print(
+    print_line(
         f"{plans[0].settings.agent} on {tasks}: {plural(members, 'member')} in "
         f"{plural(len(found), 'program')} = {steps} {counted}; {short_path(path)}"
     )
     every = [point for plan in plans for point in plan.settings.points]
     for name in dict.fromkeys(name for point in every for name in point):
         values = dict.fromkeys(point[name] for point in every if name in point)
-        print(f"members of one program: {name} = {', '.join(map(shown, values))}")
+        print_line(f"members of one program: {name} = {', '.join(map(shown, values))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
     numbers = ("members", "updates", "state per member", "total", "tile width", "devices")
     static = dict.fromkeys(name for program in found for name in program.static)
@@ -206,7 +206,7 @@ def _finished(processes: Processes, path: Path, config: dict[str, Any]) -> dict[
 
     done = open_together(processes, path, "sweep", read)
     if done is not None:
-        print(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
+        print_line(f"{path} is finished: {'; '.join(told_best(done))}; --overwrite starts again")
     return json.loads(processes.broadcast(json.dumps(done)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl.experiments import compare_bases, train_loop
-from jaxrl.experiments.console import device_kind, plural, short_path, size
+from jaxrl.experiments.console import device_kind, plural, print_line, short_path, size
 from jaxrl.experiments.plan import Plan, place, state_bytes
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
@@ -79,7 +79,9 @@ def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str
     if processes.leads:
         kept = shards.indices(path / "checkpoints") or "failure" in summary
         lost = "" if kept else "; its checkpoints are missing"
-        print(f"{short_path(path)} is finished: {result(summary)}{lost}; --overwrite starts again")
+        print_line(
+            f"{short_path(path)} is finished: {result(summary)}{lost}; --overwrite starts again"
+        )
     return summary
 
 

@@ -40,9 +40,11 @@ from jaxrl.experiments import cli, jax_setup, restore, train_loop
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import identity, resolve
+from jaxrl.experiments.trust import Trust
 from jaxrl.program import evaluate_fn
 from jaxrl.runs import records
 
+TRUSTED = Trust(everything=True)
 WORDS = [
     *("train", "pqn", "--env", "mine:walk", "--env-options", "noise=0.2"),
     *("--agent.hidden", "8", "--agent.num-envs", "4", "--agent.num-steps", "8"),
@@ -150,7 +152,7 @@ def inside(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def state_of(path: Path) -> list[np.ndarray]:
     """Every array of the last checkpoint; of keys, their data."""
     opened = records.RunDir(path)
-    state = restore.read_state(restore.prepare(restore.settings_of(opened)), opened)
+    state = restore.read_state(restore.prepare(restore.settings_of(opened, TRUSTED)), opened)
     leaves = [x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state)]
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in leaves]
@@ -286,7 +288,7 @@ def test_finished_run_says_so_and_does_nothing(lab: Path, whole: tuple[Path, str
 
 def test_settings_come_back(inside: Path, whole: tuple[Path, str]) -> None:
     made = resolve("pqn", tokenise(WORDS[2:])[1])
-    found = restore.settings_of(records.RunDir(whole[0]))
+    found = restore.settings_of(records.RunDir(whole[0]), TRUSTED)
     assert identity(found, {}) == identity(made, {})
     assert (found.cfg, found.hp, found.agent) == (made.cfg, made.hp, "pqn")
     assert found.options == made.options
@@ -311,9 +313,9 @@ def test_loaded_member_plays_the_last_evaluation_again(
     inside: Path, whole: tuple[Path, str]
 ) -> None:
     member = 1
-    policy, state, hp = jaxrl.load(whole[0], member)
+    policy, state, hp = jaxrl.load(whole[0], member, trust=True)
     opened = records.RunDir(whole[0])
-    ready = restore.prepare(restore.settings_of(opened))
+    ready = restore.prepare(restore.settings_of(opened, TRUSTED))
     saved = restore.read_state(ready, opened)
     assert (saved.stage, saved.step) == (0, UPDATES)
     own = jax.tree.map(lambda x: x[member], saved.member)
@@ -328,11 +330,11 @@ def test_loaded_member_plays_the_last_evaluation_again(
     assert float(episodes.returns.mean()) == pytest.approx(expected, abs=1e-5)
     assert episodes.finished.all()
     with pytest.raises(ValueError, match="members 0 to 2"):
-        jaxrl.load(whole[0], MEMBERS)
+        jaxrl.load(whole[0], MEMBERS, trust=True)
 
 
 def test_eval_plays_fresh_episodes(lab: Path, whole: tuple[Path, str]) -> None:
-    out = run(lab, "eval", str(whole[0]), "--episodes", "4", "--seed", "1")
+    out = run(lab, "eval", "--trust", str(whole[0]), "--episodes", "4", "--seed", "1")
     heading, *rows, note, last = out.splitlines()
     assert note.startswith("CVaR10%: mean return")
     assert heading.split() == ["seed", "mean", "std", "min", "CVaR10%", "max", "length"]

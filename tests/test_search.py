@@ -26,8 +26,10 @@ from jaxrl.experiments.search.pbt import truncation
 from jaxrl.experiments.search.slots import Objective, Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
 from jaxrl.experiments.settings import identity
+from jaxrl.experiments.trust import Trust
 from jaxrl.runs import records, shards
 
+TRUSTED = Trust(everything=True)
 SMALL = {
     "env": "mine:walk", "agent.hidden": "4", "agent.num-envs": "2", "agent.num-steps": "4",
     "agent.minibatches": "2", "agent.epochs": "1", "agent.total-steps": "64",
@@ -371,7 +373,9 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = study.best(study.read_study(Path("it")), 1)
     for result, trial in zip(found["confirmed"], best, strict=True):
         assert (result["trial"], result["values"]) == (trial.number, trial.params)
-    confirmed = [restore.settings_of(records.RunDir(x)) for x in (folder / "it/confirm").iterdir()]
+    confirmed = [
+        restore.settings_of(records.RunDir(x), TRUSTED) for x in (folder / "it/confirm").iterdir()
+    ]
     assert {(x.options.seed, x.options.seeds) for x in confirmed} == {(2, 4)}
     # What a bandit takes is one of the trials, and known to it by episodes of its own.
     assert found["bandit"]["trial"] in [trial.number for trial in trials]
@@ -541,7 +545,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
 
 
 def plan_of(path: Path) -> Plan:
-    return restore.prepare(restore.settings_of(records.RunDir(path)))
+    return restore.prepare(restore.settings_of(records.RunDir(path), TRUSTED))
 
 
 # --- processes -----------------------------------------------------------------------------------

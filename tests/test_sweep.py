@@ -21,8 +21,10 @@ from jaxrl.errors import UserError
 from jaxrl.experiments import agents, cli, jax_setup, requests, restore, sweep, train
 from jaxrl.experiments.requests import Request, expand
 from jaxrl.experiments.settings import Settings, identity, resolve
+from jaxrl.experiments.trust import Trust
 from jaxrl.runs import files, records
 
+TRUSTED = Trust(everything=True)
 SMALL = [
     *("--env", "mine:walk", "--agent.hidden", "4", "--agent.num-envs", "2"),
     *("--agent.minibatches", "2", "--agent.epochs", "1", "--agent.total-steps", "64"),
@@ -197,7 +199,7 @@ def test_points_come_back_from_a_run(folder: Path) -> None:
     (program,) = parts("pqn", *TINY, "--sweep", "max-grad-norm=1,inf", "lr=0.1")
     settings = program.plan.settings
     with records.open_run(folder / "run", identity(settings, {}), {"width": 1}) as run:
-        assert restore.settings_of(run).points == settings.points
+        assert restore.settings_of(run, TRUSTED).points == settings.points
     assert settings.points[1] == {"agent.max_grad_norm": np.inf, "agent.lr": 0.1}
 
 
@@ -344,7 +346,7 @@ def test_train_refuses_to_sweep(folder: Path, capsys: pytest.CaptureFixture[str]
 
 def states_of(run: records.RunDir) -> dict[str, np.ndarray]:
     """Every number [P, ...] of the last checkpoint; of keys, the data."""
-    state = restore.read_state(restore.prepare(restore.settings_of(run)), run).member
+    state = restore.read_state(restore.prepare(restore.settings_of(run, TRUSTED)), run).member
     state = state._replace(key=jax.random.key_data(state.key))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
@@ -420,11 +422,11 @@ def test_a_sweep_from_end_to_end(
     assert cli.main(asked) == 0
     assert "it is finished: best on mine:walk: " in capsys.readouterr().out
     with pytest.raises(UserError, match="a sweep of 2 runs"):
-        restore.load("it")
+        restore.load("it", trust=True)
     opened = records.RunDir(second)
-    found = identity(restore.settings_of(opened), {})
+    found = identity(restore.settings_of(opened, TRUSTED), {})
     assert files.plain(found) == opened.config()["config"]
-    assert float(restore.load(second, member=3).hp.lr) == np.float32(1e-1)
+    assert float(restore.load(second, member=3, trust=True).hp.lr) == np.float32(1e-1)
 
     # A member is what a run of its own is, bit for bit: seed 1 of the first rate in the second.
     alone = ["--agent.num-steps=8", "--agent.lr=1e-3", "--env-options", "noise=0.2"]

@@ -18,6 +18,7 @@ from jaxrl.experiments.commands import (
     InfoOptions,
     MakeOptions,
 )
+from jaxrl.experiments.console import print_line
 from jaxrl.experiments.data import collect, generate
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
@@ -74,9 +75,9 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     picture = own.out or path.with_suffix(".png")
     figures.check_format(picture)
     for line in describe(data):
-        print(line)
+        print_line(line)
     draw(picture, data)
-    print(picture)
+    print_line(str(picture))
 
 
 def _convert(paths: list[str], given: dict[str, Words]) -> None:
@@ -87,7 +88,7 @@ def _convert(paths: list[str], given: dict[str, Words]) -> None:
     _check_free(target)
     data = datasets.load(source, own.max_episode_steps)
     datasets.save(target, data)
-    print(f"{target}: {len(data.transitions.reward):,} rows")
+    print_line(f"{target}: {len(data.transitions.reward):,} rows")
 
 
 def _make(envs: list[str], given: dict[str, Words]) -> None:
@@ -136,7 +137,7 @@ def _check_free(file: Path) -> None:
 def _keep(file: Path, data: Dataset) -> None:
     """Writes a dataset and prints a description of it."""
     datasets.save(file, data)
-    print("\n".join([str(file), *describe(datasets.load(file))]))
+    print_line("\n".join([str(file), *describe(datasets.load(file))]))
 
 
 # --- description of a dataset ---------------------------------------------------------------------

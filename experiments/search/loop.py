@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.console import plural
+from jaxrl.experiments.console import plural, print_line
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import check_processes, open_record, open_together, width_in
@@ -114,17 +114,16 @@ def _train(
     together = contextlib.nullcontext
     if processes.leads:
         if damage := journal.repair(path / study.JOURNAL):
-            print(damage)
+            print_line(damage)
         book, stored = study.open_study(path, own.minimise)
         together = stored.together
         queue = study.unfinished(book)
         if own.eval_budget:  # whose policies have been removed
             queue += study.without_run(book, path)
-        print(
+        print_line(
             f"{path}: {plural(own.trials, 'trial')} x "
             f"{plural(space.programs[0].options.seeds, 'seed')}, slots of {sizes[0]}; "
             f"{len(study.current(book))} there",
-            flush=True,
         )
     while True:
         if book is not None and not queue:
@@ -138,7 +137,9 @@ def _train(
             clock, compiles = time.perf_counter(), engine.compiles
             if processes.leads:
                 told = label(slot.static)
-                print(f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}")
+                print_line(
+                    f"\n{slot.run}: {plural(len(slot.trials), 'trial')}{told and ', '}{told}"
+                )
             outcome = _slot(own, space, engine, path, slot, sizes[0])
             if book is not None:
                 spent = {

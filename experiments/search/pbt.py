@@ -78,9 +78,8 @@ def evolve(
         return found
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     folder = records.RunDir(path)
-    state = restore.read_state(
-        restore.prepare(restore.settings_of(folder, restore.trust_of(settings))), folder
-    )
+    its = restore.settings_of(folder, restore.trust_of(settings))
+    state = restore.read_state(restore.prepare(its), folder)
     units = _units(state.member.hp, ranges)[::seeds]
     columns = {name: each.values(units[:, i]) for i, (name, each) in enumerate(ranges.items())}
     final = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

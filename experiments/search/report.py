@@ -88,7 +88,7 @@ def report(path: Path) -> None:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found["importance"].items())
         print_line(f"importance (PED-ANOVA): {shares}")
     if "command" in stored:
-        print(f"to train the best trial: {stored['command']}")
+        print_line(f"to train the best trial: {stored['command']}")
     files = draw(book, path / "plots")
     write_trials(book, path / "trials.csv")
     print_line(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import enum
 import errno
+import io
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,3 +120,26 @@ def plain(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
     raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def csv_bytes(names: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """A CSV file. An apostrophe precedes texts that spreadsheets would run as formulas."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_inert(cell) for cell in row] for row in (names, *rows))
+    return text.getvalue().encode(errors="replace")
+
+
+def csv_text(cell: str) -> str:
+    """The text that `csv_bytes` wrote as `cell`."""
+    return cell[1:] if cell[:1] == "'" and _inert(cell[1:]) == cell else cell
+
+
+def _inert(cell: str) -> str:
+    if cell[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return cell
+    try:
+        float(cell)
+        return cell
+    except ValueError:
+        return f"'{cell}"

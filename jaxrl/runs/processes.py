@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 from typing import Any
 
 import jax
@@ -152,14 +153,41 @@ def _joined(*args: Any) -> Processes:
 
     *who, heartbeat = args
     jax.config.update("jax_cpu_collectives_implementation", None)  # not needed
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", who[0])  # JAX's default: all interfaces
+    if bind is not None and who[2] == 0:
+        check_bindable(bind)
     try:
         jax.distributed.initialize(
-            *who, heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat
+            *who,
+            coordinator_bind_address=bind,
+            heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=heartbeat,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes do not find each other: {error}") from error
     state = distributed.global_state
     return Processes(state.process_id or 0, state.num_processes or 1, state.client)
+
+
+def check_bindable(address: str) -> None:
+    """Checks that process 0 can listen at "host:port", which JAX reports in many lines.
+
+    Raises:
+      UserError: not an address of this machine, or the port is in use.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator takes HOST:PORT, as in 10.0.0.1:1234, not {address}")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at {address}: {error.strerror}; pass an address of its "
+            "machine to --coordinator, or set JAX_COORDINATOR_BIND_ADDRESS"
+        ) from None
 
 
 def in_cluster(env: Any = os.environ) -> bool:

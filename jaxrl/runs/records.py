@@ -16,7 +16,6 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -29,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from jaxrl.errors import UserError
 from jaxrl.runs import folders, metrics
-from jaxrl.runs.files import atomic_write, plain, sync_folder, write_json
+from jaxrl.runs.files import atomic_write, csv_bytes, csv_text, plain, sync_folder, write_json
 
 # Entries of the summary.json of a finished run that are read again.
 RESULTS = ("members", "return", "failed_members", "env_steps", "wall_s", "compile_s")
@@ -91,11 +90,8 @@ class RunDir:
     def write_members(self, columns: Mapping[str, Sequence[Any] | ArrayLike]) -> None:
         """Writes members.csv from columns of one length: id, seed, swept values, final, ..."""
         rows = zip(*(plain(c) for c in columns.values()), strict=True)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-        atomic_write(self.path / "members.csv", text.getvalue().encode())
+        cells = ([_cell(value) for value in row] for row in rows)
+        atomic_write(self.path / "members.csv", csv_bytes(list(columns), cells))
 
     def members(self) -> dict[str, np.ndarray]:
         """The columns [P] of members.csv as booleans, numbers or strings; {} without the file.
@@ -110,7 +106,9 @@ class RunDir:
             with file.open(newline="", encoding="utf-8") as text:
                 names, *rows = csv.reader(text)
             columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-            return {name: _parse(cells) for name, cells in zip(names, columns, strict=True)}
+            return {
+                csv_text(name): _parse(cells) for name, cells in zip(names, columns, strict=True)
+            }
         except (ValueError, csv.Error) as error:
             raise UserError(
                 f"{file} is damaged: remove the file, and the command that made the run writes it "
@@ -220,7 +218,7 @@ def _parse(cells: Sequence[str]) -> np.ndarray:
             return np.array([kind(cell or "nan") for cell in cells])
         except ValueError:
             pass
-    return np.array(cells)
+    return np.array([csv_text(cell) for cell in cells])
 
 
 def read_summary(
