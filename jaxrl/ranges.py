@@ -31,9 +31,11 @@ class Range:
     def refusal(self, value: Any) -> str:
         """ "in [0, 1]", what a number or the numbers of a tuple must be, or "" for valid ones."""
         numbers = value if isinstance(value, tuple | list) else (value,)
-        if self.finite and any(map(math.isinf, numbers)):
-            return "finite"
-        return "" if all(map(self.contains, numbers)) else str(self)
+        if all(map(self.contains, numbers)):
+            return ""
+        infinite = self.finite and any(map(math.isinf, numbers))
+        half_open = INFINITY in (-self.least, self.most) and str(self) != "finite"
+        return f"finite and {self}" if infinite and half_open else str(self)
 
     def contains(self, number: float) -> bool:
         """Whether the number is in the range."""

@@ -98,4 +98,4 @@ def test_runs_of_a_record(own: Path) -> None:
     given = {"env": "probe:obs", "evals": 1, "eval_episodes": 2, "out": "run", "agent": sizes}
     train.run(agents.load("own_algorithm"), **given)
     assert json.loads(Path("run/config.json").read_text())["config"]["agent"] == "own_algorithm"
-    assert jaxrl.load("run") is not None
+    assert jaxrl.load("run", trust=True) is not None
