@@ -22,7 +22,7 @@ from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.policies import Switch, Trained
 from jaxrl.program import Program, check_shared
-from jaxrl.runs import device_memory
+from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import abstract_state
@@ -130,6 +130,8 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         raise UserError(f"--devices must be between 1 and {len(devices)}, the number of devices")
     points = len(settings.points)
     count = points * options.seeds
+    check_table(settings, env, count)
+    check_episodes(settings, env, count)
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the number of members")
@@ -328,11 +330,47 @@ def hyper_table(
     return found
 
 
+def check_table(settings: Settings, env: Env, members: int) -> None:
+    """Raises UserError if the hyperparameters of all members alone do not fit into memory."""
+    row = device_memory.tree_bytes(hyper_table(HyperParams(settings.hp, env.params), 1))
+    # Beside the table: a copy on the devices, and at least as much state.
+    memory.check_fits(4 * row * members, f"a population of {members:,} members", "pass fewer seeds")
+
+
+def check_episodes(settings: Settings, env: Env, members: int) -> None:
+    """Raises UserError if the environments of an evaluation do not fit into memory."""
+    if env.host is not None:
+        return
+    options = settings.options
+    state = jax.eval_shape(env.reset, jax.random.key(0), env.params)
+    together = min(members, options.width or 1) * options.eval_episodes
+    size = together * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    what = f"an evaluation with {options.eval_episodes:,} episodes per member"
+    memory.check_fits(size, what, "pass fewer episodes")
+
+
 def state_bytes(ready: Plan) -> int:
     """Bytes of one member's state in its largest stage, with its inputs and earlier results.
 
     Tracing the states also finds errors before compilation.
+
+    Raises:
+      UserError: a size is too large for int32.
     """
+    try:
+        return _state_bytes(ready)
+    except (OverflowError, TypeError) as error:
+        sizes = vars(ready.settings.cfg)
+        large = [name for name, x in sizes.items() if isinstance(x, int) and x >= 2**31]
+        if not large:
+            raise
+        raise UserError(
+            f"--agent.{large[0].replace('_', '-')} {sizes[large[0]]} is too large: sizes of arrays "
+            "must be less than 2^31"
+        ) from error
+
+
+def _state_bytes(ready: Plan) -> int:
     size = device_memory.tree_bytes
     own = {stage.name for stage in ready.program.stages if not stage.shared}
     found = []

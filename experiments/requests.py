@@ -26,6 +26,7 @@ from jaxrl.experiments.trust import check as check_names
 from jaxrl.experiments.trust import check_same, trusting
 from jaxrl.experiments.values import Words, take, text
 
+MOST_VALUES = 1_000_000  # of a range, which is written out
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
 REPEATED = ("base", "sweep", "range")  # options whose values accumulate when repeated
 INDEXED = ("base",)  # options of several values, swept by their indices
@@ -353,6 +354,8 @@ def _range(name: str, given: str, kind: str, parts: list[str]) -> list[float]:
         raise UserError(f"{name}: {given!r} must have finite ends")
     if count < 2:
         raise UserError(f"{name}: {given!r} has {max(count, 0)} values; a range has 2 or more")
+    if count > MOST_VALUES:
+        raise UserError(f"{name}: {given!r} has more than {MOST_VALUES:,} values")
     if low == high:
         raise UserError(f"{name}: {given!r} is a single value")
     shares = [i / (count - 1) for i in range(count)]

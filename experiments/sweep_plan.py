@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from jaxrl.experiments.requests import INDEXED, Request
 from jaxrl.experiments.restore import prepare, settle
 from jaxrl.experiments.settings import Settings, canonical, known_fields
 from jaxrl.experiments.values import read_value, within
+from jaxrl.runs import memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import Env
 
@@ -96,6 +98,9 @@ def _of_one_env(
         for name in given:
             if f"env.{name}" in request.sweep:
                 raise UserError(f"env.{name} is both swept and set")
+    count = math.prod(map(len, request.sweep.values()))
+    # A dictionary per point, and its JSON.
+    memory.check_fits(count * 500, f"a sweep of {count:,} points", "pass fewer values")
     # The first value of each swept option, since the environment may require it.
     chosen = {n[4:]: read_value(v[0]) for n, v in request.sweep.items() if n.startswith("env.")}
     env = envs.make(base.options.env, **given | chosen)

@@ -16,7 +16,7 @@ from jaxrl.errors import Stopped
 from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
-from jaxrl.runs import records, stats
+from jaxrl.runs import device_memory, records, stats
 from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
@@ -119,6 +119,7 @@ def run(
         def compiled(program: Compiled) -> None:
             watchdog.beat()
             display.compiled(program.what, program.seconds, program.temporary_bytes)
+            device_memory.check_temporary(program.what, program.temporary_bytes, ready.layout)
             if number := processes.broadcast_int(asked()):  # everything is saved
                 shards.wait()
                 raise Stopped(number)

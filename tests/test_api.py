@@ -138,3 +138,17 @@ def test_bits_of_a_member_of_a_run() -> None:
         jax.tree.leaves(last.snapshot.member.learner), jax.tree.leaves(result.state), strict=True
     ):
         np.testing.assert_array_equal(a[0], b)
+
+
+def test_compilation_cache(tmp_path: Path) -> None:
+    """In the folder of the commands; a folder that is set already stays."""
+    code = "import jax, jaxrl; {} jaxrl.enable_compilation_cache(); "
+    code += "print(jax.config.values['jax_compilation_cache_dir'])"
+    own = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
+    for before, folder in (
+        ("", tmp_path / "jaxrl/xla"),
+        ('jax.config.update("jax_compilation_cache_dir", "/kept");', "/kept"),
+    ):
+        words = [sys.executable, "-c", code.format(before)]
+        done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True)
+        assert done.stdout.strip() == str(folder), done.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import pytest
 
 from jaxrl import population
 from jaxrl.errors import UserError
+from jaxrl.experiments import cli
 from jaxrl.runs import device_memory
 
 
@@ -29,3 +32,32 @@ def test_says_what_does_not_fit() -> None:
 def test_this_machine_has_memory() -> None:
     free = device_memory.available(jax.devices()[0])
     assert free is None or 2**20 < free < 2**50
+
+
+def test_sizes_of_requests_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pqn, dqn = ["train", "pqn", "--env", "CartPole-v1"], ["train", "dqn", "--env", "CartPole-v1"]
+    sweep = ["sweep", "pqn", "--env", "CartPole-v1", "--sweep"]
+    wide = [f"agent.{name}=lin:0.1:0.9:300000" for name in ("lr", "gamma", "lam")]
+    for words, told in (
+        ([*dqn, "--agent.capacity", "1e10"], "--agent.capacity 10000000000 is too large"),
+        ([*pqn, "--seeds", "1e9"], "population of 1,000,000,000 members"),
+        ([*pqn, "--eval-episodes", "1e10"], "10,000,000,000 episodes per member"),
+        ([*sweep, "agent.lr=log:1e-5:1e-2:1e9"], "is not log"),
+        ([*sweep, "agent.lr=log:1e-5:1e-2:1000000000"], "more than 1,000,000 values"),
+        ([*sweep, wide[0], "--sweep", wide[1], "--sweep", wide[2]], "points needs"),
+    ):
+        assert cli.main([*words, "--preset", "none"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line, line
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = population.layout(8, jax.devices()[:4], 2)
+    monkeypatch.setattr(device_memory, "available", lambda device: 400)
+    device_memory.check_temporary("advance", 100, plan)
+    with pytest.raises(UserError, match="advance needs"):
+        device_memory.check_temporary("advance", 101, plan)

@@ -31,6 +31,25 @@ def needed(member_bytes: int, members: int, layout: Layout) -> int:
     return layout.devices * (3 * places + layout.width) * member_bytes
 
 
+def check_temporary(what: str, size: int, layout: Layout) -> None:
+    """Checks that the temporary memory of a compiled program is free, before its first launch.
+
+    Args:
+      what: name of the program.
+      size: bytes on each device.
+
+    Raises:
+      UserError: too few bytes are free.
+    """
+    device = layout.mesh.devices.flat[0]
+    free, together = available(device), layout.devices if device.platform == "cpu" else 1
+    if free is not None and size * together > free:
+        raise UserError(
+            f"{what} needs {gigabytes(size * together)} of temporary memory, but {gigabytes(free)} "
+            "are free: take a smaller --width, smaller batches, or fewer environments or episodes"
+        )
+
+
 def available(device: Any) -> int | None:
     """Free bytes of a device, or of the machine if the device is a CPU; None if unknown."""
     if device.platform != "cpu":
