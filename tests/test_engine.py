@@ -19,14 +19,15 @@ import toys
 from jax.sharding import PartitionSpec
 
 from jaxrl import population
-from jaxrl.agents import pqn
+from jaxrl.agents import bc, pqn
 from jaxrl.drive import Hooks, Report, drive
 from jaxrl.drive import evaluate as evaluate_again
 from jaxrl.errors import UserError
 from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
 from jaxrl.rollout import rollout
 from jaxrl.snapshot import RunState, abstract_state
-from jaxrl.types import Learner
+from jaxrl.sources import uniform
+from jaxrl.types import Box, EnvSpec, Learner, Transition
 
 MEMBERS, WIDTH = 16, 2
 
@@ -144,6 +145,31 @@ def test_bits_of_an_agent_on_devices_at_full_optimisation() -> None:
     assert bits(two) == bits(four)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_bits_of_large_networks_in_any_population() -> None:
+    """Parameters as trees (`nets.packed`): a member of BC, alone and in populations on devices."""
+    rng = np.random.default_rng(0)
+    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, (256, *shape)), jnp.float32)
+    never = jnp.zeros(256, bool)
+    data = Transition(number(11), number(3), number(), number(11), never, never, never)
+    spec = EnvSpec("rows", (11,), Box((-1.0,) * 3, (1.0,) * 3, (3,)), 100)
+    cfg = bc.Config(updates=20, hidden=(256, 256), batch_size=64)
+    stage = Stage(name="agent", learner=bc.make(cfg, spec), source=uniform(64), updates=20)
+
+    def first(members: int, devices: int) -> Any:
+        plan = population.layout(members, jax.devices()[:devices], 1)
+        hp = jax.tree.map(lambda x: jnp.full(members, x, jnp.float32), bc.Hypers())
+        args = (plan.split(jnp.arange(members)), plan.split(hp), {"data": plan.share(data)})
+        result = jax.jit(population.train(Program((stage,)), plan))(jax.random.key(0), *args)
+        return jax.device_get(jax.tree.map(lambda x: x[0], result.state))
+
+    alone = first(1, 1)
+    assert isinstance(alone.actor, dict)
+    for members, devices in ((3, 1), (4, 2)):
+        assert bits(first(members, devices)) == bits(alone)
 
 
 @pytest.mark.parametrize("row", ["rollout", "uniform data"])
