@@ -200,8 +200,8 @@ def test_a_damaged_shard_is_passed_over_by_all(reference: Path, tmp_path: Path) 
 def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     running = cluster.start(out, inject=[SLOW], more=["--checkpoint-seconds", "1000"])
-    cluster.until(lambda: (out / "config.json").is_file())
-    time.sleep(3)  # compiling, perhaps: the signal is obeyed after the first launch
+    # After the first launch: while compiling, the run would end without a checkpoint.
+    cluster.until(lambda: any((out / "metrics").glob("*")))
     running[0].send_signal(number)
     (ended,) = cluster.finish(running)
     assert ended.code == 128 + number
@@ -219,7 +219,7 @@ def test_a_run_without_progress_is_ended(tmp_path: Path) -> None:
     running = cluster.start(tmp_path / "run", inject=[hang], more=["--watchdog", "2"])
     (ended,) = cluster.finish(running, 60)
     assert ended.code == 75
-    assert "no progress for 2 s (--watchdog), ended; the same command goes on" in ended.text
+    assert "no progress for 2 s (--watchdog), ended; the same command continues" in ended.text
 
 
 def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
