@@ -72,7 +72,7 @@ def test_command_lines(
     words = ["train", "pqn", *TINY.split(), "--hidden", "4", "--minibatches", "2"]
     words += ["--eps-end", "1", "--lr", "0", "--eval-episodes", "64", "--out", "run"]
     assert cli.main([*words, "--eval-explore"]) == 0
-    assert "(IQM, with exploration, 95 %" in capsys.readouterr().out
+    assert "(IQM, with exploration, no interval" in capsys.readouterr().out
     found: Any = jaxrl.run(
         "pqn", env="probe:match", eval_explore=True, out="run", preset="none", eval_episodes=64,
         evals=1,

@@ -51,7 +51,16 @@ def words_for(run: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("changes", [TOUCH, IMPORT, {"env": "gymnasium:os:x"}, {"agent": ["pqn"]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        TOUCH,
+        IMPORT,
+        {"env": "gymnasium:os:x"},
+        {"env": "gymnasium:GymV26Environment-v0"},
+        {"agent": ["pqn"]},
+    ],
+)
 @pytest.mark.parametrize("command", words_for(Path()))
 def test_run_folders(
     folder: Path, command: str, changes: dict[str, object], capsys: pytest.CaptureFixture[str]
@@ -132,4 +141,4 @@ def test_incidental_options_of_a_recorded_run_are_dropped(folder: Path) -> None:
 
 
 def test_listed_names_need_no_trust() -> None:
-    check("x", "pqn", [*dict(names.names()), "brax:hopper:mjx"], NOBODY)
+    check("x", "pqn", [*dict(names.names()), "brax:hopper:mjx", "gymnasium:Ant-v5"], NOBODY)
