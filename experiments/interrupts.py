@@ -113,7 +113,8 @@ def _next(reading: int) -> int:
 def _tell(text: str) -> None:
     """Writes a line without locks, which the main thread might hold."""
     try:
-        os.write(2, f"jaxrl: {text}\n".encode())
+        over = "\r\x1b[2K" if os.isatty(2) else ""  # the live line
+        os.write(2, f"{over}jaxrl: {text}\n".encode())
     except OSError:  # the terminal is closed
         pass
 

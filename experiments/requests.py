@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.options import INCIDENTAL
 from jaxrl.experiments.trust import check as check_names
 from jaxrl.experiments.trust import check_same, trusting
-from jaxrl.experiments.values import Words, take, text
+from jaxrl.experiments.values import Field, Words, take, text
 
 MOST_VALUES = 1_000_000  # of a range, which is written out
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
@@ -63,21 +63,25 @@ class Request(NamedTuple):
 
 
 def tokenise(
-    words: Sequence[str], single: Collection[str] = ()
+    words: Sequence[str], single: Mapping[str, Field] | None = None
 ) -> tuple[list[str], dict[str, Words]]:
     """Positional words, and the words after each option, keyed by names with underscores.
 
     The last occurrence of a repeated option counts, except for options that accumulate.
 
     Args:
-      single: options that take one word; later words are positional.
+      single: options that take one word, and switches that take none but true or false; later
+        words are positional.
     """
+    single = single or {}
     positional: list[str] = []
     found: dict[str, Words] = {}
     name = ""
     for word in words:
         if not _is_option(word):
-            if name and not (name in single and found[name]):
+            if name in single and (found[name] or not _takes(single[name], word)):
+                name = ""
+            if name:
                 found[name] = Words((*found[name], word))
             else:
                 positional.append(word)
@@ -90,6 +94,11 @@ def tokenise(
         start = before if name in REPEATED else ()
         found[name] = Words((*start, value) if equals else start)
     return positional, found
+
+
+def _takes(option: Field, word: str) -> bool:
+    """Whether a word is the value of an option, and not a path after a switch."""
+    return option.kind is not bool or word.lower() in ("true", "false")
 
 
 def _is_option(word: str) -> bool:

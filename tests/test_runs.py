@@ -291,7 +291,7 @@ def test_settings_come_back(inside: Path, whole: tuple[Path, str]) -> None:
     found = restore.settings_of(records.RunDir(whole[0]), TRUSTED)
     assert identity(found, {}) == identity(made, {})
     assert (found.cfg, found.hp, found.agent) == (made.cfg, made.hp, "pqn")
-    assert found.options == made.options
+    assert dataclasses.replace(found.options, trust=False) == made.options
     name = records.default_name("pqn", "mine:walk", identity(found, {}))
     assert whole[0].name == name
 
@@ -467,7 +467,8 @@ def test_terminal_shows_live_progress_until_interrupted(lab: Path, whole: tuple[
     assert re.search(r"[1-9]%  return \S+  \S+ steps/s  .+ left", text)
     assert all(len(line) <= 80 for line in lines if " left" in line)
     told = [line for line in lines if line.startswith("jaxrl: ")]
-    assert told == [
+    assert told[-1] == (
         "jaxrl: stopped by SIGINT, and all is saved; the same command continues from there"
-    ]
-    assert "Traceback" not in text and lines[-2:] == [told[0], ""], lines[-4:]
+    )
+    assert all("stopping as soon as possible" in line for line in told[:-1])
+    assert "Traceback" not in text and lines[-2:] == [told[-1], ""], lines[-4:]

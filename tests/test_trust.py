@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def words_for(run: Path) -> dict[str, list[str]]:
 )
 @pytest.mark.parametrize("command", words_for(Path()))
 def test_run_folders(
-    folder: Path, command: str, changes: dict[str, object], capsys: pytest.CaptureFixture[str]
+    folder: Path, command: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange_run(folder, **changes)
     before = sorted(folder.rglob("*"))
@@ -138,6 +139,13 @@ def test_incidental_options_of_a_recorded_run_are_dropped(folder: Path) -> None:
     strange_run(folder, out="/precious", overwrite=True, coordinator="far:1", trust=True)
     options = read("train", ["run/config.json"]).options
     assert not {"out", "overwrite", "coordinator"} & set(options) and options["trust"] is False
+
+
+def test_switch_before_the_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange_run(folder, env="stranger:make")
+    for words in (["--trust", "run"], ["run", "--trust"], ["--trust", "true", "run"]):
+        assert cli.main(["eval", *words]) == 2
+        assert "no attribute 'make'" in capsys.readouterr().err
 
 
 def test_listed_names_need_no_trust() -> None:

@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> None:
             f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
         )
     records = (InfoOptions, ConvertOptions, MakeOptions, DiffusionOptions)
-    single = [name for record in records for name in fields_of(record)]
+    single = {name: field for record in records for name, field in fields_of(record).items()}
     commands[words[0]](*tokenise(words[1:], single))
 
 
