@@ -82,7 +82,8 @@ def test_command_lines(
     assert found["return"]["explore"] and abs(found["return"]["mean"]) < 0.6
     assert cli.main(words) == 2  # another configuration
     seen = []
-    monkeypatch.setattr(restore, "evaluate", lambda *args, explore: seen.append(explore) or 1 / 0)
+    record = lambda *_, **how: seen.append(how["explore"]) or 1 / 0
+    monkeypatch.setattr(restore, "evaluate", record)
     assert cli.main(["eval", "run", "--eval-explore"]) == 1 and seen == [True]
 
 
