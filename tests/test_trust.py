@@ -52,12 +52,6 @@ def words_for(run: Path) -> dict[str, list[str]]:
     }
 
 
-OLD_GYM = {"env": "gymnasium:GymV26Environment-v0"}
-
-
-@pytest.mark.parametrize(
-    "changes", [TOUCH, IMPORT, {"env": "gymnasium:os:x"}, OLD_GYM, {"agent": ["pqn"]}]
-)
 @pytest.mark.parametrize(
     "changes",
     [
