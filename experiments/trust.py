@@ -47,8 +47,8 @@ def check(where: str, agent: Any, envs: Iterable[Any], trust: Trust) -> None:
     listed = dict(env_names.names())
     named = [("agent", agent, agent in AGENTS if isinstance(agent, str) else False)]
     for env in envs:
-        is_text = isinstance(env, str)
-        named.append(("env", env, is_text and (env in listed or env.startswith("brax:"))))
+        known = isinstance(env, str) and (env in listed or _in_simulator(env))
+        named.append(("env", env, known))
     for kind, name, is_listed in named:
         if not is_listed and not trust.everything and name not in trust.names:
             command = "agents" if kind == "agent" else "envs"
@@ -56,6 +56,16 @@ def check(where: str, agent: Any, envs: Iterable[Any], trust: Trust) -> None:
                 f"{where} asks for {kind} {name!r}, which is not in `jaxrl list {command}`: if you "
                 f"trust its code, pass --{kind} {name} or --trust"
             )
+
+
+def _in_simulator(env: str) -> bool:
+    """Whether a name is one of Brax, or of gymnasium's registry and imports no other module.
+
+    "gymnasium:MODULE:ID" imports MODULE, and so may options of the adapters of old gym versions.
+    """
+    simulator, _, name = env.partition(":")
+    registered = simulator == "gymnasium" and ":" not in name and not name.startswith("GymV")
+    return simulator == "brax" or registered
 
 
 def check_same(where: str, stored: dict[str, Any], agent: str | None, env: str | None) -> None:

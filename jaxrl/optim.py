@@ -76,5 +76,5 @@ def minimise(
 
 def clip_norm(grads: PyTree, largest: Array | float) -> PyTree:
     """`grads`, scaled down to the global norm `largest` if the norm is larger."""
-    scale = jnp.minimum(1.0, largest / optax.global_norm(grads))
+    scale = jnp.minimum(1.0, largest / optax.tree.norm(grads))
     return jax.tree.map(lambda x: x * scale, grads)

@@ -386,7 +386,7 @@ def check_bases(folder: Path, out: Path) -> None:
     (state,) = folder.glob("narrow/checkpoints/*/*/state")
     away = state.rename(state.with_name("away"))
     try:
-        with pytest.raises(UserError, match="no checkpoint yet"):
+        with pytest.raises(UserError, match="has no undamaged checkpoint"):
             jaxrl.load(folder / "narrow")
         assert same(trained(out, 8), held)
     finally:
@@ -435,7 +435,7 @@ def test_a_sweep_takes_bases_by_index(folder: Path) -> None:
         ("base=0", "every --base must be used: pass --sweep base=0,1"),
         ("base=0,1,2", "every --base must be used: pass --sweep base=0,1"),
         ("base=0,x", "base: 'x' is not an index"),
-        ("base=1,1", "base is 1 twice"),
+        ("base=1,1", "base has the value 1 twice"),
     ):
         with pytest.raises(UserError, match=re.escape(line)):
             swept(folder, "--sweep", word)

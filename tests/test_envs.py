@@ -536,6 +536,11 @@ def unset(what):
 """
 
 
+def line(text):
+    """own_envs.py:N, the line of MODULE with `text`."""
+    return f"own_envs.py:{MODULE[: MODULE.index(text)].count(chr(10)) + 1}"
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """A directory with a user's modules, made the current one."""
@@ -593,9 +598,9 @@ def test_own_environments_with_any_keyword(own):
         ("own_envs:broken", {"what": "tuple"}, f"step must return {STEP}, got (ProbeState, tuple)"),
         ("own_envs:broken", {"what": "gym"}, f"step must return {STEP}, got a tuple of 5"),
         ("own_envs:broken", {"what": "swapped"}, f"step must return {STEP}, got (TimeStep, "),
-        ("own_envs:broken", {"what": "done"}, f"own_envs.py:38: TypeError: .* {STEP}"),
-        ("own_envs:broken", {"what": "if"}, "traced array at own_envs.py:40: replace Python's if"),
-        ("own_envs:broken", {"what": "float"}, "traced array at own_envs.py:42: replace Python's"),
+        ("own_envs:broken", {"what": "done"}, f"{line('done=ts')}: TypeError: .* {STEP}"),
+        ("own_envs:broken", {"what": "if"}, f"traced array at {line('if ts.reward > 0')}: replace"),
+        ("own_envs:broken", {"what": "float"}, f"traced array at {line('float(ts.')}: replace"),
         ("own_envs:broken", {"what": "one flag"}, "terminated and truncated are the same flag"),
         ("own_envs:broken", {"what": "one flag twice"}, "terminated and truncated are the same"),
         ("own_envs:unset", {"what": "swapped"}, "reset must return (state, obs), in this order"),

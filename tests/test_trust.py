@@ -52,7 +52,16 @@ def words_for(run: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("changes", [TOUCH, IMPORT, {"env": "gymnasium:os:x"}, {"agent": ["pqn"]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        TOUCH,
+        IMPORT,
+        {"env": "gymnasium:os:x"},
+        {"env": "gymnasium:GymV26Environment-v0"},
+        {"agent": ["pqn"]},
+    ],
+)
 @pytest.mark.parametrize("command", words_for(Path()))
 def test_run_folders(
     folder: Path, command: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
@@ -140,4 +149,4 @@ def test_switch_before_the_path(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_listed_names_need_no_trust() -> None:
-    check("x", "pqn", [*dict(names.names()), "brax:hopper:mjx"], NOBODY)
+    check("x", "pqn", [*dict(names.names()), "brax:hopper:mjx", "gymnasium:Ant-v5"], NOBODY)
