@@ -140,9 +140,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
             grads = temperature * (entropy - head.target_entropy)
-            log_temperature, opt_temperature = adam_step(
-                log_temperature, grads, opt_temperature, hp.actor_lr
-            )
+            after = adam_step(log_temperature, grads, opt_temperature, hp.actor_lr)
+            log_temperature, opt_temperature = after
 
         metrics = {
             "critic_loss": error,

@@ -141,11 +141,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             cfg.minibatches,
         )
         new = model.actor.apply(actor, data.obs)
-        metrics = {
-            "kl": jnp.mean(new.kl(old)),
-            "entropy": jnp.mean(new.entropy()),
-            "step_size": t_k,
-        }
+        kl, entropy = jnp.mean(new.kl(old)), jnp.mean(new.entropy())
+        metrics = {"kl": kl, "entropy": entropy, "step_size": t_k}
         params = {"actor": actor, "critic": critic}
         opt = {"actor": opt_actor, "critic": opt_critic}
         return State(params, opt), of_policy | of_value | metrics
