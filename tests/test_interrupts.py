@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
+import toys
 
+from jaxrl import population
+from jaxrl.drive import Hooks, drive
 from jaxrl.experiments import interrupts
 
 # The main thread is inside C code and without the interpreter, as in a compilation.
@@ -114,3 +118,18 @@ def test_interrupt_during_start(tmp_path: Path) -> None:
         if "frozen site" not in err:  # Python itself was up
             assert process.returncode == 130 and err.splitlines()[-1].startswith("jaxrl: "), err
             assert "Traceback" not in err, err
+
+
+def test_stages_are_reported_before_the_next_one_is_compiled() -> None:
+    """An interrupted compilation loses no finished stage."""
+    program = toys.row_offline_online()
+    events: list[str | tuple[str, int]] = []
+    plan = population.layout(2, jax.devices()[:1], 2)
+    hooks = Hooks(compiling=lambda what: events.append(f"compiling {what}"))
+    args = (program, plan, jax.random.key(0), toys.hypers(2), toys.inputs())
+    for report in drive(*args, hooks=hooks):
+        events.append((report.stage, report.step))
+    first, second = program.stages[:2]
+    end = events.index((first.name, first.updates))
+    assert str(events[end + 1]).startswith("compiling")
+    assert events[-1] == (second.name, second.updates)
