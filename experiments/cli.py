@@ -225,6 +225,7 @@ def _render(words: list[str]) -> None:
 
     from jaxrl.experiments import jax_setup, render, restore
 
+    render.check_suffix(own.out)
     trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
     jax_setup.start()
     render.render(paths[0], own.member, own.seed, own.out, trust)

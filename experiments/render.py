@@ -74,6 +74,12 @@ def _plain(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
 
 
+def check_suffix(out: Path | None) -> None:
+    """Raises UserError if episodes cannot be written to a file of this name."""
+    if out is not None and out.suffix.lower() not in (".gif", ".html"):
+        raise UserError(f"{out}: episodes are written as .gif files, those of Brax as .html files")
+
+
 def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = NOBODY) -> Path:
     """Renders one episode of a member and prints its file, length and return.
 
@@ -82,8 +88,7 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     Raises:
       UserError: the environment has no drawing, or `out` has another suffix.
     """
-    if out is not None and out.suffix.lower() not in (".gif", ".html"):
-        raise UserError(f"{out}: episodes are written as .gif files, those of Brax as .html files")
+    check_suffix(out)
     settings = settings_of(open_run_folder(path), trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
     if env.render is None:

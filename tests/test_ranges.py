@@ -64,7 +64,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("pqn", "--lr=-0.001", "--agent.lr must be at least 0, not '-0.001'"),
         ("pqn", "--agent.gamma 1.5", "--agent.gamma must be in [0, 1], not '1.5'"),
         ("pqn", "--max-grad-norm 0", "--agent.max-grad-norm must be above 0, not '0'"),
-        ("pqn", "--lr inf", "--agent.lr must be at least 0, not 'inf'"),
+        ("pqn", "--lr inf", "--agent.lr must be finite and at least 0, not 'inf'"),
         ("iql", "--expectile 1.5", "--agent.expectile must be in (0, 1), not '1.5'"),
         ("cql", "--temperature 0", "--agent.temperature must be above 0, not '0'"),
         ("sac", "--temperature 0", "--agent.temperature must be above 0, not '0'"),
