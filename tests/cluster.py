@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -78,10 +76,9 @@ def start(
         program = f"{code}\nimport sys\nfrom jaxrl.experiments.cli import main\nsys.exit(main())"
         line = [sys.executable, "-c", program, *words]
         pipe = subprocess.PIPE
-        # Shells start background processes with SIGINT ignored, and so their children.
-        heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        out = {"stdout": pipe, "stderr": subprocess.STDOUT}
-        started.append(subprocess.Popen(line, text=True, env=env, preexec_fn=heeded, **out))
+        started.append(
+            subprocess.Popen(line, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
+        )
     return started
 
 

@@ -62,8 +62,6 @@ def test_signals_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = []
     monkeypatch.setattr(interrupts, "SAME_S", -1)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Background processes of shells ignore SIGINT.
-    before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with interrupts.Signals(heard.append) as signals:
             signal.raise_signal(signal.SIGHUP)  # stays ignored
@@ -75,7 +73,6 @@ def test_signals_without_watch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-        signal.signal(signal.SIGINT, before_int)
 
 
 TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--preset", "none", "--agent.total-steps", "4096"]
