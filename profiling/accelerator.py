@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from duel_rows import MINATAR, OFFLINE
 from stages import Launch, Task, prepare
 
 from jaxrl import envs
@@ -31,19 +32,7 @@ from jaxrl.runs import files, provenance
 from jaxrl.types import PyTree
 
 CARTPOLE = Task("pqn", {"total_steps": 10**9, "hidden": [64, 64]}, "CartPole-v1")
-BREAKOUT = Task(
-    "pqn",
-    {
-        "total_steps": 10**9,
-        "num_envs": 128,
-        "num_steps": 32,
-        "minibatches": 32,
-        "epochs": 2,
-        "conv": [16],
-        "hidden": [128],
-    },
-    "Breakout-MinAtar",
-)
+BREAKOUT = Task("pqn", MINATAR, "Breakout-MinAtar")
 HOPPER = Task(
     "ppo",
     {
@@ -58,9 +47,8 @@ HOPPER = Task(
     },
     "brax:hopper",
 )
-SIZES = {"obs": 11, "act": 3}
-IQL = Task("iql", {"updates": 10**6, "hidden": [256, 256]}, **SIZES)
-OFQL = Task("ofql", {"updates": 10**6}, **SIZES)
+IQL = Task("iql", {"updates": 10**6, "hidden": [256, 256]}, **OFFLINE)
+OFQL = Task("ofql", {"updates": 10**6}, **OFFLINE)
 SAC = Task(
     "sac",
     {"total_steps": 10**8, "num_envs": 1, "capacity": 100_000, "warmup": 1_000},

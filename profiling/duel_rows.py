@@ -71,6 +71,15 @@ PUREJAXQL = {
     "WANDB_MODE": "disabled",
 }
 WINDOW = 32 * 64
+MINATAR = {
+    "total_steps": 10**9,
+    "num_envs": 128,
+    "num_steps": 32,
+    "minibatches": 32,
+    "epochs": 2,
+    "conv": [16],
+    "hidden": [128],
+}
 
 
 def pqn(width: int, members: int = 1) -> tuple[Side, ...]:
@@ -114,17 +123,8 @@ def breakout(members: int = 1) -> tuple[Side, ...]:
         "NUM_MINIBATCHES": 32,
         "NUM_EPOCHS": 2,
     }
-    config = {
-        "total_steps": 10**9,
-        "num_envs": 128,
-        "num_steps": 32,
-        "minibatches": 32,
-        "epochs": 2,
-        "conv": [16],
-        "hidden": [128],
-    }
     return (
-        ours("pqn", members, updates, env="Breakout-MinAtar", config=config),
+        ours("pqn", members, updates, env="Breakout-MinAtar", config=MINATAR),
         purejaxql("pqn_minatar.py", members, **theirs),
     )
 
