@@ -145,10 +145,10 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
     action = rng.integers(actions, size=(size, length))
     of = lambda x: np.take_along_axis(x, action[..., None], -1)[..., 0]
     reward = np.array([1, 0, 0, 1, 0, 0, 0, 1], np.float32)
-    base = token_pg.Hypers()
+    base = token_pg.Hypers(dual_clip=1.5, balance=0.9)
     names = [field.name for field in dataclasses.fields(base)]
     points = [base] + [
-        base.replace(**{name: np.float32(0.6 * getattr(base, name) + 0.05)}) for name in names
+        base.replace(**{name: np.float32(0.2 * getattr(base, name) + 0.02)}) for name in names
     ]
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, jnp.float32), *points)
     own = np.arange(size)[:, None] % K < K - 1
