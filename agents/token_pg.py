@@ -307,7 +307,7 @@ def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
     """Raises UserError if a hyperparameter is set that the objective does not read."""
     used = (*GENERAL, *OBJECTIVES[cfg.objective].uses)
     for field in dataclasses.fields(Hypers):
-        changed = np.any(np.asarray(getattr(hp, field.name)) != np.float32(field.default))
+        changed = np.any(np.float32(getattr(hp, field.name)) != np.float32(field.default))
         if changed and field.name not in used:
             raise UserError(
                 f"objective={cfg.objective} does not read {field.name}, but {', '.join(used)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +119,17 @@ def test_contract(name: str) -> None:
     env = envs.make(name)
     registry.check_env(env)
     assert registry.describe(env.spec) == names.OWN[name] and env.spec.name == name
+
+
+def test_the_contract_of_experts() -> None:
+    """One line for a result of another shape, before anything is compiled."""
+    env = envs.make("tokens:reverse")
+    wrong = dataclasses.replace(env, expert=lambda state, params: jnp.zeros(4))
+    with pytest.raises(EnvError, match="expert's result must be float32 of shape \\(5,\\)"):
+        registry.check_env(wrong)
+    broken = dataclasses.replace(env, expert=lambda state, params: state.missing)
+    with pytest.raises(EnvError, match=r"the form is expert\(state, params\) -> probabilities"):
+        registry.check_env(broken)
 
 
 def test_wrappers_keep_the_expert_where_it_still_is_one() -> None:
