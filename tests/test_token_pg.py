@@ -15,8 +15,11 @@ from jaxrl import envs
 from jaxrl.agents import token_pg
 from jaxrl.errors import UserError
 from jaxrl.groups import Steering, delayed, groups
-from jaxrl.objectives.table import OBJECTIVES, Tokens
+from jaxrl.objectives import SpoTracker
+from jaxrl.objectives.table import OBJECTIVES, Tokens, chosen
 from jaxrl.program import train
+from jaxrl.responses import Last, Tracked, track
+from jaxrl.sequence import sequence_model
 from jaxrl.types import Batch, Discrete, EnvSpec, HyperParams, Policy, Source, Transition
 
 M, G, K = 3, 6, 4
@@ -191,55 +194,45 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
 
 # --- the agent -----------------------------------------------------------------------------------
 
-SMALL: dict[str, Any] = {"prompts": 8, "group": 4, "embedding": 8, "memory": 8}
 
-
-def test_responses_have_the_probabilities_of_the_policy() -> None:
-    """Without staleness the first step is on-policy: acting step by step and reading whole
-    responses give the same log-probabilities."""
-    cfg = token_pg.Config(**SMALL, objective="topr", updates=1)
-    env = envs.make("tokens:carry-add", alphabet=M)
-    result = jax.jit(train(token_pg.program(cfg, env, evals=1, episodes=2)))(jax.random.key(0))
-    assert result.metrics["agent"]["drift"].value[0] < 1e-6
-    assert 0 < result.metrics["agent"]["entropy"].value[0] <= np.log(M) + 1e-6
-
-
-def test_the_tracker_follows_prompts_of_the_pool() -> None:
-    """Against plain numpy, for the prompts that were drawn; the others stay as they are."""
-    cfg = token_pg.Config(**SMALL, objective="spo", pool=12, updates=1)
-    env = envs.make("tokens:modsum", alphabet=M)
-    agent, source = token_pg.make(cfg, env.spec), token_pg.source(cfg, env)
-    hp = HyperParams(token_pg.Hypers(), env.params)
+def test_acting_and_reading_give_the_same_probabilities() -> None:
+    """Step by step with memory, and whole responses at once; and the tracker, by plain numpy."""
+    spec = envs.make("tokens:carry-add", alphabet=M).spec
+    rng = np.random.default_rng(0)
+    model = sequence_model(4, 4, spec)
+    obs = rng.normal(size=(5, 3, *spec.obs_shape)).astype(np.float32)
+    old = rng.normal(-1.0, 0.03, size=(5, 3)).astype(np.float32)
+    action = rng.integers(M, size=(5, 3))
+    mask = np.array([[True] * 3, [False] * 3, [True, True, False], [True] * 3, [True] * 3])
+    before = SpoTracker(jnp.arange(1.0, 6), jnp.arange(2.0, 7))
+    index, reward = np.array([2, 0, 1]), np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
 
     @jax.jit
-    def run(key: Any) -> Any:
-        state = agent.init(key, hp.agent, {})
-        src = source.init(key, state, hp, {})
-        seen = []
-        for step in range(2):
-            args = (state, hp, {}, jax.random.fold_in(key, step), jnp.int32(step))
-            src, batch, _ = source.next(src, *args)
-            before = state
-            state, _ = agent.update(state, hp.agent, batch, key, jnp.int32(step))
-            seen.append((before, batch.transitions, state))
-        return seen
+    def run() -> Any:
+        params = model.init(jax.random.key(0), 0.1)
+        carry, steps = jnp.zeros((5, 4)), []
+        for t in range(3):
+            carry, found = model.step(params, carry, obs[:, t], jnp.full(5, t == 0), None)
+            steps.append(found)
+        whole = model.log_probs(params, obs)
+        at = chosen(whole, jnp.asarray(action))
+        last = Last(jnp.asarray(obs), jnp.asarray(action), at + old + 1, jnp.asarray(mask))
+        new: Last = jax.tree.map(lambda x: jnp.zeros_like(x[:3]), last)
+        tracked = track(model, params, Tracked(before, last), jnp.asarray(index), new, reward)
+        return jnp.stack(steps, 1), whole, tracked
 
-    first, second = jax.device_get(run(jax.random.key(0)))
-    for before, t, after in (first, second):
-        index = t.extras["group"][0].reshape(8, 4)[:, 0]
-        reward = t.reward.sum(0).reshape(8, 4).mean(-1)
-        old, new = before.tracked.tracker, after.tracked.tracker
-        assert len(set(index.tolist())) == 8
-        rest = np.setdiff1d(np.arange(12), index)
-        np.testing.assert_array_equal(new.alpha[rest], old.alpha[rest])
-        rate = (new.alpha[index] - reward) / old.alpha[index]
-        np.testing.assert_allclose(
-            (new.beta[index] - 1 + reward) / old.beta[index], rate, rtol=1e-5
-        )
-        assert (rate > 0.874).all() and (rate < 0.961).all()
-        known = before.tracked.last.mask[index].any(-1)
-        np.testing.assert_allclose(rate[~known], 0.96, rtol=1e-6)  # nothing to compare with
-    assert known.any() and (first[2].tracked.last.mask.any(-1)).sum() == 8
+    steps, whole, (value, after) = jax.device_get(run())
+    np.testing.assert_allclose(steps, whole, rtol=1e-5, atol=1e-6)
+    alpha, beta = np.arange(1.0, 6), np.arange(2.0, 7)
+    np.testing.assert_allclose(value, (alpha / (alpha + beta))[index], rtol=1e-6)
+    away = np.abs(old + 1)
+    distance = (away * mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+    rate = np.clip(2 ** (-distance / 0.06), 0.875, 0.96)[index]
+    assert rate[2] == 0.96 and (rate[:2] < 0.96).all()  # prompt 1 had no response yet
+    mean = reward.mean(-1)
+    alpha[index], beta[index] = rate * alpha[index] + mean, rate * beta[index] + 1 - mean
+    np.testing.assert_allclose(after.tracker, (alpha, beta), rtol=1e-5)
+    assert not after.last.obs[index].any() and (after.last.obs[3:] == obs[3:]).all()
 
 
 def test_learns_and_sweeps_as_one_program() -> None:
