@@ -34,12 +34,12 @@ class Tokens(NamedTuple):
     reward: Array  # [B, 1]
     mask: Array  # [B, T] bool
     group: int = 1  # K, static; rows of a group are adjacent
-    own: Array | None = None  # [B, 1] bool: False in expert traces
-    forced: Array | None = None  # [B, T] bool: tokens of an expert
-    proximal: Array | None = None  # [B, T] log π_k of the tokens, π_k at the start of the update
-    guide: Array | None = None  # [B, T, A] log-probabilities of the teacher
+    own: Any = None  # [B, 1] bool: False in expert traces
+    forced: Any = None  # [B, T] bool: tokens of an expert
+    proximal: Any = None  # [B, T] log π_k of the tokens, π_k at the start of the update
+    guide: Any = None  # [B, T, A] log-probabilities of the teacher
     progress: Array | float = 0.0  # [] fraction of training done
-    noise: Array | None = None  # [B, T, samples, A] standard Gumbel numbers
+    noise: Any = None  # [B, T, samples, A] standard Gumbel numbers
 
     @property
     def log_prob(self) -> Array:
@@ -144,7 +144,6 @@ def otr_loss(x: Tokens, hp: Any) -> Array:
 
 def prefix_loss(x: Tokens, hp: Any) -> Array:
     """PPO on what follows the expert's prefix."""
-    assert x.forced is not None
     mask = traces.suffix_mask(x.mask, jnp.sum(x.forced, -1))
     return surrogate(x.log_prob, ppo(x, hp), mask, token_mean)
 
@@ -173,12 +172,11 @@ def pi_distill_loss(x: Tokens, hp: Any) -> Array:
         args = (log_prob, x.behaviour, x.advantage, x.mask)
         c = ratios.ppo(*args, hp.clip_low, hp.clip_high, hp.dual_clip)
         total = total + weight * surrogate(log_prob, c, x.mask, token_mean)
-    between = distillation.pi_distill(x.log_probs, x.guide, hp.alpha, hp.beta)  # type: ignore[arg-type]
+    between = distillation.pi_distill(x.log_probs, x.guide, hp.alpha, hp.beta)
     return total + sum(token_mean(each, x.mask) for each in between)
 
 
 def _traces(x: Tokens) -> Array:
-    assert x.own is not None
     return x.mask & ~x.own
 
 
@@ -217,7 +215,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "spo": Objective(sampled(ppo), DUAL, grouped=False, tracked=True),
     "remix": Objective(
-        sampled(lambda x, hp: ratios.remix(*basic(x), x.proximal, hp.clip_high)),  # type: ignore[arg-type]
+        sampled(lambda x, hp: ratios.remix(*basic(x), x.proximal, hp.clip_high)),
         ("clip_high", "replay_share"),
         normalised,
         proximal=True,
@@ -275,9 +273,7 @@ OBJECTIVES: dict[str, Objective] = {
         guide="expert",
     ),
     "lightning_opd": Objective(
-        sampled(
-            lambda x, hp: distillation.lightning_opd(x.log_prob, x.proximal, x.guided, x.mask)  # type: ignore[arg-type]
-        ),
+        sampled(lambda x, hp: distillation.lightning_opd(x.log_prob, x.proximal, x.guided, x.mask)),
         ("teacher_noise",),
         grouped=False,
         guide="expert",
