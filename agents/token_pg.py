@@ -175,12 +175,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     model = sequence_model(cfg.embedding, cfg.memory, spec)
 
     def init(key, hp, inputs):
+        params = model.init(key, hp.sigma if objective.perturbed else None)
         if "sft" in inputs:  # the policy after the updates on expert traces
-            start: State = inputs["sft"]
-            params, opt = start.params, start.opt
-        else:
-            params = model.init(key, hp.sigma)
-            opt = optimiser(hp).init(ravel_pytree(params)[0])
+            params = params._replace(net=inputs["sft"].params.net)
+        opt = optimiser(hp).init(ravel_pytree(params)[0])
         return State(params, opt, params, fresh_tracker(spec, cfg.pool, objective))
 
     def update(state, hp, batch, key, step):
@@ -306,11 +304,11 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
     """Raises UserError if a hyperparameter is set that the objective does not read."""
     used = (*GENERAL, *OBJECTIVES[cfg.objective].uses)
-    for field in dataclasses.fields(Hypers):
-        changed = np.any(np.float32(getattr(hp, field.name)) != np.float32(field.default))
-        if changed and field.name not in used:
+    for name, value in dataclasses.asdict(Hypers()).items():
+        changed = np.any(np.float32(getattr(hp, name)) != np.float32(value))
+        if changed and name not in used:
             raise UserError(
-                f"objective={cfg.objective} does not read {field.name}, but {', '.join(used)}"
+                f"objective={cfg.objective} does not read {name}, but {', '.join(used)}"
             )
 
 

@@ -16,7 +16,7 @@ from jaxrl.types import Array, Discrete, EnvSpec, PyTree
 
 class SequenceParams(NamedTuple):
     net: PyTree
-    log_sigma: Array  # [2] of the noise before the GRU and before the output layer
+    log_sigma: Array | None = None  # [2] of ALP's noise before the GRU and the output layer
 
 
 class Network(nn.Module):
@@ -28,14 +28,19 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: Array, x: Array, start: Array, log_sigma: Array, noise: Array | None = None
+        self,
+        carry: Array,
+        x: Array,
+        start: Array,
+        log_sigma: Array | None = None,
+        noise: Array | None = None,
     ) -> tuple[Array, Array]:
         """(carry [B, H] after the window, logits); ALP's `noise` is [T, B, embedding + H]."""
         x = jnp.tanh(nn.Dense(self.embedding)(x))
-        if noise is not None:
+        if noise is not None and log_sigma is not None:
             x = perturb(x, log_sigma[0], noise[..., : self.embedding])
         carries, x = recurrent.Recurrent("gru", self.memory)(carry, x, start)
-        if noise is not None:
+        if noise is not None and log_sigma is not None:
             x = perturb(x, log_sigma[1], noise[..., self.embedding :])
         size, length = x.shape[1], x.shape[0]
         logits = nn.Dense(self.actions)(x.reshape(length * size, -1))
@@ -48,11 +53,14 @@ class SequenceModel(NamedTuple):
     net: Network
     inputs: int  # size of a flat observation
 
-    def init(self, key: Array, sigma: Array) -> SequenceParams:
+    def init(self, key: Array, sigma: Array | float | None = None) -> SequenceParams:
+        """Initial parameters; with ALP's noise if its scale `sigma` is given."""
         x = jnp.zeros((1, 1, self.inputs + self.net.actions))
-        log_sigma = jnp.full(2, jnp.log(jnp.asarray(sigma, jnp.float32)))
-        args = (jnp.zeros((1, self.net.memory)), x, jnp.zeros((1, 1), bool), log_sigma)
-        return SequenceParams(self.net.init(key, *args)["params"], log_sigma)
+        args = (jnp.zeros((1, self.net.memory)), x, jnp.zeros((1, 1), bool))
+        params = self.net.init(key, *args)["params"]
+        if sigma is None:
+            return SequenceParams(params)
+        return SequenceParams(params, jnp.full(2, jnp.log(jnp.asarray(sigma, jnp.float32))))
 
     def step(
         self, params: SequenceParams, carry: Array, obs: Array, start: Array, context: Array | None

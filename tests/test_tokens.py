@@ -190,43 +190,44 @@ def test_expected_gradients_over_all_responses() -> None:
         return jax.grad(loss)(theta)
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        mu_log = np.asarray(log_prob(jnp.asarray(old)))
-        pi_log = np.asarray(log_prob(jnp.asarray(theta)))
-        mu, pi = np.exp(mu_log.sum(-1)), np.exp(pi_log.sum(-1))
+        table = lambda theta: np.log(np.exp(theta) / np.exp(theta).sum(-1, keepdims=True))
+        of = lambda theta: table(theta)[np.arange(length), responses]
+        guide = of(rng.normal(size=(length, M)))
+        pi_log, mu_log = of(theta), of(old)
+        pi, mu = np.exp(pi_log.sum(-1)), np.exp(mu_log.sum(-1))
         np.testing.assert_allclose([mu.sum(), pi.sum()], 1, rtol=1e-12)
-        probability = lambda theta: jnp.exp(jnp.sum(log_prob(theta), -1))
-        exact = jax.grad(lambda theta: jnp.sum(probability(theta) * reward))(theta)
-        # On-policy, with and without a baseline; off-policy with the ratio of whole responses.
-        np.testing.assert_allclose(
-            expected(ob.reinforce, reward, pi, pi_log), exact, rtol=0, atol=1e-14
-        )
-        np.testing.assert_allclose(
-            expected(ob.ppo, reward - 0.4, pi, pi_log), exact, rtol=0, atol=1e-14
-        )
-        np.testing.assert_allclose(
-            expected(ob.sequence_is, reward, mu, mu_log), exact, rtol=0, atol=1e-14
-        )
-        # Two responses per prompt: the group mean shrinks the expected gradient by 1 - 1/2.
+        signed = np.where(reward > 0, 1.0, -1.0)
         pairs = np.stack(np.meshgrid(reward, reward, indexing="ij"), -1)
-        first = np.asarray(ob.group_mean(pairs))[..., 0] @ pi
-        np.testing.assert_allclose(
-            expected(ob.reinforce, first, pi, pi_log), exact / 2, rtol=0, atol=1e-14
-        )
-        # TOPR ascends Σ_{R=1} μ log π - Σ_{R=-1} μ taper(ρ), with taper' = clip(ρ, 0, 1) / ρ.
-        signed = np.asarray(ob.sign(reward))
+        probability = lambda theta: jnp.exp(jnp.sum(log_prob(theta), -1))
 
         def topr(theta: Any) -> Any:
+            """Σ_{R=1} μ log π - Σ_{R=-1} μ taper(ρ), with taper' = clip(ρ, 0, 1) / ρ."""
             ratio = jnp.exp(jnp.sum(log_prob(theta) - mu_log, -1))
             taper = jnp.where(ratio < 1, ratio, 1 + jnp.log(ratio))
             return jnp.sum(mu * jnp.where(signed > 0, jnp.log(ratio), -taper))
 
-        np.testing.assert_allclose(
-            expected(ob.topr, signed, mu, mu_log), jax.grad(topr)(theta), rtol=0, atol=1e-14
-        )
-        # Distillation on the policy's own responses descends KL(π ‖ π_T).
-        guide = np.asarray(log_prob(jnp.asarray(rng.normal(size=(length, M)))))
-        kl = lambda theta: jnp.sum(probability(theta) * jnp.sum(log_prob(theta) - guide, -1))
-        sequence = (guide - pi_log).sum(-1)
-        np.testing.assert_allclose(
-            expected(ob.reinforce, sequence, pi, pi_log), -jax.grad(kl)(theta), rtol=0, atol=1e-14
-        )
+        def divergence(theta: Any) -> Any:
+            """KL(π ‖ π_T), which distillation on the policy's own responses descends."""
+            return jnp.sum(probability(theta) * jnp.sum(log_prob(theta) - guide, -1))
+
+        @jax.jit
+        def every() -> dict[str, tuple[Any, Any]]:
+            gain = jax.grad(lambda theta: jnp.sum(probability(theta) * reward))(theta)
+            # Of two responses per prompt, the group mean leaves 1 - 1/2 of the gradient.
+            first = ob.group_mean(pairs)[..., 0] @ pi
+            further = (guide - pi_log).sum(-1)
+            return {
+                "on-policy": (expected(ob.reinforce, reward, pi, pi_log), gain),
+                "baseline": (expected(ob.ppo, reward - 0.4, pi, pi_log), gain),
+                "off-policy": (expected(ob.sequence_is, reward, mu, mu_log), gain),
+                "groups of two": (expected(ob.reinforce, first, pi, pi_log), gain / 2),
+                "topr": (expected(ob.topr, signed, mu, mu_log), jax.grad(topr)(theta)),
+                "distillation": (
+                    expected(ob.reinforce, further, pi, pi_log),
+                    -jax.grad(divergence)(theta),
+                ),
+            }
+
+        for name, (got, exact) in jax.device_get(every()).items():
+            np.testing.assert_allclose(got, exact, rtol=0, atol=1e-14, err_msg=name)
+            assert np.abs(exact).max() > 1e-3

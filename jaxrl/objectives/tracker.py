@@ -28,7 +28,7 @@ class SpoTracker(NamedTuple):
         return self.alpha / (self.alpha + self.beta)
 
     @property
-    def count(self) -> Array:
+    def weight(self) -> Array:
         """Effective number of observations N [...]."""
         return self.alpha + self.beta
 
