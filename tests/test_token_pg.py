@@ -164,6 +164,8 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
             advantage = objective.advantage(jnp.asarray(r), hp, jnp.asarray(noise)).reshape(-1, 1)
 
             def loss(logits: Any, objective: Any = objective, advantage: Any = advantage) -> Any:
+                own_guide = objective.guide == "itself"
+                guide = jax.nn.log_softmax(2 * logits) if own_guide else jnp.asarray(table[3])
                 tokens = Tokens(
                     log_probs=jax.nn.log_softmax(logits),
                     action=jnp.asarray(action),
@@ -175,7 +177,7 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
                     own=jnp.asarray(own),
                     forced=jnp.asarray(np.broadcast_to(np.arange(length) < 1, (size, length))),
                     proximal=jnp.asarray(of(table[2])),
-                    guide=jnp.asarray(table[3]),
+                    guide=guide,
                     progress=0.4,
                     noise=jnp.asarray(rng.gumbel(size=(size, length, 2, actions)), jnp.float32),
                 )
