@@ -103,7 +103,12 @@ def check_chunked_equals_pure(reports: list[Report], whole: Result) -> None:
 # One test per row rather than one per property: they share the compiled programs.
 
 
-@pytest.mark.parametrize("row", toys.ROWS)
+WRAPPED = "policy wrapped by a policy"  # takes long to compile
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=pytest.mark.slow) if r == WRAPPED else r for r in toys.ROWS]
+)
 def test_row(row: str) -> None:
     """Pure on one device; in chunks on two, also resumed in each stage."""
     reports = run(row, 2)
