@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import render_inner
+from jaxrl.masks import map_obs, unmask
 from jaxrl.normalise import Moments, include, moments, standardise
 from jaxrl.types import Array, Env, PyTree, TimeStep
 
@@ -49,11 +50,11 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         return state, ts._replace(next_obs=obs)
 
     def see(inner: PyTree, seen: Moments, obs: Array) -> tuple[PyTree, Array]:
-        seen = include(seen, obs[None])
-        return (inner, seen), standardise(seen, obs, clip)
+        seen = include(seen, unmask(obs)[0][None])
+        return (inner, seen), map_obs(lambda x: standardise(seen, x, clip), obs)
 
     def persist(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        inner, raw = persisted(env, last[0], fresh[0], fresh[1].mean)
+        inner, raw = persisted(env, last[0], fresh[0], map_obs(lambda _: fresh[1].mean, obs))
         return see(inner, last[1], raw)
 
     hooks: Any = {"persist": persist, "render": render_inner(env)}

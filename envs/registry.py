@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,6 +23,7 @@ from jaxrl.envs.wrappers import (
     time_limit,
     unknown_option,
     with_params,
+    without_masks,
 )
 from jaxrl.errors import UserError
 from jaxrl.own_code import load_attribute
@@ -34,6 +37,7 @@ def make(name: str, /, **options: Any) -> Env:
       name: one of
         "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
+        "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
         "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
@@ -41,12 +45,13 @@ def make(name: str, /, **options: Any) -> Env:
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
       options: for all environments
         max_steps: time limit; None for the environment's own;
+        masks: False to play without the environment's action masks;
         hide: indices of the elements to remove from observations, as [1, 3];
         sticky: probability that the previous action is repeated;
         normalise_obs: True to standardise observations by running statistics;
         normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
           sums;
-        further constructor arguments of gymnax and brax, arguments of your own function, and
+        further constructor arguments of gymnax and brax, arguments of suites' adapters, arguments of your own function, and
         entries of `Env.params`.
 
     Raises:
@@ -67,6 +72,10 @@ def make(name: str, /, **options: Any) -> Env:
         from jaxrl.envs import gymnasium
 
         return gymnasium.make(name, **options)
+    suite, _, task = name.partition(":")
+    if suite in names.SUITES:
+        adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
+        return _call(name, functools.partial(adapter.make, task), options)
     own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
@@ -149,9 +158,12 @@ def _check_spelling(name: str, options: Iterable[str], parameters: Iterable[str]
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
-    steps, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
+    steps, masks, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
+    if not (masks is None or isinstance(masks, bool)):
+        raise EnvError(f"masks of {env.spec.name} must be true or false, got {masks!r}")
     env = with_params(env, known, **options)
     env = env if steps is None else time_limit(env, steps)
+    env = without_masks(env) if masks is False else env
     env = env if hidden is None else hide(env, hidden)
     env = env if sticky is None else sticky_actions(env, sticky)
     return normalise(env, obs, reward)

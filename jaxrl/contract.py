@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.masks import Masked, unmask
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 STEP = "(state, TimeStep(next_obs, reward, terminated, truncated))"
@@ -48,6 +49,10 @@ def checked(env: Env) -> Env:
         for field in ("reward", "terminated", "truncated"):
             dtype = "float32" if field == "reward" else "bool"
             _expect(f"{env.spec.name}: {field}", getattr(ts, field), (), dtype)
+        if set(ts.measured) != set(env.spec.measures):
+            raise UserError(f"{env.spec.name}: step must measure {sorted(env.spec.measures)}")
+        for measure, value in ts.measured.items():
+            _expect(f"{env.spec.name}: {measure}", value, (), "float32")
         _same_state(env, state, after, "step")
         return found
 
@@ -126,13 +131,19 @@ def _kind(found: Any) -> str:
 
 
 def _fits(env: Env, x: Any) -> bool:
-    """Whether `x` is one array with the shape and dtype of observations."""
-    return _type(x) == (env.spec.obs_shape, "float32")
+    """Whether `x` is one array, masked or not, with the shape and dtype of observations."""
+    return _type(unmask(x)[0]) == (env.spec.obs_shape, "float32")
 
 
 def _check_obs(env: Env, what: str, obs: Any) -> None:
+    what, space = f"{env.spec.name}: {what}", env.spec.action
+    if env.spec.masked:
+        if not isinstance(obs, Masked) or not isinstance(space, Discrete):
+            raise UserError(f"{what} must be Masked(obs, legal), with discrete actions")
+        _expect(f"{what}, legal", obs.legal, (space.n,), "bool")
     if env.array_obs:
-        _expect(f"{env.spec.name}: {what}", obs, env.spec.obs_shape, "float32")
+        obs = obs.obs if env.spec.masked else obs
+        _expect(what, obs, env.spec.obs_shape, "float32")
 
 
 def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: str) -> None:

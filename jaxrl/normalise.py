@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.masks import map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
@@ -96,7 +97,7 @@ def normalised(
     """
     if not (obs or reward):
         return agent
-    see = (lambda m, x: standardise(m, x, clip)) if obs else (lambda m, x: x)
+    see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
 
     def init(key, hp, inputs):
         inner = agent.init(key, hp, inputs)
@@ -118,7 +119,7 @@ def normalised(
         inner, metrics = agent.update(state.inner, hp, batch._replace(transitions=seen), key, step)
         observed = state.obs
         if obs:
-            observed = include(observed, window.obs.reshape(-1, *spec.obs_shape))
+            observed = include(observed, unmask(window.obs)[0].reshape(-1, *spec.obs_shape))
         return Normalised(inner, observed, returns, running), metrics
 
     return dataclasses.replace(agent, init=init, update=update, act=act)

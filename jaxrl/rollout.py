@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.contract import checked
+from jaxrl.masks import check_policy
 from jaxrl.types import (
     Array,
     Batch,
@@ -46,8 +47,9 @@ def rollout(
     """Source of windows [T, N] from N environments, whose episodes continue across windows.
 
     Steps that exceed `env.spec.max_steps` are truncated, and steps that terminate are not. Batches
-    contain the policy's memory at the start of the window. Metrics: `episode_return` and
-    `episode_length` of the episodes that ended in the window.
+    contain the policy's memory at the start of the window. Metrics, of the episodes that ended in
+    the window: `episode_return`, `episode_length`, and `episode_NAME` per name of
+    `TimeStep.measured`.
 
     Args:
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
@@ -62,6 +64,7 @@ def rollout(
         raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
     if not 0 <= keep <= num_steps:
         raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
+    check_policy(env, policy)
     env = checked(env)
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
@@ -135,15 +138,13 @@ def rollout(
                 returns=jnp.where(done, 0.0, returns),
                 lengths=jnp.where(done, 0.0, lengths),
             )
-            return after, (transition, src.memory if keep else (), returns, lengths)
+            return after, (transition, src.memory if keep else (), returns, lengths, ts.measured)
 
-        src, (window, memories, returns, lengths) = jax.lax.scan(
+        src, (window, memories, returns, lengths, measured) = jax.lax.scan(
             act, src, (jnp.arange(num_steps), noise, step_keys)
         )
-        metrics = {
-            "episode_return": mean_where(returns, window.done),
-            "episode_length": mean_where(lengths, window.done),
-        }
+        ended = {"return": returns, "length": lengths} | measured
+        metrics = {f"episode_{k}": mean_where(v, window.done) for k, v in ended.items()}
         return src, (window, memories), metrics
 
     def last(window: PyTree) -> PyTree:

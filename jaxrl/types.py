@@ -70,13 +70,17 @@ class EnvSpec:
     """Static description of an environment, from which agents build their networks. Hashable.
 
     `max_steps` is the time limit, or None if there is none. Rollouts and evaluations truncate
-    episodes there, if the environment does not.
+    episodes there, if the environment does not. `masked` says that observations are
+    `jaxrl.masks.Masked`, with the legal ones of the discrete actions. `measures` are the names of
+    `TimeStep.measured`.
     """
 
     name: str
     obs_shape: tuple[int, ...]
     action: Discrete | Box
     max_steps: int | None = None
+    masked: bool = False
+    measures: tuple[str, ...] = ()
 
 
 class TimeStep(NamedTuple):
@@ -90,6 +94,7 @@ class TimeStep(NamedTuple):
     terminated: Array  # [] bool: the task is over; the successor has value zero
     truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
     score: Array | None = None  # [] float32: the reward to report, if it differs from `reward`
+    measured: dict[str, Array] = {}  # [] float32 by name: of the episode so far, to be reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,11 +300,14 @@ class Policy:
     `memory(n)` is the initial memory of n environments. `noise(key, n)` draws the random numbers of
     one call of `act`. A rollout draws the numbers of all steps at once, which is faster than
     splitting keys step by step. By default `noise` returns the key itself.
+
+    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions.
     """
 
     act: ActFn
     memory: Callable[[int], PyTree] = _no_memory
     noise: Callable[[Array, int], PyTree] = _key_only
+    masks: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -264,7 +264,15 @@ def train(ready: Plan) -> list[tuple[PyTree, float]]:
 
 
 def showing(env: Env) -> Env:
-    """`env` with observations (obs, state), so that rollouts record both."""
+    """`env` with observations (obs, state), so that rollouts record both.
+
+    Raises:
+      UserError: the environment has action masks, which datasets do not keep.
+    """
+    if env.spec.masked:
+        raise UserError(
+            f"datasets have no action masks, but {env.spec.name} does: add --env-options masks=false"
+        )
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, obs = env.reset(key, params)
