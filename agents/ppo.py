@@ -192,7 +192,9 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
     def policy(params: PyTree, seen: Any) -> Categorical | Normal:
         obs, legal = unmask(seen)
         found = actor.apply(params, obs)
-        return found if legal is None else Categorical(legal_only(found.logits, legal, ILLEGAL_LOGIT))
+        return (
+            found if legal is None else Categorical(legal_only(found.logits, legal, ILLEGAL_LOGIT))
+        )
 
     value = lambda params, seen: critic.apply(params, unmask(seen)[0])
     return Networks(nets.Net(actor.init, policy), nets.Net(critic.init, value))

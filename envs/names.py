@@ -137,8 +137,8 @@ def install_hint(suite: str) -> str:
 def check_name(name: str) -> None:
     """Checks that an environment of this name can exist, without importing it.
 
-    Tasks of gymnasium and of suites are not checked, only whether the suite is installed. Of the user's own environments
-    (`jaxrl.own_code`) only the file or the top-level package is looked for.
+    Tasks of gymnasium and of suites are not checked, only whether the suite is installed. Of the
+    user's own environments (`jaxrl.own_code`) only the file or the top-level package is looked for.
 
     Raises:
       UnknownEnv: there is no such environment; the message has the nearest name.

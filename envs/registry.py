@@ -51,8 +51,8 @@ def make(name: str, /, **options: Any) -> Env:
         normalise_obs: True to standardise observations by running statistics;
         normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
           sums;
-        further constructor arguments of gymnax and brax, arguments of suites' adapters, arguments of your own function, and
-        entries of `Env.params`.
+        further constructor arguments of gymnax and brax, arguments of suites' adapters or of your
+        own function, and entries of `Env.params`.
 
     Raises:
       EnvError: unknown names (`UnknownEnv`) and options, invalid values, or an environment of your

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.masks import unmask
 from jaxrl.program import Result
 from jaxrl.types import Agent, Array, Policy, PyTree
 

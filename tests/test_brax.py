@@ -255,7 +255,9 @@ def test_brax_is_quiet(tmp_path):
 
 def test_brax_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "brax", None)
-    with pytest.raises(EnvError, match="brax cannot be imported .*: pip install brax==") as caught:
+    with pytest.raises(
+        EnvError, match=r'brax is not installed: pip install "jaxrl\[brax\]"'
+    ) as caught:
         envs.make("brax:hopper")
     assert "\n" not in str(caught.value)
 

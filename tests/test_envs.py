@@ -369,7 +369,8 @@ def test_names_are_those_of_gymnax_brax_the_probes_and_our_own():
     assert list(names.GYMNAX) == gymnax.registration._BUILTIN_ENV_IDS
     assert list(names.PROBES) == list(probes.PROBES)
     assert len(dict(names.names())) == len(names.names())
-    tables = (names.GYMNAX, names.BRAX, names.PROBES, names.OWN)
+    suites = [tasks for suite, tasks in names.TASKS.items() if names.installed(suite)]
+    tables = (names.GYMNAX, names.BRAX, names.PROBES, names.OWN, *suites)
     assert len(names.names()) == sum(map(len, tables))
     for name, _ in names.names():
         check_name(name)

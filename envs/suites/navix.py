@@ -37,7 +37,9 @@ def make(task: str, *, flat: bool = False, max_steps: int | None = None) -> Env:
     check_task("navix", task, module.registry())
     name = f"navix:{task}"
     symbolic = module.observations.symbolic_first_person
-    options = {} if max_steps is None else {"max_steps": positive(max_steps, f"max_steps of {name}")}
+    options = (
+        {} if max_steps is None else {"max_steps": positive(max_steps, f"max_steps of {name}")}
+    )
     with allowances():
         environment = module.make(task, observation_fn=symbolic, **options)
     kinds = module.environments.environment.StepType

@@ -27,9 +27,7 @@ from jaxrl.envs.wrappers import positive, strong, time_limit
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
 
-def make(
-    task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | None = None
-) -> Env:
+def make(task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | None = None) -> Env:
     """An environment of MuJoCo Playground.
 
     Args:
@@ -79,9 +77,7 @@ def make(
             now = environment.step(now, action)
             total = total + jnp.where(done, 0.0, now.reward)
             done = done | (now.done > 0.5)
-        ts = TimeStep(
-            observe(now.obs), jnp.asarray(total, jnp.float32), done, jnp.zeros((), bool)
-        )
+        ts = TimeStep(observe(now.obs), jnp.asarray(total, jnp.float32), done, jnp.zeros((), bool))
         return keep(now), ts
 
     size = int(environment.action_size)

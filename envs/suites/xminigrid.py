@@ -56,7 +56,9 @@ def make(
         raise EnvError(f"ruleset of {name} must be in 0 .. {rules.num_rulesets() - 1}")
     with allowances():
         environment, given = module.make(task)
-    limit = positive(int(given.max_steps if max_steps is None else max_steps), f"max_steps of {name}")
+    limit = positive(
+        int(given.max_steps if max_steps is None else max_steps), f"max_steps of {name}"
+    )
     given = given.replace(max_steps=limit)
 
     def observe(cells: Array) -> Array:

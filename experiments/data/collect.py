@@ -271,7 +271,7 @@ def showing(env: Env) -> Env:
     """
     if env.spec.masked:
         raise UserError(
-            f"datasets have no action masks, but {env.spec.name} does: add --env-options masks=false"
+            f"datasets have no action masks; {env.spec.name} has: add --env-options masks=false"
         )
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
