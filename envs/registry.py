@@ -18,6 +18,7 @@ from jaxrl.envs.wrappers import (
     OPTIONS,
     british,
     hide,
+    positive,
     sticky_actions,
     strong,
     time_limit,
@@ -51,6 +52,8 @@ def make(name: str, /, **options: Any) -> Env:
         normalise_obs: True to standardise observations by running statistics;
         normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
           sums;
+        reset_pool: initial states drawn per rollout for all environments of a member; 0 draws one
+          per environment and step; the default depends on the size of states (`jaxrl.rollout`);
         further constructor arguments of gymnax and brax, arguments of suites' adapters or of your
         own function, and entries of `Env.params`.
 
@@ -158,7 +161,7 @@ def _check_spelling(name: str, options: Iterable[str], parameters: Iterable[str]
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
-    steps, masks, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
+    steps, masks, hidden, sticky, obs, reward, pool = (options.pop(k, None) for k in OPTIONS)
     if not (masks is None or isinstance(masks, bool)):
         raise EnvError(f"masks of {env.spec.name} must be true or false, got {masks!r}")
     env = with_params(env, known, **options)
@@ -166,4 +169,8 @@ def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) 
     env = without_masks(env) if masks is False else env
     env = env if hidden is None else hide(env, hidden)
     env = env if sticky is None else sticky_actions(env, sticky)
-    return normalise(env, obs, reward)
+    env = normalise(env, obs, reward)
+    if pool is None:
+        return env
+    size = 0 if pool == 0 else positive(pool, f"reset_pool of {env.spec.name}")
+    return dataclasses.replace(env, reset_pool=size)

@@ -16,7 +16,15 @@ from jaxrl.masks import map_obs, unmask
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 # Options of every environment in `registry.make`, in the order in which the wrappers are applied.
-OPTIONS = ("max_steps", "masks", "hide", "sticky", "normalise_obs", "normalise_reward")
+OPTIONS = (
+    "max_steps",
+    "masks",
+    "hide",
+    "sticky",
+    "normalise_obs",
+    "normalise_reward",
+    "reset_pool",
+)
 
 Persist = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.contract import checked
+from jaxrl.errors import UserError
 from jaxrl.masks import check_policy
 from jaxrl.types import (
     Array,
@@ -21,6 +22,9 @@ from jaxrl.types import (
     Transition,
     mean_where,
 )
+
+LARGE_STATE = 2**14  # bytes of one environment's state, from which resets are pooled by default
+LARGE_WINDOW = 2**30  # bytes of one initial state per environment and step, likewise
 
 
 class RolloutState(NamedTuple):
@@ -53,12 +57,19 @@ def rollout(
 
     Args:
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
-        draws one per step, so that every episode has its own. A smaller number saves time if
-        `env.reset` is slow; then episodes of one environment that end within num_steps / resets
-        steps of each other may start from the same state.
+        draws one per step, so that every episode has its own, or a pool, see `pool_size`. A smaller
+        number saves time if `env.reset` is slow; then episodes of one environment that end within
+        num_steps / resets steps of each other may start from the same state.
       keep: number of previous steps in front of each window, which is then [keep + T, N]; at most
         num_steps.
+
+    Raises:
+      UserError: the policy does not support the action masks of `env`, or `resets` and
+        `env.reset_pool` are both set.
     """
+    if resets and env.reset_pool:
+        raise UserError(f"resets={resets} and reset_pool={env.reset_pool}: set one of them")
+    pooled = resets is None
     resets = resets or num_steps
     if num_steps % resets:
         raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
@@ -102,11 +113,23 @@ def rollout(
             jax.random.split(key_noise, num_steps)
         )
         step_keys = jax.random.split(key_step, (num_steps, num_envs))
-        reset_keys = jax.random.split(key_reset, (resets, num_envs))
-        fresh = jax.vmap(reset_all, in_axes=(0, None))(reset_keys, params)
+        pool = pool_size(env, (src.env, src.obs), num_envs, num_steps) if pooled else 0
+        if pool:
+            fresh = reset_all(jax.random.split(key_reset, pool), params)
+        else:
+            reset_keys = jax.random.split(key_reset, (resets, num_envs))
+            fresh = jax.vmap(reset_all, in_axes=(0, None))(reset_keys, params)
 
-        def act(src: RolloutState, xs: PyTree) -> tuple[RolloutState, PyTree]:
-            t, noise, keys = xs
+        def initial_states(t: Array, ended: Any, done: Array) -> PyTree:
+            if pool:
+                which = (ended + jnp.cumsum(done) - 1) % pool
+                return jax.tree.map(lambda x: x[which], fresh)
+            return jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
+            )
+
+        def act(carry: tuple[RolloutState, Any], xs: PyTree) -> tuple[Any, PyTree]:
+            (src, ended), (t, noise, keys) = carry, xs
             action, memory, extras = policy.act(
                 learner_state, hp.agent, src.obs, src.start, src.memory, noise, True
             )
@@ -114,9 +137,8 @@ def rollout(
             returns, lengths = src.returns + scored(ts), src.lengths + 1
             ts = limited(ts, lengths, env.spec.max_steps)
             done = ts.terminated | ts.truncated
-            initial = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, t * resets // num_steps, 0, False), fresh
-            )
+            initial = initial_states(t, ended, done)
+            ended = ended + jnp.sum(done, dtype=jnp.int32) if pool else ()
             transition = Transition(
                 src.obs,
                 action,
@@ -138,10 +160,17 @@ def rollout(
                 returns=jnp.where(done, 0.0, returns),
                 lengths=jnp.where(done, 0.0, lengths),
             )
-            return after, (transition, src.memory if keep else (), returns, lengths, ts.measured)
+            return (after, ended), (
+                transition,
+                src.memory if keep else (),
+                returns,
+                lengths,
+                ts.measured,
+            )
 
-        src, (window, memories, returns, lengths, measured) = jax.lax.scan(
-            act, src, (jnp.arange(num_steps), noise, step_keys)
+        begin = (src, jnp.int32(0) if pool else ())  # episodes that have ended in the window
+        (src, _), (window, memories, returns, lengths, measured) = jax.lax.scan(
+            act, begin, (jnp.arange(num_steps), noise, step_keys)
         )
         ended = {"return": returns, "length": lengths} | measured
         metrics = {f"episode_{k}": mean_where(v, window.done) for k, v in ended.items()}
@@ -151,6 +180,24 @@ def rollout(
         return jax.tree.map(lambda x: x[x.shape[0] - keep :], window)
 
     return Source(init=init, next=next, env_steps=num_envs * num_steps)
+
+
+def pool_size(env: Env, states: PyTree, num_envs: int, num_steps: int) -> int:
+    """Initial states drawn per window for all N environments; 0 for one per environment and step.
+
+    The k-th episode that ends in a window is followed by one from state k modulo this number.
+    `env.reset_pool`, or by default N if the state of an environment has more than 16 KiB or those
+    of a window, T * N, more than 1 GiB: such states are slow to make, and few are used.
+
+    Args:
+      states: leaves [N, ...], states and observations of the environments.
+    """
+    if env.reset_pool is not None:
+        return env.reset_pool
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    count = sum(x.size * (8 if is_key(x) else x.dtype.itemsize) for x in jax.tree.leaves(states))
+    large = count > LARGE_STATE * num_envs or count * num_steps > LARGE_WINDOW
+    return num_envs if large else 0
 
 
 def limited(ts: TimeStep, lengths: Array, max_steps: int | None) -> TimeStep:

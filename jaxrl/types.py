@@ -123,6 +123,9 @@ class Env:
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
 
+    `reset_pool` is the number of initial states that rollouts draw per window for all environments
+    of a member; 0 for one per environment and step, None for the rule of `rollout.pool_size`.
+
     `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
     [L + 1, ...]), as images or as the text of an HTML page:
 
@@ -137,6 +140,7 @@ class Env:
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
+    reset_pool: int | None = None
     render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
 
 

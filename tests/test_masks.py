@@ -52,7 +52,7 @@ def forbidden() -> Env:
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden": (16,)}
 AGENTS = {
-    "pqn": (pqn, pqn.Config(total_steps=4_000, minibatches=2, **SMALL), {"lr": 1e-2}),
+    "pqn": (pqn, pqn.Config(total_steps=4_000, minibatches=2, **SMALL), {"lr": 1e-2, "lam": 0.0}),
     "dqn": (
         dqn,
         dqn.Config(total_steps=4_000, warmup=64, batch_size=64, gradient_steps=4, **SMALL),
@@ -145,12 +145,13 @@ def test_pqn_targets_are_those_of_a_loop():
 
 
 def test_random_actions_are_uniform_over_legal_ones():
-    for legal in itertools.product([False, True], repeat=4):
-        options = [i for i in range(4) if legal[i]] or list(range(4))
-        grid = (np.arange(12 * len(options)) + 0.5) / (12 * len(options))
-        mask = np.broadcast_to(np.array(legal), (len(grid), 4))
-        found = np.asarray(random_legal(jnp.asarray(grid, jnp.float32), jnp.asarray(mask)))
-        assert [int((found == i).sum()) for i in options] == [12] * len(options)
+    masks = np.array(list(itertools.product([False, True], repeat=4)))
+    grid = np.tile((np.arange(24) + 0.5) / 24, (len(masks), 1))
+    each = np.repeat(masks[:, None], 24, 1)
+    found = np.asarray(random_legal(jnp.asarray(grid, jnp.float32), jnp.asarray(each)))
+    for legal, row in zip(masks, found, strict=True):
+        options = np.flatnonzero(legal) if legal.any() else np.arange(4)
+        assert [int((row == i).sum()) for i in options] == [24 // len(options)] * len(options)
     top = random_legal(
         jnp.array([np.nextafter(np.float32(1), np.float32(0))]), jnp.ones((1, 3)) > 0
     )
