@@ -82,6 +82,7 @@ BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first 
 SUITES = {  # modules of the suites by prefix, which is also the name of the extra
     "brax": "brax",
     "craftax": "craftax",
+    "jaxmarl": "jaxmarl",
     "jumanji": "jumanji",
     "navix": "navix",
     "pgx": "pgx",

@@ -25,6 +25,7 @@ from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import render_inner
 from jaxrl.masks import map_obs, unmask
 from jaxrl.normalise import Moments, include, moments, standardise
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Env, PyTree, TimeStep
 
 
@@ -115,5 +116,7 @@ def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:
     """
     if not (obs is None or isinstance(obs, bool)):
         raise EnvError(f"normalise_obs of {env.spec.name} must be true or false, got {obs!r}")
+    if obs or reward is not None:
+        check_single(env.spec, "normalise_obs or normalise_reward")
     env = normalised_observations(env) if obs else env
     return env if reward is None else normalised_rewards(env, reward)

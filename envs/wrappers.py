@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl.envs.names import EnvError
 from jaxrl.errors import nearest
 from jaxrl.masks import map_obs, unmask
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 # Options of every environment in `registry.make`, in the order in which the wrappers are applied.
@@ -73,6 +74,7 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         raise EnvError(f"sticky of {env.spec.name} must be in [0, 1], got {probability!r}")
     if probability == 0:
         return env
+    check_single(env.spec, "sticky")
     if env.spec.masked:
         raise EnvError(f"sticky actions of {env.spec.name} may be illegal: set masks=false too")
     space = env.spec.action

@@ -17,6 +17,7 @@ import numpy as np
 from jaxrl.contract import checked
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
+from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 
@@ -59,7 +60,7 @@ def evaluator(
     if env.host is not None:
         return HostEvaluator(env.host, policy, episodes, limit, explore)
     check_policy(env, policy)
-    env = checked(env)
+    env, spec, rows = checked(env), env.spec, episodes * team_size(env.spec)
 
     def evaluate(
         explore: bool, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
@@ -81,11 +82,12 @@ def evaluator(
         def body(carry: PyTree) -> PyTree:
             t, env_state, obs, memory, start, so_far = carry
             key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
-            noise = policy.noise(key_noise, episodes)
-            action, memory, _ = policy.act(state, hp.agent, obs, start, memory, noise, explore)
+            noise = policy.noise(key_noise, rows)
+            own = (to_rows(obs, spec), per_agent(start, spec), memory)
+            action, memory, _ = policy.act(state, hp.agent, *own, noise, explore)
             keys = jax.random.split(key_step, episodes)
             env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-                keys, env_state, action, params
+                keys, env_state, to_teams(action, spec), params
             )
             ts = limited(ts, t + 1, env.spec.max_steps)
             live = ~so_far.finished
@@ -104,7 +106,7 @@ def evaluator(
             {name: jnp.zeros(episodes) for name in env.spec.measures},
         )
         start = jnp.ones(episodes, bool)
-        carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
+        carry = (jnp.int32(0), env_state, obs, policy.memory(rows), start, nothing)
         done: Episodes = jax.lax.while_loop(cond, body, carry)[-1]
         return done._replace(measured={k: jnp.mean(v) for k, v in done.measured.items()})
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxrl.masks import map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
+from jaxrl.teams import team_size
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
@@ -31,7 +32,9 @@ class Normalised(NamedTuple):
     inner: PyTree
     obs: Moments  # [*obs]
     returns: Moments  # [] of discounted sums of rewards
-    running: Array  # [N] the discounted sum so far in each environment's episode
+    running: (
+        Array  # [N], or [N * A] of teams: the discounted sum so far in each environment's episode
+    )
 
 
 def moments(shape: tuple[int, ...]) -> Moments:
@@ -97,11 +100,12 @@ def normalised(
     """
     if not (obs or reward):
         return agent
+    rows = num_envs * team_size(spec)
     see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
 
     def init(key, hp, inputs):
         inner = agent.init(key, hp, inputs)
-        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(num_envs))
+        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(rows))
 
     def act(state, hp, obs, start, memory, noise, explore):
         return agent.act(state.inner, hp, see(state.obs, obs), start, memory, noise, explore)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxrl.contract import checked
 from jaxrl.errors import UserError
 from jaxrl.masks import check_policy
+from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import (
     Array,
     Batch,
@@ -33,7 +34,7 @@ class RolloutState(NamedTuple):
     env: PyTree  # [N, ...]
     obs: Array  # [N, *obs] current observations
     start: Array  # [N] bool: obs is the first of its episode
-    memory: PyTree  # the policy's memory before obs
+    memory: PyTree  # the policy's memory before obs, one per agent of a team
     returns: Array  # [N] float32, sum of rewards in the current episode
     lengths: Array  # [N] float32, steps in the current episode
     past: PyTree = ()  # [keep, N, ...] (transitions, memory before each) of the last `keep` steps
@@ -53,7 +54,7 @@ def rollout(
     Steps that exceed `env.spec.max_steps` are truncated, and steps that terminate are not. Batches
     contain the policy's memory at the start of the window. Metrics, of the episodes that ended in
     the window: `episode_return`, `episode_length`, and `episode_NAME` per name of
-    `TimeStep.measured`.
+    `TimeStep.measured`. In environments with teams of A agents, windows are [T, N * A].
 
     Args:
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
@@ -76,6 +77,7 @@ def rollout(
     if not 0 <= keep <= num_steps:
         raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
     check_policy(env, policy)
+    spec, rows = env.spec, num_envs * team_size(env.spec)
     env = checked(env)
     reset_all = jax.vmap(env.reset, in_axes=(0, None))
     step_all = jax.vmap(env.step, in_axes=(0, 0, 0, None))
@@ -86,7 +88,7 @@ def rollout(
         env_state, obs = reset_all(jax.random.split(key_reset, num_envs), params)
         zeros = jnp.zeros(num_envs)
         start = jnp.ones(num_envs, bool)
-        src = RolloutState(env_state, obs, start, policy.memory(num_envs), zeros, zeros)
+        src = RolloutState(env_state, obs, start, policy.memory(rows), zeros, zeros)
         if keep:
             src, (window, memories), _ = unroll(src, learner_state, hp, key_past)
             src = src._replace(past=last((window, memories)))
@@ -109,9 +111,7 @@ def rollout(
         params = hp.env_params(env)
         # Random numbers and initial states of the whole window at once: faster than per step.
         key_noise, key_step, key_reset = jax.random.split(key, 3)
-        noise = jax.vmap(lambda k: policy.noise(k, num_envs))(
-            jax.random.split(key_noise, num_steps)
-        )
+        noise = jax.vmap(lambda k: policy.noise(k, rows))(jax.random.split(key_noise, num_steps))
         step_keys = jax.random.split(key_step, (num_steps, num_envs))
         pool = pool_size(env, (src.env, src.obs), num_envs, num_steps) if pooled else 0
         if pool:
@@ -130,23 +130,24 @@ def rollout(
 
         def act(carry: tuple[RolloutState, Any], xs: PyTree) -> tuple[Any, PyTree]:
             (src, ended), (t, noise, keys) = carry, xs
+            obs, start = to_rows(src.obs, spec), per_agent(src.start, spec)
             action, memory, extras = policy.act(
-                learner_state, hp.agent, src.obs, src.start, src.memory, noise, True
+                learner_state, hp.agent, obs, start, src.memory, noise, True
             )
-            env_state, ts = step_all(keys, src.env, action, params)
+            env_state, ts = step_all(keys, src.env, to_teams(action, spec), params)
             returns, lengths = src.returns + scored(ts), src.lengths + 1
             ts = limited(ts, lengths, env.spec.max_steps)
             done = ts.terminated | ts.truncated
             initial = initial_states(t, ended, done)
             ended = ended + jnp.sum(done, dtype=jnp.int32) if pool else ()
             transition = Transition(
-                src.obs,
+                obs,
                 action,
-                ts.reward,
-                ts.next_obs,
-                ts.terminated,
-                ts.truncated,
-                src.start,
+                to_rows(ts.reward, spec),
+                to_rows(ts.next_obs, spec),
+                per_agent(ts.terminated, spec),
+                per_agent(ts.truncated, spec),
+                start,
                 extras,
             )
             if env.persist is not None:
@@ -173,7 +174,8 @@ def rollout(
             act, begin, (jnp.arange(num_steps), noise, step_keys)
         )
         ended = {"return": returns, "length": lengths} | measured
-        metrics = {f"episode_{k}": mean_where(v, window.done) for k, v in ended.items()}
+        done = window.done if spec.agents is None else window.done[:, :: spec.agents]
+        metrics = {f"episode_{k}": mean_where(v, done) for k, v in ended.items()}
         return src, (window, memories), metrics
 
     def last(window: PyTree) -> PyTree:

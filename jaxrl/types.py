@@ -72,7 +72,8 @@ class EnvSpec:
     `max_steps` is the time limit, or None if there is none. Rollouts and evaluations truncate
     episodes there, if the environment does not. `masked` says that observations are
     `jaxrl.masks.Masked`, with the legal ones of the discrete actions. `measures` are the names of
-    `TimeStep.measured`.
+    `TimeStep.measured`. `agents` is the size of a team (`jaxrl.teams`): observations [A, *obs],
+    actions [A, ...] and rewards [A]; None if there is one agent, without axis.
     """
 
     name: str
@@ -81,6 +82,7 @@ class EnvSpec:
     max_steps: int | None = None
     masked: bool = False
     measures: tuple[str, ...] = ()
+    agents: int | None = None
 
 
 class TimeStep(NamedTuple):
@@ -93,7 +95,7 @@ class TimeStep(NamedTuple):
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over; the successor has value zero
     truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
-    score: Array | None = None  # [] float32: the reward to report, if it differs from `reward`
+    score: Array | None = None  # [] float32: the reward to report if not `reward`; teams need it
     measured: dict[str, Array] = {}  # [] float32 by name: of the episode so far, to be reported
 
 
