@@ -21,11 +21,10 @@ from jaxrl.envs.wrappers import positive, strong
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
 
 
-def make(task: str, *, flat: bool = False, max_steps: int | None = None) -> Env:
+def make(task: str, *, max_steps: int | None = None) -> Env:
     """A task of NAVIX.
 
     Args:
-      flat: observations as one vector instead of [H, W, 3].
       max_steps: time limit; None for the task's own.
 
     Raises:
@@ -45,8 +44,7 @@ def make(task: str, *, flat: bool = False, max_steps: int | None = None) -> Env:
     kinds = module.environments.environment.StepType
 
     def observe(ts: Any) -> Array:
-        seen = jnp.asarray(ts.observation, jnp.float32) / 10.0
-        return seen.reshape(-1) if flat else seen
+        return jnp.asarray(ts.observation, jnp.float32) / 10.0
 
     @lenient
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:

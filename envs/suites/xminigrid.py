@@ -4,10 +4,9 @@ XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environments in JAX. Alexan
 Vladislav Kurenkov, Ilya Zisman, Artem Agarkov, Viacheslav Sinii, Sergey Kolesnikov. NeurIPS 2024,
 arXiv:2312.12044.
 
-Observations are the view of the agent, [7, 7] cells with one-hot tile and colour: images
-[7, 7, 25], or one vector with `flat=true`. Tasks named XLand-MiniGrid have no goal of their own:
-`benchmark` gives rulesets, which the suite downloads. Environments do not reset themselves; time
-limits truncate.
+Observations are the view of the agent, [7, 7] cells with one-hot tile and colour: [7, 7, 25].
+Tasks named XLand-MiniGrid have no goal of their own: `benchmark` gives rulesets, which the suite
+downloads. Environments do not reset themselves; time limits truncate.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
 def make(
     task: str,
     *,
-    flat: bool = False,
     benchmark: Any = None,
     ruleset: int | None = None,
     max_steps: int | None = None,
@@ -34,7 +32,6 @@ def make(
     """A task of XLand-MiniGrid.
 
     Args:
-      flat: observations as one vector instead of an image.
       benchmark: name of a set of rulesets, such as "trivial-21k", or from Python an
         `xminigrid.benchmarks.Benchmark`.
       ruleset: index of the ruleset of all episodes; None draws one for each episode.
@@ -64,8 +61,7 @@ def make(
     def observe(cells: Array) -> Array:
         tile = jax.nn.one_hot(cells[..., 0], constants.NUM_TILES)
         colour = jax.nn.one_hot(cells[..., 1], constants.NUM_COLORS)
-        seen = jnp.concatenate([tile, colour], -1)
-        return seen.reshape(-1) if flat else seen
+        return jnp.concatenate([tile, colour], -1)
 
     @lenient
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
