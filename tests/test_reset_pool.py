@@ -75,7 +75,7 @@ def test_options():
     assert envs.make("CartPole-v1").reset_pool is None
     for value in (0, 7):
         assert envs.make("CartPole-v1", reset_pool=value).reset_pool == value
-        assert envs.make("brax:inverted_pendulum", reset_pool=value).reset_pool == value
+        assert envs.make("probe:obs", reset_pool=value).reset_pool == value
     with pytest.raises(EnvError, match="reset_pool of CartPole-v1 must be a positive"):
         envs.make("CartPole-v1", reset_pool=-1)
     cfg = ppo.Config(num_envs=2, num_steps=4, minibatches=1, actor=(4,), critic=(4,), resets=2)

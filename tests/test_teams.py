@@ -79,7 +79,9 @@ def test_rollouts_and_evaluations():
     np.testing.assert_array_equal(found.returns, np.full(5, 4.0))
 
 
-@pytest.mark.parametrize("name", ["pqn", "dqn", "ppo"])
+@pytest.mark.parametrize(
+    "name", ["pqn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dqn", "ppo"))]
+)
 def test_agents_learn_in_teams(name):
     small = {"num_envs": 4, "num_steps": 8}
     module, cfg = {
