@@ -105,7 +105,8 @@ def describe(spec: EnvSpec) -> str:
     action = f"{space.n} actions" if isinstance(space, Discrete) else f"actions {space.shape}"
     limit = spec.max_steps
     steps = "no time limit" if limit is None else "1 step" if limit == 1 else f"{limit} steps"
-    return f"obs {spec.obs_shape}, {action}, {steps}"
+    team = "" if spec.agents is None else f", team of {spec.agents}"
+    return f"obs {spec.obs_shape}, {action}, {steps}{team}"
 
 
 def check_env(env: Env) -> None:

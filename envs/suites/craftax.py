@@ -12,10 +12,14 @@ Four tasks: Craftax and Craftax-Classic, each with symbolic observations (a vect
     or, in the full game, the defeat of the last boss.
   - The achievements unlocked in an episode are measured, as "achievement_collect_wood".
 
-On a CPU a reset takes as long as 17 steps: keep initial states few, with the agents' `resets`.
+On a CPU a reset takes as long as 17 steps, so initial states are pooled by default, see
+`rollout.pool_size`. At its first start the suite makes its textures, which takes minutes.
 """
 
 from __future__ import annotations
+
+import contextlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +36,15 @@ def make(task: str, *, max_steps: int | None = None) -> Env:
     """An environment of Craftax.
 
     Args:
-      max_steps: time limit; None for Craftax's own, 10,000.
+      max_steps: time limit; None for Craftax's own: 10,000 in Classic, 100,000 in the full game.
 
     Raises:
       EnvError: the suite is not installed, the task is unknown, or max_steps is not positive.
     """
     check_task("craftax", task, TASKS["craftax"])
-    environment = load("craftax.craftax_env", "craftax").make_craftax_env_from_name(task, False)
+    factory = load("craftax.craftax_env", "craftax").make_craftax_env_from_name
+    with contextlib.redirect_stdout(sys.stderr):  # it tells that it makes textures
+        environment = factory(task, False)
     package = "craftax_classic" if "Classic" in task else "craftax"
     achievements = load(f"craftax.{package}.constants", "craftax").Achievement
     names = {each.value: f"achievement_{each.name.lower()}" for each in achievements}

@@ -11,7 +11,7 @@ Differences from the suite:
     action is legal if all of its parts are. Tasks with more than `LARGEST` joint actions are
     refused.
   - Time limits truncate; in Jumanji most of them terminate.
-  - Rewards of several agents are summed.
+  - Rewards of several agents are summed; their continuous actions become one vector.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _actions(
             return jnp.stack(parts).reshape(spec.shape).astype(spec.dtype)
 
         return Discrete(count), act, sizes
-    low, high = (np.broadcast_to(x, spec.shape) for x in (spec.minimum, spec.maximum))
-    bounds = [tuple(float(x) for x in np.ravel(bound)) for bound in (low, high)]
-    clip = lambda action: jnp.clip(action, low, high).astype(spec.dtype)
-    return Box(bounds[0], bounds[1], tuple(spec.shape)), clip, ()
+    low, high = (np.ravel(np.broadcast_to(x, spec.shape)) for x in (spec.minimum, spec.maximum))
+    if not np.issubdtype(spec.dtype, np.floating):
+        raise EnvError(f"{name} has actions of whole numbers in a box, which are not supported")
+    bounds = [tuple(float(x) for x in bound) for bound in (low, high)]
+    clip = lambda action: jnp.clip(action, low, high).reshape(spec.shape).astype(spec.dtype)
+    return Box(bounds[0], bounds[1], low.shape), clip, ()
