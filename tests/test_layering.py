@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxrl.envs import names
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("jaxrl", "agents", "envs", "experiments")
 MAY_IMPORT = {
@@ -37,7 +39,7 @@ VARIANTS = {
     "pqn_rnn": {"pqn"},
     "ravl": {"edac"},
 }
-SIMULATORS = {"gymnax", "brax"}
+SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 
 
 def modules(folder: str) -> list[Path]:
