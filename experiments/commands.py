@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxrl.experiments.help import WIDTH, describe
 from jaxrl.experiments.options import Options
@@ -70,6 +70,49 @@ class ReportOptions:
     """reference of P(better): a run, or values such as agent.lr=1e-4; by default the first point"""
     csv: Path | None = None
     """CSV file with one row per point; NAME-members.csv gets one row per member"""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpeOptions:
+    """Options of `jaxrl ope`."""
+
+    data: Path | None = None
+    """dataset: .npz, D4RL's .hdf5, or a Minari folder"""
+    epsilon: tuple[float, ...] = ()
+    """probabilities of random actions of the evaluated policies, one candidate each, for discrete
+    actions; by default 0, the greedy policy"""
+    std: tuple[float, ...] = ()
+    """std of normal noise around greedy actions, in half action ranges, one candidate each, for
+    boxes; by default 0, of which FQE alone gives estimates"""
+    gamma: float = bounded(0.99, least=0, most=1)
+    """discount factor"""
+    behaviour: Literal["auto", "data", "fitted"] = "auto"
+    """source of the behaviour policy's log-probabilities: recorded in the data, or a policy fitted
+    to the data; auto takes recorded ones for discrete actions if there are any"""
+    updates: int = bounded(20_000, least=1)
+    """gradient steps of FQE, and of the fitted behaviour policy"""
+    batch_size: int = bounded(256, least=1)
+    """transitions per gradient step"""
+    hidden: tuple[int, ...] = (128, 128)
+    """widths of the hidden layers of FQE and of the fitted behaviour policy"""
+    lr: float = bounded(3e-4, least=0)
+    """learning rate of Adam"""
+    episodes: int = bounded(0, least=0)
+    """episodes per candidate to play for true values, which show how well the estimates agree; by
+    default none"""
+    seed: int = bounded(0, least=0)
+    """seed of these episodes"""
+    out: Path | None = None
+    """file of the SharpeRatio@k figure: .png, .pdf or .svg; needs --episodes"""
+    csv: Path | None = None
+    """CSV file to write, with one row per candidate"""
+    agent: str | None = None
+    """custom agent of the runs, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the runs, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +218,15 @@ PAGES = {
         "is a run, a sweep, or a folder of runs. A search is reported by itself, without options.",
         (ReportOptions,),
         "jaxrl report runs/A runs/B --out curves.pdf",
+    ),
+    "ope": Page(
+        "ope RUN [RUN ...] --data FILE [options]",
+        "Estimates values of trained policies from a dataset of another policy, without playing "
+        "them: fitted Q-evaluation (fqe), trajectory-wise and per-decision importance sampling "
+        "(tis, pdis), doubly robust (dr), and their self-normalised forms (sntis, snpdis, sndr). "
+        "The candidates are all members of the runs, each with every --epsilon or --std.",
+        (OpeOptions,),
+        "jaxrl ope runs/A runs/B --data data.npz --epsilon 0,0.1",
     ),
     "render": Page(
         "render RUN [options]",
