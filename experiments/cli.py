@@ -1,4 +1,4 @@
-"""The command line: jaxrl train | sweep | search | eval | report | ope | render | data | list.
+"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, render, data and list.
 
 Checking names and printing help need no import of JAX, so both take no time.
 """
@@ -19,6 +19,7 @@ from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents, interrupts, streams
 from jaxrl.experiments.commands import (
     EvalOptions,
+    MergeOptions,
     OpeOptions,
     RenderOptions,
     ReportOptions,
@@ -45,6 +46,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
                                                       they are training
   jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
                                                       estimate values of policies from a dataset
+  jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
@@ -268,6 +270,17 @@ def _ope(words: list[str]) -> None:
     ope.run(paths, own)
 
 
+def _merge(words: list[str]) -> None:
+    paths, own = _simple(MergeOptions, words)
+    if len(paths) != 2:
+        raise UserError("merge needs two runs: jaxrl merge runs/A runs/B --alpha 0,0.5,1")
+
+    from jaxrl.experiments import jax_setup, merge
+
+    jax_setup.start()
+    merge.run(*paths, own)
+
+
 def _data(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
@@ -298,6 +311,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "eval": _eval,
     "report": _report,
     "ope": _ope,
+    "merge": _merge,
     "render": _render,
     "data": _data,
     "list": _list,

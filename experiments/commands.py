@@ -116,6 +116,27 @@ class OpeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class MergeOptions:
+    """Options of `jaxrl merge`."""
+
+    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """weights of the second run, from 0 to 1"""
+    episodes: int = bounded(128, least=1)
+    """episodes per member and weight"""
+    seed: int = bounded(0, least=0)
+    """seed of the evaluation; equal seeds give equal episodes"""
+    csv: Path | None = None
+    """CSV file to write, with one row per weight and member"""
+    agent: str | None = None
+    """custom agent of the runs, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the runs, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
 class InfoOptions:
     """Options of `jaxrl data info`."""
 
@@ -227,6 +248,14 @@ PAGES = {
         "The candidates are all members of the runs, each with every --epsilon or --std.",
         (OpeOptions,),
         "jaxrl ope runs/A runs/B --data data.npz --epsilon 0,0.1",
+    ),
+    "merge": Page(
+        "merge RUN_A RUN_B [options]",
+        "Merges trained policies in weight space, (1 - alpha) A + alpha B, member by member, and "
+        "evaluates them in the environments of both runs. For a policy B that was fine-tuned from "
+        "A on another task.",
+        (MergeOptions,),
+        "jaxrl merge runs/old runs/new --alpha 0,0.5,1",
     ),
     "render": Page(
         "render RUN [options]",

@@ -22,6 +22,9 @@ class Options:
     normalise_reward=0.99"""
     data: Path | None = None
     """dataset for an offline agent: .npz, D4RL's .hdf5, or a Minari folder"""
+    validation_share: float = bounded(0.0, least=0, below=1)
+    """share of the dataset, in whole episodes, that is held out for metrics named held_..., for
+    agents that learn from data alone"""
     base: tuple[Path, ...] = ()
     """run with trained policies to build on, for agents that need base policies; may be repeated"""
     from_run: Path | None = None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs, population
+from jaxrl import envs, population, validation
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    inputs: dict[str, PyTree]  # inputs of all members, on the host: {"data": Transition [D, ...]}
+    inputs: dict[str, PyTree]  # of all members, on the host: {"data": Transition [D, ...]}
     own: dict[str, PyTree]  # inputs of each member, on the host: {"base": Trained [P, ...]}
     meta: dict[str, Any]  # metadata of the dataset, see `Dataset`
     digests: dict[str, Any]  # see `settings.identity`
@@ -174,7 +174,8 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
         program = algorithm.program(
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
-        return program.exploring() if own.eval_explore else program
+        program = program.exploring() if own.eval_explore else program
+        return validation.validated(program) if own.validation_share else program
     except UserError as error:
         if acts_in(algorithm, env.spec):
             raise
@@ -198,6 +199,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
+    if not offline and options.validation_share:
+        raise UserError(f"{agent} does not learn from a dataset: remove --validation-share")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -251,7 +254,11 @@ def read_inputs(
         datasets.check_successors(data, settings.agent)
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
-    return {"data": datasets.compact(rows._replace(extras=extras))}, data.meta
+    rows = rows._replace(extras=extras)
+    share = settings.options.validation_share
+    parts = validation.split(rows, share) if share else (rows,)
+    names = ("data", validation.NAME)
+    return dict(zip(names, map(datasets.compact, parts), strict=False)), data.meta
 
 
 def place(

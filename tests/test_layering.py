@@ -35,7 +35,9 @@ VARIANTS = {
     "pgd_ofql": {"pgd", "ofql"},
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
+    "prdc": {"td3bc"},
     "ravl": {"edac"},
+    "rebrac": {"td3bc"},
 }
 SIMULATORS = {"gymnax", "brax"}
 
