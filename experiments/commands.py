@@ -187,6 +187,26 @@ class DiffusionOptions:
     """import a custom agent that the run names; runs the code of whoever wrote the run"""
 
 
+@dataclasses.dataclass(frozen=True)
+class RetrieveOptions:
+    """Options of `jaxrl data retrieve`."""
+
+    threshold: float = bounded(0.85, least=0, most=1)
+    """lowest score of the rows that are kept, from 0 (farthest) to 1 (nearest)"""
+    balance: bool = False
+    """repeat the demonstrations until they are about as many rows as those retrieved"""
+    updates: int = bounded(20_000, least=1)
+    """gradient steps of the autoencoder"""
+    hidden: tuple[int, ...] = (256, 256)
+    """widths of the hidden layers of the autoencoder"""
+    latent: int = bounded(14, least=1)
+    """latent dimensions of the autoencoder"""
+    seed: int = bounded(0, least=0)
+    """seed of the autoencoder"""
+    out: Path = Path("data/retrieved.npz")
+    """file of the dataset: .npz or .hdf5"""
+
+
 class Page(NamedTuple):
     """Help of one command.
 
@@ -282,6 +302,13 @@ PAGES = {
         "folder.",
         (ConvertOptions,),
         "jaxrl data convert halfcheetah-medium.hdf5 halfcheetah-medium.npz",
+    ),
+    "data retrieve": Page(
+        "data retrieve PRIOR EXPERT [options]",
+        "Adds the rows of a large dataset to a few demonstrations that resemble them: the nearest "
+        "in the latent space of an autoencoder of observations and actions (Behavior Retrieval).",
+        (RetrieveOptions,),
+        "jaxrl data retrieve prior.npz expert.npz --threshold 0.85 --out both.npz",
     ),
     "data make": Page(
         "data make ENV --level LEVEL[,LEVEL ...] [options] | ENV --from-diffusion RUN [options]",

@@ -138,7 +138,6 @@ def _logged(
     own = data.transitions._replace(extras={})
     episodes = jax.tree.map(jnp.asarray, padded(own))
     rows = expand(jax.tree.map(jnp.asarray, own))
-    rows = rows._replace(obs=rows.obs.astype(jnp.float32))
     how = options.behaviour
     if how == "data" or (
         how == "auto" and _discrete(spec) and "log_prob" in data.transitions.extras

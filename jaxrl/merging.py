@@ -1,9 +1,9 @@
 """Merging of trained policies in weight space.
 
 A policy that is fine-tuned on a new task forgets the old one. The mean of the weights before and
-after may do both: θ = (1 - α) θ_a + α θ_b. As in model soups (Mitchell Wortsman et al. ICML 2022,
-arXiv:2203.05482), with the base policy as one of the two. The networks have to share a history:
-weights of independent seeds have no common order of units.
+after may do both: θ = (1 - α) θ_a + α θ_b, as in Mitchell Wortsman et al. Robust Fine-Tuning of
+Zero-Shot Models. CVPR 2022, arXiv:2109.01903. The networks have to share a history: weights of
+independent seeds have no common order of units.
 """
 
 from __future__ import annotations

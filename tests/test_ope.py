@@ -13,8 +13,9 @@ from logged import fit, numbers, rows
 
 from jaxrl.distributions import TruncatedNormal
 from jaxrl.errors import UserError
+from jaxrl.fitting import by_pieces
 from jaxrl.ope import behaviour, doubly_robust, estimate, fqe, importance, metrics, targets
-from jaxrl.ope.episodes import Padded, by_pieces, padded
+from jaxrl.ope.episodes import Padded, padded
 from jaxrl.policies import Trained
 from jaxrl.types import Box, Discrete, EnvSpec, Policy, Transition
 

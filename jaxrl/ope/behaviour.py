@@ -16,9 +16,9 @@ import optax
 from jaxrl import nets
 from jaxrl.distributions import Categorical, TruncatedNormal
 from jaxrl.errors import UserError
+from jaxrl.fitting import by_pieces, fit
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.ope.episodes import by_pieces
-from jaxrl.ope.fqe import Config, Hypers, fit
+from jaxrl.ope.fqe import Config, Hypers
 from jaxrl.optim import Trainable, minimise
 from jaxrl.types import Array, Discrete, EnvSpec, Learner, PyTree, Transition
 

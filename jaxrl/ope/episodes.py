@@ -1,17 +1,13 @@
-"""Rows of a dataset as padded episodes, and functions of many rows."""
+"""Rows of a dataset as padded episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.types import Array, PyTree, Transition
-
-PIECE = 4096  # rows on which a network is applied at a time
+from jaxrl.types import Array, Transition
 
 
 class Padded(NamedTuple):
@@ -48,16 +44,3 @@ def discounted(reward: Array, gamma: Array | float) -> Array:
     """Σ_t γ^t r_t [E] of rewards [E, T]."""
     power = jnp.asarray(gamma, jnp.float32) ** jnp.arange(reward.shape[1])
     return jnp.sum(power[None] * reward, 1)
-
-
-def by_pieces(function: Callable[..., PyTree], rows: PyTree, size: int = PIECE) -> PyTree:
-    """`function` of rows, leaves [D, ...], applied to `size` rows at a time."""
-    count = len(jax.tree.leaves(rows)[0])
-    size = min(size, count)
-
-    def split(x: Array) -> Array:
-        fill = jnp.broadcast_to(x[:1], (-count % size, *x.shape[1:]))
-        return jnp.concatenate([x, fill]).reshape(-1, size, *x.shape[1:])
-
-    found = jax.lax.map(function, jax.tree.map(split, rows))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)

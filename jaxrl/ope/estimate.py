@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.fitting import by_pieces, fit
 from jaxrl.ope import doubly_robust, fqe, importance
-from jaxrl.ope.episodes import Padded, by_pieces, discounted
+from jaxrl.ope.episodes import Padded, discounted
 from jaxrl.ope.targets import Target, greedy_actions
 from jaxrl.policies import Trained
 from jaxrl.types import Array, Discrete, EnvSpec, Policy, Transition
@@ -76,7 +77,7 @@ def estimates(
         def of_spread(spread: Array) -> dict[str, tuple[Array, Array]]:
             own = dataclasses.replace(hp, spread=spread)
             key_fit, key_value = jax.random.split(key)
-            state = fqe.fit(learner, own, rows, key_fit, updates, cfg.batch_size)
+            state = fit(learner, own, rows, key_fit, updates, cfg.batch_size)
             of_rows = functools.partial(fqe.q_and_value, critic, target, state, spread, key_value)
             q, value = by_pieces(of_rows, (data.obs, data.action, mode))
             log_target = target.log_prob(mode, data.action, spread)

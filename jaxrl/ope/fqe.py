@@ -27,8 +27,7 @@ from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.ope.targets import Target
 from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.ranges import bounded
-from jaxrl.sources import uniform
-from jaxrl.types import Array, Discrete, EnvSpec, HyperParams, Learner, PyTree, Transition
+from jaxrl.types import Array, Discrete, EnvSpec, Learner, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,22 +141,6 @@ def value_scale(reward: Array, gamma: Array) -> Array:
     """mean |r| / (1 - γ) [], with 1 - γ at least 0.01, and 1 where all rewards are 0."""
     mean = jnp.mean(jnp.abs(reward))
     return jnp.where(mean > 0, mean, 1.0) / jnp.maximum(1 - gamma, 0.01)
-
-
-def fit(
-    learner: Learner, hp: Any, data: Transition, key: Array, updates: int, batch_size: int
-) -> PyTree:
-    """The state of a learner after `updates` batches [B] of the rows of `data` [D]."""
-    source, inputs = uniform(batch_size), {"data": data}
-    key_init, key_steps = jax.random.split(key)
-    state = learner.init(key_init, hp, inputs)
-
-    def update(step: Array, state: PyTree) -> PyTree:
-        key_rows, key = jax.random.split(jax.random.fold_in(key_steps, step))
-        _, batch, _ = source.next((), state, HyperParams(hp), inputs, key_rows, step)
-        return learner.update(state, hp, batch, key, step)[0]
-
-    return jax.lax.fori_loop(0, updates, update, state)
 
 
 def q_and_value(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxrl.distributions import TruncatedNormal
 from jaxrl.errors import UserError
-from jaxrl.ope.episodes import by_pieces
+from jaxrl.fitting import by_pieces
 from jaxrl.policies import Trained
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Discrete, EnvSpec, Policy, PyTree
