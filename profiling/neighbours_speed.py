@@ -1,6 +1,6 @@
 """Speed of the exact nearest-neighbour search, in dataset rows per second.
 
-    python profiling/neighbours_speed.py [--rows 100000 1000000] [--chunks 1024 4096 16384]
+    python profiling/neighbours_speed.py [--rows 100000 1000000] [--chunks 256 1024 4096]
 
 256 queries in 8 dimensions, a batch of PRDC on DMSD. Reported is the median wall time of a compiled
 search. The naive search computes all distances at once; both must find the same rows.
@@ -46,7 +46,7 @@ def naive(query: Array, points: Array) -> Array:
 def main() -> None:
     parser = argparse.ArgumentParser(description="exact nearest neighbours")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--chunks", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--calls", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -79,5 +79,4 @@ def test_a_hole_in_the_data() -> None:
     drawn = mode(agent, jax.jit(learn)(data), hp, [[0.0], [0.1]])[:, 0]
     base = td3bc.make(cfg, spec)
     held = mode(base, jax.jit(fit(base, 800))(hp, data), hp, [[0.0]])[0, 0]
-    print(drawn, held)
     assert held < 0.2 < 0.4 < drawn[0]

@@ -81,7 +81,8 @@ def test_actor_loss_has_no_gradient_through_its_scale() -> None:
 
 
 def test_each_penalty_pulls_to_the_data() -> None:
-    """One step of reward -|a|², actions 0.5 in the data: weights of β₁ from free to cloning."""
+    """One step of reward -(a + 0.5)², random actions in the data: a small β₁ gives -0.5, a large
+    one their mean."""
     count: Any = 64
     rng: Any = np.random.default_rng(0)
     action = rng.uniform(-1, 1, (count, 1)).astype(np.float32)
@@ -89,7 +90,7 @@ def test_each_penalty_pulls_to_the_data() -> None:
     data = table(np.zeros(count), action, -((action[:, 0] + 0.5) ** 2), np.zeros(count), yes, ~yes)
     data = data._replace(extras={"next_action": jnp.asarray(action), "next_row": jnp.asarray(~yes)})
     spec = EnvSpec("pull", (1,), Box((-1.0,), (1.0,), (1,)), 1)
-    agent = rebrac.make(rebrac.Config(hidden=(32,)), spec)
+    agent = rebrac.make(rebrac.Config(hidden=(32,), norm=False), spec)
     betas = jnp.float32([0.001, 100.0])
     hp = jax.vmap(lambda b: numbers(rebrac.Hypers(lr=0.003)).replace(actor_penalty=b))(betas)
 
