@@ -167,10 +167,11 @@ def _sweep(words: list[str]) -> int:
 def _search(words: list[str]) -> None:
     request = _request("search", words)
 
-    from jaxrl.experiments import jax_setup, search
+    from jaxrl.experiments import jax_setup
+    from jaxrl.experiments.search import loop
 
     jax_setup.start()
-    search.run(request)
+    loop.run(request)
 
 
 def _request(command: str, words: list[str]) -> Request:
@@ -189,11 +190,12 @@ def _request(command: str, words: list[str]) -> Request:
 
 def _help(command: str, request: Request) -> str:
     """Help for the options of an agent; with --env, the preset gives the defaults."""
-    from jaxrl.experiments import search, settings, sweep
+    from jaxrl.experiments import options, settings
     from jaxrl.experiments.help import agent_help
+    from jaxrl.experiments.search.options import Options as SearchOptions
 
     module = agents.load(request.agent)
-    extra = {"sweep": sweep.SweepOptions, "search": search.Options}.get(command)
+    extra = {"sweep": options.SweepOptions, "search": SearchOptions}.get(command)
     preset = settings.preset_values(request.agent, module, request.env or "", "auto")
     return agent_help(command, request.agent, module, extra, preset)
 

@@ -1,4 +1,4 @@
-"""Options of a training run, in addition to the settings of the agent."""
+"""Options of training runs and sweeps, in addition to the settings of the agent."""
 
 from __future__ import annotations
 
@@ -80,3 +80,11 @@ INCIDENTAL = (
     "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
     "watchdog", "trust",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep, in addition to those of its runs."""
+
+    dry_run: bool = False
+    """print the programs without compiling or writing anything"""
