@@ -280,7 +280,7 @@ def _merge(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup, merge
 
     jax_setup.start()
-    merge.run(*paths, own)
+    merge.run(paths[0], paths[1], own)
 
 
 def _data(words: list[str]) -> None:

@@ -20,6 +20,7 @@ from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
+from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
@@ -175,6 +176,8 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
         program = program.exploring() if own.eval_explore else program
+        if own.ope_updates:
+            program = with_fqe(program, env.spec, own.ope_updates)
         return validation.validated(program) if own.validation_share else program
     except UserError as error:
         if acts_in(algorithm, env.spec):
@@ -199,8 +202,10 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
-    if not offline and options.validation_share:
-        raise UserError(f"{agent} does not learn from a dataset: remove --validation-share")
+    for name in ("validation_share", "ope_updates"):
+        if not offline and getattr(options, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"{agent} does not learn from a dataset: remove --{flag}")
     if algorithm.base_points is None:
         return
     count = len(options.base)

@@ -106,10 +106,11 @@ def embed(cfg: Config, state: State, rows: Array) -> Array:
 
 
 def scores(prior: Array, expert: Array) -> Array:
-    """Scores [D] in [0, 1] of prior latents [D, L]: 1 for those nearest to an expert one [E, L]."""
+    """Scores [D] in [0, 1] of prior latents [D, L]: 1 for those nearest to an expert one [E, L],
+    and if all are at the same distance."""
     distance = by_pieces(lambda z: jnp.sqrt(nearest(z, expert)[1]), prior)
     low, high = jnp.min(distance), jnp.max(distance)
-    return (high - distance) / jnp.where(high > low, high - low, 1.0)
+    return jnp.where(high > low, (high - distance) / jnp.maximum(high - low, 1e-30), 1.0)
 
 
 def pairs(obs: np.ndarray, action: np.ndarray, actions: int) -> np.ndarray:

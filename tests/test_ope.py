@@ -14,10 +14,10 @@ from logged import fit, numbers, rows
 from jaxrl.distributions import TruncatedNormal
 from jaxrl.errors import UserError
 from jaxrl.fitting import by_pieces
-from jaxrl.ope import behaviour, doubly_robust, estimate, fqe, importance, metrics, targets
+from jaxrl.ope import behaviour, doubly_robust, during, estimate, fqe, importance, metrics, targets
 from jaxrl.ope.episodes import Padded, padded
 from jaxrl.policies import Trained
-from jaxrl.types import Box, Discrete, EnvSpec, Policy, Transition
+from jaxrl.types import Agent, Box, Discrete, EnvSpec, Policy, Transition
 
 GAMMA, HORIZON = 0.9, 3
 # Two states, two actions, probabilities in quarters; the rest of P is the end of the episode.
@@ -225,6 +225,23 @@ def test_all_estimates_of_two_members() -> None:
         normed = np.mean(weight * t.reward) / np.mean(weight)
         np.testing.assert_allclose(value["sntis"], normed, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(estimate.behaviour_value(data, episodes, 0.99), t.reward.mean())
+
+
+def test_value_at_each_evaluation() -> None:
+    """Of a policy of Q-learning's kind that always takes action 1, by the linear solve."""
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        return jnp.ones(len(obs), jnp.int32), memory, {}
+
+    agent = Agent(init=lambda key, hp, inputs: (), act=act)
+    hp = numbers(fqe.Hypers(lr=0.03, tau=0.1, gamma=0.9))
+    cfg = fqe.Config(batch_size=64, normalise_obs=False, hidden=())
+    value = jax.jit(during.greedy_value(cfg, TABLE, agent, 1500, hp))
+    t = table_rows()
+    data = jax.tree.map(jnp.asarray, t._replace(start=np.arange(16) < 8))  # type: ignore[arg-type]
+    found = value(Trained((), ()), data, jax.random.key(0))
+    wanted = solution(np.array([[0.0, 1.0], [0.0, 1.0]]), 0.9)[0, 1]  # the first rows have state 0
+    np.testing.assert_allclose(found, wanted, rtol=0.1, atol=0.05)
 
 
 # --- pieces --------------------------------------------------------------------------------------

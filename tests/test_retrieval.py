@@ -44,11 +44,11 @@ def test_the_rows_of_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     paths = [tmp_path / name for name in ("prior.npz", "expert.npz", "both.npz")]
     for path, t in zip(paths, (prior, expert), strict=False):
         datasets.save(path, Dataset(t, {"env": "arm"}))
-    words = ["data", "retrieve", *map(str, paths[:2]), "--out", str(paths[2]), "--updates", "50"]
-    words += ["--threshold", "0.5", "--hidden", "8", "--latent", "2", "--balance"]
+    words = ["data", "retrieve", *map(str, paths[:2]), "--out", str(paths[2]), "--updates", "300"]
+    words += ["--threshold", "0.6", "--hidden", "16", "--latent", "4", "--balance"]
     assert cli.main(words) == 0
     told = capsys.readouterr().out
-    assert "40 of 60 rows have a score of 0.5" in told and "precision 1, recall 1" in told
+    assert "40 of 60 rows have a score of 0.6" in told and "precision 1, recall 1" in told
     t = datasets.load(paths[2]).transitions
     assert len(t.reward) == 3 * 12 + 40
     np.testing.assert_array_equal(t.obs[:12], expert.obs)

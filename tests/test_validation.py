@@ -59,12 +59,15 @@ def test_metrics_of_held_rows() -> None:
 
 
 def test_stages_that_do_not_learn_from_data_alone() -> None:
-    online = pqn.program(pqn.Config(total_steps=64, num_envs=2, num_steps=4), tiny.walk())
+    cfg = pqn.Config(total_steps=64, num_envs=2, num_steps=4, minibatches=2)
+    online = pqn.program(cfg, tiny.walk())
     with pytest.raises(UserError, match="agents that learn from data alone"):
         validated(online)
 
 
 def test_option(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "pqn", "--env", "CartPole-v1", "--validation-share", "0.1"]
-    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
-    assert "pqn does not learn from a dataset: remove --validation-share" in capsys.readouterr().err
+    words = ["train", "pqn", "--env", "CartPole-v1", "--out", str(tmp_path / "run")]
+    for option, value in (("--validation-share", "0.1"), ("--ope-updates", "5")):
+        assert cli.main([*words, option, value]) == 2
+        told = capsys.readouterr().err
+        assert f"pqn does not learn from a dataset: remove {option}" in told

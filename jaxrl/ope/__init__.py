@@ -7,6 +7,7 @@
     fqe                fitted Q-evaluation
     doubly_robust      the direct method and the doubly robust estimator
     estimate           all estimators of the members of a run at once
+    during             FQE at each evaluation of a run, for searches
     metrics            how well estimates rank policies: errors, regret, SharpeRatio@k
 
 The value of a policy is J(π) = E Σ_t γ^t r_t over whole episodes. Axis letters: E episodes of the
