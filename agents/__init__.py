@@ -28,5 +28,6 @@ AGENTS = {
     "pgd_iql": "IQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_td3bc": "TD3+BC on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_ofql": "OFQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
+    "token_pg": "objectives of language-model RL (GRPO, TOPR, OPMD, ...) on token tasks",
     "dqn": "deep Q-network with replay, double and n-step (arXiv:1509.06461)",
 }

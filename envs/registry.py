@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxrl import contract
-from jaxrl.envs import dmsd, maze, names, probes, reach
+from jaxrl.envs import dmsd, maze, names, probes, reach, tokens
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import (
@@ -36,6 +36,7 @@ def make(name: str, /, **options: Any) -> Env:
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
         "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
+        "tokens:modsum" (`jaxrl.envs.tokens`);
         "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
         "module", "module:attribute", "file.py" or "file.py:attribute" for an `Env` of your own or
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
@@ -67,7 +68,7 @@ def make(name: str, /, **options: Any) -> Env:
         from jaxrl.envs import gymnasium
 
         return gymnasium.make(name, **options)
-    own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make, "reach": reach.make}
+    own = probes.PROBES | maze.MAZES | tokens.TOKENS | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
     try:

@@ -26,7 +26,6 @@ from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.snapshot import abstract_state
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
@@ -359,36 +358,3 @@ def check_episodes(settings: Settings, env: Env, members: int) -> None:
     size = together * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     what = f"an evaluation with {options.eval_episodes:,} episodes per member"
     memory.check_fits(size, what, "pass fewer episodes")
-
-
-def state_bytes(ready: Plan) -> int:
-    """Bytes of one member's state in its largest stage, with its inputs and earlier results.
-
-    Tracing the states also finds errors before compilation.
-
-    Raises:
-      UserError: a size is too large for int32.
-    """
-    try:
-        return _state_bytes(ready)
-    except (OverflowError, TypeError) as error:
-        sizes = vars(ready.settings.cfg)
-        large = [name for name, x in sizes.items() if isinstance(x, int) and x >= 2**31]
-        if not large:
-            raise
-        raise UserError(
-            f"--agent.{large[0].replace('_', '-')} {sizes[large[0]]} is too large: sizes of arrays "
-            "must be less than 2^31"
-        ) from error
-
-
-def _state_bytes(ready: Plan) -> int:
-    size = device_memory.tree_bytes
-    own = {stage.name for stage in ready.program.stages if not stage.shared}
-    found = []
-    for index, stage in enumerate(ready.program.stages):
-        state = abstract_state(ready.program, ready.hp, ready.inputs, index, ready.own)
-        here = size(state.member) // (ready.members if stage.name in own else 1)
-        left = size([ready.own, *(x for name, x in state.results.items() if name in own)])
-        found.append(here + left // ready.members)
-    return max(found)

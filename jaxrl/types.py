@@ -122,6 +122,11 @@ class Env:
     [L + 1, ...]), as images or as the text of an HTML page:
 
     render(states, params) -> images [L + 1, H, W, 3] uint8, or str
+
+    `expert` gives the probabilities with which an expert takes the discrete actions in a state.
+    Exactly the actions after which success is still possible have positive ones:
+
+    expert(state, params) -> probabilities [A]
     """
 
     spec: EnvSpec
@@ -133,6 +138,7 @@ class Env:
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
     render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
+    expert: Callable[[PyTree, PyTree], Array] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

@@ -44,7 +44,13 @@ def playing(env, actions):
 # --- brax ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", names.BRAX)
+QUICK_TO_COMPILE = ("brax:reacher", "brax:inverted_pendulum")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK_TO_COMPILE else pytest.param(n, marks=pytest.mark.slow) for n in names.BRAX],
+)
 def test_contract(name):
     env = envs.make(name)
     registry.check_env(env)
