@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs, population
+from jaxrl import envs, population, validation
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
@@ -20,6 +20,7 @@ from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
+from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    inputs: dict[str, PyTree]  # inputs of all members, on the host: {"data": Transition [D, ...]}
+    inputs: dict[str, PyTree]  # of all members, on the host: {"data": Transition [D, ...]}
     own: dict[str, PyTree]  # inputs of each member, on the host: {"base": Trained [P, ...]}
     meta: dict[str, Any]  # metadata of the dataset, see `Dataset`
     digests: dict[str, Any]  # see `settings.identity`
@@ -173,7 +174,10 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
         program = algorithm.program(
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
-        return program.exploring() if own.eval_explore else program
+        program = program.exploring() if own.eval_explore else program
+        if own.ope_updates:
+            program = with_fqe(program, env.spec, own.ope_updates)
+        return validation.validated(program) if own.validation_share else program
     except UserError as error:
         if acts_in(algorithm, env.spec):
             raise
@@ -197,6 +201,10 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
+    for name in ("validation_share", "ope_updates"):
+        if not offline and getattr(options, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"{agent} does not learn from a dataset: remove --{flag}")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -250,7 +258,11 @@ def read_inputs(
         datasets.check_successors(data, settings.agent)
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
-    return {"data": datasets.compact(rows._replace(extras=extras))}, data.meta
+    rows = rows._replace(extras=extras)
+    share = settings.options.validation_share
+    parts = validation.split(rows, share) if share else (rows,)
+    names = ("data", validation.NAME)
+    return dict(zip(names, map(datasets.compact, parts), strict=False)), data.meta
 
 
 def place(

@@ -36,7 +36,9 @@ from jaxrl.agents import (
     pqn,
     pqn_continuous,
     pqn_rnn,
+    prdc,
     ravl,
+    rebrac,
     sac,
     td3bc,
     token_pg,
@@ -165,6 +167,16 @@ def _bc() -> Case:
 def _td3bc() -> Case:
     hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
     return _case(td3bc, td3bc.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _rebrac() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "critic_penalty": 0.5}
+    return _case(rebrac, rebrac.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _prdc() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "beta": 1.0}
+    return _case(prdc, prdc.Config(**LOGGED, chunk=5), tiny.glide(), **hypers)
 
 
 def _cql() -> Case:
@@ -311,6 +323,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
     "bc": functools.cache(_bc),
     "td3bc": functools.cache(_td3bc),
+    "rebrac": functools.cache(_rebrac),
+    "prdc": functools.cache(_prdc),
     "cql": functools.cache(_cql),
     "iql": functools.cache(_iql),
     "edac": functools.cache(_edac),

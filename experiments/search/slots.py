@@ -26,6 +26,7 @@ from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.sizes import batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, last_trained, summarise
+from jaxrl.ope.during import NAME as OPE
 from jaxrl.runs import device_memory, metrics, records
 from jaxrl.runs.processes import Processes
 from jaxrl.snapshot import abstract_state
@@ -141,6 +142,10 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     last = len(ready.program.stages) - 1
     state = abstract_state(ready.program, ready.hp, ready.inputs, last, ready.own).member
     known = ["return", "length", *state.metrics]
+    if settings.options.ope_updates:
+        known.append(OPE)
+    elif engine.objective.metric == OPE:
+        raise UserError("--objective ope:fqe needs --ope-updates, for example --ope-updates 5000")
     if engine.objective.metric not in known:
         raise UserError(
             f"--objective metric:{engine.objective.metric}: unknown metric"
