@@ -177,6 +177,7 @@ def test_own_brax_environment():
         adapter.adapt(Toy(lambda x: {"x": x}), name="toy")
 
 
+@pytest.mark.slow
 def test_options():
     env = envs.make("brax:inverted_pendulum:spring", max_steps=50, n_frames=1)
     assert env.spec.name == "brax:inverted_pendulum" and env.spec.max_steps == 50
