@@ -16,6 +16,8 @@ AGENTS = {
     "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
     "bc": "behaviour cloning by regression (offline)",
     "td3bc": "TD3 with a behaviour cloning term, offline (arXiv:2106.06860)",
+    "rebrac": "TD3+BC with a critic penalty, LayerNorm and deeper nets, offline (arXiv:2305.09836)",
+    "prdc": "TD3 drawn to nearest pairs of the dataset, offline (arXiv:2306.06569)",
     "cql": "conservative Q-learning, offline (arXiv:2006.04779)",
     "edac": "SAC with an ensemble of diverse critics, and SAC-N, offline (arXiv:2110.01548)",
     "ravl": "model-based offline RL with EDAC's critics, and MBPO, MOPO (arXiv:2402.12527)",

@@ -147,7 +147,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = {"actor": opt_actor, "critic": opt_critic}
         return State(params, opt), of_policy | of_value | metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
+    agent = Agent(
+        init=init,
+        update=update,
+        act=policy.act,
+        noise=policy.noise,
+        masks=policy.masks,
+        hypers=Hypers(),
+    )
     return ppo.with_statistics(cfg, spec, agent)
 
 

@@ -37,7 +37,7 @@ from jaxrl.experiments.console import (
     shown,
     size,
 )
-from jaxrl.experiments.plan import state_bytes
+from jaxrl.experiments.options import SweepOptions
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import (
@@ -47,19 +47,12 @@ from jaxrl.experiments.run_folders import (
     open_together,
     read_sweep,
 )
+from jaxrl.experiments.sizes import state_bytes
 from jaxrl.experiments.sweep_plan import Program, full_names, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, folders, records
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import ALONE, Processes, join
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """Options of a sweep, in addition to those of its runs."""
-
-    dry_run: bool = False
-    """print the programs without compiling or writing anything"""
 
 
 def sweep(agent: Any, /, *, sweep: Mapping[str, Any], **given: Any) -> dict[str, Any]:

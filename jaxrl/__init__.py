@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxrl.errors import UserError
     from jaxrl.experiments.jax_setup import enable_compilation_cache
     from jaxrl.experiments.restore import load
-    from jaxrl.experiments.search import search
+    from jaxrl.experiments.search.loop import search
     from jaxrl.experiments.sweep import sweep
     from jaxrl.experiments.train import run
     from jaxrl.program import Program, Result, Stage, train
@@ -54,7 +54,7 @@ _HOMES = {
     "policy": "jaxrl.api",
     "run": "jaxrl.experiments.train",
     "sweep": "jaxrl.experiments.sweep",
-    "search": "jaxrl.experiments.search",
+    "search": "jaxrl.experiments.search.loop",
     "load": "jaxrl.experiments.restore",
     "enable_compilation_cache": "jaxrl.experiments.jax_setup",
     "TrainedPolicy": "jaxrl.api",

@@ -25,9 +25,9 @@ import jax
 import numpy as np
 
 from jaxrl import drive, population
-from jaxrl.experiments import restore, search
+from jaxrl.experiments import restore
 from jaxrl.experiments.plan import make_plan
-from jaxrl.experiments.search import study
+from jaxrl.experiments.search import loop, study
 from jaxrl.runs import records
 from jaxrl.runs.stats import bootstrap_ci
 
@@ -53,7 +53,7 @@ class Task(NamedTuple):
 def run(task: Task, method: Mapping[str, Any], seed: int, out: Path) -> dict[str, Any]:
     """Runs a search and returns its summary."""
     agent = {"hidden": (64, 64), "total_steps": task.steps, "num_envs": 16, "num_steps": 32}
-    return search.search(
+    return loop.search(
         "pqn",
         env=task.env,
         preset="none",

@@ -36,12 +36,14 @@ from jaxrl.agents import (
     pqn,
     pqn_continuous,
     pqn_rnn,
+    prdc,
     ravl,
+    rebrac,
     sac,
     td3bc,
     token_pg,
 )
-from jaxrl.drive import drive
+from jaxrl.drive import Built, Hooks, drive
 from jaxrl.envs import tokens
 from jaxrl.experiments.restore import abstract_rows
 from jaxrl.objectives.table import OBJECTIVES
@@ -49,7 +51,7 @@ from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Result, Stage, train
 from jaxrl.snapshot import abstract_learner, abstract_state
 from jaxrl.sources import uniform
-from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, PyTree
+from jaxrl.types import Agent, Discrete, Env, EnvSpec, HyperParams, Mean, PyTree
 
 WIDTH = 2
 
@@ -165,6 +167,16 @@ def _bc() -> Case:
 def _td3bc() -> Case:
     hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
     return _case(td3bc, td3bc.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _rebrac() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "critic_penalty": 0.5}
+    return _case(rebrac, rebrac.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _prdc() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "beta": 1.0}
+    return _case(prdc, prdc.Config(**LOGGED, chunk=5), tiny.glide(), **hypers)
 
 
 def _cql() -> Case:
@@ -311,6 +323,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
     "bc": functools.cache(_bc),
     "td3bc": functools.cache(_td3bc),
+    "rebrac": functools.cache(_rebrac),
+    "prdc": functools.cache(_prdc),
     "cql": functools.cache(_cql),
     "iql": functools.cache(_iql),
     "edac": functools.cache(_edac),
@@ -322,7 +336,13 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "token_pg": functools.cache(_token_pg),
 }
 
+# Relatives of other agents: by default only what takes no compiling.
+RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc")
+
 every_agent = pytest.mark.parametrize("name", AGENTS)
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in RELATIVES else n for n in AGENTS]
+)
 
 
 # --- one agent -----------------------------------------------------------------------------------
@@ -356,7 +376,7 @@ def types(tree: PyTree) -> list[tuple[str, Type]]:
     return [(keystr(path), Type(x.shape, x.dtype, x.weak_type)) for path, x in paths]
 
 
-def one_update(case: Case, hp: dict[str, PyTree], inputs: dict[str, PyTree]) -> PyTree:
+def one_update(case: Case, hp: HyperParams, inputs: dict[str, PyTree]) -> PyTree:
     """(state, src) before and after one update, its batch and its metrics."""
     step, key = jnp.int32(0), jax.random.key(0)
     state = case.agent.init(key, hp.agent, inputs)
@@ -449,7 +469,7 @@ def test_a_policy_is_restored_without_data(name: str) -> None:
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-@every_agent
+@each_kind
 def test_a_whole_run_exports(name: str) -> None:
     """One lowering for CPUs, GPUs and TPUs, without calls back into Python."""
     case = AGENTS[name]()
@@ -473,10 +493,18 @@ def bits(tree: PyTree) -> list[bytes]:
     return [raw(x) for x in jax.tree.leaves(tree)]
 
 
-def rows(result: Result) -> PyTree:
-    """The result with the member axis in front."""
-    forward = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
-    return jax.device_get((result.states, forward(result.metrics), forward(result.evals)))
+def leaves(tree: PyTree) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def means(metrics: PyTree) -> PyTree:
+    """Means of metrics, NaN without values."""
+
+    def divide(mean: Mean) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(mean.total) / np.asarray(mean.weight)
+
+    return jax.tree.map(divide, metrics, is_leaf=lambda x: isinstance(x, Mean))
 
 
 def row(tree: PyTree, member: int) -> PyTree:
@@ -488,72 +516,110 @@ def changed(x: jax.Array) -> jax.Array:
     return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else 0.6 * x + 0.05
 
 
+class Run(NamedTuple):
+    """Results by stage: final states, metrics (NaN without values) and evaluations by chunk."""
+
+    states: PyTree
+    metrics: PyTree
+    evals: PyTree
+
+
 class Population:
-    """Members of which member i + 1 has the i-th hyperparameter changed; the last has none."""
+    """Members of which member i + 1 has the i-th hyperparameter changed; the last has none.
+
+    They are trained on two devices, in chunks, by programs that are compiled once.
+    """
 
     def __init__(self, case: Case) -> None:
-        leaves, tree = jax.tree.flatten(case.hp)
+        flat, tree = jax.tree.flatten(case.hp)
         paths = jax.tree_util.tree_flatten_with_path(case.hp)[0]
         self.names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-        self.count = len(leaves) + 2
+        self.count = len(flat) + 2
         members = jnp.arange(self.count)
         columns = [
-            jnp.where(members == i + 1, changed(x), x).astype(x.dtype) for i, x in enumerate(leaves)
+            jnp.where(members == i + 1, changed(x), x).astype(x.dtype) for i, x in enumerate(flat)
         ]
-        self.case, self.hp, self.traces = case, jax.tree.unflatten(tree, columns), 0
-        self.layout = population.layout(self.count, jax.devices()[:1], WIDTH)
-        train = population.train(case.program, self.layout)
+        self.case, self.hp = case, jax.tree.unflatten(tree, columns)
+        self.built: Built = {}
+        self.layout = population.layout(self.count, jax.devices()[:2], WIDTH)
 
-        def counted(*args: PyTree) -> Result:
-            self.traces += 1
-            return train(*args)
-
-        self._train = jax.jit(counted)
-
-    def __call__(self, ids: Any, hp: PyTree = None, seed: int = 3) -> PyTree:
+    def __call__(self, ids: np.ndarray, hp: PyTree = None, seed: int = 3) -> Run:
         """Results of `count` members, the member axis in front."""
-        ids, hp = self.layout.pad((jnp.asarray(ids), hp or self.hp), self.count)
-        result = rows(self._train(jax.random.key(seed), ids, hp, self.case.inputs))
-        return jax.tree.map(lambda x: x[: self.count], result)
+        key, hp = jax.random.key(seed), self.hp if hp is None else hp
+        program, inputs, hooks = self.case.program, self.case.inputs, Hooks(built=self.built)
+        reports = list(drive(program, self.layout, key, hp, inputs, ids=ids, hooks=hooks))
+        last = reports[-1].snapshot
+        assert last is not None
+        states = last.results | {reports[-1].stage: last.member.learner}
+        metrics, evals = {}, {}
+        for stage in program.stages:
+            own = [r for r in reports if r.stage == stage.name]
+            assert len(own) == len(stage.chunks) > 1
+            chunks = lambda *x: np.stack(x, 1)
+            metrics[stage.name] = jax.tree.map(chunks, *[r.metrics for r in own])
+            evals[stage.name] = jax.tree.map(chunks, *[r.evals for r in own])
+        return Run(states, metrics, evals)
 
 
-@every_agent
+ALONE = ("pqn", "ppo", "dqn")  # agents that are trained alone by default; the others under `slow`
+
+
+@each_kind
 def test_runs(name: str) -> None:
     """Everything that takes whole runs, by the few programs that they share."""
     runs = Population(AGENTS[name]())
-    members = np.arange(runs.count)
-    result = runs(members)
+    result = runs(np.arange(runs.count))
     check_finite(result)
     check_keys(runs, result)
     check_order(runs, result)
     check_neighbour(runs, result)
     check_hypers(runs)
-    assert runs.traces == 1, "other numbers of the same shapes were traced again"
-    check_chunks(runs, result)
-    check_alone(runs, result)
+    if name in ALONE:
+        check_alone(runs, result)
 
 
-def check_finite(result: PyTree) -> None:
-    for path, x in jax.tree_util.tree_leaves_with_path(result):
+@pytest.mark.slow
+@every_agent
+def test_a_run_as_one_program(name: str) -> None:
+    """The bits of the chunks from the host, on one device, and one member by itself."""
+    runs = Population(AGENTS[name]())
+    plan = population.layout(runs.count, jax.devices()[:1], WIDTH)
+    ids, hp = plan.pad((jnp.arange(runs.count), runs.hp), runs.count)
+    train = jax.jit(population.train(runs.case.program, plan))
+    whole = train(jax.random.key(3), ids, hp, runs.case.inputs)
+    members = lambda tree: jax.tree.map(lambda x: x[: runs.count], tree)
+    forward = lambda tree: members(jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree))
+    driven = runs(np.arange(runs.count))
+    assert bits(driven.states) == bits(members(whole.states))
+    assert bits(driven.evals) == bits(forward(whole.evals))
+    for a, b in zip(leaves(driven.metrics), leaves(means(forward(whole.metrics))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    check_alone(runs, driven)
+
+
+def check_finite(result: Run) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path((result.states, result.evals)):
         assert np.isfinite(x).all(), f"{jax.tree_util.keystr(path)} is not finite"
+    for path, x in jax.tree_util.tree_leaves_with_path(result.metrics):  # NaN is no value
+        assert not np.isinf(x).any(), f"{jax.tree_util.keystr(path)} is infinite"
 
 
-def check_keys(runs: Population, result: PyTree) -> None:
+def check_keys(runs: Population, result: Run) -> None:
     members = np.arange(runs.count)
     assert bits(runs(members)) == bits(result), "same keys, other bits"
     alike = jax.tree.map(lambda x: x[np.zeros_like(members)], runs.hp)
-    states = [runs(members, alike, seed)[0] for seed in (3, 4)]
+    states = [runs(members, alike, seed).states for seed in (3, 4)]
     kinds = {tuple(bits(row(state, i))) for state in states for i in range(runs.count)}
     assert len(kinds) == 2 * runs.count, "other keys, the same bits"
 
 
-def check_order(runs: Population, result: PyTree) -> None:
+def check_order(runs: Population, result: Run) -> None:
     order = np.random.default_rng(0).permutation(runs.count)
     shuffled = runs(order, jax.tree.map(lambda x: x[order], runs.hp))
     assert bits(shuffled) == bits(jax.tree.map(lambda x: x[order], result))
 
 
-def check_neighbour(runs: Population, result: PyTree) -> None:
+def check_neighbour(runs: Population, result: Run) -> None:
     """A member that is all NaN leaves its neighbours in the tile as they are."""
     bad = 3
     hp = jax.tree.map(
@@ -574,26 +640,7 @@ def check_hypers(runs: Population) -> None:
     assert set(dead) == unread, f"changing {dead} changes nothing"
 
 
-def check_chunks(runs: Population, result: PyTree) -> None:
-    """From the host in chunks, on two devices."""
-    plan = population.layout(runs.count, jax.devices()[:2], WIDTH)
-    program, inputs = runs.case.program, runs.case.inputs
-    reports = list(drive(program, plan, jax.random.key(3), runs.hp, inputs))
-    last = reports[-1].snapshot
-    assert last is not None
-    assert bits(last.results | {reports[-1].stage: last.member.learner}) == bits(result[0])
-    for stage in program.stages:
-        own = [r for r in reports if r.stage == stage.name]
-        assert len(own) == len(stage.chunks) > 1
-        for name, mean in result[1][stage.name].items():
-            got = np.stack([r.metrics[name] for r in own], 1)
-            with np.errstate(invalid="ignore"):
-                np.testing.assert_allclose(got, mean.total / mean.weight, rtol=1e-6)
-        evals = jax.tree.map(lambda *x: np.stack(x, 1), *[r.evals for r in own])
-        assert bits(evals) == bits(result[2][stage.name])
-
-
-def check_alone(runs: Population, result: PyTree) -> None:
+def check_alone(runs: Population, result: Run) -> None:
     """One member by `program.train`, up to rounding, since the width differs; traced once."""
     traces, whole = 0, train(runs.case.program)
 
@@ -606,7 +653,7 @@ def check_alone(runs: Population, result: PyTree) -> None:
     keys = population.member_keys(jax.random.key(3), jnp.arange(runs.count))
     for member in (1, runs.count - 1):
         got = alone(keys[member], row(runs.hp, member), None, runs.case.inputs)
-        got = jax.tree.leaves((got.states, got.metrics, got.evals))
-        for a, b in zip(got, jax.tree.leaves(row(result, member)), strict=True):
+        got = leaves((got.states, means(got.metrics), got.evals))
+        for a, b in zip(got, leaves(row(tuple(result), member)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert traces == 1

@@ -19,11 +19,12 @@ import pytest
 
 from jaxrl import drive
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, requests, restore, search
+from jaxrl.experiments import agents, cli, jax_setup, requests, restore
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import command, loop, pbt, report, slots, study
+from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.search.pbt import truncation
-from jaxrl.experiments.search.slots import Objective, Outcome
+from jaxrl.experiments.search.slots import Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.trust import Trust
@@ -208,7 +209,7 @@ def test_batches_are_even() -> None:
 
 def run(*more: str, trials: int = 12, out: str = "it") -> dict[str, Any]:
     asked = [*ASKED, *RANGE, "--trials", str(trials), "--batch", "4", "--out", out, *more]
-    return search.run(requests.read("search", asked))
+    return loop.run(requests.read("search", asked))
 
 
 def results(out: str = "it") -> list[optuna.trial.FrozenTrial]:
@@ -243,7 +244,7 @@ def test_samplers(sampler: str, formula: list[dict[str, Any]]) -> None:
 def test_a_grid_is_gone_through_once(formula: list[dict[str, Any]]) -> None:
     ranges = ["--range", "agent.lr=1e-3,1e-2", "agent.lam=0.1,0.95", "agent.epochs=1,2"]
     asked = [*asked_for(without="agent.epochs"), *ranges, "--sampler", "grid", "--out", "it"]
-    found = search.run(requests.read("search", asked))
+    found = loop.run(requests.read("search", asked))
     assert (found["trials"], found["failed"], found["best"]["value"]) == (8, 4, 0)
     assert [(each["cfg"].epochs, len(each["points"])) for each in formula] == [(1, 4), (2, 4)]
     assert len({json.dumps(trial.params, sort_keys=True) for trial in results()}) == 8
@@ -253,7 +254,7 @@ def test_static_values_are_those_of_a_slot(formula: list[dict[str, Any]]) -> Non
     ranges = ["--range", "agent.lr=log:1e-4:1e-1", "agent.num_steps=2,4,8"]
     own = asked_for(without="agent.num-steps")
     asked = [*own, *ranges, "--trials", "16", "--batch", "8", "--programs", "2"]
-    search.run(requests.read("search", [*asked, "--out", "it"]))
+    loop.run(requests.read("search", [*asked, "--out", "it"]))
     assert [len(each["points"]) for each in formula] == [4, 4, 4, 4]
     by_run = {each["run"]: each["cfg"].num_steps for each in formula}
     for trial in results():
@@ -290,7 +291,7 @@ def test_a_search_whose_trials_all_fail(
 ) -> None:
     asked = [*ASKED, "--range", "agent.lr=log:1e-4:1e-1", "agent.lam=0.95,0.99"]
     asked += ["--trials", "8", "--batch", "4", "--out", "it", "--confirm", "2"]
-    found = search.run(requests.read("search", asked))
+    found = loop.run(requests.read("search", asked))
     assert (found["failed"], found["best"], found["confirmed"]) == (8, {}, [])
     assert "8 failed" in capsys.readouterr().out and "command" not in found
     assert [len(each["points"]) for each in formula] == [4, 4]
@@ -319,10 +320,10 @@ def test_an_own_algorithm_is_searched(
     own = {"hidden": (4,), "num_envs": 2, "num_steps": 4, "minibatches": 2, "total_steps": 64}
     given = {"env": "mine:walk", "agent": own, "evals": 4, "eval_episodes": 2, "trials": 4}
     ranges = {"agent.lr": "log:1e-4:1e-1", "agent.epochs": [1, 2]}
-    found = search.search(record, **given, range=ranges, out="it", sampler="random")
+    found = loop.search(record, **given, range=ranges, out="it", sampler="random")
     assert (found["agent"], found["complete"]) == ("own_searched", 4)
     assert found["command"].startswith("jaxrl train own_searched --env mine:walk ")
-    assert search.search("own_searched", **given, range=ranges, out="it", sampler="random")
+    assert loop.search("own_searched", **given, range=ranges, out="it", sampler="random")
     trained = [point["agent.lr"] for each in formula for point in each["points"]]
     assert trained == [trial.params["agent.lr"] for trial in results()]
 
@@ -351,7 +352,7 @@ def test_a_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ranges = {"agent.lr": "log:1e-4:1e-1", "agent.num_steps": [4, 8]}
     agent = {"hidden": (4,), "num_envs": 2, "minibatches": 2, "epochs": 1, "total_steps": 64}
     given = {"env": "mine:walk", "seeds": 2, "evals": 4, "eval_episodes": 2, "width": 2}
-    found = search.search(
+    found = loop.search(
         "pqn", **given, agent=agent, out="it", trials=11, batch=6, programs=2, range=ranges,
         confirm=1, confirm_seeds=4, eval_budget=12,
     )  # fmt: skip
@@ -413,7 +414,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], dict[str, np
 
     def make() -> dict[str, np.ndarray]:
         if not found:
-            search.run(requests.read("search", [*HALVING, "--out", str(out)]))
+            loop.run(requests.read("search", [*HALVING, "--out", str(out)]))
             found.update({k: x.reshape(4, 8) for k, x in columns(out / "000").items()})
         return found
 
@@ -432,9 +433,7 @@ def test_halving_stops_the_worst_and_changes_nothing_else(
 ) -> None:
     """Of four trials the best two of the first rung go on: bit for bit as without halving."""
     whole = plain()
-    halved = search.run(
-        requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"])
-    )
+    halved = loop.run(requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
     alive, best = survivors(whole)
     trials = results()
     states = ["COMPLETE" if i == best else "PRUNED" for i in range(4)]
@@ -453,7 +452,7 @@ def test_halving_stops_the_worst_and_changes_nothing_else(
     assert halved["compiles"] == 0  # beside those of the search without halving
     # Three more make a slot that is filled up by a trial which nobody trains.
     more = [*HALVING, "--trials", "7", "--halving", "--eta", "2", "--out", "it"]
-    found = search.run(requests.read("search", more))
+    found = loop.run(requests.read("search", more))
     assert found["env_steps"] - halved["env_steps"] == 2 * (3 * 16 + 2 * 16 + 32)
     assert (found["complete"], found["stopped_early"], found["failed"]) == (2, 5, 0)
     assert found["compiles"] == 0
@@ -473,7 +472,7 @@ def test_halving_computes_no_tile_without_a_survivor(
 
     monkeypatch.setattr(drive, "drive", watched)
     monkeypatch.setattr(shards.Shards, "save", lambda *args: None)
-    search.run(requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
+    loop.run(requests.read("search", [*HALVING, "--halving", "--eta", "2", "--out", "it"]))
     ends = [report for report in run if report.metrics is not None]
     stopped = [np.flatnonzero(np.isnan(report.metrics["finite"])) for report in ends]
     assert [len(x) for x in stopped] == [0, 4, 6, 6]
@@ -491,7 +490,7 @@ def test_halving_goes_on_where_it_was_stopped(
 ) -> None:  # fmt: skip
     """Stopped after the first rung, when two of four trials are left."""
     asked = [*HALVING, "--halving", "--eta", "2", "--checkpoint-seconds", "0"]
-    best_of = slots.Objective.ranking
+    best_of = Objective.ranking
     calls: list[int] = []
 
     def stop(self: Objective, members: np.ndarray) -> np.ndarray:
@@ -502,8 +501,8 @@ def test_halving_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(Objective, "ranking", stop)
     with pytest.raises(KeyboardInterrupt):
-        search.run(requests.read("search", [*asked, "--out", "it"]))
-    found = search.run(requests.read("search", [*asked, "--out", "it"]))
+        loop.run(requests.read("search", [*asked, "--out", "it"]))
+    found = loop.run(requests.read("search", [*asked, "--out", "it"]))
     # The first rung is read again, the second one is decided on.
     assert calls == [4, 2, 4, 2]
     _, best = survivors(plain())
@@ -517,7 +516,7 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
     """Weights move where settings do; stopped in the middle and continued, it is the same."""
     asked = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--pbt", "--sampler", "qmc"]
     asked += ["--checkpoint-seconds", "0"]
-    found = search.run(requests.read("search", [*asked, "--out", "it"]))
+    found = loop.run(requests.read("search", [*asked, "--out", "it"]))
     trials = results()
     ends = np.array([list(trial.user_attrs["final"].values()) for trial in trials])
     starts = np.array([[t.params["agent.lr"], t.params["agent.lam"]] for t in trials])
@@ -536,8 +535,8 @@ def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pbt, "truncation", stop)
     with pytest.raises(KeyboardInterrupt):
-        search.run(requests.read("search", [*asked, "--out", "other"]))
-    again = search.run(requests.read("search", [*asked, "--out", "other"]))
+        loop.run(requests.read("search", [*asked, "--out", "other"]))
+    again = loop.run(requests.read("search", [*asked, "--out", "other"]))
     assert again["best"]["value"] == found["best"]["value"]
     assert again["best"]["final"] == found["best"]["final"]
     for name, values in columns(folder / "it/000").items():

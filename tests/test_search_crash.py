@@ -24,8 +24,8 @@ from test_search import (
     run,
 )
 
-from jaxrl.experiments import cli, requests, search
-from jaxrl.experiments.search import confirm, slots, study
+from jaxrl.experiments import cli, requests
+from jaxrl.experiments.search import confirm, loop, slots, study
 
 KINDS = ("kill", "half", "torn", "lost")
 
@@ -67,7 +67,7 @@ def test_a_kill_between_two_slots_of_a_batch(
     """Slots with results are not trained again; those without are, whole."""
     its = [*asked_for(without="agent.epochs"), *RANGE, "--range", "agent.epochs=1,2"]
     its += ["--programs", "2", "--batch", "4", "--trials", "8"]
-    again = lambda out: search.run(requests.read("search", [*its, "--out", out]))
+    again = lambda out: loop.run(requests.read("search", [*its, "--out", out]))
     again("it")
     formula.clear()
     train = slots.train
@@ -208,7 +208,7 @@ def test_a_trained_search_that_was_killed(method: str, tmp_path: Path) -> None:
     """Killed before file operations all over a search, and half-way through writes."""
     asked = [*ASKED, *FAST, "--trials", "8", "--batch", "4", *METHODS[method]]
     asked += ["--checkpoint-seconds", "0"]
-    again = lambda out: search.run(requests.read("search", [*asked, "--out", out]))
+    again = lambda out: loop.run(requests.read("search", [*asked, "--out", out]))
     with crash.shared_programs():
         kinds = ("kill", "half")
         images = crash.images(tmp_path / "it", tmp_path / "images", lambda: again("it"), kinds)

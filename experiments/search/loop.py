@@ -41,7 +41,8 @@ from jaxrl.experiments.search import (
     slots,
     study,
 )
-from jaxrl.experiments.search.options import PHASES, Options, objective
+from jaxrl.experiments.search.objective import objective
+from jaxrl.experiments.search.options import PHASES, Options
 from jaxrl.experiments.search.slots import Engine, Outcome
 from jaxrl.experiments.search.space import Space, label, read_space
 from jaxrl.experiments.search.study import Slot

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from jaxrl.errors import UserError
-from jaxrl.experiments.search.slots import Objective
 from jaxrl.ranges import bounded
 
 
@@ -23,7 +21,8 @@ class Options:
     sampler: Literal["tpe", "cmaes", "qmc", "random", "grid"] = "tpe"
     """Optuna sampler; cmaes needs the package cmaes, grid needs a list of values per setting"""
     objective: str = "return"
-    """objective: return, or metric:NAME for a logged metric, for example metric:td_error"""
+    """objective: return; metric:NAME for a logged metric, for example metric:td_error; or ope:fqe
+    for the value that an offline agent's dataset predicts, which needs --ope-updates"""
     minimise: bool = False
     """minimise the objective instead of maximising it"""
     score: Literal["final", "mean"] = "final"
@@ -46,31 +45,3 @@ class Options:
 
 
 PHASES = ("trials", "confirm", "confirm_seeds", "eval_budget")  # larger values continue a search
-
-
-def objective(own: Options) -> Objective:
-    """Objective of a search; raises UserError for options that cannot be combined."""
-    if own.halving and own.pbt:
-        raise UserError("--halving and --pbt cannot be combined")
-    if own.pbt and (own.sampler not in ("random", "qmc") or own.confirm):
-        raise UserError(
-            "--pbt learns schedules from random starting points: pass --sampler random or qmc, "
-            "and no --confirm, which trains with constant settings"
-        )
-    if (own.halving or own.pbt) and own.score != "final":
-        raise UserError("--score mean needs complete runs: leave out --halving and --pbt")
-    if own.eval_budget and (own.halving or own.eval_budget < own.trials):
-        raise UserError(
-            "--eval-budget must be at least --trials, one episode each, and excludes --halving"
-        )
-    kind, _, metric = own.objective.partition(":")
-    if own.objective != "return" and not (kind == "metric" and metric):
-        raise UserError(f"--objective must be return or metric:NAME, not {own.objective!r}")
-    name, _, share = own.statistic.partition(":")
-    try:
-        cvar = None if own.statistic == "iqm" else float(share)
-    except ValueError:
-        cvar = -1.0
-    if cvar is not None and (name != "cvar" or not 0 < cvar <= 1):
-        raise UserError(f"--statistic must be iqm or cvar:SHARE, not {own.statistic!r}")
-    return Objective(metric or "return", own.score == "mean", cvar, own.minimise)

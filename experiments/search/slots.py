@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,55 +18,18 @@ import numpy as np
 from jaxrl import drive
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import train_loop
-from jaxrl.experiments.plan import Plan, state_bytes
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.run_folders import open_together
+from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.settings import Settings
+from jaxrl.experiments.sizes import batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, last_trained, summarise
-from jaxrl.runs import device_memory, metrics, records, stats
+from jaxrl.ope.during import NAME as OPE
+from jaxrl.runs import device_memory, metrics, records
 from jaxrl.runs.processes import Processes
 from jaxrl.snapshot import abstract_state
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Objective of a trial.
-
-    Attributes:
-      metric: a column of the metrics; "return" is the return of evaluation episodes.
-      mean: score a member by the mean over all evaluations instead of the last one.
-      cvar: None for the IQM over seeds, else the fraction of the worst seeds to average.
-      minimise: lower values are better.
-    """
-
-    metric: str = "return"
-    mean: bool = False
-    cvar: float | None = None
-    minimise: bool = False
-
-    def members(self, history: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Scores [P] from columns [C, P]; NaN for failed members. Members stopped early are scored
-        by their last evaluation."""
-        row, each = last_trained(history["finite"]), np.arange(history["finite"].shape[1])
-        values = history[self.metric]
-        values = values.mean(0) if self.mean else values[row, each]
-        return np.where(history["finite"][row, each] == 1, values, np.nan)
-
-    def trials(self, members: np.ndarray) -> np.ndarray:
-        """Objective [Q] from scores [Q, S] of seeds; NaN if a seed has failed."""
-        if self.cvar is None:
-            return stats.iqm(members, axis=1)
-        sign = -1 if self.minimise else 1
-        found = [np.nan] * len(members)
-        for i, row in enumerate(members):
-            if np.isfinite(row).all():
-                found[i] = sign * stats.cvar(sign * row, self.cvar)
-        return np.array(found)
-
-    def ranking(self, members: np.ndarray) -> np.ndarray:
-        """Objective [Q] from scores [Q, S] of seeds, signed so that higher is better."""
-        return (-1 if self.minimise else 1) * self.trials(members)
 
 
 class Outcome(NamedTuple):
@@ -179,6 +142,10 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     last = len(ready.program.stages) - 1
     state = abstract_state(ready.program, ready.hp, ready.inputs, last, ready.own).member
     known = ["return", "length", *state.metrics]
+    if settings.options.ope_updates:
+        known.append(OPE)
+    elif engine.objective.metric == OPE:
+        raise UserError("--objective ope:fqe needs --ope-updates, for example --ope-updates 5000")
     if engine.objective.metric not in known:
         raise UserError(
             f"--objective metric:{engine.objective.metric}: unknown metric"
@@ -187,6 +154,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(state_bytes(ready), end - first, ready.layout, free)
+    device_memory.check_temporary("a batch", batch_bytes(ready), ready.layout)
     return ready.layout.width
 
 
