@@ -277,6 +277,9 @@ def test_refusals_of_environments_and_hyperparameters() -> None:
     endless = dataclasses.replace(tiny.walk(), spec=EnvSpec("endless", (2,), Discrete(3)))
     with pytest.raises(UserError, match="endless needs a time limit"):
         token_pg.program(token_pg.Config(), endless)
+    statistics = envs.make("tokens:modsum", normalise_obs=True)
+    with pytest.raises(UserError, match="tokens:modsum keeps running statistics"):
+        token_pg.program(token_pg.Config(), statistics)
     many = token_pg.Hypers().replace(tau=np.float32([0.1, 0.2]))
     with pytest.raises(UserError, match="objective=chord does not read tau, but lr"):
         token_pg.check_request(cfg, many, {})
