@@ -240,12 +240,11 @@ def test_acting_and_reading_give_the_same_probabilities() -> None:
 
 def test_learns_and_sweeps_as_one_program() -> None:
     """TOPR at staleness 4: two learning rates and two seeds, vmapped; 0 learns nothing."""
-    sizes: dict[str, Any] = {"prompts": 8, "embedding": 16, "memory": 16}
-    cfg = token_pg.Config(objective="topr", updates=100, staleness=4, **sizes)
+    cfg = token_pg.Config(objective="topr", updates=150, staleness=4, embedding=16, memory=16)
     env = envs.make("tokens:reverse", alphabet=2, digits=2)
     run = train(token_pg.program(cfg, env, evals=1, episodes=64))
     keys = jax.random.split(jax.random.key(0), 2)
-    hypers = token_pg.Hypers().replace(lr=jnp.array([0.0, 0.03]))
+    hypers = token_pg.Hypers().replace(lr=jnp.array([0.0, 0.02]))
     axes = jax.tree.map(lambda x: None, hypers).replace(lr=0)
     result = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, axes)))(keys, hypers)
     accuracy = np.asarray(result.returns).mean(-1)[..., -1]
