@@ -134,7 +134,7 @@ class Env:
     render(states, params) -> images [L + 1, H, W, 3] uint8, or str
 
     `expert` gives the probabilities with which an expert takes the discrete actions in a state.
-    Exactly the actions after which success is still possible have positive ones:
+    If success is still possible, exactly the actions that keep it possible have positive ones:
 
     expert(state, params) -> probabilities [A]
     """
