@@ -26,22 +26,24 @@ def test_merged_leaves() -> None:
     np.testing.assert_array_equal(merge(third, b, 1.0)["w"], b["w"])
 
 
-def test_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cloned policies of two seeds; between them the returns differ from those of both."""
-    words = ["train", "bc", "--env", "dmsd", "--data", str(FIXTURE), "--evals", "1"]
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal policies on both sides: the same returns for every weight."""
+    words = ["train", "bc", "--env", "dmsd", "--data", str(FIXTURE), "--evals", "1", "--seeds", "2"]
     words += ["--eval-episodes", "2", "--preset", "none", "--agent.hidden", "4"]
-    words += ["--agent.batch-size", "4", "--agent.updates", "1"]
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for seed, path in enumerate(runs):
-        assert cli.main([*words, "--seed", str(seed), "--out", str(path)]) == 0
-    table = tmp_path / "merged.csv"
-    both = ["merge", *map(str, runs), "--alpha", "0,0.5,1", "--episodes", "4"]
-    assert cli.main([*both, "--csv", str(table)]) == 0
+    words += ["--agent.batch-size", "4", "--agent.updates", "1", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    table, both = tmp_path / "merged.csv", ["merge", *[str(tmp_path / "run")] * 2]
+    more = ["--alpha", "0,0.5,1", "--episodes", "4", "--csv", str(table)]
+    assert cli.main([*both, *more]) == 0
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [row["alpha"] for row in rows] == ["0.0", "0.5", "1.0"]
-    assert len({row["return"] for row in rows}) == 3
+    assert [(row["alpha"], row["member"]) for row in rows] == [
+        (alpha, member) for alpha in ("0.0", "0.5", "1.0") for member in ("0", "1")
+    ]
+    returns = np.array([float(row["return"]) for row in rows]).reshape(3, 2)
+    np.testing.assert_allclose(returns, returns[:1].repeat(3, 0), rtol=1e-5)
+    assert returns[0, 0] != returns[0, 1]
     capsys.readouterr()
-    assert cli.main(["merge", str(runs[0])]) == 2
-    assert cli.main(["merge", *map(str, runs), "--alpha", "2"]) == 2
+    assert cli.main(both[:2]) == 2
+    assert cli.main([*both, "--alpha", "2"]) == 2
     told = capsys.readouterr().err
     assert "merge needs two runs" in told and "--alpha must be between 0" in told
