@@ -16,6 +16,8 @@ AGENTS = {
     "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",
     "bc": "behaviour cloning by regression (offline)",
     "td3bc": "TD3 with a behaviour cloning term, offline (arXiv:2106.06860)",
+    "rebrac": "TD3+BC with a critic penalty, LayerNorm and deeper nets, offline (arXiv:2305.09836)",
+    "prdc": "TD3 drawn to nearest pairs of the dataset, offline (arXiv:2306.06569)",
     "cql": "conservative Q-learning, offline (arXiv:2006.04779)",
     "edac": "SAC with an ensemble of diverse critics, and SAC-N, offline (arXiv:2110.01548)",
     "ravl": "model-based offline RL with EDAC's critics, and MBPO, MOPO (arXiv:2402.12527)",
@@ -26,5 +28,6 @@ AGENTS = {
     "pgd_iql": "IQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_td3bc": "TD3+BC on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_ofql": "OFQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
+    "token_pg": "objectives of language-model RL (GRPO, TOPR, OPMD, ...) on token tasks",
     "dqn": "deep Q-network with replay, double and n-step (arXiv:1509.06461)",
 }

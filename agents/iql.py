@@ -11,18 +11,23 @@ new V; the losses of V and policy use the target critics.
 In a box the policy is a normal distribution over actions scaled to [-1, 1], with mean tanh(...) and
 one state-independent log-std per dimension. For discrete actions the policy is categorical.
 
+V and Q do not depend on the policy, which `extraction` chooses among three losses of
+`jaxrl.extraction` on the same critics.
+
 Fine-tuning mixes batches from the dataset and from a replay buffer of the agent's transitions, half
 and half by default, with a constant learning rate.
 
 Deviations from the authors' code:
 - Fine-tuning draws from dataset and replay buffer separately; there one buffer holds both.
+- best_of_n takes the minimum of the target critics; Digi-Q's authors take the maximum, and clip
+  advantages to [0, 1].
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +41,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
@@ -58,6 +64,13 @@ class Config:
     """transitions per gradient step"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
+    extraction: Literal["awr", "best_of_n", "ddpg_bc"] = "awr"
+    """policy loss: advantage-weighted regression; cloning the best of the dataset's action and of
+    actions of the policy; or the gradient of Q with cloning, in boxes, where beta weighs Q"""
+    candidates: int = 16
+    """actions of the policy per row, for best_of_n"""
+    threshold: float = 0.0
+    """advantage from which the best action is cloned, for best_of_n"""
     finetune_steps: int = 0
     """environment steps of online fine-tuning after offline training; 0 turns it off"""
     num_envs: int = 1
@@ -219,16 +232,6 @@ def expectile_loss(error: Array, expectile: Array | float) -> Array:
     return jnp.mean(jnp.where(error < 0, 1 - expectile, expectile) * error**2)
 
 
-def advantage_weights(advantage: Array, beta: Array | float, max_weight: Array | float) -> Array:
-    """min(exp(β A), limit) [B] of advantages [B] (eq. 7)."""
-    return jnp.minimum(jnp.exp(beta * advantage), max_weight)
-
-
-def cloning_loss(log_prob: Array, weight: Array) -> Array:
-    """-mean w log π(a|s) [] of [B] each (eq. 7)."""
-    return -jnp.mean(weight * log_prob)
-
-
 # --- the agent -----------------------------------------------------------------------------------
 
 
@@ -242,6 +245,8 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
       UserError: the action space is not supported, or sizes do not fit together.
     """
     check(cfg)
+    if cfg.extraction == "ddpg_bc" and isinstance(spec.action, Discrete):
+        raise UserError("extraction=ddpg_bc needs actions in a box: use awr or best_of_n")
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
     value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
@@ -267,11 +272,24 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         # The new V at s and s' in one pass.
         v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
 
-        weight = advantage_weights(q_target - v, hp.beta, hp.max_weight)
+        cloned, weight = t.action, advantage_weights(q_target - v, hp.beta, hp.max_weight)
+        if cfg.extraction == "best_of_n":
+            dist = head.policy(state.actor, t.obs)
+            draw = lambda key: head.act(dist, head.noise(key, len(t.reward)), True)
+            own = jax.vmap(draw)(jax.random.split(key, cfg.candidates))
+            every = jnp.concatenate([t.action[None], own])
+            value_at = lambda action: jnp.min(head.twins(state.target, t.obs, action), 0)
+            cloned, weight = best_of(jax.vmap(value_at)(every) - v[None], every, cfg.threshold)
 
         def of_actor(actor: PyTree) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
-            loss = cloning_loss(head.log_prob(dist, t.action), weight)
+            log_prob = head.log_prob(dist, cloned)
+            if cfg.extraction == "ddpg_bc":
+                chosen = head.act(dist, head.noise(key, len(t.reward)), False)
+                q = jnp.min(head.twins(state.target, t.obs, chosen), 0)
+                loss = ddpg_bc_loss(q, log_prob, hp.beta)
+            else:
+                loss = cloning_loss(log_prob, weight)
             return loss, head.distance(dist, t.action)
 
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
@@ -315,7 +333,7 @@ def check(cfg: Config) -> None:
     """Raises UserError if sizes are too small or do not fit together."""
     check_offline(cfg)
     at_least(0, finetune_steps=cfg.finetune_steps)
-    at_least(1, num_envs=cfg.num_envs)
+    at_least(1, num_envs=cfg.num_envs, candidates=cfg.candidates)
     if not 0 <= cfg.data_share <= 1:
         raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
     if not cfg.finetune_steps:

@@ -38,6 +38,7 @@ from jaxrl.masks import ILLEGAL_LOGIT, legal_only, unmask
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
@@ -247,15 +248,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         return State(params, opt), metrics
 
-    agent = Agent(
-        init=init,
-        update=update,
-        act=policy.act,
-        noise=policy.noise,
-        masks=policy.masks,
-        hypers=Hypers(),
-    )
-    return with_statistics(cfg, spec, agent)
+    return with_statistics(cfg, spec, agent_of(policy, init, update, Hypers()))
 
 
 def acting(model: Networks, spec: EnvSpec) -> Policy:

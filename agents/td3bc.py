@@ -18,6 +18,7 @@ Deviations from the authors' code:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, Transition, as_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +88,47 @@ class State(NamedTuple):
     obs: Moments  # [*obs] mean and variance of the dataset's observations
 
 
+class Variant(NamedTuple):
+    """What relatives of TD3+BC change. Batches `t` have actions in [-1, 1] and scaled rewards.
+
+    actor_loss(q [B], chosen [B, A], t, hp) -> [] loss of the policy's actions
+    penalty(ahead [B, A], t, hp) -> [B], subtracted from the values of target actions
+
+    Attributes:
+      least: whether the actor maximises the minimum of both critics, or the first critic.
+      norm: whether critics have LayerNorm.
+    """
+
+    name: str
+    actor_loss: Callable[[Array, Array, Transition, Any], Array]
+    penalty: Callable[[Array, Transition, Any], Array] | None = None
+    least: bool = False
+    norm: bool = False
+
+
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
       UserError: the action space is not a bounded box of one axis, or a size is below 1.
     """
+    loss = lambda q, chosen, t, hp: actor_loss(q, chosen, t.action, hp.alpha)
+    return dataclasses.replace(make_variant(cfg, spec, Variant("td3bc", loss)), hypers=Hypers())
+
+
+def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
+    """TD3 on data, with the losses of a variant; raises as `make` does.
+
+    Args:
+      cfg: has the entries of `Config`; `hp` those of `Hypers`, except alpha.
+    """
     check_offline(cfg)
     at_least(1, policy_every=cfg.policy_every)
-    space = box_scale("td3bc", spec)
+    space = box_scale(variant.name, spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
     shape = (int(np.prod(spec.obs_shape)) + space.size,)
-    critic_net = nets.packed(nets.from_linen(nets.MLP(cfg.hidden, 1), shape))
+    mlp = nets.MLP(cfg.hidden, 1, norm=variant.norm)
+    critic_net = nets.packed(nets.from_linen(mlp, shape))
 
     def q_value(critic: PyTree, obs: Array, action: Array) -> Array:
         """Q-values [B] of one critic at unit actions."""
@@ -124,9 +154,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         t = scaled_rewards(batch.transitions, hp)
         obs, next_obs = (standardise_obs(cfg, state.obs, x) for x in (t.obs, t.next_obs))
         action = space.unit(t.action)
+        t = t._replace(action=action)
 
         ahead = smoothed(policy.apply(state.actor_target, next_obs), key, hp)
-        y = td_target(t, hp.gamma, jnp.min(twins(state.critic_target, next_obs, ahead), 0))
+        value = jnp.min(twins(state.critic_target, next_obs, ahead), 0)
+        if variant.penalty is not None:
+            value = value - variant.penalty(ahead, t, hp)
+        y = td_target(t, hp.gamma, value)
 
         def of_critic(critic: PyTree) -> tuple[Array, Array]:
             q = twins(critic, obs, action)
@@ -137,9 +171,11 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def of_actor(actor: PyTree) -> tuple[Array, Array]:
             chosen = policy.apply(actor, obs)
-            return actor_loss(
-                q_value(nets.pick(critic, 0), obs, chosen), chosen, action, hp.alpha
-            ), chosen
+            if variant.least:
+                q = jnp.min(twins(critic, obs, chosen), 0)
+            else:
+                q = q_value(nets.pick(critic, 0), obs, chosen)
+            return variant.actor_loss(q, chosen, t, hp), chosen
 
         def improve() -> tuple[PyTree, dict[str, Mean]]:
             at = Trainable(state.actor, state.opt[0])
@@ -165,10 +201,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         error = jnp.mean(jnp.abs(q - y[None]))
         return state, metrics | {"critic_loss": loss_q, "q": jnp.mean(q), "td_error": error}
 
-    return Agent(init=init, update=update, act=act, hypers=Hypers())
+    return Agent(init=init, update=update, act=act)
 
 
-def smoothed(action: Array, key: Array, hp: Hypers) -> Array:
+def smoothed(action: Array, key: Array, hp: Any) -> Array:
     """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²); unit actions [B, A]."""
     noise = hp.policy_noise * jax.random.normal(key, action.shape)
     return jnp.clip(action + jnp.clip(noise, -hp.noise_clip, hp.noise_clip), -1.0, 1.0)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.envs.names import EnvError
-from jaxrl.envs.wrappers import render_inner
+from jaxrl.envs.wrappers import inner_hooks
 from jaxrl.masks import map_obs, unmask
 from jaxrl.normalise import Moments, include, moments, standardise
 from jaxrl.teams import check_single
@@ -58,7 +58,7 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         inner, raw = persisted(env, last[0], fresh[0], map_obs(lambda _: fresh[1].mean, obs))
         return see(inner, last[1], raw)
 
-    hooks: Any = {"persist": persist, "render": render_inner(env)}
+    hooks: Any = {"persist": persist, **inner_hooks(env)}
     return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 
@@ -97,7 +97,7 @@ def normalised_rewards(env: Env, gamma: float = 0.99, clip: float = 10.0) -> Env
         inner, obs = persisted(env, last[0], fresh[0], obs)
         return (inner, fresh[1], last[2]), obs
 
-    hooks: Any = {"persist": persist, "render": render_inner(env)}
+    hooks: Any = {"persist": persist, **inner_hooks(env)}
     return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxrl import contract
-from jaxrl.envs import dmsd, maze, names, probes, reach
+from jaxrl.envs import dmsd, maze, names, probes, reach, tokens
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import (
@@ -41,6 +41,7 @@ def make(name: str, /, **options: Any) -> Env:
         "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
         "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
+        "tokens:modsum" (`jaxrl.envs.tokens`);
         "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
         "module", "module:attribute", "file.py" or "file.py:attribute" for an `Env` of your own or
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
@@ -79,7 +80,7 @@ def make(name: str, /, **options: Any) -> Env:
     if suite in names.SUITES:
         adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
         return _call(name, functools.partial(adapter.make, task), options)
-    own = probes.PROBES | maze.MAZES | {"dmsd": dmsd.make, "reach": reach.make}
+    own = probes.PROBES | maze.MAZES | tokens.TOKENS | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
     try:

@@ -53,7 +53,7 @@ def time_limit(env: Env, steps: int) -> Env:
 
     bound = min(limit, env.spec.max_steps or limit)
     spec = dataclasses.replace(env.spec, max_steps=bound)
-    hooks: Any = {"persist": persist_inner(env), "render": render_inner(env)}
+    hooks: Any = {"persist": persist_inner(env), **inner_hooks(env)}
     return dataclasses.replace(env, spec=spec, reset=reset, step=step, **hooks)
 
 
@@ -92,7 +92,7 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         inner, ts = env.step(key_step, inner, action, params)
         return (inner, action, jnp.zeros((), bool)), ts
 
-    hooks: Any = {"persist": persist_inner(env), "render": render_inner(env)}
+    hooks: Any = {"persist": persist_inner(env), **inner_hooks(env), "expert": None}
     return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
 
 
@@ -163,10 +163,13 @@ def persist_inner(env: Env) -> Persist | None:
     return persist
 
 
-def render_inner(env: Env) -> Callable[[PyTree, PyTree], Any] | None:
-    """`render` of a wrapper whose state is (state of `env`, ...). None if `env.render` is None."""
-    inner = env.render
-    return None if inner is None else lambda states, params: inner(states[0], params)
+def inner_hooks(env: Env) -> dict[str, Any]:
+    """`render` and `expert` of a wrapper whose state is (state of `env`, ...); None as in `env`."""
+
+    def on_inner(hook: Callable[[PyTree, PyTree], Any] | None) -> Any:
+        return None if hook is None else lambda state, params: hook(state[0], params)
+
+    return {"render": on_inner(env.render), "expert": on_inner(env.expert)}
 
 
 def with_params(env: Env, also: Iterable[str] = (), /, **values: Any) -> Env:

@@ -1,4 +1,4 @@
-"""The command line: jaxrl train | sweep | search | eval | report | render | data | list.
+"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, render, data and list.
 
 Checking names and printing help need no import of JAX, so both take no time.
 """
@@ -17,7 +17,14 @@ from typing import TypeVar
 from jaxrl.envs import names as env_names
 from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents, interrupts, streams
-from jaxrl.experiments.commands import EvalOptions, RenderOptions, ReportOptions, asked_help
+from jaxrl.experiments.commands import (
+    EvalOptions,
+    MergeOptions,
+    OpeOptions,
+    RenderOptions,
+    ReportOptions,
+    asked_help,
+)
 from jaxrl.experiments.requests import Request, read, tokenise
 from jaxrl.experiments.values import fields_of, fill
 
@@ -37,6 +44,9 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl report PATH [PATH ...] [--csv FILE] [--out FILE.pdf]
                                                       table and plots of runs and sweeps, also while
                                                       they are training
+  jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
+                                                      estimate values of policies from a dataset
+  jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
@@ -251,6 +261,28 @@ def _report(words: list[str]) -> None:
     report.report(paths, own.out, own.over, own.csv)
 
 
+def _ope(words: list[str]) -> None:
+    paths, own = _simple(OpeOptions, words)
+    if not paths:
+        raise UserError("ope needs a run: jaxrl ope runs/NAME --data FILE")
+
+    from jaxrl.experiments import jax_setup, ope
+
+    jax_setup.start()
+    ope.run(paths, own)
+
+
+def _merge(words: list[str]) -> None:
+    paths, own = _simple(MergeOptions, words)
+    if len(paths) != 2:
+        raise UserError("merge needs two runs: jaxrl merge runs/A runs/B --alpha 0,0.5,1")
+
+    from jaxrl.experiments import jax_setup, merge
+
+    jax_setup.start()
+    merge.run(paths[0], paths[1], own)
+
+
 def _data(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
@@ -283,6 +315,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "search": _search,
     "eval": _eval,
     "report": _report,
+    "ope": _ope,
+    "merge": _merge,
     "render": _render,
     "data": _data,
     "list": _list,

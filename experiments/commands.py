@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxrl.experiments.help import WIDTH, describe
 from jaxrl.experiments.options import Options
@@ -73,6 +73,70 @@ class ReportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class OpeOptions:
+    """Options of `jaxrl ope`."""
+
+    data: Path | None = None
+    """dataset: .npz, D4RL's .hdf5, or a Minari folder"""
+    epsilon: tuple[float, ...] = ()
+    """probabilities of random actions of the evaluated policies, one candidate each, for discrete
+    actions; by default 0, the greedy policy"""
+    std: tuple[float, ...] = ()
+    """std of normal noise around greedy actions, in half action ranges, one candidate each, for
+    boxes; by default 0, of which FQE alone gives estimates"""
+    gamma: float = bounded(0.99, least=0, most=1)
+    """discount factor"""
+    behaviour: Literal["auto", "data", "fitted"] = "auto"
+    """source of the behaviour policy's log-probabilities: recorded in the data, or a policy fitted
+    to the data; auto takes recorded ones for discrete actions if there are any"""
+    updates: int = bounded(20_000, least=1)
+    """gradient steps of FQE, and of the fitted behaviour policy"""
+    batch_size: int = bounded(256, least=1)
+    """transitions per gradient step"""
+    hidden: tuple[int, ...] = (128, 128)
+    """widths of the hidden layers of FQE and of the fitted behaviour policy"""
+    lr: float = bounded(3e-4, least=0)
+    """learning rate of Adam"""
+    episodes: int = bounded(0, least=0)
+    """episodes per candidate to play for true values, which show how well the estimates agree; by
+    default none"""
+    seed: int = bounded(0, least=0)
+    """seed of these episodes"""
+    out: Path | None = None
+    """file of the SharpeRatio@k figure: .png, .pdf or .svg; needs --episodes"""
+    csv: Path | None = None
+    """CSV file to write, with one row per candidate"""
+    agent: str | None = None
+    """custom agent of the runs, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the runs, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeOptions:
+    """Options of `jaxrl merge`."""
+
+    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """weights of the second run, from 0 to 1"""
+    episodes: int = bounded(128, least=1)
+    """episodes per member and weight"""
+    seed: int = bounded(0, least=0)
+    """seed of the evaluation; equal seeds give equal episodes"""
+    csv: Path | None = None
+    """CSV file to write, with one row per weight and member"""
+    agent: str | None = None
+    """custom agent of the runs, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the runs, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
 class InfoOptions:
     """Options of `jaxrl data info`."""
 
@@ -121,6 +185,26 @@ class DiffusionOptions:
     """file of the dataset: .npz or .hdf5; by default in data/"""
     trust: bool = False
     """import a custom agent that the run names; runs the code of whoever wrote the run"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieveOptions:
+    """Options of `jaxrl data retrieve`."""
+
+    threshold: float = bounded(0.85, least=0, most=1)
+    """lowest score of the rows that are kept, from 0 (farthest) to 1 (nearest)"""
+    balance: bool = False
+    """repeat the demonstrations until they are about as many rows as those retrieved"""
+    updates: int = bounded(20_000, least=1)
+    """gradient steps of the autoencoder"""
+    hidden: tuple[int, ...] = (256, 256)
+    """widths of the hidden layers of the autoencoder"""
+    latent: int = bounded(14, least=1)
+    """latent dimensions of the autoencoder"""
+    seed: int = bounded(0, least=0)
+    """seed of the autoencoder"""
+    out: Path = Path("data/retrieved.npz")
+    """file of the dataset: .npz or .hdf5"""
 
 
 class Page(NamedTuple):
@@ -176,6 +260,23 @@ PAGES = {
         (ReportOptions,),
         "jaxrl report runs/A runs/B --out curves.pdf",
     ),
+    "ope": Page(
+        "ope RUN [RUN ...] --data FILE [options]",
+        "Estimates values of trained policies from a dataset of another policy, without playing "
+        "them: fitted Q-evaluation (fqe), trajectory-wise and per-decision importance sampling "
+        "(tis, pdis), doubly robust (dr), and their self-normalised forms (sntis, snpdis, sndr). "
+        "The candidates are all members of the runs, each with every --epsilon or --std.",
+        (OpeOptions,),
+        "jaxrl ope runs/A runs/B --data data.npz --epsilon 0,0.1",
+    ),
+    "merge": Page(
+        "merge RUN_A RUN_B [options]",
+        "Merges trained policies in weight space, (1 - alpha) A + alpha B, member by member, and "
+        "evaluates them in the environments of both runs. For a policy B that was fine-tuned from "
+        "A on another task.",
+        (MergeOptions,),
+        "jaxrl merge runs/old runs/new --alpha 0,0.5,1",
+    ),
     "render": Page(
         "render RUN [options]",
         "Renders one episode of a member as a GIF: classic control, MinAtar, mazes, and custom "
@@ -201,6 +302,13 @@ PAGES = {
         "folder.",
         (ConvertOptions,),
         "jaxrl data convert halfcheetah-medium.hdf5 halfcheetah-medium.npz",
+    ),
+    "data retrieve": Page(
+        "data retrieve PRIOR EXPERT [options]",
+        "Adds the rows of a large dataset to a few demonstrations that resemble them: the nearest "
+        "in the latent space of an autoencoder of observations and actions (Behavior Retrieval).",
+        (RetrieveOptions,),
+        "jaxrl data retrieve prior.npz expert.npz --threshold 0.85 --out both.npz",
     ),
     "data make": Page(
         "data make ENV --level LEVEL[,LEVEL ...] [options] | ENV --from-diffusion RUN [options]",

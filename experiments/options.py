@@ -22,6 +22,12 @@ class Options:
     normalise_reward=0.99"""
     data: Path | None = None
     """dataset for an offline agent: .npz, D4RL's .hdf5, or a Minari folder"""
+    validation_share: float = bounded(0.0, least=0, below=1)
+    """share of the dataset, in whole episodes, that is held out for metrics named held_..., for
+    agents that learn from data alone"""
+    ope_updates: int = bounded(0, least=0)
+    """updates of fitted Q-evaluation at each evaluation of an offline agent, for a column ope_fqe:
+    the value of the policy estimated from the dataset; 0 turns it off"""
     base: tuple[Path, ...] = ()
     """run with trained policies to build on, for agents that need base policies; may be repeated"""
     from_run: Path | None = None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs, population
+from jaxrl import envs, population, validation
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
@@ -20,12 +20,12 @@ from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
+from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
-from jaxrl.snapshot import abstract_state
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
-    inputs: dict[str, PyTree]  # inputs of all members, on the host: {"data": Transition [D, ...]}
+    inputs: dict[str, PyTree]  # of all members, on the host: {"data": Transition [D, ...]}
     own: dict[str, PyTree]  # inputs of each member, on the host: {"base": Trained [P, ...]}
     meta: dict[str, Any]  # metadata of the dataset, see `Dataset`
     digests: dict[str, Any]  # see `settings.identity`
@@ -174,7 +174,10 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
         program = algorithm.program(
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
-        return program.exploring() if own.eval_explore else program
+        program = program.exploring() if own.eval_explore else program
+        if own.ope_updates:
+            program = with_fqe(program, env.spec, own.ope_updates)
+        return validation.validated(program) if own.validation_share else program
     except UserError as error:
         if acts_in(algorithm, env.spec):
             raise
@@ -198,6 +201,10 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
+    for name in ("validation_share", "ope_updates"):
+        if not offline and getattr(options, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"{agent} does not learn from a dataset: remove --{flag}")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -251,7 +258,11 @@ def read_inputs(
         datasets.check_successors(data, settings.agent)
     rows = with_states(env.spec.name, data.transitions) if "state" in wanted else data.transitions
     extras = {name: x for name, x in rows.extras.items() if name in wanted}
-    return {"data": datasets.compact(rows._replace(extras=extras))}, data.meta
+    rows = rows._replace(extras=extras)
+    share = settings.options.validation_share
+    parts = validation.split(rows, share) if share else (rows,)
+    names = ("data", validation.NAME)
+    return dict(zip(names, map(datasets.compact, parts), strict=False)), data.meta
 
 
 def place(
@@ -347,36 +358,3 @@ def check_episodes(settings: Settings, env: Env, members: int) -> None:
     size = together * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     what = f"an evaluation with {options.eval_episodes:,} episodes per member"
     memory.check_fits(size, what, "pass fewer episodes")
-
-
-def state_bytes(ready: Plan) -> int:
-    """Bytes of one member's state in its largest stage, with its inputs and earlier results.
-
-    Tracing the states also finds errors before compilation.
-
-    Raises:
-      UserError: a size is too large for int32.
-    """
-    try:
-        return _state_bytes(ready)
-    except (OverflowError, TypeError) as error:
-        sizes = vars(ready.settings.cfg)
-        large = [name for name, x in sizes.items() if isinstance(x, int) and x >= 2**31]
-        if not large:
-            raise
-        raise UserError(
-            f"--agent.{large[0].replace('_', '-')} {sizes[large[0]]} is too large: sizes of arrays "
-            "must be less than 2^31"
-        ) from error
-
-
-def _state_bytes(ready: Plan) -> int:
-    size = device_memory.tree_bytes
-    own = {stage.name for stage in ready.program.stages if not stage.shared}
-    found = []
-    for index, stage in enumerate(ready.program.stages):
-        state = abstract_state(ready.program, ready.hp, ready.inputs, index, ready.own)
-        here = size(state.member) // (ready.members if stage.name in own else 1)
-        left = size([ready.own, *(x for name, x in state.results.items() if name in own)])
-        found.append(here + left // ready.members)
-    return max(found)

@@ -57,8 +57,9 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = dataclasses.asdict(settings.options)
     kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
-    if not kept["eval_explore"]:  # runs from before this option have none
-        del kept["eval_explore"]
+    for name in ("eval_explore", "validation_share", "ope_updates"):
+        if not kept[name]:  # runs from before this option have none
+            del kept[name]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}
     return {"agent": settings.agent, **kept, **digests, "settings": own, **points}

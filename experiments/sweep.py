@@ -38,7 +38,6 @@ from jaxrl.experiments.console import (
     size,
 )
 from jaxrl.experiments.options import SweepOptions
-from jaxrl.experiments.plan import state_bytes
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import (
@@ -48,6 +47,7 @@ from jaxrl.experiments.run_folders import (
     open_together,
     read_sweep,
 )
+from jaxrl.experiments.sizes import state_bytes
 from jaxrl.experiments.sweep_plan import Program, full_names, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, folders, records

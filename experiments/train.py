@@ -8,13 +8,14 @@ from typing import Any
 
 from jaxrl.experiments import compare_bases, train_loop
 from jaxrl.experiments.console import device_kind, plural, print_line, short_path, size
-from jaxrl.experiments.plan import Plan, place, state_bytes
+from jaxrl.experiments.plan import Plan, place
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
 from jaxrl.experiments.requests import from_call
 from jaxrl.experiments.restore import digests_of, prepare, settle
 from jaxrl.experiments.run_folders import check_processes, open_together, width_of
 from jaxrl.experiments.settings import Settings, identity
+from jaxrl.experiments.sizes import batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
@@ -61,6 +62,7 @@ def train(settings: Settings) -> dict[str, Any]:
     first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
+    device_memory.check_temporary("a batch", batch_bytes(ready), ready.layout)
     with contextlib.ExitStack() as stack:
         opened = records.open_run(path, own, context(ready), options.overwrite)
         run = open_together(processes, path, "run", lambda: stack.enter_context(opened))

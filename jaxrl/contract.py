@@ -66,8 +66,19 @@ def checked(env: Env) -> Env:
         _same_state(env, fresh, state, "persist")
         return state, obs
 
-    again = None if env.persist is None else persist
-    return dataclasses.replace(env, reset=reset, step=step, persist=again)
+    def expert(state: PyTree, params: PyTree) -> Array:
+        assert env.expert is not None
+        found = _call(env, "expert(state, params)", env.expert, state, params)
+        if not isinstance(env.spec.action, Discrete):
+            raise UserError(f"{env.spec.name}: only discrete actions can have an expert")
+        _expect(f"{env.spec.name}: expert's result", found, (env.spec.action.n,), "float32")
+        return found
+
+    hooks: Any = {
+        "persist": None if env.persist is None else persist,
+        "expert": None if env.expert is None else expert,
+    }
+    return dataclasses.replace(env, reset=reset, step=step, **hooks)
 
 
 def check_env(env: Env) -> None:
@@ -92,6 +103,8 @@ def check_env(env: Env) -> None:
                 )
     if sound.persist is not None:
         jax.eval_shape(sound.persist, state, state, obs)
+    if sound.expert is not None:
+        jax.eval_shape(sound.expert, state, env.params)
     flags = lambda *args: env.step(*args)[1][2:4]
     if _same_flag(jax.make_jaxpr(flags)(key, state, action, env.params)):
         raise UserError(
@@ -107,7 +120,8 @@ def _call(env: Env, signature: str, fn: Callable[..., Any], *args: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        name, form = signature.partition("(")[0], STEP if "step" in signature else "(state, obs)"
+        name = signature.partition("(")[0]
+        form = {"step": STEP, "expert": "probabilities [A]"}.get(name, "(state, obs)")
         frames = traceback.extract_tb(error.__traceback__)
         own = [x for x in frames if "site-packages" not in x.filename and x.filename != __file__]
         where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""

@@ -92,6 +92,44 @@ class Normal(NamedTuple):
         return jnp.sum(other.log_std - self.log_std + 0.5 * (var + shift * shift - 1), -1)
 
 
+class TruncatedNormal(NamedTuple):
+    """Independent normal components restricted to [-1, 1]. mean and log_std [..., A].
+
+    Means lie in [-1, 1], where log-densities are exact: the interval holds much of the mass.
+    """
+
+    mean: Array
+    log_std: Array
+
+    @staticmethod
+    def noise(key: Array, shape: tuple[int, ...]) -> Array:
+        """Uniform numbers in [0, 1) of shape [..., A]."""
+        return jax.random.uniform(key, shape)
+
+    @property
+    def mode(self) -> Array:
+        """[..., A]."""
+        return self.mean
+
+    def _ends(self) -> tuple[Array, Array]:
+        """Cumulative probabilities [..., A] of the untruncated components at -1 and 1."""
+        scale = jnp.exp(-self.log_std)
+        low, high = (-1 - self.mean) * scale, (1 - self.mean) * scale
+        return jax.scipy.special.ndtr(low), jax.scipy.special.ndtr(high)
+
+    def sample(self, noise: Array) -> Array:
+        """Actions [..., A] from uniform `noise` [..., A], by the inverse of the distribution."""
+        low, high = self._ends()
+        z = jax.scipy.special.ndtri(jnp.clip(low + noise * (high - low), 1e-7, 1 - 1e-7))
+        return jnp.clip(self.mean + jnp.exp(self.log_std) * z, -1.0, 1.0)
+
+    def log_prob(self, action: Array) -> Array:
+        """[...] of actions [..., A] in [-1, 1]."""
+        low, high = self._ends()
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * (z * z + LOG_2PI) - self.log_std - jnp.log(high - low), -1)
+
+
 def tanh_correction(pre: Array) -> Array:
     """Sum of log(1 - tanh(pre)²) [...] over the last axis of `pre` [..., A].
 

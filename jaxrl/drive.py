@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.compiling import compiler_options
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.population import Layout, Placement, first, lift, member_keys, run_key
 from jaxrl.program import (
@@ -268,7 +269,9 @@ class _Run:
         clock = time.perf_counter()
         donate = 0 if what == "advance" else ()
         lifted = lift(self.plan)(fn, self.program.stages[index])
-        executable = jax.jit(lifted, donate_argnums=donate).lower(*args).compile()
+        traced = jax.jit(lifted, donate_argnums=donate).trace(*args)
+        platform = self.plan.mesh.devices.flat[0].platform
+        executable = traced.lower().compile(compiler_options(traced, platform))
         memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
         self.hooks.compiled(Compiled(index, what, time.perf_counter() - clock, memory))
         self.built[index, what] = executable

@@ -26,7 +26,7 @@ class Masked(NamedTuple):
     legal: Array  # [..., A] bool; one without any legal action counts as all legal
 
 
-def unmask(seen: Array | Masked) -> tuple[Array, Array | None]:
+def unmask(seen: Any) -> tuple[Any, Any]:
     """(observation, legal actions) of an observation; None without a mask."""
     return (seen.obs, seen.legal) if isinstance(seen, Masked) else (seen, None)
 

@@ -29,6 +29,24 @@ def uniform(batch_size: int, name: str = "data") -> Source:
     return Source(init=init, next=next)
 
 
+def following(batch_size: int) -> Source:
+    """`uniform` with extras of the next row: "next_action" [B, ...], and "next_row" [B] bool, False
+    where the episode ends or the data do, so that the next row is no successor."""
+
+    def init(key, learner_state, hp, inputs):
+        return ()
+
+    def next(src, learner_state, hp, inputs, key, step):
+        data: Transition = inputs["data"]
+        count = data.reward.shape[0]
+        rows = below(key, batch_size, jnp.int32(count))
+        t, ahead = gather(data, rows), jnp.minimum(rows + 1, count - 1)
+        own = {"next_action": data.action[ahead], "next_row": ~t.done & (rows + 1 < count)}
+        return src, Batch(t._replace(extras=t.extras | own)), {}
+
+    return Source(init=init, next=next)
+
+
 def whole(name: str = "data") -> Source:
     """Batches of all rows [D] of inputs[name], a `Transition`: an update is an epoch."""
 

@@ -132,6 +132,11 @@ class Env:
     [L + 1, ...]), as images or as the text of an HTML page:
 
     render(states, params) -> images [L + 1, H, W, 3] uint8, or str
+
+    `expert` gives the probabilities with which an expert takes the discrete actions in a state.
+    If success is still possible, exactly the actions that keep it possible have positive ones:
+
+    expert(state, params) -> probabilities [A]
     """
 
     spec: EnvSpec
@@ -144,6 +149,7 @@ class Env:
     array_obs: bool = True
     reset_pool: int | None = None
     render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
+    expert: Callable[[PyTree, PyTree], Array] | None = None
 
 
 # --- experience ----------------------------------------------------------------------------------

@@ -52,6 +52,14 @@ def numbers(hp: Any) -> Any:
     return jax.tree.map(jnp.float32, hp)
 
 
+def relu_net(params: np.ndarray, x: Any, width: int, out: int) -> np.ndarray:
+    """One hidden layer in numpy; the output's bias and kernel come first in the vector."""
+    sizes = np.cumsum([out, width * out, width, x.shape[1] * width])
+    b2, w2, b1, w1 = np.split(np.float64(params), sizes[:-1])
+    hidden = np.maximum(x @ w1.reshape(-1, width) + b1, 0)
+    return hidden @ w2.reshape(width, out) + b2
+
+
 def fit(agent: Agent, updates: int) -> Callable[[Any, Transition], PyTree]:
     """(hp, data) -> the state after `updates` updates on all rows at once; to be vmapped."""
 

@@ -16,7 +16,19 @@ from jaxrl.agents import AGENTS, pqn
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents, requests, train
 
-CONTINUOUS = ("bc", "cql", "pqn_continuous", "td3bc", "edac", "ravl", "cdsa", "dql", "ofql")
+CONTINUOUS = (
+    "bc",
+    "cql",
+    "pqn_continuous",
+    "td3bc",
+    "rebrac",
+    "prdc",
+    "edac",
+    "ravl",
+    "cdsa",
+    "dql",
+    "ofql",
+)
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -80,12 +80,12 @@ def test_hypers_by_default_and_with_parameters_of_the_environment(results: Any) 
     plain = jax.tree.leaves(train(key).states)  # constants in the program, so up to rounding
     given = jax.tree.leaves(train(key, pqn.Hypers()).states)
     env = tiny.walk()
-    whole = jax.tree.leaves(train(key, HyperParams(pqn.Hypers(), env.params)).states)
-    calm = train(key, HyperParams(pqn.Hypers(), {"noise": 0.0}))
-    for a, b, c in zip(plain, given, whole, strict=True):
+    with_noise = lambda noise: train(key, HyperParams(pqn.Hypers(), {"noise": noise}))
+    whole, calm = with_noise(env.params["noise"]), with_noise(jnp.float32(0))
+    for a, b, c in zip(plain, given, jax.tree.leaves(whole.states), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
         np.testing.assert_array_equal(b, c)
-    assert not np.array_equal(calm.returns, train(key).returns)
+    assert not np.array_equal(calm.returns, whole.returns)
 
 
 def test_policy_of_a_member(results: Any) -> None:

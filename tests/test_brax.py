@@ -44,7 +44,13 @@ def playing(env, actions):
 # --- brax ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", names.BRAX)
+QUICK_TO_COMPILE = ("brax:reacher", "brax:inverted_pendulum")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK_TO_COMPILE else pytest.param(n, marks=pytest.mark.slow) for n in names.BRAX],
+)
 def test_contract(name):
     env = envs.make(name)
     registry.check_env(env)
@@ -171,6 +177,7 @@ def test_own_brax_environment():
         adapter.adapt(Toy(lambda x: {"x": x}), name="toy")
 
 
+@pytest.mark.slow
 def test_options():
     env = envs.make("brax:inverted_pendulum:spring", max_steps=50, n_frames=1)
     assert env.spec.name == "brax:inverted_pendulum" and env.spec.max_steps == 50

@@ -78,6 +78,7 @@ def fitted(cfg: cdsa.Config, name: str, context: Array) -> Any:
     return diffusion.scaled_epsilon(call[name], context)
 
 
+@pytest.mark.slow
 def test_score_of_normal_data() -> None:
     """-(x - m) / (v + σ²), to 5 % of its size within two deviations."""
     sizes: dict[str, Any] = {"updates": 8000, "batch_size": 512, "hidden": (32, 32)}
@@ -343,6 +344,7 @@ def run_cdsa(folder: Path, *words: str) -> int:
     return cli.main(["train", "cdsa", *COMMON, "--data", f"{folder}/aim.npz", *words])
 
 
+@pytest.mark.slow
 def test_one_model_for_two_runs(folder: Path, capsys: Any) -> None:
     """Members are those that both have, with and without correction; these act as their bases."""
     out = folder / "cdsa"

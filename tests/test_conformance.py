@@ -36,12 +36,17 @@ from jaxrl.agents import (
     pqn,
     pqn_continuous,
     pqn_rnn,
+    prdc,
     ravl,
+    rebrac,
     sac,
     td3bc,
+    token_pg,
 )
 from jaxrl.drive import Built, Hooks, drive
+from jaxrl.envs import tokens
 from jaxrl.experiments.restore import abstract_rows
+from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.policies import Switch, Trained, one_of
 from jaxrl.program import Program, Result, Stage, train
 from jaxrl.snapshot import abstract_learner, abstract_state
@@ -63,6 +68,7 @@ class Case:
     spec: EnvSpec
     hp: HyperParams
     plain: PyTree  # the agent's Hypers as Python numbers
+    unread: frozenset[str] = frozenset()  # hyperparameters of other settings of the agent
     inputs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
     @property
@@ -161,6 +167,16 @@ def _bc() -> Case:
 def _td3bc() -> Case:
     hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
     return _case(td3bc, td3bc.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _rebrac() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "critic_penalty": 0.5}
+    return _case(rebrac, rebrac.Config(**LOGGED), tiny.glide(), **hypers)
+
+
+def _prdc() -> Case:
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "beta": 1.0}
+    return _case(prdc, prdc.Config(**LOGGED, chunk=5), tiny.glide(), **hypers)
 
 
 def _cql() -> Case:
@@ -275,6 +291,27 @@ def _cdsa() -> Case:
     )
 
 
+def _token_pg() -> Case:
+    """An objective with rollouts and expert traces; hyperparameters of others change nothing."""
+    env = tokens.make("modsum", 2, digits=1, length=2)
+    cfg = token_pg.Config(
+        objective="chord",
+        updates=5,
+        prompts=2,
+        group=4,
+        staleness=1,
+        epochs=2,
+        minibatches=2,
+        embedding=4,
+        memory=4,
+    )
+    hypers = {"lr": 0.1, "clip_low": 0.05, "clip_high": 0.05, "dual_clip": 1.1}
+    case = _case(token_pg, cfg, env, **hypers, max_grad_norm=0.1)
+    read = {*token_pg.GENERAL, *OBJECTIVES[cfg.objective].uses}
+    names = {field.name for field in dataclasses.fields(token_pg.Hypers)}
+    return dataclasses.replace(case, unread=frozenset(names - read))
+
+
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
@@ -286,6 +323,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
     "bc": functools.cache(_bc),
     "td3bc": functools.cache(_td3bc),
+    "rebrac": functools.cache(_rebrac),
+    "prdc": functools.cache(_prdc),
     "cql": functools.cache(_cql),
     "iql": functools.cache(_iql),
     "edac": functools.cache(_edac),
@@ -294,9 +333,16 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
+    "token_pg": functools.cache(_token_pg),
 }
 
+# Relatives of other agents: by default only what takes no compiling.
+RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc")
+
 every_agent = pytest.mark.parametrize("name", AGENTS)
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in RELATIVES else n for n in AGENTS]
+)
 
 
 # --- one agent -----------------------------------------------------------------------------------
@@ -423,7 +469,7 @@ def test_a_policy_is_restored_without_data(name: str) -> None:
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-@every_agent
+@each_kind
 def test_a_whole_run_exports(name: str) -> None:
     """One lowering for CPUs, GPUs and TPUs, without calls back into Python."""
     case = AGENTS[name]()
@@ -515,7 +561,10 @@ class Population:
         return Run(states, metrics, evals)
 
 
-@every_agent
+ALONE = ("pqn", "ppo", "dqn")  # agents that are trained alone by default; the others under `slow`
+
+
+@each_kind
 def test_runs(name: str) -> None:
     """Everything that takes whole runs, by the few programs that they share."""
     runs = Population(AGENTS[name]())
@@ -525,13 +574,14 @@ def test_runs(name: str) -> None:
     check_order(runs, result)
     check_neighbour(runs, result)
     check_hypers(runs)
-    check_alone(runs, result)
+    if name in ALONE:
+        check_alone(runs, result)
 
 
 @pytest.mark.slow
 @every_agent
 def test_a_run_as_one_program(name: str) -> None:
-    """The bits of the chunks from the host, on one device; `test_engine` has a row per source."""
+    """The bits of the chunks from the host, on one device, and one member by itself."""
     runs = Population(AGENTS[name]())
     plan = population.layout(runs.count, jax.devices()[:1], WIDTH)
     ids, hp = plan.pad((jnp.arange(runs.count), runs.hp), runs.count)
@@ -544,6 +594,7 @@ def test_a_run_as_one_program(name: str) -> None:
     assert bits(driven.evals) == bits(forward(whole.evals))
     for a, b in zip(leaves(driven.metrics), leaves(means(forward(whole.metrics))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+    check_alone(runs, driven)
 
 
 def check_finite(result: Run) -> None:
@@ -585,7 +636,8 @@ def check_hypers(runs: Population) -> None:
     base = bits(row(result, 0))
     assert bits(row(result, runs.count - 1)) == base
     dead = [name for i, name in enumerate(runs.names) if bits(row(result, i + 1)) == base]
-    assert not dead, f"changing {dead} changes nothing"
+    unread = {f"agent.{name}" for name in runs.case.unread}
+    assert set(dead) == unread, f"changing {dead} changes nothing"
 
 
 def check_alone(runs: Population, result: Run) -> None:

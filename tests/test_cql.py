@@ -82,6 +82,7 @@ def test_update_by_hand(learned: bool) -> None:
     np.testing.assert_allclose(new.log_temperature - state.log_temperature, step, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pushes_q_down_outside_the_data() -> None:
     """All rewards are 1, all actions near 0.5: the regulariser makes Q lower elsewhere."""
     rng = np.random.default_rng(0)

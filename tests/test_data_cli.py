@@ -180,6 +180,7 @@ def check_replay(env: Env, t: Any) -> None:
     np.testing.assert_array_equal(t.start, episodes.starts(t.terminated | t.truncated))
 
 
+@pytest.mark.slow
 def test_make_maze_data(jaxrl: Run, tmp_path: Path) -> None:
     code, _, err = jaxrl("make", "maze:umaze", "--level", "play,random", "--steps", "1_500")
     assert code == 0, err

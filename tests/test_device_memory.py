@@ -9,7 +9,8 @@ import pytest
 
 from jaxrl import population
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli
+from jaxrl.experiments import cli, restore, sizes
+from jaxrl.experiments.settings import resolve
 from jaxrl.runs import device_memory
 
 
@@ -43,6 +44,7 @@ def test_sizes_of_requests_are_refused_before_anything_is_built(
     wide = [f"agent.{name}=lin:0.1:0.9:300000" for name in ("lr", "gamma", "lam")]
     for words, told in (
         ([*dqn, "--agent.capacity", "1e10"], "--agent.capacity 10000000000 is too large"),
+        ([*dqn, "--agent.batch-size", "1e10"], "a batch needs"),
         ([*pqn, "--seeds", "1e9"], "population of 1,000,000,000 members"),
         ([*pqn, "--eval-episodes", "1e10"], "10,000,000,000 episodes per member"),
         ([*sweep, "agent.lr=log:1e-5:1e-2:1e9"], "is not log"),
@@ -53,6 +55,14 @@ def test_sizes_of_requests_are_refused_before_anything_is_built(
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line, line
     assert not list(tmp_path.iterdir())
+
+
+def test_bytes_of_a_batch() -> None:
+    """Rows of four observations, an action, a reward, four of the successor, and three flags."""
+    options = {"env": "CartPole-v1", "agent": {"batch_size": 128, "gradient_steps": 3}, "seeds": 2}
+    ready = restore.prepare(resolve("dqn", options | {"preset": "none"}))
+    row = 4 * (4 + 1 + 1 + 4) + 3
+    assert sizes.batch_bytes(ready) == 3 * 128 * row
 
 
 def test_temporary_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ LEVERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_bandit_of_two_modes() -> None:
     """Cloning spreads over both, Q leaves the better one."""
     cfg = dql.Config(**LEVERS)

@@ -22,7 +22,14 @@ from jaxrl.types import Box, Discrete, Env, EnvSpec
 MADE = [name for name in names.GYMNAX if name != "MNISTBandit-bsuite"]
 ALL = [*MADE, *names.PROBES]
 LIMIT, ENVS, STEPS = 7, 3, 16
-SLOW = ("Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar")  # 5 s of compiling each
+SLOW = {  # to compile
+    *(f"{game}-MinAtar" for game in ("Asterix", "Freeway", "Seaquest", "SpaceInvaders")),
+    *(
+        f"{task}-misc"
+        for task in ("BernoulliBandit", "GaussianBandit", "Pong", "Reacher", "Swimmer")
+    ),
+    "Acrobot-v1",
+}
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,9 @@ VARIANTS = {
     "pgd_ofql": {"pgd", "ofql"},
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
+    "prdc": {"td3bc"},
     "ravl": {"edac"},
+    "rebrac": {"td3bc"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 

@@ -116,6 +116,7 @@ def test_sizes_that_do_not_fit(sizes: dict[str, Any], told: str) -> None:
         ofql.make(ofql.Config(**sizes), BOX)
 
 
+@pytest.mark.slow
 def test_eval_steps_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_eval_steps_of_a_run(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bandit_of_two_modes() -> None:
     """Cloning spreads over both, Q leaves the better one."""
     cfg = ofql.Config(**LEVERS, updates=600)

@@ -305,7 +305,9 @@ def test_batches_hold_what_is_in_use() -> None:
     assert set(np.asarray(batch.transitions.reward)) == set(range(5))
 
 
-@pytest.mark.parametrize("module", [pgd_iql, pgd_td3bc, pgd_ofql])
+@pytest.mark.parametrize(
+    "module", [pgd_iql, *(pytest.param(m, marks=pytest.mark.slow) for m in (pgd_td3bc, pgd_ofql))]
+)
 def test_kinds_of_experience(module: Any) -> None:
     """Every agent learns from each, unchanged: whole runs trace, and the stages are these."""
     env = tiny.glide()
@@ -364,6 +366,7 @@ def leaves(tree: Any) -> list[bytes]:
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_a_model_serves_other_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

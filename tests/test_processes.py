@@ -151,6 +151,7 @@ def test_four_processes_give_the_bits_of_one(reference: Path, tmp_path: Path) ->
     cluster.assert_same(out, reference)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_it_goes_on(reference: Path, tmp_path: Path) -> None:
     assert kill_one(tmp_path / "run", victim=1) < 30
     go_on(tmp_path / "run", reference)
@@ -196,7 +197,9 @@ def test_a_damaged_shard_is_passed_over_by_all(reference: Path, tmp_path: Path) 
     assert any(newest.parent.glob("damaged-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     running = cluster.start(out, inject=[SLOW], more=["--checkpoint-seconds", "1000"])

@@ -8,20 +8,12 @@ import jax
 import jax.numpy as jnp
 import logged
 import numpy as np
-from logged import BOX, numbers, rows, table
+from logged import BOX, numbers, relu_net, rows, table
 
 from jaxrl.agents import bc, td3bc
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,), "normalise_obs": False}
-
-
-def relu_net(params: np.ndarray, x: Any, width: int, out: int) -> np.ndarray:
-    """One hidden layer in numpy; the output's bias and kernel come first in the vector."""
-    sizes = np.cumsum([out, width * out, width, x.shape[1] * width])
-    b2, w2, b1, w1 = np.split(np.float64(params), sizes[:-1])
-    hidden = np.maximum(x @ w1.reshape(-1, width) + b1, 0)
-    return hidden @ w2.reshape(width, out) + b2
 
 
 def test_critic_loss_by_hand() -> None:

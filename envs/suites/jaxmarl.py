@@ -110,7 +110,7 @@ def _actions(name: str, game: Any) -> int:
     """The number of actions of each agent."""
     spaces = [game.action_space(agent) for agent in game.agents]
     views = {game.observation_space(agent).shape for agent in game.agents}
-    counts = {getattr(space, "n", None) for space in spaces}
+    counts: set[Any] = {getattr(space, "n", None) for space in spaces}
     if len(counts) > 1 or len(views) > 1 or None in counts:
         raise EnvError(f"the agents of {name} differ, or have other than discrete actions")
     return int(counts.pop())

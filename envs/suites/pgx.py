@@ -76,7 +76,7 @@ def make(task: str, *, opponent: Opponent | str = "random") -> Env:
         after = game.step(state, action.astype(jnp.int32), jax.random.key_data(key))
         return strong(after)
 
-    def observe(state: Any) -> Masked:
+    def observe(state: Any) -> Any:
         return Masked(_floats(state.observation), state.legal_action_mask)
 
     @lenient

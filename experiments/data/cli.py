@@ -1,4 +1,4 @@
-"""jaxrl data info | convert | make: describes, converts and generates datasets."""
+"""jaxrl data info | convert | retrieve | make: describes, converts and generates datasets."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from jaxrl.experiments.commands import (
     DiffusionOptions,
     InfoOptions,
     MakeOptions,
+    RetrieveOptions,
 )
 from jaxrl.experiments.console import print_line
-from jaxrl.experiments.data import collect, generate
+from jaxrl.experiments.data import collect, generate, retrieve
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
 from jaxrl.runs import figures, trial_plots
@@ -29,6 +30,9 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
   jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
   jaxrl data convert FROM TO                   convert to another format
      both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
+  jaxrl data retrieve PRIOR EXPERT [--threshold 0.85] [--out FILE]
+                                               add rows of a dataset to demonstrations that they
+                                               resemble
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
                       [--agent AGENT] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
@@ -54,15 +58,23 @@ def main(words: Sequence[str]) -> None:
     commands: dict[str, Callable[[list[str], dict[str, Words]], None]] = {
         "info": _info,
         "convert": _convert,
+        "retrieve": _retrieve,
         "make": _make,
     }
     if not words or words[0] not in commands:
         hint = nearest(words[0], commands) if words else ""
         raise UserError(
-            f"jaxrl data info FILE | convert FROM TO | make ENV --level LEVEL; or --help{hint}"
+            "jaxrl data info FILE | convert FROM TO | retrieve PRIOR EXPERT | make ENV --level "
+            f"LEVEL; or --help{hint}"
         )
-    records = (InfoOptions, ConvertOptions, MakeOptions, DiffusionOptions)
-    single = {name: field for record in records for name, field in fields_of(record).items()}
+    own: dict[str, tuple[type, ...]] = {
+        "info": (InfoOptions,),
+        "convert": (ConvertOptions,),
+        "retrieve": (RetrieveOptions,),
+        "make": (MakeOptions, DiffusionOptions),
+    }
+    records = map(fields_of, own[words[0]])
+    single = {name: field for fields in records for name, field in fields.items()}
     commands[words[0]](*tokenise(words[1:], single))
 
 
@@ -89,6 +101,17 @@ def _convert(paths: list[str], given: dict[str, Words]) -> None:
     data = datasets.load(source, own.max_episode_steps)
     datasets.save(target, data)
     print_line(f"{target}: {len(data.transitions.reward):,} rows")
+
+
+def _retrieve(paths: list[str], given: dict[str, Words]) -> None:
+    own = fill(RetrieveOptions, given)
+    if len(paths) != 2:
+        raise UserError(
+            "data retrieve needs two datasets: jaxrl data retrieve prior.npz expert.npz"
+        )
+    _check_free(own.out)
+    prior, expert = (datasets.load(path) for path in paths)
+    _keep(own.out, retrieve.retrieve(prior, expert, own))
 
 
 def _make(envs: list[str], given: dict[str, Words]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxrl.errors import UserError
 from jaxrl.experiments.search.options import Options
 from jaxrl.experiments.summary import last_trained
+from jaxrl.ope.during import NAME as OPE
 from jaxrl.runs import stats
 
 
@@ -69,8 +70,10 @@ def objective(own: Options) -> Objective:
             "--eval-budget must be at least --trials, one episode each, and excludes --halving"
         )
     kind, _, metric = own.objective.partition(":")
-    if own.objective != "return" and not (kind == "metric" and metric):
-        raise UserError(f"--objective must be return or metric:NAME, not {own.objective!r}")
+    metric = OPE if own.objective == "ope:fqe" else metric
+    if own.objective not in ("return", "ope:fqe") and not (kind == "metric" and metric):
+        told = f"not {own.objective!r}"
+        raise UserError(f"--objective must be return, ope:fqe or metric:NAME, {told}")
     name, _, share = own.statistic.partition(":")
     try:
         cvar = None if own.statistic == "iqm" else float(share)

@@ -21,7 +21,8 @@ class Options:
     sampler: Literal["tpe", "cmaes", "qmc", "random", "grid"] = "tpe"
     """Optuna sampler; cmaes needs the package cmaes, grid needs a list of values per setting"""
     objective: str = "return"
-    """objective: return, or metric:NAME for a logged metric, for example metric:td_error"""
+    """objective: return; metric:NAME for a logged metric, for example metric:td_error; or ope:fqe
+    for the value that an offline agent's dataset predicts, which needs --ope-updates"""
     minimise: bool = False
     """minimise the objective instead of maximising it"""
     score: Literal["final", "mean"] = "final"

@@ -18,13 +18,15 @@ import numpy as np
 from jaxrl import drive
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import train_loop
-from jaxrl.experiments.plan import Plan, state_bytes
+from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.settings import Settings
+from jaxrl.experiments.sizes import batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, last_trained, summarise
+from jaxrl.ope.during import NAME as OPE
 from jaxrl.runs import device_memory, metrics, records
 from jaxrl.runs.processes import Processes
 from jaxrl.snapshot import abstract_state
@@ -140,6 +142,10 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     last = len(ready.program.stages) - 1
     state = abstract_state(ready.program, ready.hp, ready.inputs, last, ready.own).member
     known = ["return", "length", *state.metrics]
+    if settings.options.ope_updates:
+        known.append(OPE)
+    elif engine.objective.metric == OPE:
+        raise UserError("--objective ope:fqe needs --ope-updates, for example --ope-updates 5000")
     if engine.objective.metric not in known:
         raise UserError(
             f"--objective metric:{engine.objective.metric}: unknown metric"
@@ -148,6 +154,7 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(state_bytes(ready), end - first, ready.layout, free)
+    device_memory.check_temporary("a batch", batch_bytes(ready), ready.layout)
     return ready.layout.width
 
 

@@ -35,7 +35,7 @@ def check_temporary(what: str, size: int, layout: Layout) -> None:
     """Checks that the temporary memory of a compiled program is free, before its first launch.
 
     Args:
-      what: name of the program.
+      what: name of the program, or what it allocates.
       size: bytes on each device.
 
     Raises:

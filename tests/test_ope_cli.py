@@ -1,0 +1,84 @@
+"""`jaxrl ope`: from runs and a dataset to a table, a CSV file and a figure."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxrl.evaluate import evaluator
+from jaxrl.experiments import cli
+from jaxrl.experiments.ope import discounting
+from jaxrl.experiments.ope_report import Found, agreement
+from jaxrl.types import HyperParams, Policy
+
+FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
+QUICK = ["--updates", "3", "--hidden", "4", "--batch-size", "8"]
+
+
+def test_members_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two members at two noise levels in a box; without noise there is no density."""
+    run = tmp_path / "run"
+    words = ["train", "bc", "--env", "dmsd", "--data", str(FIXTURE), "--seeds", "2", "--evals", "1"]
+    words += ["--eval-episodes", "2", "--preset", "none", "--agent.updates", "2"]
+    words += ["--agent.hidden", "4", "--agent.batch-size", "4", "--out", str(run)]
+    assert cli.main(words) == 0
+    table, figure = tmp_path / "table.csv", tmp_path / "sharpe.svg"
+    words = ["ope", str(run), "--data", str(FIXTURE), "--std", "0,0.3", *QUICK, "--gamma", "0.9"]
+    words += ["--episodes", "2", "--csv", str(table), "--out", str(figure)]
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert "4 candidates, 10 episodes of data, 3 updates of FQE" in told
+    assert "SharpeRatio@3" in told and figure.is_file()
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(row["seed"], row["spread"]) for row in rows] == [
+        *(("0", "0.0"), ("0", "0.3"), ("1", "0.0"), ("1", "0.3"))
+    ]
+    for row in rows:
+        assert np.isfinite([float(row["fqe"]), float(row["true"])]).all()
+        assert bool(row["snpdis"]) == (row["spread"] == "0.3")
+    assert cli.main(["ope", str(run), "--data", str(FIXTURE), "--epsilon", "0.1"]) == 2
+    assert "--epsilon does not fit; dmsd has a box: use --std" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "ope needs a run: jaxrl ope runs/NAME --data FILE"),
+        (["runs/A"], "ope needs a dataset: pass --data FILE"),
+        (["runs/A", "--data", "x.npz", "--out", "a.svg"], "pass --episodes 1000"),
+        (["runs/A", "--data", "x.npz", "--behaviour", "guess"], "auto"),
+    ],
+)
+def test_bad_requests(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ope", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_true_values_are_discounted() -> None:
+    """An episode of five steps in which the walker stands: Σ γ^t r is a geometric sum."""
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        return jnp.ones(len(obs), jnp.int32), memory, {}
+
+    env = tiny.walk()
+    play = evaluator(discounting(env, 0.5), Policy(act=act), 4)
+    hp = HyperParams((), {"noise": jnp.float32(0)})
+    found = play((), hp, {}, jax.random.key(0))
+    plain = evaluator(env, Policy(act=act), 4)((), hp, {}, jax.random.key(0))
+    share = (1 - 0.5**5) / (1 - 0.5) / 5
+    np.testing.assert_allclose(found.returns, share * plain.returns, rtol=1e-5)
+
+
+def test_agreement() -> None:
+    columns = {"fqe": [3.0, 1.0, 2.0], "true": [2.0, 1.0, 3.0]}
+    found = agreement(Found(columns, 0.5, "std"), "fqe")
+    assert found["regret@1"] == 1 and found["regret@3"] == 0 and found["rank corr."] == 0.5
+    assert found["best@3"] == 3 and found["worst@3"] == 1 and found["mean@3"] == 2
+    np.testing.assert_allclose(found["SharpeRatio@3"], 2.5 / np.std([2, 3, 1]))
