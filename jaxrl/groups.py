@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from jaxrl.contract import checked
 from jaxrl.errors import UserError
+from jaxrl.masks import check_policy
 from jaxrl.rollout import limited, scored
 from jaxrl.sources import write
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Batch, Env, Policy, PyTree, Source, Transition, mean_where
 
 
@@ -67,8 +69,11 @@ def groups(
         uniform by default.
 
     Raises:
-      UserError: the environment has no time limit, or no expert where one is needed.
+      UserError: the environment has no time limit, no expert where one is needed, action masks that
+        the policy does not support, or a team.
     """
+    check_policy(env, policy)
+    check_single(env.spec, "a group of episodes")
     env, limit = checked(env), env.spec.max_steps
     if limit is None:
         raise UserError(f"{env.spec.name} needs a time limit: pass --env-options max_steps=N")
