@@ -29,6 +29,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
+from jaxrl.masks import legal_only, unmask
 from jaxrl.optim import linear, polyak
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
@@ -125,17 +126,21 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, target, optimiser(hp).init(params), eps)
 
     def act(state, hp, obs, start, memory, noise, explore):
-        return epsilon_greedy(net.apply(state.params, obs), state.eps, noise, explore), memory, {}
+        obs, legal = unmask(obs)
+        q = legal_only(net.apply(state.params, obs), legal)
+        return epsilon_greedy(q, state.eps, noise, explore, legal), memory, {}
 
     def update(state, hp, batch, key, step):
         def gradient_step(carry: PyTree, t: Transition) -> tuple[PyTree, tuple[Array, Array]]:
             params, opt = carry
-            target = net.apply(state.target, t.next_obs)
-            best = jnp.argmax(net.apply(params, t.next_obs) if cfg.double else target, -1)
+            (obs, _), (next_obs, legal) = unmask(t.obs), unmask(t.next_obs)
+            target = net.apply(state.target, next_obs)
+            chooser = net.apply(params, next_obs) if cfg.double else target
+            best = jnp.argmax(legal_only(chooser, legal), -1)
             y = td_target(t, hp.gamma, q_of_action(target, best))
 
             def loss(params: Array) -> tuple[Array, Array]:
-                q = q_of_action(net.apply(params, t.obs), t.action)
+                q = q_of_action(net.apply(params, obs), t.action)
                 return jnp.mean(huber(q - y, hp.huber)), jnp.mean(q)
 
             (value, q), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -156,9 +161,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         metrics = {"loss": jnp.mean(losses), "q": jnp.mean(q), "eps": state.eps}
         return State(params, target, opt, eps), metrics
 
-    return Agent(
-        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
-    )
+    noise = epsilon_noise(num_actions, spec.masked)
+    return Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:

@@ -34,6 +34,7 @@ from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import on_policy
@@ -147,8 +148,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         opt = {"actor": opt_actor, "critic": opt_critic}
         return State(params, opt), of_policy | of_value | metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
-    return ppo.with_statistics(cfg, spec, agent)
+    return ppo.with_statistics(cfg, spec, agent_of(policy, init, update, Hypers()))
 
 
 Distribution = TypeVar("Distribution", Categorical, Normal)

@@ -34,9 +34,11 @@ from jaxrl import nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError
+from jaxrl.masks import ILLEGAL_LOGIT, legal_only, unmask
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
@@ -184,10 +186,19 @@ class Networks(NamedTuple):
 
 
 def networks(cfg: Config, spec: EnvSpec) -> Networks:
-    return Networks(
-        nets.from_linen(Actor(cfg, spec.action), spec.obs_shape),
-        nets.from_linen(Network(cfg, cfg.critic, 1, 1.0), spec.obs_shape),
-    )
+    """Networks of observations; with action masks, illegal actions have probability 0."""
+    actor = nets.from_linen(Actor(cfg, spec.action), spec.obs_shape)
+    critic = nets.from_linen(Network(cfg, cfg.critic, 1, 1.0), spec.obs_shape)
+
+    def policy(params: PyTree, seen: Any) -> Categorical | Normal:
+        obs, legal = unmask(seen)
+        found = actor.apply(params, obs)
+        return (
+            found if legal is None else Categorical(legal_only(found.logits, legal, ILLEGAL_LOGIT))
+        )
+
+    value = lambda params, seen: critic.apply(params, unmask(seen)[0])
+    return Networks(nets.Net(actor.init, policy), nets.Net(critic.init, value))
 
 
 # --- the agent -----------------------------------------------------------------------------------
@@ -237,8 +248,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         return State(params, opt), metrics
 
-    agent = Agent(init=init, update=update, act=policy.act, noise=policy.noise, hypers=Hypers())
-    return with_statistics(cfg, spec, agent)
+    return with_statistics(cfg, spec, agent_of(policy, init, update, Hypers()))
 
 
 def acting(model: Networks, spec: EnvSpec) -> Policy:
@@ -262,7 +272,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
         }
         return clip_to_box(space, scaled(sample)), memory, extras
 
-    return Policy(act=act, noise=noise)
+    return Policy(act=act, noise=noise, masks=True)
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:

@@ -31,6 +31,7 @@ from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
+from jaxrl.masks import legal_only, unmask
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
@@ -134,13 +135,19 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         return begin(*net.init(key), hp)
 
+    def values(state: State, seen: Any) -> Array:
+        """Q-values [B, A], -inf of illegal actions."""
+        obs, legal = unmask(seen)
+        return legal_only(net.apply(state.params, state.statistics, obs), legal)
+
     def act(state, hp, obs, start, memory, noise, explore):
-        q = net.apply(state.params, state.statistics, obs)
-        return epsilon_greedy(q, state.eps, noise, explore), memory, {"value": jnp.max(q, -1)}
+        q = values(state, obs)
+        action = epsilon_greedy(q, state.eps, noise, explore, unmask(obs)[1])
+        return action, memory, {"value": jnp.max(q, -1)}
 
     def update(state, hp, batch, key, step):
         window = batch.transitions
-        value_of = lambda obs: jnp.max(net.apply(state.params, state.statistics, obs), -1)
+        value_of = lambda obs: jnp.max(values(state, obs), -1)
         targets = lambda_returns(
             hp.reward_scale * window.reward,
             successor_values(value_of, window.next_obs, window.extras["value"], window.truncated),
@@ -149,7 +156,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             hp.gamma,
             hp.lam,
         )
-        data = merge_axes((window.obs, window.action, targets))  # [T * N, ...]
+        data = merge_axes((unmask(window.obs)[0], window.action, targets))  # [T * N, ...]
 
         def loss(params: PyTree, statistics: PyTree, part: PyTree) -> tuple[Array, PyTree]:
             obs, action, target = part
@@ -159,9 +166,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, hp, state, loss, data, key, step)
 
-    agent = Agent(
-        init=init, update=update, act=act, noise=epsilon_noise(num_actions), hypers=Hypers()
-    )
+    noise = epsilon_noise(num_actions, spec.masked)
+    agent = Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 

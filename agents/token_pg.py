@@ -44,6 +44,7 @@ from jaxrl.groups import Steering, delayed, groups
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.objectives import spo_priority, token_mean
 from jaxrl.objectives.table import OBJECTIVES
+from jaxrl.policies import agent_of
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
 from jaxrl.responses import Responses, Tracked, fresh_tracker, responses, tokens_of
@@ -204,14 +205,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         )
         return State(params, opt, state.reference, tracked), metrics
 
-    return Agent(
-        init=init,
-        update=update,
-        act=policy.act,
-        memory=policy.memory,
-        noise=policy.noise,
-        hypers=Hypers(),
-    )
+    return agent_of(policy, init, update, Hypers())
 
 
 def optimiser(hp: Any) -> optax.GradientTransformation:

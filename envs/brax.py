@@ -14,9 +14,9 @@ of the time of a step, and num_steps * num_envs states of 1 kB each (ant: 2.4 kB
 memory; a smaller `resets` of `rollout` avoids both. Physics that continues past a termination may
 become NaN; sources replace these states, and no gradient flows through them.
 
-brax is no longer actively maintained and uses names that later versions of mujoco-mjx may remove,
-so the versions of brax, mujoco and mujoco-mjx are pinned. swimmer is left out: it calls a function
-that JAX has removed.
+brax is an extra (pip install "jaxrl[brax]"). It is no longer actively maintained and uses names
+that later versions of mujoco-mjx may remove, so the major versions of mujoco and mujoco-mjx are
+bounded. swimmer is left out: it calls a function that JAX has removed.
 """
 
 from __future__ import annotations
@@ -144,8 +144,7 @@ def _import() -> Any:
             from brax import envs
     except ImportError as error:
         raise EnvError(
-            f"brax cannot be imported ({error}): pip install brax==0.14.2 mujoco==4.0.0 "
-            "mujoco-mjx==3.17.0"
+            f"brax cannot be imported ({error}): {names.install_hint('brax')}"
         ) from error
     lines = printed.getvalue().splitlines(keepends=True)
     sys.stdout.writelines(line for line in lines if not line.startswith("Failed to import "))

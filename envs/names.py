@@ -7,9 +7,12 @@ seconds. A test compares them with the environments.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
+import sys
 
 from jaxrl import own_code
+from jaxrl.envs.suites import TASKS
 from jaxrl.errors import UserError, nearest
 
 GYMNAX = {
@@ -80,6 +83,18 @@ OWN = {
 BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default
 
 
+SUITES = {  # modules of the suites by prefix, which is also the name of the extra
+    "brax": "brax",
+    "craftax": "craftax",
+    "jaxmarl": "jaxmarl",
+    "jumanji": "jumanji",
+    "navix": "navix",
+    "pgx": "pgx",
+    "playground": "mujoco_playground",
+    "xminigrid": "xminigrid",
+}
+
+
 class EnvError(UserError):
     """The environment cannot be made; the message is one line with the reason."""
 
@@ -89,23 +104,59 @@ class UnknownEnv(EnvError):
 
 
 def names() -> list[tuple[str, str]]:
-    """(name, note) of all environments that come with jaxrl, as in `jaxrl list envs`."""
-    return [*GYMNAX.items(), *BRAX.items(), *OWN.items(), *PROBES.items()]
+    """(name, note) of all environments that can be made, as in `jaxrl list envs`.
+
+    Those of suites are listed if the suite is installed.
+    """
+    brax = BRAX if installed("brax") else {}
+    suites = [
+        (f"{suite}:{task}", note)
+        for suite, tasks in TASKS.items()
+        if installed(suite)
+        for task, note in tasks.items()
+    ]
+    return [*GYMNAX.items(), *brax.items(), *OWN.items(), *PROBES.items(), *suites]
+
+
+def installed(suite: str) -> bool:
+    """Whether the module of a suite can be found; it is not imported."""
+    return importlib.util.find_spec(SUITES[suite]) is not None
+
+
+def missing() -> list[str]:
+    """A line per suite that is not installed, with its number of tasks and its extra."""
+    counts = {"brax": len(BRAX)} | {suite: len(tasks) for suite, tasks in TASKS.items()}
+    return [
+        f"{suite}: {counts[suite]} environments, {install_hint(suite)}"
+        for suite in SUITES
+        if not installed(suite)
+    ]
+
+
+def install_hint(suite: str) -> str:
+    """How to install a suite, for messages."""
+    old = suite == "navix" and sys.version_info < (3, 12)
+    return "needs Python 3.12 or newer" if old else f'pip install "jaxrl[{suite}]"'
 
 
 def check_name(name: str) -> None:
     """Checks that an environment of this name can exist, without importing it.
 
-    Names of gymnasium's environments are not checked. Of the user's own environments
-    (`jaxrl.own_code`) only the file or the top-level package is looked for.
+    Tasks of gymnasium and of suites are not checked, only whether the suite is installed. Of the
+    user's own environments (`jaxrl.own_code`) only the file or the top-level package is looked for.
 
     Raises:
       UnknownEnv: there is no such environment; the message has the nearest name.
+      EnvError: its suite is not installed.
     """
     if name in GYMNAX or name in OWN or name in PROBES:
         return
-    if name.startswith("brax:"):
-        brax_parts(name)
+    suite, _, task = name.partition(":")
+    if suite in SUITES and task:
+        if suite == "brax":
+            brax_parts(name)
+        if not installed(suite):
+            raise EnvError(f"{suite} is not installed: {install_hint(suite)}")
         return
     if name.startswith("gymnasium:") and name != "gymnasium:":
         return  # gymnasium suggests its nearest name itself

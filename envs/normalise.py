@@ -23,7 +23,9 @@ import jax.numpy as jnp
 
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import inner_hooks
+from jaxrl.masks import map_obs, unmask
 from jaxrl.normalise import Moments, include, moments, standardise
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Env, PyTree, TimeStep
 
 
@@ -49,11 +51,11 @@ def normalised_observations(env: Env, clip: float = 10.0) -> Env:
         return state, ts._replace(next_obs=obs)
 
     def see(inner: PyTree, seen: Moments, obs: Array) -> tuple[PyTree, Array]:
-        seen = include(seen, obs[None])
-        return (inner, seen), standardise(seen, obs, clip)
+        seen = include(seen, unmask(obs)[0][None])
+        return (inner, seen), map_obs(lambda x: standardise(seen, x, clip), obs)
 
     def persist(last: PyTree, fresh: PyTree, obs: Array) -> tuple[PyTree, Array]:
-        inner, raw = persisted(env, last[0], fresh[0], fresh[1].mean)
+        inner, raw = persisted(env, last[0], fresh[0], map_obs(lambda _: fresh[1].mean, obs))
         return see(inner, last[1], raw)
 
     hooks: Any = {"persist": persist, **inner_hooks(env)}
@@ -114,5 +116,7 @@ def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:
     """
     if not (obs is None or isinstance(obs, bool)):
         raise EnvError(f"normalise_obs of {env.spec.name} must be true or false, got {obs!r}")
+    if obs or reward is not None:
+        check_single(env.spec, "normalise_obs or normalise_reward")
     env = normalised_observations(env) if obs else env
     return env if reward is None else normalised_rewards(env, reward)

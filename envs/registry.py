@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,11 +18,13 @@ from jaxrl.envs.wrappers import (
     OPTIONS,
     british,
     hide,
+    positive,
     sticky_actions,
     strong,
     time_limit,
     unknown_option,
     with_params,
+    without_masks,
 )
 from jaxrl.errors import UserError
 from jaxrl.own_code import load_attribute
@@ -34,6 +38,7 @@ def make(name: str, /, **options: Any) -> Env:
       name: one of
         "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
+        "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
         "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "tokens:modsum" (`jaxrl.envs.tokens`);
@@ -42,13 +47,16 @@ def make(name: str, /, **options: Any) -> Env:
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
       options: for all environments
         max_steps: time limit; None for the environment's own;
+        masks: False to play without the environment's action masks;
         hide: indices of the elements to remove from observations, as [1, 3];
         sticky: probability that the previous action is repeated;
         normalise_obs: True to standardise observations by running statistics;
         normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
           sums;
-        further constructor arguments of gymnax and brax, arguments of your own function, and
-        entries of `Env.params`.
+        reset_pool: initial states drawn per rollout for all environments of a member; 0 draws one
+          per environment and step; the default depends on the size of states (`jaxrl.rollout`);
+        further constructor arguments of gymnax and brax, arguments of suites' adapters or of your
+        own function, and entries of `Env.params`.
 
     Raises:
       EnvError: unknown names (`UnknownEnv`) and options, invalid values, or an environment of your
@@ -68,6 +76,10 @@ def make(name: str, /, **options: Any) -> Env:
         from jaxrl.envs import gymnasium
 
         return gymnasium.make(name, **options)
+    suite, _, task = name.partition(":")
+    if suite in names.SUITES:
+        adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
+        return _call(name, functools.partial(adapter.make, task), options)
     own = probes.PROBES | maze.MAZES | tokens.TOKENS | {"dmsd": dmsd.make, "reach": reach.make}
     if name in own:
         return _call(name, own[name], options)
@@ -94,7 +106,8 @@ def describe(spec: EnvSpec) -> str:
     action = f"{space.n} actions" if isinstance(space, Discrete) else f"actions {space.shape}"
     limit = spec.max_steps
     steps = "no time limit" if limit is None else "1 step" if limit == 1 else f"{limit} steps"
-    return f"obs {spec.obs_shape}, {action}, {steps}"
+    team = "" if spec.agents is None else f", team of {spec.agents}"
+    return f"obs {spec.obs_shape}, {action}, {steps}{team}"
 
 
 def check_env(env: Env) -> None:
@@ -150,9 +163,16 @@ def _check_spelling(name: str, options: Iterable[str], parameters: Iterable[str]
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
-    steps, hidden, sticky, obs, reward = (options.pop(each, None) for each in OPTIONS)
+    steps, masks, hidden, sticky, obs, reward, pool = (options.pop(k, None) for k in OPTIONS)
+    if not (masks is None or isinstance(masks, bool)):
+        raise EnvError(f"masks of {env.spec.name} must be true or false, got {masks!r}")
     env = with_params(env, known, **options)
     env = env if steps is None else time_limit(env, steps)
+    env = without_masks(env) if masks is False else env
     env = env if hidden is None else hide(env, hidden)
     env = env if sticky is None else sticky_actions(env, sticky)
-    return normalise(env, obs, reward)
+    env = normalise(env, obs, reward)
+    if pool is None:
+        return env
+    size = 0 if pool == 0 else positive(pool, f"reset_pool of {env.spec.name}")
+    return dataclasses.replace(env, reset_pool=size)

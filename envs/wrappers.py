@@ -12,10 +12,20 @@ import numpy as np
 
 from jaxrl.envs.names import EnvError
 from jaxrl.errors import nearest
+from jaxrl.masks import map_obs, unmask
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 # Options of every environment in `registry.make`, in the order in which the wrappers are applied.
-OPTIONS = ("max_steps", "hide", "sticky", "normalise_obs", "normalise_reward")
+OPTIONS = (
+    "max_steps",
+    "masks",
+    "hide",
+    "sticky",
+    "normalise_obs",
+    "normalise_reward",
+    "reset_pool",
+)
 
 Persist = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 
@@ -64,6 +74,9 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
         raise EnvError(f"sticky of {env.spec.name} must be in [0, 1], got {probability!r}")
     if probability == 0:
         return env
+    check_single(env.spec, "sticky")
+    if env.spec.masked:
+        raise EnvError(f"sticky actions of {env.spec.name} may be illegal: set masks=false too")
     space = env.spec.action
     kind = jnp.int32 if isinstance(space, Discrete) else jnp.float32
 
@@ -81,6 +94,23 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
 
     hooks: Any = {"persist": persist_inner(env), **inner_hooks(env), "expert": None}
     return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
+
+
+def without_masks(env: Env) -> Env:
+    """`env` without action masks; an illegal action does what the game does with it."""
+    if not env.spec.masked:
+        return env
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        return state, unmask(obs)[0]
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        state, ts = env.step(key, state, action, params)
+        return state, ts._replace(next_obs=unmask(ts.next_obs)[0])
+
+    spec = dataclasses.replace(env.spec, masked=False)
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step)
 
 
 def hide(env: Env, indices: Sequence[int]) -> Env:
@@ -107,11 +137,11 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
         state, obs = env.reset(key, params)
-        return state, obs[..., seen]
+        return state, map_obs(lambda x: x[..., seen], obs)
 
     def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
         state, ts = env.step(key, state, action, params)
-        return state, ts._replace(next_obs=ts.next_obs[..., seen])
+        return state, ts._replace(next_obs=map_obs(lambda x: x[..., seen], ts.next_obs))
 
     spec = dataclasses.replace(env.spec, obs_shape=(*env.spec.obs_shape[:-1], len(seen)))
     return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None)

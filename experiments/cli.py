@@ -298,6 +298,9 @@ def _list(words: list[str]) -> None:
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")
+    absent = env_names.missing() if words[0] == "envs" else []
+    if absent:
+        print("\nnot installed:\n" + "\n".join(f"  {line}" for line in absent))
 
 
 def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:

@@ -20,7 +20,9 @@ from jaxrl.experiments.plan import hypers_of
 from jaxrl.experiments.restore import load_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.experiments.trust import NOBODY, Trust
+from jaxrl.masks import unmask
 from jaxrl.runs.files import atomic_write
+from jaxrl.teams import check_single
 from jaxrl.types import Array, Env, PyTree
 
 
@@ -43,11 +45,13 @@ def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> P
     policy, state, hp = member
     steps = min(env.spec.max_steps or limit, limit)
 
+    one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+
     def step(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
         env_state, obs, memory, start, live = carry
         key_noise, key_env = jax.random.split(key)
         noise = policy.noise(key_noise, 1)
-        action, memory, _ = policy.act(state, hp, obs[None], start, memory, noise, False)
+        action, memory, _ = policy.act(state, hp, one(obs), start, memory, noise, False)
         env_state, ts = env.step(key_env, env_state, action[0], env.params)
         after = (env_state, ts.next_obs, memory, jnp.zeros(1, bool))
         ended = ts.terminated | ts.truncated
@@ -91,6 +95,7 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     check_suffix(out)
     settings = settings_of(open_run_folder(path), trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
+    check_single(env.spec, "render")
     if env.render is None:
         draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
         if env.persist is not None:
@@ -124,7 +129,7 @@ def pictures(env: Env, played: Played) -> Sequence[np.ndarray] | np.ndarray | st
       UserError: `env.render` returns something else.
     """
     if env.render is None:
-        return [draw.frame(env.spec.name, obs) for obs in played.observations]
+        return [draw.frame(env.spec.name, obs) for obs in unmask(played.observations)[0]]
     found = env.render(played.states, env.params)
     if isinstance(found, str):
         return found

@@ -16,7 +16,7 @@ from jaxrl.errors import Stopped
 from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
-from jaxrl.runs import device_memory, records, stats
+from jaxrl.runs import device_memory, memory, records, stats
 from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
@@ -119,6 +119,7 @@ def run(
         def compiled(program: Compiled) -> None:
             watchdog.beat()
             display.compiled(program.what, program.seconds, program.temporary_bytes)
+            memory.release_freed()
             device_memory.check_temporary(program.what, program.temporary_bytes, ready.layout)
             if number := processes.broadcast_int(asked()):  # everything is saved
                 shards.wait()
@@ -161,6 +162,7 @@ def run(
                 order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
                 shards.save(order, report.snapshot, meta)
+                memory.release_freed()
                 saved = time.perf_counter()
             done = within.progress(ready, stage, report.step)
             display.advance(done, None if columns is None else shown(columns))

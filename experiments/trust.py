@@ -59,13 +59,13 @@ def check(where: str, agent: Any, envs: Iterable[Any], trust: Trust) -> None:
 
 
 def _in_simulator(env: str) -> bool:
-    """Whether a name is one of Brax, or of gymnasium's registry and imports no other module.
+    """Whether a name is one of a suite, or of gymnasium's registry and imports no other module.
 
     "gymnasium:MODULE:ID" imports MODULE, and so may options of the adapters of old gym versions.
     """
     simulator, _, name = env.partition(":")
     registered = simulator == "gymnasium" and ":" not in name and not name.startswith("GymV")
-    return simulator == "brax" or registered
+    return simulator in env_names.SUITES or registered
 
 
 def check_same(where: str, stored: dict[str, Any], agent: str | None, env: str | None) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.masks import unmask
 from jaxrl.program import Result
 from jaxrl.types import Agent, Array, Policy, PyTree
 
@@ -33,10 +34,11 @@ class TrainedPolicy(NamedTuple):
         Raises:
           UserError: the policy is recurrent (see `step`), or explores without a key.
         """
-        memory = self.policy.memory(len(obs))
+        count = len(unmask(obs)[0])
+        memory = self.policy.memory(count)
         if jax.tree.leaves(memory):
             raise UserError("this policy has a memory: use .step(obs, start, memory, key)")
-        start = jnp.ones(len(obs), bool)
+        start = jnp.ones(count, bool)
         return self.step(obs, start, memory, key, explore=explore)[0]
 
     def step(
@@ -59,7 +61,7 @@ class TrainedPolicy(NamedTuple):
             if explore:
                 raise UserError("exploration needs a random key: pass key=jax.random.key(...)")
             key = jax.random.key(0)
-        noise = self.policy.noise(key, len(obs))
+        noise = self.policy.noise(key, len(unmask(obs)[0]))
         args = (self.state, self.hp, obs, start, memory, noise, explore)
         action, memory, _ = self.policy.act(*args)
         return action, memory

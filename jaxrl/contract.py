@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.masks import Masked, unmask
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 STEP = "(state, TimeStep(next_obs, reward, terminated, truncated))"
@@ -47,7 +48,14 @@ def checked(env: Env) -> Env:
         _check_obs(env, "next_obs", ts.next_obs)
         for field in ("reward", "terminated", "truncated"):
             dtype = "float32" if field == "reward" else "bool"
-            _expect(f"{env.spec.name}: {field}", getattr(ts, field), (), dtype)
+            shape = _team(env, ()) if field == "reward" else ()
+            _expect(f"{env.spec.name}: {field}", getattr(ts, field), shape, dtype)
+        if env.spec.agents is not None:
+            _expect(f"{env.spec.name}: score", ts.score, (), "float32")
+        if set(ts.measured) != set(env.spec.measures):
+            raise UserError(f"{env.spec.name}: step must measure {sorted(env.spec.measures)}")
+        for measure, value in ts.measured.items():
+            _expect(f"{env.spec.name}: {measure}", value, (), "float32")
         _same_state(env, state, after, "step")
         return found
 
@@ -83,7 +91,7 @@ def check_env(env: Env) -> None:
     sound, name = checked(env), env.spec.name
     key = jax.eval_shape(lambda: jax.random.key(0))
     kind = jnp.int32 if isinstance(env.spec.action, Discrete) else jnp.float32
-    action = jax.ShapeDtypeStruct(env.spec.action.shape, kind)
+    action = jax.ShapeDtypeStruct(_team(env, env.spec.action.shape), kind)
     state, obs = jax.eval_shape(sound.reset, key, env.params)
     after, _ = jax.eval_shape(sound.step, key, state, action, env.params)
     for each in (state, after):
@@ -140,13 +148,24 @@ def _kind(found: Any) -> str:
 
 
 def _fits(env: Env, x: Any) -> bool:
-    """Whether `x` is one array with the shape and dtype of observations."""
-    return _type(x) == (env.spec.obs_shape, "float32")
+    """Whether `x` is one array, masked or not, with the shape and dtype of observations."""
+    return _type(unmask(x)[0]) == (_team(env, env.spec.obs_shape), "float32")
 
 
 def _check_obs(env: Env, what: str, obs: Any) -> None:
+    what, space = f"{env.spec.name}: {what}", env.spec.action
+    if env.spec.masked:
+        if not isinstance(obs, Masked) or not isinstance(space, Discrete):
+            raise UserError(f"{what} must be Masked(obs, legal), with discrete actions")
+        _expect(f"{what}, legal", obs.legal, _team(env, (space.n,)), "bool")
     if env.array_obs:
-        _expect(f"{env.spec.name}: {what}", obs, env.spec.obs_shape, "float32")
+        obs = obs.obs if env.spec.masked else obs
+        _expect(what, obs, _team(env, env.spec.obs_shape), "float32")
+
+
+def _team(env: Env, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape`, behind the axis of the agents if there is a team."""
+    return shape if env.spec.agents is None else (env.spec.agents, *shape)
 
 
 def _expect(what: str, x: Any, shape: tuple[int, ...], dtype: str) -> None:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.contract import checked
+from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
+from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 
@@ -46,7 +48,8 @@ def evaluator(
     Each of `episodes` environments runs one episode, so that short episodes are not
     over-represented. Without a time limit in `env.spec`, episodes are cut after `max_steps` steps
     (default 10,000). State that outlives episodes (`env.persist`) is taken from the training
-    environments in `inputs["source"]`, the state of the stage's source.
+    environments in `inputs["source"]`, the state of the stage's source. `Episodes.measured` has
+    means over the episodes of what the environment measures at their last steps.
 
     For environments of the host the result is a `HostEvaluator`.
 
@@ -56,7 +59,8 @@ def evaluator(
     limit = max_steps or env.spec.max_steps or 10_000
     if env.host is not None:
         return HostEvaluator(env.host, policy, episodes, limit, explore)
-    env = checked(env)
+    check_policy(env, policy)
+    env, spec, rows = checked(env), env.spec, episodes * team_size(env.spec)
 
     def evaluate(
         explore: bool, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
@@ -78,11 +82,12 @@ def evaluator(
         def body(carry: PyTree) -> PyTree:
             t, env_state, obs, memory, start, so_far = carry
             key_noise, key_step = jax.random.split(jax.random.fold_in(key_steps, t))
-            noise = policy.noise(key_noise, episodes)
-            action, memory, _ = policy.act(state, hp.agent, obs, start, memory, noise, explore)
+            noise = policy.noise(key_noise, rows)
+            own = (to_rows(obs, spec), per_agent(start, spec), memory)
+            action, memory, _ = policy.act(state, hp.agent, *own, noise, explore)
             keys = jax.random.split(key_step, episodes)
             env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
-                keys, env_state, action, params
+                keys, env_state, to_teams(action, spec), params
             )
             ts = limited(ts, t + 1, env.spec.max_steps)
             live = ~so_far.finished
@@ -90,15 +95,20 @@ def evaluator(
                 so_far.returns + jnp.where(live, scored(ts), 0.0),
                 so_far.lengths + live,
                 so_far.finished | ts.terminated | ts.truncated,
+                {k: jnp.where(live, v, so_far.measured[k]) for k, v in ts.measured.items()},
             )
             return t + 1, env_state, ts.next_obs, memory, jnp.zeros_like(start), so_far
 
         nothing = Episodes(
-            jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool)
+            jnp.zeros(episodes),
+            jnp.zeros(episodes, jnp.int32),
+            jnp.zeros(episodes, bool),
+            {name: jnp.zeros(episodes) for name in env.spec.measures},
         )
         start = jnp.ones(episodes, bool)
-        carry = (jnp.int32(0), env_state, obs, policy.memory(episodes), start, nothing)
-        return jax.lax.while_loop(cond, body, carry)[-1]
+        carry = (jnp.int32(0), env_state, obs, policy.memory(rows), start, nothing)
+        done: Episodes = jax.lax.while_loop(cond, body, carry)[-1]
+        return done._replace(measured={k: jnp.mean(v) for k, v in done.measured.items()})
 
     return Evaluator(evaluate, explore)
 

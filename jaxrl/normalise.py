@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.masks import map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
+from jaxrl.teams import team_size
 from jaxrl.types import Agent, Array, EnvSpec, PyTree, Transition
 
 
@@ -30,7 +32,9 @@ class Normalised(NamedTuple):
     inner: PyTree
     obs: Moments  # [*obs]
     returns: Moments  # [] of discounted sums of rewards
-    running: Array  # [N] the discounted sum so far in each environment's episode
+    running: (
+        Array  # [N], or [N * A] of teams: the discounted sum so far in each environment's episode
+    )
 
 
 def moments(shape: tuple[int, ...]) -> Moments:
@@ -96,11 +100,12 @@ def normalised(
     """
     if not (obs or reward):
         return agent
-    see = (lambda m, x: standardise(m, x, clip)) if obs else (lambda m, x: x)
+    rows = num_envs * team_size(spec)
+    see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
 
     def init(key, hp, inputs):
         inner = agent.init(key, hp, inputs)
-        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(num_envs))
+        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(rows))
 
     def act(state, hp, obs, start, memory, noise, explore):
         return agent.act(state.inner, hp, see(state.obs, obs), start, memory, noise, explore)
@@ -118,7 +123,7 @@ def normalised(
         inner, metrics = agent.update(state.inner, hp, batch._replace(transitions=seen), key, step)
         observed = state.obs
         if obs:
-            observed = include(observed, window.obs.reshape(-1, *spec.obs_shape))
+            observed = include(observed, unmask(window.obs)[0].reshape(-1, *spec.obs_shape))
         return Normalised(inner, observed, returns, running), metrics
 
     return dataclasses.replace(agent, init=init, update=update, act=act)

@@ -154,6 +154,19 @@ def acting(head: Any) -> ActFn:
     return act
 
 
+def agent_of(policy: Policy, init: Any, update: Any, hypers: Any) -> Agent:
+    """An agent that acts by `policy`; the other arguments as in `Agent`."""
+    return Agent(
+        init=init,
+        update=update,
+        act=policy.act,
+        memory=policy.memory,
+        noise=policy.noise,
+        masks=policy.masks,
+        hypers=hypers,
+    )
+
+
 def least_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree) -> Array:
     """min_i Q_i(s, a) [B, K] of sampled actions, over critics [N, size]."""
     return jnp.min(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)

@@ -82,7 +82,7 @@ def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
         cfg.capacity,
         cfg.gradient_steps * cfg.batch_size,
         warmup=math.ceil(cfg.warmup / cfg.window),
-        first=acting(random_policy(env.spec.action)),
+        first=acting(random_policy(env.spec.action, env.spec.masked)),
         n_step=cfg.n_step,
     )
 

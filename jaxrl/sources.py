@@ -177,7 +177,7 @@ def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array
     begin: Transition = jax.tree.map(lambda x: x[when, env], steps)
     return begin._replace(
         reward=jnp.sum(jnp.where(live, power[None, :-1] * later(steps.reward), 0.0), -1),
-        next_obs=steps.next_obs[last, env],
+        next_obs=jax.tree.map(lambda x: x[last, env], steps.next_obs),
         terminated=steps.terminated[last, env],
         truncated=steps.truncated[last, env],
         extras=begin.extras | {"discount": power[count]},

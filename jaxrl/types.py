@@ -70,13 +70,19 @@ class EnvSpec:
     """Static description of an environment, from which agents build their networks. Hashable.
 
     `max_steps` is the time limit, or None if there is none. Rollouts and evaluations truncate
-    episodes there, if the environment does not.
+    episodes there, if the environment does not. `masked` says that observations are
+    `jaxrl.masks.Masked`, with the legal ones of the discrete actions. `measures` are the names of
+    `TimeStep.measured`. `agents` is the size of a team (`jaxrl.teams`): observations [A, *obs],
+    actions [A, ...] and rewards [A]; None if there is one agent, without axis.
     """
 
     name: str
     obs_shape: tuple[int, ...]
     action: Discrete | Box
     max_steps: int | None = None
+    masked: bool = False
+    measures: tuple[str, ...] = ()
+    agents: int | None = None
 
 
 class TimeStep(NamedTuple):
@@ -89,7 +95,8 @@ class TimeStep(NamedTuple):
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over; the successor has value zero
     truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
-    score: Array | None = None  # [] float32: the reward to report, if it differs from `reward`
+    score: Array | None = None  # [] float32: the reward to report if not `reward`; teams need it
+    measured: dict[str, Array] = {}  # [] float32 by name: of the episode so far, to be reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +125,16 @@ class Env:
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
 
+    `reset_pool` is the number of initial states that rollouts draw per window for all environments
+    of a member; 0 for one per environment and step, None for the rule of `rollout.pool_size`.
+
     `render` draws one episode of L steps for `jaxrl render`, on the host, from its states (numpy,
     [L + 1, ...]), as images or as the text of an HTML page:
 
     render(states, params) -> images [L + 1, H, W, 3] uint8, or str
 
     `expert` gives the probabilities with which an expert takes the discrete actions in a state.
-    Exactly the actions after which success is still possible have positive ones:
+    If success is still possible, exactly the actions that keep it possible have positive ones:
 
     expert(state, params) -> probabilities [A]
     """
@@ -137,6 +147,7 @@ class Env:
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
+    reset_pool: int | None = None
     render: Callable[[PyTree, PyTree], np.ndarray | str] | None = None
     expert: Callable[[PyTree, PyTree], Array] | None = None
 
@@ -301,11 +312,14 @@ class Policy:
     `memory(n)` is the initial memory of n environments. `noise(key, n)` draws the random numbers of
     one call of `act`. A rollout draws the numbers of all steps at once, which is faster than
     splitting keys step by step. By default `noise` returns the key itself.
+
+    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions.
     """
 
     act: ActFn
     memory: Callable[[int], PyTree] = _no_memory
     noise: Callable[[Array, int], PyTree] = _key_only
+    masks: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -307,6 +307,7 @@ def test_recurrent_statistics_are_those_of_whole_windows() -> None:
     np.testing.assert_allclose(running.mean, 2e-3 * jnp.mean(seen, (0, 1)), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_probe() -> None:
     """Learns which of two actions fits what it sees, values by running statistics included."""
     env = probes.match()

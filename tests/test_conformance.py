@@ -336,7 +336,13 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "token_pg": functools.cache(_token_pg),
 }
 
+# Relatives of other agents: by default only what takes no compiling.
+RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc")
+
 every_agent = pytest.mark.parametrize("name", AGENTS)
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in RELATIVES else n for n in AGENTS]
+)
 
 
 # --- one agent -----------------------------------------------------------------------------------
@@ -463,7 +469,7 @@ def test_a_policy_is_restored_without_data(name: str) -> None:
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-@every_agent
+@each_kind
 def test_a_whole_run_exports(name: str) -> None:
     """One lowering for CPUs, GPUs and TPUs, without calls back into Python."""
     case = AGENTS[name]()
@@ -555,11 +561,10 @@ class Population:
         return Run(states, metrics, evals)
 
 
-# Agents that are trained alone by default, one of each kind; the others under `slow`.
-ALONE = ("pqn", "pqn_rnn", "ppo", "dqn", "iql", "ravl", "cdsa")
+ALONE = ("pqn", "ppo", "dqn")  # agents that are trained alone by default; the others under `slow`
 
 
-@every_agent
+@each_kind
 def test_runs(name: str) -> None:
     """Everything that takes whole runs, by the few programs that they share."""
     runs = Population(AGENTS[name]())

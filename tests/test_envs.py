@@ -16,6 +16,7 @@ from jaxrl.contract import STEP
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import gymnax as adapter
 from jaxrl.envs.wrappers import time_limit, with_params
+from jaxrl.rollout import pool_size
 from jaxrl.types import Box, Discrete, Env, EnvSpec
 
 MADE = [name for name in names.GYMNAX if name != "MNISTBandit-bsuite"]
@@ -93,8 +94,9 @@ def test_shapes_dtypes_and_carry(make, name):
     for leaf in jax.tree.leaves(env.params):
         assert isinstance(leaf, jax.Array) and not leaf.weak_type
         assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool)
-    state, _ = jax.eval_shape(env.reset, jax.random.key(0), env.params)
+    state, obs = jax.eval_shape(env.reset, jax.random.key(0), env.params)
     assert all(x.dtype in (jnp.float32, jnp.int32, jnp.bool) for x in jax.tree.leaves(state))
+    assert not pool_size(env, (state, obs), 1, 1000)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +378,8 @@ def test_names_are_those_of_gymnax_brax_the_probes_and_our_own():
     assert list(names.GYMNAX) == gymnax.registration._BUILTIN_ENV_IDS
     assert list(names.PROBES) == list(probes.PROBES)
     assert len(dict(names.names())) == len(names.names())
-    tables = (names.GYMNAX, names.BRAX, names.PROBES, names.OWN)
+    suites = [tasks for suite, tasks in names.TASKS.items() if names.installed(suite)]
+    tables = (names.GYMNAX, names.BRAX, names.PROBES, names.OWN, *suites)
     assert len(names.names()) == sum(map(len, tables))
     for name, _ in names.names():
         check_name(name)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxrl.envs import names
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("jaxrl", "agents", "envs", "experiments")
 MAY_IMPORT = {
@@ -39,7 +41,7 @@ VARIANTS = {
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
 }
-SIMULATORS = {"gymnax", "brax"}
+SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 
 
 def modules(folder: str) -> list[Path]:

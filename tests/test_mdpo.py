@@ -299,6 +299,7 @@ def test_probes() -> None:
     assert np.all(p[kinds.index("match"), :, [0, 2], [0, 1]] > 0.97)
 
 
+@pytest.mark.slow
 def test_aims() -> None:
     cfg = mdpo.Config(**SIZES | {"num_envs": 16, "total_steps": 400 * 128})
     hp = mdpo.Hypers(lr=0.01, value_lr=0.01, gamma=0.8)

@@ -68,6 +68,7 @@ def test_images_have_to_be_large_enough(
         nets.check_images(spec, *sizes)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_large_flat_network_are_put_together_without_sums() -> None:
     """`nets.unfused`: no fused loop of XLA sums rows while it concatenates; the numbers stay."""
     net = nets.from_linen(nets.MLP((128, 128), 2), (6,))

@@ -146,6 +146,7 @@ def test_eval_steps_of_a_run(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bandit_of_two_modes() -> None:
     """Cloning spreads over both, Q leaves the better one."""
     cfg = ofql.Config(**LEVERS, updates=600)

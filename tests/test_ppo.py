@@ -354,6 +354,7 @@ def test_probes() -> None:
 AIM = {"aim": (probes.aim(), [1, NO, 1])}
 
 
+@pytest.mark.slow
 def test_aims() -> None:
     """Means at half the observation; the entropy falls, and with it what noise costs the value."""
     cfg = ppo.Config(**SIZES | {"num_envs": 16, "total_steps": 400 * 128})

@@ -151,6 +151,7 @@ def test_four_processes_give_the_bits_of_one(reference: Path, tmp_path: Path) ->
     cluster.assert_same(out, reference)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_it_goes_on(reference: Path, tmp_path: Path) -> None:
     assert kill_one(tmp_path / "run", victim=1) < 30
     go_on(tmp_path / "run", reference)

@@ -141,7 +141,7 @@ OF_DATA = {"replay_share", "prefix_share", "teacher_noise", "sigma"}  # read bef
 def test_losses_read_the_hyperparameters_that_they_list() -> None:
     """And no others: the gradient by the logits, one hyperparameter changed at a time."""
     rng = np.random.default_rng(0)
-    size, length, actions = 4 * K, 3, 4
+    size, length, actions = 8 * K, 3, 4
     log_softmax = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
     arrays = rng.normal(size=(4, size, length, actions))
     near = arrays[0] + 0.3 * arrays  # ratios around 1, so that each clip matters
@@ -160,10 +160,12 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
     def gradients(hp: Any) -> Any:
         found = {}
         for name, objective in OBJECTIVES.items():
-            r, noise = reward.reshape(-1, K), rng.uniform(size=(4, K)).astype(np.float32)
+            r, noise = reward.reshape(-1, K), rng.uniform(size=(8, K)).astype(np.float32)
             advantage = objective.advantage(jnp.asarray(r), hp, jnp.asarray(noise)).reshape(-1, 1)
 
             def loss(logits: Any, objective: Any = objective, advantage: Any = advantage) -> Any:
+                own_guide = objective.guide == "itself"
+                guide = jax.nn.log_softmax(2 * logits) if own_guide else jnp.asarray(table[3])
                 tokens = Tokens(
                     log_probs=jax.nn.log_softmax(logits),
                     action=jnp.asarray(action),
@@ -175,7 +177,7 @@ def test_losses_read_the_hyperparameters_that_they_list() -> None:
                     own=jnp.asarray(own),
                     forced=jnp.asarray(np.broadcast_to(np.arange(length) < 1, (size, length))),
                     proximal=jnp.asarray(of(table[2])),
-                    guide=jnp.asarray(table[3]),
+                    guide=guide,
                     progress=0.4,
                     noise=jnp.asarray(rng.gumbel(size=(size, length, 2, actions)), jnp.float32),
                 )

@@ -38,6 +38,7 @@ from jaxrl.exploration import random_policy
 from jaxrl.ranges import bounded
 from jaxrl.rollout import rollout
 from jaxrl.runs import provenance
+from jaxrl.teams import check_single
 from jaxrl.types import (
     Array,
     Discrete,
@@ -264,7 +265,16 @@ def train(ready: Plan) -> list[tuple[PyTree, float]]:
 
 
 def showing(env: Env) -> Env:
-    """`env` with observations (obs, state), so that rollouts record both."""
+    """`env` with observations (obs, state), so that rollouts record both.
+
+    Raises:
+      UserError: the environment has a team, or action masks, which datasets do not keep.
+    """
+    check_single(env.spec, "data make")
+    if env.spec.masked:
+        raise UserError(
+            f"datasets have no action masks; {env.spec.name} has: add --env-options masks=false"
+        )
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, obs = env.reset(key, params)

@@ -1,0 +1,67 @@
+"""Action masks: observations that say which discrete actions are legal.
+
+An environment whose `EnvSpec.masked` is set gives `Masked` observations, in `reset` and as
+`TimeStep.next_obs`. Sources carry them like any pytree, so a batch has the masks of observations
+and of successors. Policies that never take an illegal action have `Policy.masks` set; others are
+refused in such environments. Without masks all functions return their input: the same program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxrl.errors import UserError
+from jaxrl.types import Array, Env, Policy
+
+ILLEGAL_LOGIT = -1e9  # probability 0 in float32; finite, so that entropies and gradients are too
+
+
+class Masked(NamedTuple):
+    """An observation and the legal actions in it."""
+
+    obs: Array  # [..., *obs] float32
+    legal: Array  # [..., A] bool; one without any legal action counts as all legal
+
+
+def unmask(seen: Any) -> tuple[Any, Any]:
+    """(observation, legal actions) of an observation; None without a mask."""
+    return (seen.obs, seen.legal) if isinstance(seen, Masked) else (seen, None)
+
+
+def map_obs(function: Callable[[Array], Array], seen: Any) -> Any:
+    """`function` of the observation, with the same mask."""
+    return seen._replace(obs=function(seen.obs)) if isinstance(seen, Masked) else function(seen)
+
+
+def legal_only(values: Array, legal: Array | None, fill: float = -jnp.inf) -> Array:
+    """Values [..., A] of actions, `fill` where an action is illegal.
+
+    With -inf, the maximum and its index are those of legal actions. Logits get `ILLEGAL_LOGIT`
+    (Huang and Ontañón 2020, arXiv:2006.14171).
+    """
+    return values if legal is None else jnp.where(some_legal(legal), values, fill)
+
+
+def random_legal(uniform: Array, legal: Array) -> Array:
+    """Uniformly random legal actions [n] int32 of numbers [n] in [0, 1) and masks [n, A]."""
+    legal = some_legal(legal)
+    count = jnp.sum(legal, -1, dtype=jnp.int32)
+    rank = jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
+    return jnp.argmax(jnp.cumsum(legal, -1) > rank[..., None], -1).astype(jnp.int32)
+
+
+def some_legal(legal: Array) -> Array:
+    """Masks [..., A], all legal where none is, as after the end of a game."""
+    return legal | ~jnp.any(legal, -1, keepdims=True)
+
+
+def check_policy(env: Env, policy: Policy) -> None:
+    """Raises UserError if `env` has action masks and `policy` may take illegal actions."""
+    if env.spec.masked and not policy.masks:
+        raise UserError(
+            f"{env.spec.name} has action masks, which this agent does not support: use pqn, dqn, "
+            "ppo or mdpo, or --env-options masks=false to play without them"
+        )
