@@ -5,6 +5,7 @@ TASKS: dict[str, dict[str, str]] = {
         "Craftax-Classic-Symbolic-v1": "obs (1345,), 17 actions, 10000 steps",
         "Craftax-Classic-Pixels-v1": "obs (63, 63, 3), 17 actions, 10000 steps",
         "Craftax-Symbolic-v1": "obs (8268,), 43 actions, 100000 steps",
+        "Craftax-Pixels-v1": "obs (130, 110, 3), 43 actions, 100000 steps",
     },
     "jaxmarl": {
         "SMAX-3m": "obs (75,), 8 actions, 100 steps, team of 3",
