@@ -106,6 +106,7 @@ def test_policy_of_a_member(results: Any) -> None:
         jaxrl.policy(together)(obs, explore=True)
 
 
+@pytest.mark.slow
 def test_policy_with_a_memory() -> None:
     sizes = {"total_steps": 16, "num_envs": 2, "num_steps": 4, "minibatches": 1, "hidden": (4,)}
     cfg = pqn_rnn.Config(**sizes, memory=3)

@@ -18,7 +18,7 @@ from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OTHERS = [f"{name}:{backend}" for name in names.BRAX for backend in names.BACKENDS[1:]]
-CHEAP = ("brax:inverted_pendulum:generalized", "brax:reacher:mjx")
+CHEAP = ("brax:inverted_pendulum:generalized",)
 
 
 def acting(actions):
@@ -235,7 +235,7 @@ def test_unknown_names(name, hint):
         (
             "brax:reacher",
             {"zzz": 1},
-            "it has backend, hide, max_steps, n_frames, normalise_obs, normalise_reward, sticky",
+            "it has backend, hide, masks, max_steps, n_frames, normalise_obs",
         ),
         ("brax:reacher", {"max_steps": 0}, "max_steps of brax:reacher must be a positive whole"),
         (
@@ -252,6 +252,7 @@ def test_wrong_options(name, options, hint):
     assert hint in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_brax_is_quiet(tmp_path):
     """Nothing printed, no warning, no MUJOCO_LOG.TXT, though brax's parts do all of these."""
     code = "from jaxrl.envs import make; make('brax:halfcheetah'), make('brax:hopper:mjx')"

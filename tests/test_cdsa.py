@@ -213,7 +213,7 @@ def acting(policy: Policy, state: PyTree, hp: PyTree, obs: Any = SEEN) -> Array:
     return policy.act(state, hp, *given, policy.noise(jax.random.key(0), n), False)[0]
 
 
-@pytest.mark.parametrize("correction", ["current", "both"])
+@pytest.mark.parametrize("correction", ["both", pytest.param("current", marks=pytest.mark.slow)])
 def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
     """Of each member of two different runs, alone and vmapped; others do not."""
     cfg = dataclasses.replace(SMALL, correction=correction)

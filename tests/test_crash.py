@@ -373,6 +373,7 @@ def test_a_damaged_checkpoint_is_told_when_a_policy_is_loaded(
     assert "checkpoint 8 is damaged and passed over" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_damaged_record_starts_again(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(lab.reference("sweep"), path)

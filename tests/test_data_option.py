@@ -115,7 +115,11 @@ def test_running_statistics_do_not_reach_a_dataset(
     ("agent", "env", "others"),
     [
         ("pqn", "probe:aim", "pqn_continuous, ppo, mdpo, mdpo_offpolicy, sac"),
-        ("pqn_continuous", "probe:match", "pqn, pqn_rnn, ppo, mdpo, mdpo_offpolicy, sac, dqn"),
+        (
+            "pqn_continuous",
+            "probe:match",
+            "pqn, pqn_rnn, ppo, mdpo, mdpo_offpolicy, sac, token_pg, dqn",
+        ),
     ],
 )
 def test_other_agents_are_named(file: Path, capsys: Any, agent: str, env: str, others: str) -> None:

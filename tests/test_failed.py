@@ -29,6 +29,7 @@ WORDS = (
 ).split()
 
 
+@pytest.mark.slow
 def test_nan_rewards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

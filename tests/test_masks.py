@@ -71,7 +71,10 @@ AGENTS = {
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+RELATED = pytest.param("mdpo", marks=pytest.mark.slow)  # acts by PPO's policy
+
+
+@pytest.mark.parametrize("name", [*(n for n in AGENTS if n != "mdpo"), RELATED])
 def test_the_best_action_is_illegal_and_never_taken(name):
     """Neither in the warm-up, nor in training, nor in evaluations; legal actions become optimal."""
     module, cfg, hypers = AGENTS[name]

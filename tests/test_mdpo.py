@@ -233,7 +233,7 @@ def test_step_sizes() -> None:
     np.testing.assert_allclose(got, 0.3)
 
 
-@pytest.mark.parametrize("space", ["discrete", "continuous"])
+@pytest.mark.parametrize("space", ["continuous", pytest.param("discrete", marks=pytest.mark.slow)])
 def test_policy_update_by_hand(space: str) -> None:
     """m steps of Adam on the whole window from π_k on, and the KL that is reported."""
     hp = hypers(lr=0.02, lr_end=0.1, gamma=0.9, lam=0.6, step_size=0.5, max_grad_norm=0.2)

@@ -197,6 +197,7 @@ def test_refuses_refreshes_inside_a_window(refresh: int) -> None:
         mdpo.make(mdpo.Config(num_envs=4, refresh=refresh), BOX)
 
 
+@pytest.mark.slow
 def test_probes() -> None:
     """In the end π_k no longer matters: the policy is softmax(Q/λ), as SAC's."""
     lam, kinds = 0.5, [probes.action(), probes.match()]

@@ -272,6 +272,7 @@ def test_probes_in_a_box() -> None:
             np.testing.assert_allclose(np.asarray(action)[[0, 2]], [-0.5, 0.5], atol=0.1)
 
 
+@pytest.mark.slow
 def test_probes_of_discrete_actions() -> None:
     """Q is exact after one step; the policy is softmax(Q/α)."""
     alpha = 0.5

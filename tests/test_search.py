@@ -162,7 +162,7 @@ def test_a_value_and_its_unit(each: Range) -> None:
         ([*RANGE, "--sampler", "grid"], "grid needs values"),
         (["--sampler", "cmaes", "--range", "agent.lr=1,2"], "cmaes needs a range"),
         ([*RANGE, "--objective", "metric:los"], "did you mean 'loss'"),
-        ([*RANGE, "--objective", "score"], "return or metric:NAME"),
+        ([*RANGE, "--objective", "score"], "return, ope:fqe or metric:NAME"),
         ([*RANGE, "--statistic", "cvar:2"], "iqm or cvar:SHARE"),
         ([*RANGE, "--halving", "--pbt"], "cannot be combined"),
         ([*RANGE, "--pbt"], "--sampler random or qmc"),
@@ -512,6 +512,7 @@ def test_halving_goes_on_where_it_was_stopped(
     np.testing.assert_array_equal(values, plain()["return"][:, [2 * best, 2 * best + 1]])
 
 
+@pytest.mark.slow
 def test_pbt_in_a_population(folder: Path, shared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights move where settings do; stopped in the middle and continued, it is the same."""
     asked = [*ASKED, *FAST, "--trials", "4", "--batch", "4", "--pbt", "--sampler", "qmc"]
