@@ -273,6 +273,7 @@ def test_without_batch_norms_nothing_is_kept() -> None:
     assert not any("Norm" in name for name in state.params["Torso_0"])
 
 
+@pytest.mark.slow
 def test_recurrent_statistics_are_those_of_whole_windows() -> None:
     """Of the input, over steps and environments of a minibatch; two of these are the whole."""
     env = tiny.walk()

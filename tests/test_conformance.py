@@ -337,7 +337,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
 }
 
 # Relatives of other agents: by default only what takes no compiling.
-RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc")
+RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc")
 
 every_agent = pytest.mark.parametrize("name", AGENTS)
 each_kind = pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_update_returns_the_type_it_took(name: str, kind: str) -> None:
     assert all(x.shape == () for x in jax.tree.leaves(metrics))
 
 
-@every_agent
+@each_kind
 def test_act(name: str) -> None:
     """Shapes and dtypes of actions and memory; without exploration the noise changes nothing."""
     case, n = AGENTS[name](), 32
@@ -427,7 +427,7 @@ def test_act(name: str) -> None:
     assert bits(run(0, False)) == bits(run(1, False))
 
 
-@every_agent
+@each_kind
 def test_a_whole_run_traces_update_once(name: str) -> None:
     """One trace serves a run alone and under vmap, another one a population on a mesh."""
     case, traces = AGENTS[name](), 0

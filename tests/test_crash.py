@@ -399,7 +399,7 @@ def test_a_sweep_with_a_damaged_record_starts_again(lab: Lab, tmp_path: Path) ->
         ("train", {}),
         ("train", {"overwrite": True}),
         ("train", {"overwrite": True, "evals": 1}),
-        ("sweep", {"overwrite": True}),
+        pytest.param("sweep", {"overwrite": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_in_progress_is_left_alone(

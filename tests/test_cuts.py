@@ -102,7 +102,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "pqn_continuous" else n for n in CASES]
+)
 def test_targets_with_cuts_at_random_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent's targets in a rollout are those of a loop over steps and all true successors."""
     module, cfg, hp, space = CASES[name]

@@ -213,6 +213,7 @@ def test_make_writes_the_given_file(jaxrl: Run, tmp_path: Path) -> None:
     assert len(datasets.load(tmp_path / "own.npz").transitions.reward) == 120
 
 
+@pytest.mark.slow
 def test_make_trains_and_collects(jaxrl: Run, tmp_path: Path) -> None:
     """A small PPO run: simulator states replay; medium-expert mixes two snapshots."""
     sizes = {"total-steps": 256, "num-envs": 4, "num-steps": 16, "minibatches": 1, "epochs": 1}

@@ -36,7 +36,12 @@ def parts(**settings: Any) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"flow_ratio": 0.25, "uniform_times": True}, {"sum_dims": True}]
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"flow_ratio": 0.25, "uniform_times": True},
+        {"sum_dims": True},
+    ],
 )
 def test_cloning_by_hand(settings: dict[str, Any]) -> None:
     """The mean-flow loss, du/dt by central differences; the first rows are flow matching."""

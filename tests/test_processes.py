@@ -216,6 +216,7 @@ def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_pat
     go_on(out, reference, processes=1)
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_is_ended(tmp_path: Path) -> None:
     hang = "from jaxrl.experiments import train_loop\nimport time\n"
     hang += "train_loop.metrics_of = lambda report: time.sleep(1000)"

@@ -392,6 +392,7 @@ def test_killed_run_continues_to_the_same_bits(
     assert 0 < summary["compile_s"] < summary["wall_s"]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_to_the_one_before(
     inside: Path, whole: tuple[Path, str], killed: Path
 ) -> None:

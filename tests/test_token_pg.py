@@ -238,6 +238,7 @@ def test_acting_and_reading_give_the_same_probabilities() -> None:
     assert not after.last.obs[index].any() and (after.last.obs[3:] == obs[3:]).all()
 
 
+@pytest.mark.slow
 def test_learns_and_sweeps_as_one_program() -> None:
     """TOPR at staleness 4: two learning rates and two seeds, vmapped; 0 learns nothing."""
     cfg = token_pg.Config(objective="topr", updates=150, staleness=4, embedding=16, memory=16)
