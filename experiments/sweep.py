@@ -47,7 +47,7 @@ from jaxrl.experiments.run_folders import (
     open_together,
     read_sweep,
 )
-from jaxrl.experiments.sizes import state_bytes
+from jaxrl.experiments.sizes import abstract_states, state_bytes
 from jaxrl.experiments.sweep_plan import Program, full_names, programs
 from jaxrl.experiments.values import take
 from jaxrl.runs import files, folders, records
@@ -154,7 +154,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
     for name in (*numbers, *(["steps"] if unit == "steps" else [])):
         table.add_column(name, justify="right")
     for program in found:
-        plan, each = program.plan, state_bytes(program.plan)
+        plan, each = program.plan, state_bytes(program.plan, abstract_states(program.plan))
         table.add_row(
             program.folder.partition("-")[0],
             *(shown(program.static.get(name, "-")) for name in static),

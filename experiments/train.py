@@ -15,7 +15,7 @@ from jaxrl.experiments.requests import from_call
 from jaxrl.experiments.restore import digests_of, prepare, settle
 from jaxrl.experiments.run_folders import check_processes, open_together, width_of
 from jaxrl.experiments.settings import Settings, identity
-from jaxrl.experiments.sizes import batch_bytes, state_bytes
+from jaxrl.experiments.sizes import abstract_states, batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
@@ -58,11 +58,12 @@ def train(settings: Settings) -> dict[str, Any]:
     if not options.overwrite and (summary := _finished(processes, path, own)):
         return summary
     ready = prepare(settings, processes)
-    member_bytes = state_bytes(ready)
+    states = abstract_states(ready)
+    member_bytes = state_bytes(ready, states)
     first, last = ready.ranges[processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(member_bytes, last - first, ready.layout, free)
-    device_memory.check_temporary("a batch", batch_bytes(ready), ready.layout)
+    device_memory.check_temporary("a batch", batch_bytes(ready, states), ready.layout)
     with contextlib.ExitStack() as stack:
         opened = records.open_run(path, own, context(ready), options.overwrite)
         run = open_together(processes, path, "run", lambda: stack.enter_context(opened))

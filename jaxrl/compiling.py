@@ -9,11 +9,22 @@ are bitwise equal at both levels, those of SAC and brax are equal up to rounding
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from jaxrl.types import PyTree
+
 LARGE = 10_000  # equations; PQN, PPO, SAC and IQL have 2,000 to 3,000, PPO on brax:hopper 13,000
+
+
+def compiled(
+    fn: Callable[..., PyTree], args: PyTree, platform: str, donate: tuple[int, ...] = ()
+) -> jax.stages.Compiled:
+    """`fn` compiled for arguments of the shapes of `args`; the result may overwrite `donate`."""
+    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
+    return traced.lower().compile(compiler_options(traced, platform))
 
 
 def compiler_options(traced: jax.stages.Traced, platform: str) -> dict[str, Any]:

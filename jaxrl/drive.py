@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.compiling import compiler_options
+from jaxrl.compiling import compiled
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.population import Layout, Placement, first, lift, member_keys, run_key
 from jaxrl.program import (
@@ -267,11 +267,9 @@ class _Run:
             return self.built[index, what]
         self.hooks.compiling(what)
         clock = time.perf_counter()
-        donate = 0 if what == "advance" else ()
         lifted = lift(self.plan)(fn, self.program.stages[index])
-        traced = jax.jit(lifted, donate_argnums=donate).trace(*args)
-        platform = self.plan.mesh.devices.flat[0].platform
-        executable = traced.lower().compile(compiler_options(traced, platform))
+        donate = (0,) if what == "advance" else ()
+        executable = compiled(lifted, args, self.plan.platform, donate)
         memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", 0)
         self.hooks.compiled(Compiled(index, what, time.perf_counter() - clock, memory))
         self.built[index, what] = executable
@@ -432,7 +430,6 @@ def evaluate(
     if isinstance(stage.evaluate, HostEvaluator):
         found = _on_host(stage.evaluate, stage.shared, placement, members["state"], state.step)
     else:
-        run = jax.jit(lift(plan)(evaluate_fn(stage), stage))
-        args = {"inputs": plan.share(shared), "step": jnp.int32(state.step)}
-        found = run((), members, args)[1]
+        args = ((), members, {"inputs": plan.share(shared), "step": jnp.int32(state.step)})
+        found = compiled(lift(plan)(evaluate_fn(stage), stage), args, plan.platform)(*args)[1]
     return fetch(found, placement.rows, stage.shared)

@@ -53,6 +53,10 @@ class Layout:
     def devices(self) -> int:
         return self.mesh.size
 
+    @property
+    def platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
+
     def padded(self, members: int) -> int:
         """The smallest multiple of devices × width that is at least `members`."""
         step = self.devices * self.width

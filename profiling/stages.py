@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import envs, population
+from jaxrl.compiling import compiled
 from jaxrl.experiments import agents
 from jaxrl.experiments.plan import hyper_table
 from jaxrl.program import advance_fn, initialise_fn
@@ -72,7 +73,7 @@ def prepare(
     counters = {"step": jnp.int32(0), "n": jnp.int32(updates), "fresh": jnp.array(True)}
     args = (state, {"inputs": {}}, {"inputs": data} | counters)
     begin = time.process_time()
-    advance = jax.jit(lift(advance_fn(stage), stage)).lower(*args).compile()
+    advance = compiled(lift(advance_fn(stage), stage), args, plan.platform)
     seconds = time.process_time() - begin
     per_update = 1 if task.offline else stage.source.env_steps
     return Launch(

@@ -83,7 +83,9 @@ def shared_programs() -> Iterator[None]:
         return run(ready, folder, processes, display, within)
 
     with mock.patch.object(train_loop, "run", shared):
-        with mock.patch.object(train, "state_bytes", lambda ready: 1):
+        nothing = {"abstract_states": lambda ready: []}
+        nothing |= {name: lambda ready, states: 1 for name in ("state_bytes", "batch_bytes")}
+        with mock.patch.multiple(train, **nothing):
             yield
 
 

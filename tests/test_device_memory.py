@@ -62,7 +62,7 @@ def test_bytes_of_a_batch() -> None:
     options = {"env": "CartPole-v1", "agent": {"batch_size": 128, "gradient_steps": 3}, "seeds": 2}
     ready = restore.prepare(resolve("dqn", options | {"preset": "none"}))
     row = 4 * (4 + 1 + 1 + 4) + 3
-    assert sizes.batch_bytes(ready) == 3 * 128 * row
+    assert sizes.batch_bytes(ready, sizes.abstract_states(ready)) == 3 * 128 * row
 
 
 def test_temporary_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.settings import Settings
-from jaxrl.experiments.sizes import batch_bytes, state_bytes
+from jaxrl.experiments.sizes import abstract_states, batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.ope.during import NAME as OPE
 from jaxrl.runs import device_memory, metrics, records
@@ -153,8 +153,9 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
         )
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
-    device_memory.check(state_bytes(ready), end - first, ready.layout, free)
-    device_memory.check_temporary("a batch", batch_bytes(ready), ready.layout)
+    states = abstract_states(ready)
+    device_memory.check(state_bytes(ready, states), end - first, ready.layout, free)
+    device_memory.check_temporary("a batch", batch_bytes(ready, states), ready.layout)
     return ready.layout.width
 
 

@@ -26,7 +26,7 @@ def needed(member_bytes: int, members: int, layout: Layout) -> int:
     which also holds the two copies of all members that are made for a checkpoint.
     """
     places = layout.padded(members) // layout.devices
-    if layout.mesh.devices.flat[0].platform != "cpu":
+    if layout.platform != "cpu":
         return (places + layout.width) * member_bytes
     return layout.devices * (3 * places + layout.width) * member_bytes
 
