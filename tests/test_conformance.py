@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -340,9 +340,16 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc")
 
 every_agent = pytest.mark.parametrize("name", AGENTS)
-each_kind = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in RELATIVES else n for n in AGENTS]
-)
+
+
+def by_default(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Tests these agents by default, the others under `slow`."""
+    slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("name", [n if n in names else slow(n) for n in AGENTS])
+
+
+each_kind = by_default([name for name in AGENTS if name not in RELATIVES])
+one_of_each_shape = by_default(["pqn", "dqn", "iql", "pgd_iql"])  # of programs
 
 
 # --- one agent -----------------------------------------------------------------------------------
@@ -427,7 +434,7 @@ def test_act(name: str) -> None:
     assert bits(run(0, False)) == bits(run(1, False))
 
 
-@each_kind
+@one_of_each_shape
 def test_a_whole_run_traces_update_once(name: str) -> None:
     """One trace serves a run alone and under vmap, another one a population on a mesh."""
     case, traces = AGENTS[name](), 0
@@ -561,9 +568,6 @@ class Population:
         return Run(states, metrics, evals)
 
 
-ALONE = ("pqn", "ppo", "dqn")  # agents that are trained alone by default; the others under `slow`
-
-
 @each_kind
 def test_runs(name: str) -> None:
     """Everything that takes whole runs, by the few programs that they share."""
@@ -574,8 +578,6 @@ def test_runs(name: str) -> None:
     check_order(runs, result)
     check_neighbour(runs, result)
     check_hypers(runs)
-    if name in ALONE:
-        check_alone(runs, result)
 
 
 @pytest.mark.slow
