@@ -58,8 +58,11 @@ class Options:
     width: int | None = None
     """members per tile (a vmapped batch of members); by default chosen automatically. The width
     affects results only by rounding"""
+    track: str | None = None
+    """experiment tracker: tensorboard, wandb, trackio, mlflow, or module:attribute for a tracker of
+    your own; gets medians over members, quantiles of returns, hyperparameters and results"""
     tensorboard: bool = False
-    """write TensorBoard files: medians over members, quantiles of returns, hyperparameters"""
+    """the same as --track tensorboard"""
     coordinator: str | None = None
     """host:port of process 0, the same for every process; needed unless the cluster environment
     provides the address"""
@@ -80,8 +83,8 @@ class Options:
 # Datasets and other runs are compared by their contents, not by their paths.
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
-    "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
-    "watchdog", "trust",
+    "width", "track", "tensorboard", "preset", "coordinator", "processes", "process_id",
+    "heartbeat", "watchdog", "trust",
 )  # fmt: skip
 
 

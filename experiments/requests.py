@@ -145,6 +145,8 @@ def _of_file(
     found = of_run(content, file) if is_json else from_mapping(content, file, what)
     if "trust" in found.options:
         raise UserError(f"{file} cannot vouch for itself: remove trust, and pass --trust if you do")
+    if any(":" in str(name) for name in _texts(found.options.get("track"))):
+        raise UserError(f"{file} may not name a tracker's code: pass --track on the command line")
     own, given = take(_Confirmed, given)
     check_same(file, {"agent": found.agent}, own.agent, None)
     names = option_names(given).difference(INDEXED)
