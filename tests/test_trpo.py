@@ -168,7 +168,8 @@ def hypers(**values: float) -> trpo.Hypers:
     return jax.tree.map(jnp.float32, trpo.Hypers(**values))
 
 
-@pytest.mark.parametrize("space", ["continuous", pytest.param("discrete", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["continuous", "discrete"])
 def test_policy_update_by_hand(space: str) -> None:
     """The step from the dense Fisher matrix, solved and halved by numpy; the limit is kept."""
     hp = hypers(gamma=0.9, lam=0.6, max_kl=0.5, damping=0.2, value_lr=0.01)
