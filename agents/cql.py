@@ -14,23 +14,31 @@ Deviations from the authors' code:
 - The actor is trained on the critics after their update (there on those before it).
 - The actor is not pretrained by behaviour cloning.
 - The integral is estimated by a mean over samples, which changes the loss by a constant.
+- The gradient of the temperature is that of α (entropy - target) with respect to log α; theirs is
+  that of log α (entropy - target), which lacks the factor α.
+
+CORL's reimplementation (arXiv:2210.07105) is the options `normalise_obs`, `networks` "corl" and, on
+MuJoCo tasks where it scales rewards, `--normalise-returns`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 from flax import struct
 
-from jaxrl import policies
+from jaxrl import nets, policies
 from jaxrl.agents.sac import State, actor_loss, begin
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
+from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
@@ -52,6 +60,11 @@ class Config:
     """actions per row from each of: the uniform distribution, the policy at s, the policy at s'"""
     learn_temperature: bool = True
     """learn the temperature for a target entropy of -A nats; otherwise it stays constant"""
+    normalise_obs: bool = False
+    """standardise observations with the mean and standard deviation of the dataset"""
+    networks: Literal["plain", "corl"] = "plain"
+    """initial weights: LeCun normal; or as in CORL's code, whose policy also multiplies the log-std
+    by a learned factor (at first 1) and adds a learned offset (at first -1)"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers"""
 
@@ -94,7 +107,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_offline(cfg)
     at_least(1, samples=cfg.samples)
     space = box_scale("cql", spec)
-    head = policies.squashed_head(cfg.hidden, spec)
+    head = head_of(cfg, spec)
     twins = jax.vmap(head.value, (0, None, None))
     least = functools.partial(policies.least_value, head)
 
@@ -157,7 +170,54 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(actor, critic, target, log_temperature, opt), metrics
 
     act = policies.acting(head)
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    agent = Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return standardised(agent, cfg, spec)
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+class CorlCritic(nn.Module):
+    """ReLU layers of orthogonal weights, gain √2, and an output layer of gain 0.01; zero biases."""
+
+    hidden: tuple[int, ...]
+    out: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, kernel_init=nets.orthogonal(np.sqrt(2)))(x))
+        return nn.Dense(self.out, kernel_init=nets.orthogonal(0.01))(x)
+
+
+class CorlActor(nn.Module):
+    """Observations [B, *obs] to mean and log-std [B, out]: ReLU layers initialised as in torch,
+    Glorot uniform weights of gain 0.01, and a learned affine function of the log-std."""
+
+    hidden: tuple[int, ...]
+    out: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nets.torch_dense(width, x.shape[-1])(x))
+        glorot = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")  # gain squared
+        mean, log_std = jnp.split(nn.Dense(self.out, kernel_init=glorot)(x), 2, -1)
+        factor = self.param("factor", nn.initializers.ones, (1, 1))
+        offset = self.param("offset", nn.initializers.constant(-1.0), (1, 1))
+        return jnp.concatenate([mean, factor * log_std + offset], -1)
+
+
+def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
+    """SAC's policy and critic for the box of `spec`."""
+    if cfg.networks == "plain":
+        return policies.squashed_head(cfg.hidden, spec)
+    return policies.squashed_head(cfg.hidden, spec, actor=CorlActor, critic=CorlCritic)
+
+
+# --- the regulariser -----------------------------------------------------------------------------
 
 
 def propose(

@@ -18,6 +18,7 @@ Fine-tuning mixes batches from the dataset and from a replay buffer of the agent
 and half by default, with a constant learning rate.
 
 Deviations from the authors' code:
+- `normalise_obs` standardises observations, as in CORL; it is off by default, as in the authors'.
 - Fine-tuning draws from dataset and replay buffer separately; there one buffer holds both.
 - best_of_n takes the minimum of the target critics; Digi-Q's authors take the maximum, and clip
   advantages to [0, 1].
@@ -43,6 +44,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
 from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
+from jaxrl.normalise import standardised, standardised_log_prob
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program, Stage
@@ -62,6 +64,8 @@ class Config:
     """gradient steps on the dataset"""
     batch_size: int = 256
     """transitions per gradient step"""
+    normalise_obs: bool = False
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     extraction: Literal["awr", "best_of_n", "ddpg_bc"] = "awr"
@@ -319,14 +323,16 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
         opt = (opt_actor, opt_value, opt_critic)
         return State(actor, value, critic, target, opt), metrics
 
-    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
+    agent = Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
+    return standardised(agent, cfg, spec)
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
     """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B]; densities in a box
     are of actions scaled to [-1, 1]."""
     head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
-    return lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
+    plain = lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
+    return standardised_log_prob(plain, cfg)
 
 
 def check(cfg: Config) -> None:
@@ -336,14 +342,8 @@ def check(cfg: Config) -> None:
     at_least(1, num_envs=cfg.num_envs, candidates=cfg.candidates)
     if not 0 <= cfg.data_share <= 1:
         raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
-    if not cfg.finetune_steps:
-        return
-    if cfg.finetune_steps < cfg.num_envs:
-        raise UserError(
-            f"finetune_steps={cfg.finetune_steps} is less than one step of num_envs={cfg.num_envs}"
-        )
-    if cfg.capacity < cfg.num_envs:
-        raise UserError(f"capacity={cfg.capacity} is less than num_envs={cfg.num_envs}")
+    if cfg.finetune_steps:
+        at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -29,6 +29,9 @@ Deviations from the authors' code:
 - Windows begin at every `stride`-th row of an episode.
 - Trajectories have the length of the training windows.
 - Narrow networks have fewer channel groups (`jaxrl.unet`).
+- The stochastic Heun step predicts from the state with its fresh noise, as algorithm 2 of EDM does;
+  there it predicts from the state without it.
+- The frequencies of the embedded time are 10⁴^(-k/n), k < n (there 10⁴^(-k/(n-1))).
 - The guard 1e-8 bounds the gradient's norm from below and is not added to the norm.
 - The paper and its code name no guidance coefficient; the default in `Rates` comes from
   `jaxrl.experiments.studies.guidance`.

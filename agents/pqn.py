@@ -96,13 +96,13 @@ class Hypers:
     """λ of the λ-returns"""
     eps_start: Any = bounded(1.0, least=0, most=1)
     """epsilon at the start of training"""
-    eps_end: Any = bounded(0.2, least=0, most=1)
+    eps_end: Any = bounded(0.05, least=0, most=1)
     """epsilon after the decay"""
-    eps_decay: Any = bounded(0.2, least=0, most=1)
+    eps_decay: Any = bounded(0.1, least=0, most=1)
     """fraction of training over which epsilon decays"""
     max_grad_norm: Any = bounded(10.0, above=0, finite=False)
     """global norm to which gradients are clipped"""
-    reward_scale: Any = bounded(0.1)
+    reward_scale: Any = bounded(1.0)
     """factor on rewards in the targets"""
 
 

@@ -16,7 +16,8 @@ batches with a fraction `real_share` of dataset rows and otherwise imagined tran
   MOPO  the same with `penalty` λ: rewards r - λ max_i ‖σ_i‖. arXiv:2005.13239
 
 Deviations from the authors' code:
-- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`.
+- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`, whose ensemble keeps its learning
+  rate (there it is multiplied by 0.3 at the first stall).
 - Start states are drawn with replacement.
 - The ensemble learns terminations (there they are given); `outcomes` "given" takes terminations
   and rewards from the environment.

@@ -28,6 +28,9 @@ class Options:
     ope_updates: int = bounded(0, least=0)
     """updates of fitted Q-evaluation at each evaluation of an offline agent, for a column ope_fqe:
     the value of the policy estimated from the dataset; 0 turns it off"""
+    normalise_returns: bool = False
+    """multiply agent.reward_scale by 1000 / (highest - lowest return of the dataset's episodes), as
+    IQL's and CORL's authors do for MuJoCo tasks; `jaxrl data info` prints the factor"""
     base: tuple[Path, ...] = ()
     """run with trained policies to build on, for agents that need base policies; may be repeated"""
     from_run: Path | None = None

@@ -57,7 +57,7 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = dataclasses.asdict(settings.options)
     kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
-    for name in ("eval_explore", "validation_share", "ope_updates"):
+    for name in ("eval_explore", "validation_share", "ope_updates", "normalise_returns"):
         if not kept[name]:  # runs from before this option have none
             del kept[name]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)

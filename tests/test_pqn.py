@@ -19,6 +19,7 @@ from jaxrl import nets, population
 from jaxrl.agents import pqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.experiments.settings import resolve
 from jaxrl.losses import q_loss
 from jaxrl.minibatch import minibatches, permutation
 from jaxrl.optim import clipped_radam, linear
@@ -196,8 +197,12 @@ def test_learning_rate_follows_the_gradient_steps() -> None:
         np.testing.assert_allclose(got, published(count), rtol=1e-4, atol=1e-12)
 
 
-def test_defaults_are_the_published_ones_for_cartpole() -> None:
-    cfg, hp = pqn.Config(), pqn.Hypers()
+def test_defaults_and_the_preset_of_cartpole_are_published() -> None:
+    """Rewards as they are and MinAtar's ε by default; CartPole has settings of its own."""
+    hp = pqn.Hypers()
+    assert (hp.eps_start, hp.eps_end, hp.eps_decay, hp.reward_scale) == (1, 0.05, 0.1, 1)
+    found = resolve("pqn", {"env": "CartPole-v1"})
+    cfg, hp = found.cfg, found.hp
     assert (cfg.total_steps, cfg.num_envs, cfg.num_steps) == (500_000, 32, 64)
     assert (cfg.minibatches, cfg.epochs, cfg.hidden) == (16, 4, (256, 256))
     assert (hp.lr, hp.lr_end, hp.max_grad_norm, hp.reward_scale) == (1e-4, 0, 10, 0.1)
