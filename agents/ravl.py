@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import jax
 from flax import struct
 
 from jaxrl.agents import edac
@@ -36,7 +35,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.imagination import Model, imagined, penalised, true_model
+from jaxrl.imagination import Model, imagined, known_outcomes, penalised, true_model
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
 from jaxrl.sources import labelled, mix, uniform, whole
@@ -110,13 +109,9 @@ def networks(cfg: Config, env: Env) -> Ensemble:
     )
     if cfg.outcomes == "learned":
         return found
-    if (rule := env.outcome) is None:
-        raise UserError(f"{env.spec.name} has no Env.outcome: pass --agent.outcomes learned")
-    rows = jax.vmap(rule, (0, 0, 0, None))
+    rule = known_outcomes(env, "--agent.outcomes learned")
     return dataclasses.replace(
-        found,
-        reward=lambda obs, action, after: rows(obs, action, after, env.params)[0],
-        terminated=lambda obs, action, after: rows(obs, action, after, env.params)[1],
+        found, reward=lambda *rows: rule(*rows)[0], terminated=lambda *rows: rule(*rows)[1]
     )
 
 

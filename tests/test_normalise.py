@@ -124,7 +124,7 @@ class Wanted:
 
 def test_observations_are_standardised_by_the_dataset() -> None:
     """In acting, learning and log-probabilities; without the option nothing changes."""
-    data = jax.tree.map(jnp.asarray, rows(BOX, 9, seed=3))
+    data = rows(BOX, 9, seed=3)
     data = data._replace(obs=5 * data.obs + 2)
     agent, kept = spy(), Wanted(False)
     assert standardised(agent, kept, BOX) is agent
@@ -134,7 +134,7 @@ def test_observations_are_standardised_by_the_dataset() -> None:
     mean, std = np.mean(data.obs, 0), np.std(data.obs, 0) + 1e-3  # as TD3+BC's authors do
     np.testing.assert_allclose(new.inner["obs"], (data.obs - mean) / std, atol=1e-5)
     np.testing.assert_array_equal(new.inner["reward"], data.reward)
-    seen = jnp.float32(mean)[None] + jnp.array([[-0.1], [0.1]])
+    seen = mean + np.array([[-0.1], [0.1]], np.float32)
     action, _, _ = whole.act(state, (), seen, jnp.ones(2, bool), (), (), False)
     plain, _, _ = agent.act(state.inner, (), (seen - mean) / std, jnp.ones(2, bool), (), (), False)
     np.testing.assert_array_equal(action, plain)

@@ -106,11 +106,13 @@ def start() -> tuple[pqn.State, Transition]:
 @pytest.mark.parametrize("often", [False, True], ids=["one cut", "two cuts"])
 @pytest.mark.parametrize("step", [0, 7])
 def test_update_by_hand(often: bool, step: int) -> None:
-    """Two epochs of one minibatch: oracle targets, ½ mean squares, clipping, RAdam, its schedule.
+    """Two epochs of one minibatch: oracle targets, ½ mean squares, ℓ2, clipping, RAdam, schedule.
 
     What lies behind a termination is NaN here, and does not show.
     """
-    hp = hypers(lr=0.05, lr_end=0.1, gamma=0.9, lam=0.6, max_grad_norm=0.2, reward_scale=0.5)
+    hp = hypers(
+        lr=0.05, lr_end=0.1, gamma=0.9, lam=0.6, max_grad_norm=0.2, reward_scale=0.5, l2=0.3
+    )
     state, t = start()
     if often:
         t = window(0, functools.partial(best, state.params), often=True)
@@ -136,7 +138,8 @@ def by_hand(params: PyTree, t: Transition, targets: Array, step: Array) -> PyTre
     def loss(params: PyTree) -> Array:
         q = NET.apply(params, t.obs.reshape(-1, OBS))
         chosen = q[jnp.arange(STEPS * ENVS), t.action.reshape(-1)]
-        return jnp.sum((chosen - targets.reshape(-1)) ** 2) / (2 * STEPS * ENVS)
+        error = jnp.sum((chosen - targets.reshape(-1)) ** 2) / (2 * STEPS * ENVS)
+        return error + 0.15 * jnp.sum(params["Dense_0"]["kernel"] ** 2)
 
     schedule = optax.linear_schedule(0.05, 0.005, CFG.updates * CFG.epochs * CFG.minibatches)
     opt, losses, norms = None, [], []
