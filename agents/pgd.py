@@ -86,7 +86,7 @@ class Settings:
     """rows between the starts of consecutive windows of the dataset"""
     rare_share: float = bounded(0.0, least=0, most=1)
     """fraction of the diffusion model's windows drawn among those with one of the highest rewards
-    (above the dataset's 99 % quantile), which the model then samples more often"""
+    (from the dataset's 99 % quantile on), which the model then samples more often"""
     rewards: Literal["learned", "given"] = "learned"
     """source of synthetic rewards: the model, or the environment (`Env.outcome`)"""
     share_model: bool = True

@@ -12,7 +12,7 @@ from jaxrl.sources import below, gather
 from jaxrl.types import Array, Batch, Source, Transition
 
 HELD = 20  # every HELD-th episode is held out
-RARE = 0.99  # quantile of the rewards above which they are rare
+RARE = 0.99  # quantile of the rewards from which on they are rare
 
 
 class Windows(NamedTuple):
@@ -31,8 +31,8 @@ def find(data: Transition, length: int, stride: int, rare: bool = False) -> Wind
     at terminal rows. No window ends at a truncated row, which would look like the middle of an
     episode. One episode in twenty is held out.
 
-    With `rare` the training windows with a rare reward come first: with a reward above the quantile
-    `RARE` of the dataset's rewards.
+    With `rare` the training windows with a rare reward come first: one above the median and not
+    below the quantile `RARE` of the dataset's rewards.
     """
     rows = jnp.arange(data.reward.shape[0], dtype=jnp.int32)
     first = jax.lax.cummax(jnp.where(data.start, rows, 0))  # first row of the episode
@@ -44,7 +44,8 @@ def find(data: Transition, length: int, stride: int, rare: bool = False) -> Wind
     rank = jnp.where(held, 1, jnp.where(fits, 0, 2))
     marked = jnp.zeros_like(fits)
     if rare:
-        high = data.reward > jnp.quantile(data.reward, RARE)
+        middle, top = jnp.quantile(data.reward, jnp.array([0.5, RARE]))
+        high = (data.reward >= top) & (data.reward > middle)
         before = jnp.cumsum(high) - high
         marked = fits & ~held & (before[last] + high[last] - before > 0)
         rank = jnp.where(marked, -1, rank)

@@ -213,6 +213,7 @@ def acting(policy: Policy, state: PyTree, hp: PyTree, obs: Any = SEEN) -> Array:
     return policy.act(state, hp, *given, policy.noise(jax.random.key(0), n), False)[0]
 
 
+@pytest.mark.slow
 def test_a_gate_corrects_far_actions_only() -> None:
     """Those whose score is longer than the quantile of the data's; others keep their bits."""
     plain = dataclasses.replace(SMALL, correction="next")

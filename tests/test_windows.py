@@ -91,7 +91,7 @@ def test_batches_hold_windows() -> None:
 
 
 def test_windows_with_rare_rewards() -> None:
-    """Training windows with a reward above the 99 % quantile come first, and get their share."""
+    """Training windows with a reward from the 99 % quantile on come first, and get their share."""
     data = dataset([(4, "terminated")] * 22)
     reward = np.zeros(ROWS, np.float32)
     reward[[10, 79]] = 1  # in the third episode, and in a held one
