@@ -1,4 +1,4 @@
-"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, render, data and list.
+"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, peak, render, data, list.
 
 Checking names and printing help need no import of JAX, so both take no time.
 """
@@ -21,6 +21,7 @@ from jaxrl.experiments.commands import (
     EvalOptions,
     MergeOptions,
     OpeOptions,
+    PeakOptions,
     RenderOptions,
     ReportOptions,
     asked_help,
@@ -47,6 +48,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
                                                       estimate values of policies from a dataset
   jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
+  jaxrl peak RUN --out FOLDER                         policies at the peak of Q of an offline run
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
@@ -283,6 +285,17 @@ def _merge(words: list[str]) -> None:
     merge.run(paths[0], paths[1], own)
 
 
+def _peak(words: list[str]) -> None:
+    paths, own = _simple(PeakOptions, words)
+    if len(paths) != 1:
+        raise UserError("peak needs one run: jaxrl peak runs/NAME --out runs/NAME-peak")
+
+    from jaxrl.experiments import jax_setup, peak
+
+    jax_setup.start()
+    peak.run(paths[0], own)
+
+
 def _data(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
@@ -317,6 +330,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "report": _report,
     "ope": _ope,
     "merge": _merge,
+    "peak": _peak,
     "render": _render,
     "data": _data,
     "list": _list,
