@@ -22,6 +22,7 @@ from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
+from jaxrl.precision import Precision
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
@@ -143,6 +144,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
+    program = program.with_precision(Precision(options.matmul_precision, options.compute_dtype))
     steps = [stage.source.env_steps for stage in program.stages]
     total = sum(devices_of(options.devices, processes))
     width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jaxrl import envs, population
 from jaxrl.compiling import compiled
 from jaxrl.experiments import agents
 from jaxrl.experiments.plan import hyper_table
+from jaxrl.precision import Precision
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.types import Box, Env, EnvSpec, HyperParams, PyTree, Transition
 
@@ -56,10 +58,16 @@ class Launch(NamedTuple):
 
 
 def prepare(
-    task: Task, members: int, updates: int, width: int | None = None, devices: Any = None
+    task: Task,
+    members: int,
+    updates: int,
+    width: int | None = None,
+    devices: Any = None,
+    precision: Precision | None = None,
 ) -> Launch:
     """Compiles `updates` updates of each of `members` in the rule's layout, or tiles of `width`."""
     stage, env, hypers = stage_of(task)
+    stage = dataclasses.replace(stage, precision=precision or Precision())
     plan = population.layout(members, devices, width, acting=not task.offline)
     spread = lambda tree: plan.split(plan.pad(tree, members))
     hp = spread(hyper_table(HyperParams(hypers, env.params), members))
