@@ -55,6 +55,9 @@ class Options:
     """number of most recent checkpoints to keep"""
     devices: int | None = None
     """number of devices; by default all (on CPUs one per core)"""
+    devices_per_member: int = bounded(1, least=1)
+    """devices that share the environments and minibatches of each member, for single large runs;
+    affects results only by rounding"""
     width: int | None = None
     """members per tile (a vmapped batch of members); by default chosen automatically. The width
     affects results only by rounding"""
@@ -88,8 +91,8 @@ class Options:
 # Datasets and other runs are compared by their contents, not by their paths.
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
-    "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
-    "watchdog", "trust",
+    "devices_per_member", "width", "tensorboard", "preset", "coordinator", "processes",
+    "process_id", "heartbeat", "watchdog", "trust",
 )  # fmt: skip
 
 # Options that older runs do not have: they are recorded if they differ from the default.
