@@ -60,6 +60,35 @@ class RenderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Options of `jaxrl export`."""
+
+    to: Literal["jax", "safetensors", "onnx", "hub"] = "jax"
+    """format: jax loads with JAX alone, safetensors with numpy alone, onnx with ONNX Runtime; hub
+    is a folder for a model hub; writing onnx needs the package jax2onnx"""
+    member: int = bounded(0, least=0)
+    """index of the member"""
+    out: Path | None = None
+    """folder to write; by default exports/ in the run's folder"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackOptions:
+    """Options of `jaxrl track`."""
+
+    to: str = "tensorboard"
+    """tracker: tensorboard, wandb, trackio, mlflow, or module:attribute for a tracker of your
+    own"""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions:
     """Options of `jaxrl report`."""
 
@@ -317,6 +346,19 @@ PAGES = {
         "environments with a function `render`. Brax environments are written as HTML.",
         (RenderOptions,),
         "jaxrl render runs/NAME --member 3",
+    ),
+    "export": Page(
+        "export RUN [options]",
+        "Writes the greedy policy of a member, with its normalisation of observations, as files "
+        "that load without jaxrl, and a model card.",
+        (ExportOptions,),
+        "jaxrl export runs/NAME --member 3 --to jax",
+    ),
+    "track": Page(
+        "track RUN --to TRACKER",
+        "Sends the metrics and results of a run, finished or in progress, to a tracker.",
+        (TrackOptions,),
+        "jaxrl track runs/NAME --to wandb",
     ),
     "list": Page(
         "list agents | envs",

@@ -72,8 +72,11 @@ class Options:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """dtype of computations in networks; parameters, targets, losses and optimiser states are
     float32"""
+    track: str | None = None
+    """experiment tracker: tensorboard, wandb, trackio, mlflow, or module:attribute for a tracker of
+    your own; gets medians over members, quantiles of returns, hyperparameters and results"""
     tensorboard: bool = False
-    """write TensorBoard files: medians over members, quantiles of returns, hyperparameters"""
+    """the same as --track tensorboard"""
     coordinator: str | None = None
     """host:port of process 0, the same for every process; needed unless the cluster environment
     provides the address"""
@@ -94,7 +97,7 @@ class Options:
 # Datasets and other runs are compared by their contents, not by their paths.
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
-    "devices_per_member", "width", "tensorboard", "preset", "coordinator", "processes",
+    "devices_per_member", "width", "track", "tensorboard", "preset", "coordinator", "processes",
     "process_id", "heartbeat", "watchdog", "trust",
 )  # fmt: skip
 

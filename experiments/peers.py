@@ -106,7 +106,9 @@ PEERS: dict[str, tuple[str, ...]] = {
     "log_dir": ("out",),
     "logdir": ("out",),
     "save_path": ("out",),
-    "track": ("tensorboard",),
+    "tracker": ("track",),
+    "logger": ("track",),
+    "wandb": ("track",),
 }
 
 # Names of wrappers elsewhere -> what to pass.

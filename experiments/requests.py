@@ -147,6 +147,8 @@ def _of_file(
         raise UserError(f"{file} is of a run that was derived from others, not trained")
     if "trust" in found.options:
         raise UserError(f"{file} cannot vouch for itself: remove trust, and pass --trust if you do")
+    if any(":" in str(name) for name in _texts(found.options.get("track"))):
+        raise UserError(f"{file} may not name a tracker's code: pass --track on the command line")
     own, given = take(_Confirmed, given)
     check_same(file, {"agent": found.agent}, own.agent, None)
     names = option_names(given).difference(INDEXED)
