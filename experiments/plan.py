@@ -197,7 +197,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
     if offline and (names := normalisers(options.env_options)):
-        own = " (--agent.normalise-obs does)" if hasattr(settings.cfg, "normalise_obs") else ""
+        option = names[0] == "normalise_obs" and hasattr(settings.cfg, names[0])
+        own = " (--agent.normalise-obs does)" if option else ""
         raise UserError(
             f"{agent} learns from a dataset, which {names[0]} does not normalise{own}: remove it "
             "from --env-options"
