@@ -28,6 +28,8 @@ CONTINUOUS = (
     "cdsa",
     "dql",
     "ofql",
+    "famo2o",
+    "hnpg",
 )
 
 

@@ -21,12 +21,16 @@ from logged import rows as logged_rows
 
 from jaxrl import population
 from jaxrl.agents import (
+    ailboost,
     bc,
     cdsa,
     cql,
+    dac,
     dql,
     dqn,
     edac,
+    famo2o,
+    hnpg,
     iql,
     mdpo,
     mdpo_offpolicy,
@@ -37,6 +41,7 @@ from jaxrl.agents import (
     pqn_continuous,
     pqn_rnn,
     prdc,
+    props,
     ravl,
     rebrac,
     sac,
@@ -45,7 +50,7 @@ from jaxrl.agents import (
     trpo,
 )
 from jaxrl.drive import Built, Hooks, drive
-from jaxrl.envs import tokens
+from jaxrl.envs import lock, tokens
 from jaxrl.experiments.restore import abstract_rows
 from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.policies import Switch, Trained, one_of
@@ -133,6 +138,24 @@ def _mdpo() -> Case:
     return _case(mdpo, cfg, tiny.glide(), **hypers)
 
 
+def _props() -> Case:
+    """Ten windows of two steps, five updates of the target policy."""
+    cfg = props.Config(
+        **SIZES,
+        actor=(4,),
+        critic=(4,),
+        clip_value=True,
+        batches=2,
+        sampling_every=2,
+        sampling_epochs=3,
+        sampling_minibatches=2,
+        error_steps=2,
+    )
+    hypers = {"lr": 0.05, "clip": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1}
+    hypers |= {"target_kl": 1e-3, "sampling_lr": 0.1, "sampling_clip": 0.05, "sampling_kl": 0.01}
+    return _case(props, cfg, tiny.walk(), **hypers)
+
+
 # Windows of two steps, eight updates of two gradient steps on four rows; the ring wraps around.
 REPLAYED: dict[str, Any] = {
     "total_steps": 32,
@@ -193,6 +216,11 @@ def _cql() -> Case:
 def _iql() -> Case:
     cfg = iql.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
     return _case(iql, cfg, tiny.walk(), lr=0.01, tau=0.2, max_weight=1.0)
+
+
+def _famo2o() -> Case:
+    cfg = famo2o.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
+    return _case(famo2o, cfg, tiny.glide(), lr=0.01, tau=0.2, max_weight=1.0)
 
 
 GENERATED: dict[str, Any] = {
@@ -297,6 +325,28 @@ def _cdsa() -> Case:
     )
 
 
+def _hnpg() -> Case:
+    """Episodes of three steps, two from the policy and two of the data's four, per iteration."""
+    sizes: dict[str, Any] = {"num_envs": 2, "total_steps": 24, "critic_steps": 2}
+    cfg = hnpg.Config(horizon=3, value_samples=2, actor=(3,), critic=(3,), **sizes)
+    return _case(hnpg, cfg, lock.make(horizon=3), critic_lr=0.05, max_kl=0.1, lam=0.5)
+
+
+IMITATED: dict[str, Any] = REPLAYED | {"n_step": 1, "discriminator": (4,)}
+
+
+def _dac() -> Case:
+    cfg = dac.Config(**IMITATED)
+    return _case(dac, cfg, tiny.glide(), lr=0.01, tau=0.2, discriminator_lr=0.03)
+
+
+def _ailboost() -> Case:
+    """Eight updates in four rounds."""
+    cfg = ailboost.Config(**IMITATED, discriminator_every=2, round_steps=8)
+    hypers = {"lr": 0.01, "tau": 0.2, "discriminator_lr": 0.03, "alpha": 0.5}
+    return _case(ailboost, cfg, tiny.glide(), **hypers)
+
+
 def _token_pg() -> Case:
     """An objective with rollouts and expert traces; hyperparameters of others change nothing."""
     env = tokens.make("modsum", 2, digits=1, length=2)
@@ -325,6 +375,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "ppo": functools.cache(_ppo),
     "trpo": functools.cache(_trpo),
     "mdpo": functools.cache(_mdpo),
+    "props": functools.cache(_props),
     "dqn": functools.cache(_dqn),
     "sac": functools.cache(_sac),
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
@@ -334,12 +385,16 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "prdc": functools.cache(_prdc),
     "cql": functools.cache(_cql),
     "iql": functools.cache(_iql),
+    "famo2o": functools.cache(_famo2o),
     "edac": functools.cache(_edac),
     "ravl": functools.cache(_ravl),
     "cdsa": functools.cache(_cdsa),
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
+    "hnpg": functools.cache(_hnpg),
+    "dac": functools.cache(_dac),
+    "ailboost": functools.cache(_ailboost),
     "token_pg": functools.cache(_token_pg),
 }
 
@@ -347,6 +402,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc"),
     "trpo",
+    *("famo2o", "props", "hnpg", "dac", "ailboost"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)
