@@ -28,6 +28,7 @@ AGENTS = {
     "ravl": "model-based offline RL with EDAC's critics, and MBPO, MOPO (arXiv:2402.12527)",
     "iql": "implicit Q-learning, offline, with online fine-tuning (arXiv:2110.06169)",
     "famo2o": "IQL with a balance of improvement and constraint per state (arXiv:2310.17966)",
+    "uni_o4": "offline and online PPO, gated by off-policy evaluation (arXiv:2311.03351)",
     "cdsa": "corrects trained policies with scores of a dataset (arXiv:2406.07541)",
     "dql": "offline Q-learning with a diffusion policy (arXiv:2208.06193)",
     "ofql": "offline Q-learning with a one-step flow policy (arXiv:2508.13904)",

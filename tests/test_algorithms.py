@@ -30,6 +30,7 @@ CONTINUOUS = (
     "ofql",
     "famo2o",
     "hnpg",
+    "uni_o4",
 )
 
 

@@ -48,6 +48,7 @@ from jaxrl.agents import (
     td3bc,
     token_pg,
     trpo,
+    uni_o4,
 )
 from jaxrl.drive import Built, Hooks, drive
 from jaxrl.envs import lock, tokens
@@ -347,6 +348,45 @@ def _ailboost() -> Case:
     return _case(ailboost, cfg, tiny.glide(), **hypers)
 
 
+def _uni_o4() -> Case:
+    """Five stages, of which the last one is online; its agent is PPO."""
+    cfg = uni_o4.Config(
+        updates=8,
+        critic_updates=8,
+        clone_updates=8,
+        batch_size=4,
+        hidden=(4,),
+        actor=(4,),
+        critic=(4,),
+        policies=2,
+        gate_every=2,
+        gate_starts=3,
+        gate_steps=2,
+        models=2,
+        elites=1,
+        model_hidden=(4,),
+        model_epochs=2,
+        share_dynamics=False,
+        finetune_steps=16,
+        num_envs=2,
+        num_steps=4,
+        minibatches=2,
+        epochs=2,
+        clip_value=True,
+    )
+    hypers = {"lr": 0.05, "clip": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1, "tau": 0.2}
+    hypers |= {"critic_lr": 0.01, "clone_lr": 0.01, "offline_lr": 0.01, "offline_clip": 0.01}
+    case = _case(uni_o4, cfg, tiny.glide(), **hypers)
+    *before, last = case.program.stages
+    inputs = case.inputs
+    for stage in before:
+        init = jax.jit(stage.learner.init)
+        inputs = inputs | {stage.name: init(jax.random.key(0), case.hp.agent, inputs)}
+    agent = last.learner
+    assert isinstance(agent, Agent)
+    return dataclasses.replace(case, agent=agent, inputs=inputs)
+
+
 def _token_pg() -> Case:
     """An objective with rollouts and expert traces; hyperparameters of others change nothing."""
     env = tokens.make("modsum", 2, digits=1, length=2)
@@ -393,6 +433,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
     "hnpg": functools.cache(_hnpg),
+    "uni_o4": functools.cache(_uni_o4),
     "dac": functools.cache(_dac),
     "ailboost": functools.cache(_ailboost),
     "token_pg": functools.cache(_token_pg),
@@ -402,7 +443,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc"),
     "trpo",
-    *("famo2o", "props", "hnpg", "dac", "ailboost"),
+    *("famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

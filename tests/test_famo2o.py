@@ -44,7 +44,8 @@ def test_only_the_policy_sees_beta() -> None:
     assert (head.policy(actor, low).mean != head.policy(actor, high).mean).all()
 
 
-@pytest.mark.parametrize("online", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("online", [False, True])
 def test_update_by_hand(online: bool) -> None:
     """Weights exp(β A) at each row's own β; offline β is uniform, online that of the balance."""
     t, cfg = jax.tree.map(jnp.asarray, rows(BOX)), famo2o.Config(**SIZES, updates=10)

@@ -44,6 +44,7 @@ VARIANTS = {
     "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "uni_o4": {"iql", "ppo"},
     "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
