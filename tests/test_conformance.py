@@ -51,7 +51,8 @@ from jaxrl.agents import (
     uni_o4,
 )
 from jaxrl.drive import Built, Hooks, drive
-from jaxrl.envs import lock, tokens
+from jaxrl.envs import tokens
+from jaxrl.envs.wrappers import absorbing
 from jaxrl.experiments.restore import abstract_rows
 from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.policies import Switch, Trained, one_of
@@ -327,10 +328,10 @@ def _cdsa() -> Case:
 
 
 def _hnpg() -> Case:
-    """Episodes of three steps, two from the policy and two of the data's four, per iteration."""
-    sizes: dict[str, Any] = {"num_envs": 2, "total_steps": 24, "critic_steps": 2}
-    cfg = hnpg.Config(horizon=3, value_samples=2, actor=(3,), critic=(3,), **sizes)
-    return _case(hnpg, cfg, lock.make(horizon=3), critic_lr=0.05, max_kl=0.1, lam=0.5)
+    """Episodes of five steps, two from the policy and two of the data's, per iteration."""
+    sizes: dict[str, Any] = {"num_envs": 2, "total_steps": 40, "critic_steps": 2}
+    cfg = hnpg.Config(horizon=tiny.LIMIT, value_samples=2, actor=(3,), critic=(3,), **sizes)
+    return _case(hnpg, cfg, absorbing(tiny.glide()), critic_lr=0.05, max_kl=0.1, lam=0.5)
 
 
 IMITATED: dict[str, Any] = REPLAYED | {"n_step": 1, "discriminator": (4,)}

@@ -24,14 +24,15 @@ def test_rules() -> None:
     latent, t, action = (x.reshape(-1) for x in np.meshgrid(range(3), [1, 3], range(10)))
     state = lock.LockState(jnp.asarray(latent, jnp.int32), jnp.asarray(t, jnp.int32))
     logits = 2 * jax.nn.one_hot(jnp.asarray(action), 10) - 1  # else with probability 2e-8
-    rotation = scipy.linalg.hadamard(8)
+    rotation, right = scipy.linalg.hadamard(8), np.asarray(params["right"])
     for switch in (0.0, 1.0):
         keys = jax.random.split(jax.random.key(0), len(latent))
         step = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
-        after, ts = step(keys, state, logits, params | {"switch": jnp.float32(switch)})
+        found = step(keys, state, logits, params | {"switch": jnp.float32(switch)})
+        after, ts = jax.device_get(found)
         for i in range(len(latent)):
             s = latent[i]
-            opened = s < 2 and action[i] == params["right"][min(s, 1), t[i]]
+            opened = s < 2 and action[i] == right[min(s, 1), t[i]]
             expected = (1 - s if switch else s) if opened else 2
             assert after.latent[i] == expected and after.t[i] == t[i] + 1
             last = t[i] == 3
