@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxrl.rows import split
 from jaxrl.types import Array, PyTree
 
 
@@ -31,10 +32,10 @@ def permutation(key: Array, n: int) -> Array:
 def minibatches(key: Array, data: PyTree, count: int) -> PyTree:
     """Leaves [B, ...] in random order as [count, B / count, ...]; not shuffled if count is 1."""
     if count == 1:
-        return jax.tree.map(lambda x: x[None], data)
+        return split(jax.tree.map(lambda x: x[None], data), 1)
     size = jax.tree.leaves(data)[0].shape[0]
     order = permutation(key, size).reshape(count, size // count)
-    return jax.tree.map(lambda x: x[order], data)
+    return split(jax.tree.map(lambda x: x[order], data), 1)
 
 
 def scan_epochs(

@@ -211,7 +211,7 @@ def _prdc() -> Case:
 
 
 def _cql() -> Case:
-    cfg = cql.Config(**LOGGED, samples=2)
+    cfg = cql.Config(**LOGGED, samples=2, correction="vib", normalise_obs=True)
     return _case(cql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
 
 

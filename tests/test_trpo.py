@@ -168,7 +168,8 @@ def hypers(**values: float) -> trpo.Hypers:
     return jax.tree.map(jnp.float32, trpo.Hypers(**values))
 
 
-@pytest.mark.parametrize("space", ["continuous", pytest.param("discrete", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["continuous", "discrete"])
 def test_policy_update_by_hand(space: str) -> None:
     """The step from the dense Fisher matrix, solved and halved by numpy; the limit is kept."""
     hp = hypers(gamma=0.9, lam=0.6, max_kl=0.5, damping=0.2, value_lr=0.01)
@@ -237,8 +238,10 @@ def test_probes() -> None:
 
 @pytest.mark.slow
 def test_aims() -> None:
-    cfg = trpo.Config(**SIZES | {"num_envs": 16, "total_steps": 400 * 128})
-    policy, values = learn_probes(trpo, cfg, trpo.Hypers(value_lr=0.01, gamma=0.8), AIM)
+    sizes: Any = SIZES | {"num_envs": 16, "total_steps": 400 * 128}
+    policy, values = learn_probes(
+        trpo, trpo.Config(**sizes), trpo.Hypers(value_lr=0.01, gamma=0.8), AIM
+    )
     print(policy.mean[..., 0], np.exp(policy.log_std[..., 0]))
     np.testing.assert_allclose(policy.mean[0, :, [0, 2], 0].T, [[-0.5, 0.5]] * 2, atol=0.1)
     assert np.all(np.exp(policy.log_std) < 0.3)
