@@ -248,6 +248,11 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     head_of = discrete_head if isinstance(spec.action, Discrete) else box_head
     head = head_of(cfg.hidden, spec, cfg.dropout)
     value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
+    return make_variant(cfg, head, value_net, decay=decay)
+
+
+def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = True) -> Agent:
+    """`make` for a head and a value network; hp.beta is [] or, with awr, [B]."""
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
     def init(key, hp, inputs):
@@ -345,21 +350,15 @@ def check(cfg: Config) -> None:
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
-    agent, online = make(cfg, env.spec), finetuning(cfg, env, Hypers(), evals, episodes)
+    agent, tuned = make(cfg, env.spec), make(cfg, env.spec, decay=False)
+    online = finetuning(cfg, env, tuned, evals, episodes)
     return offline_program(cfg, env, agent, evals, episodes, after=online)
 
 
-def finetuning(
-    cfg: Config, env: Env, hypers: Hypers, evals: int, episodes: int
-) -> tuple[Stage, ...]:
-    """The stage that fine-tunes the agent of stage "offline" online; () without `finetune_steps`.
-
-    Args:
-      hypers: the default hyperparameters of the run.
-    """
+def finetuning(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> tuple[Stage, ...]:
+    """The stage that fine-tunes the agent of stage "offline"; () without `finetune_steps`."""
     if not cfg.finetune_steps:
         return ()
-    agent = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=hypers)
     own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
     online = Stage(
         name="online",

@@ -214,7 +214,8 @@ class MakeOptions:
 
     level: str = ""
     """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
-    medium-expert; for mazes play, diverse, expert, random"""
+    medium-expert; for mazes play, diverse, expert, random;
+    for the lock guided, expert, random"""
     steps: int = bounded(100_000, least=1)
     """rows of each dataset"""
     agent: str | None = None

@@ -29,7 +29,10 @@ MAY_IMPORT = {
 # An agent imports another one only where it is a variant of it: agent -> what it varies.
 VARIANTS = {
     "cql": {"sac"},
+    "ailboost": {"dac"},
+    "dac": {"sac"},
     "edac": {"sac"},
+    "famo2o": {"iql"},
     "mdpo": {"ppo"},
     "mdpo_offpolicy": {"sac"},
     "ofql": {"dql"},
@@ -38,8 +41,10 @@ VARIANTS = {
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
     "prdc": {"td3bc"},
+    "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "uni_o4": {"iql", "ppo"},
     "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
