@@ -56,7 +56,8 @@ def test_shares_are_of_all_seconds():
     assert sum(groups(spent).values()) == 10.0
     lines = fractions({"x": {"cold": spent}}).splitlines()
     assert "| training | 60.0 % |" in lines and "| CPU seconds | 10.0 |" in lines
-    assert "| x | cold | 1.0 | 1.0 | 0.5 | 0.0 | 1.5 | 0.0 | 5.0 |" in starts({"x": {"cold": spent}})
+    row = "| x | cold | 1.0 | 1.0 | 0.5 | 0.0 | 1.5 | 0.0 | 5.0 |"
+    assert starts({"x": {"cold": spent}}).splitlines()[-1] == row
 
 
 def test_exponents_are_slopes_of_logarithms():
