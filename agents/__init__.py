@@ -11,6 +11,7 @@ AGENTS = {
     "pqn_rnn": "PQN with a GRU or LSTM, for partial observability (arXiv:2407.04811)",
     "pqn_continuous": "PQN for continuous actions, with an actor and critics (arXiv:2407.04811)",
     "ppo": "proximal policy optimisation with clipped probability ratios (arXiv:1707.06347)",
+    "trpo": "trust region policy optimisation by natural gradients (arXiv:1502.05477)",
     "mdpo": "mirror descent policy optimisation, on-policy (arXiv:2005.09814)",
     "mdpo_offpolicy": "mirror descent policy optimisation, off-policy (arXiv:2005.09814)",
     "sac": "soft actor-critic: twin critics, fixed or learned temperature (arXiv:1812.05905)",

@@ -137,7 +137,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the number of members")
-    hp = hypers_of(settings, env)
+    hp = with_factor(hypers_of(settings, env), settings, inputs)
     if algorithm.check_request is not None:
         algorithm.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
@@ -204,10 +204,15 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
-    for name in ("validation_share", "ope_updates"):
+    for name in ("validation_share", "ope_updates", "normalise_returns"):
         if not offline and getattr(options, name):
             flag = name.replace("_", "-")
             raise UserError(f"{agent} does not learn from a dataset: remove --{flag}")
+    if options.normalise_returns:
+        if not hasattr(settings.hp, "reward_scale"):
+            raise UserError(f"{agent} has no reward_scale: remove --normalise-returns")
+        if "agent.reward_scale" in settings.swept:
+            raise UserError("--normalise-returns sets agent.reward_scale: remove one of the two")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -312,6 +317,21 @@ def hypers_of(settings: Settings, env: Env) -> HyperParams:
     members = len(settings.points) * settings.options.seeds
     values = {name: x for name, x in swept_values(settings).items() if name != "base"}
     return hyper_table(HyperParams(settings.hp, env.params), members, values)
+
+
+def with_factor(hp: HyperParams, settings: Settings, inputs: Mapping[str, PyTree]) -> HyperParams:
+    """`hp` with reward_scale times the dataset's `return_factor`, if --normalise-returns is set.
+
+    Raises:
+      UserError: all episodes of the dataset have the same return.
+    """
+    if not settings.options.normalise_returns:
+        return hp
+    factor = datasets.return_factor(inputs["data"])
+    if factor is None:
+        raise UserError("all episodes have the same return: remove --normalise-returns")
+    scale = hp.agent.reward_scale * jnp.float32(factor)
+    return hp._replace(agent=dataclasses.replace(hp.agent, reward_scale=scale))
 
 
 def base_inputs(settings: Settings, trained: tuple[Trained, ...]) -> dict[str, PyTree]:

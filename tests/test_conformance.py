@@ -42,6 +42,7 @@ from jaxrl.agents import (
     sac,
     td3bc,
     token_pg,
+    trpo,
 )
 from jaxrl.drive import Built, Hooks, drive
 from jaxrl.envs import tokens
@@ -121,6 +122,11 @@ def _ppo() -> Case:
     return _case(ppo, cfg, tiny.walk(), **hypers)
 
 
+def _trpo() -> Case:
+    cfg = trpo.Config(**SIZES, actor=(4,), critic=(4,), clip_value=True, normalise_obs=True)
+    return _case(trpo, cfg, tiny.glide(), value_lr=0.05, value_clip=0.02, max_grad_norm=0.1)
+
+
 def _mdpo() -> Case:
     cfg = mdpo.Config(**SIZES, actor=(4,), critic=(4,), clip_value=True, normalise_obs=True)
     hypers = {"lr": 0.05, "value_lr": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1}
@@ -180,7 +186,7 @@ def _prdc() -> Case:
 
 
 def _cql() -> Case:
-    cfg = cql.Config(**LOGGED, samples=2)
+    cfg = cql.Config(**LOGGED, samples=2, correction="vib", normalise_obs=True)
     return _case(cql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
 
 
@@ -317,6 +323,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "pqn_rnn": functools.cache(_pqn_rnn),
     "pqn_continuous": functools.cache(_pqn_continuous),
     "ppo": functools.cache(_ppo),
+    "trpo": functools.cache(_trpo),
     "mdpo": functools.cache(_mdpo),
     "dqn": functools.cache(_dqn),
     "sac": functools.cache(_sac),
@@ -337,7 +344,10 @@ AGENTS: dict[str, Callable[[], Case]] = {
 }
 
 # Relatives of other agents: by default only what takes no compiling.
-RELATIVES = ("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc")
+RELATIVES = (
+    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc"),
+    "trpo",
+)
 
 every_agent = pytest.mark.parametrize("name", AGENTS)
 

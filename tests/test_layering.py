@@ -40,6 +40,7 @@ VARIANTS = {
     "prdc": {"td3bc"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.envs import datasets, names
-from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
+from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score, return_factor
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.commands import (
     ConvertOptions,
@@ -183,6 +183,11 @@ def describe(data: Dataset) -> list[str]:
         lines.append(
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
+        )
+    if (factor := return_factor(t)) is not None:
+        lines.append(
+            f"factor  {factor:.6g}, IQL's 1000 / (highest - lowest return): --normalise-returns "
+            "multiplies rewards by it"
         )
     if "splits" in meta:
         lines.append(
