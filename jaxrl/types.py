@@ -121,7 +121,8 @@ class Env:
     Wrappers that change observations, actions or rewards set it to None.
 
     `host` makes a gymnasium-like environment, for environments that cannot run on a device. Their
-    `reset` and `step` raise an error, and they are used only for evaluations between chunks.
+    `reset` and `step` raise an error: `jaxrl.drive` steps them on the host (`jaxrl.hosted`).
+    `host_envs(n)` makes n of them at once, a `hosted.HostEnvs`, where that is faster.
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
 
@@ -144,6 +145,7 @@ class Env:
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
     host: Callable[[], Any] | None = None
+    host_envs: Callable[[int], Any] | None = None
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
@@ -336,7 +338,8 @@ class Source:
     refresh(src, learner_state, hp, inputs, key, step) -> src
         called before update `step` if step is a multiple of `every`, including step 0.
 
-    `env_steps` is the number of environment steps per batch.
+    `env_steps` is the number of environment steps per batch. `host` says how the host makes its
+    windows (`jaxrl.hosted.HostRollout`); None for sources that need no host.
     """
 
     init: SourceInitFn
@@ -344,6 +347,7 @@ class Source:
     refresh: RefreshFn | None = None
     every: int = 1
     env_steps: int = 0
+    host: Any = None
 
 
 # --- hyperparameters -----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ VARIANTS = {
     "pgd_ofql": {"pgd", "ofql"},
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
+    "pqn_vdn": {"pqn"},
     "prdc": {"td3bc"},
     "props": {"ppo"},
     "ravl": {"edac"},
