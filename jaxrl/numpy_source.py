@@ -127,7 +127,8 @@ class _Program:
         def read(atom: Any) -> _Value:
             if not isinstance(atom, Literal):
                 return known[atom]
-            return self.value(_constant(atom.val, atom.aval.dtype), atom.aval)
+            aval: Any = atom.aval
+            return self.value(_constant(atom.val, aval.dtype), aval)
 
         for eqn in jaxpr.eqns:
             ins, name = [read(x) for x in eqn.invars], eqn.primitive.name

@@ -449,8 +449,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
 
 # Relatives of other agents: by default only what takes no compiling.
 RELATIVES = (
-    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "pqn_vdn", "prdc", "rebrac", "td3bc"),
-    *("trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
+    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
+    *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

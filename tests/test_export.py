@@ -38,7 +38,7 @@ def member(module: Any, **settings: Any) -> TrainedPolicy:
 
 def elsewhere(folder: Path, code: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of `code`, which sets `outputs` from `given`, in a process without jaxrl."""
-    np.savez(folder / "inputs.npz", **inputs)
+    np.savez(folder / "inputs.npz", *inputs.values())
     lines = [
         "import pathlib, sys, numpy as np",
         "given = list(np.load('inputs.npz').values())",
