@@ -248,11 +248,11 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     head_of = discrete_head if isinstance(spec.action, Discrete) else box_head
     head = head_of(cfg.hidden, spec, cfg.dropout)
     value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
-    return make_variant(cfg, head, value_net, decay=decay)
+    return standardised(make_variant(cfg, head, value_net, decay=decay), cfg, spec)
 
 
 def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = True) -> Agent:
-    """`make` for a head and a value network; hp.beta is [] or, with awr, [B]."""
+    """`make` for a head and a value network, whose observations are as given; hp.beta [] or [B]."""
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
     def init(key, hp, inputs):
@@ -325,8 +325,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
         }
         return State(actor, value, critic, target, (opt_actor, opt_value, opt_critic)), metrics
 
-    agent = Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
-    return standardised(agent, cfg, spec)
+    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
 
 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
