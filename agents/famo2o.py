@@ -37,6 +37,7 @@ from jaxrl import nets
 from jaxrl.agents import iql
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
+from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise
 from jaxrl.policies import StochasticHead, mean_entropy, squashed_head, sum_log_probs
 from jaxrl.program import Program
@@ -90,13 +91,14 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, optax.OptState]  # Adam of balance and log_temperature
 
 
-def universal_head(hidden: tuple[int, ...], spec: EnvSpec) -> iql.Head:
+def universal_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> iql.Head:
     """IQL's head for observations with β, [B, S + EMBEDDING]; critics see the first S elements."""
     box_scale("famo2o", spec)
     size = int(np.prod(spec.obs_shape))
     seen = dataclasses.replace(spec, obs_shape=(size,))
     critic = iql.box_head(hidden, seen)
-    actor = iql.box_head(hidden, dataclasses.replace(spec, obs_shape=(size + EMBEDDING,)))
+    wide = dataclasses.replace(spec, obs_shape=(size + EMBEDDING,))
+    actor = iql.box_head(hidden, wide, dropout)
     return dataclasses.replace(
         actor,
         critic=critic.critic,
@@ -132,7 +134,8 @@ def make(cfg: Config, spec: EnvSpec, *, online: bool = False) -> Agent:
     iql.check(cfg)
     if cfg.extraction != "awr":
         raise UserError(f"extraction={cfg.extraction} has no balance per state: use awr")
-    head, balance = universal_head(cfg.hidden, spec), balance_head(cfg.hidden, spec)
+    head = universal_head(cfg.hidden, spec, cfg.dropout)
+    balance = balance_head(cfg.hidden, spec)
     size = int(np.prod(spec.obs_shape))
     net = nets.packed(nets.from_linen(iql.Layers(cfg.hidden, 1), (size,)))
     value_net = nets.Net(net.init, lambda params, seen: net.apply(params, seen[:, :size]))
@@ -200,7 +203,8 @@ def make(cfg: Config, spec: EnvSpec, *, online: bool = False) -> Agent:
         seen = with_beta(obs, chosen(state.balance, hp, obs))
         return head.act(head.policy(state.inner.actor, seen), noise, explore), memory, {}
 
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    agent = Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return standardised(agent, cfg, spec)
 
 
 def base_hypers(hp: Hypers, beta: Array) -> iql.Hypers:

@@ -252,7 +252,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 
 
 def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = True) -> Agent:
-    """`make` for a head and a value network; hp.beta is [] or, with awr, [B]."""
+    """`make` for a head and a value network, whose observations are as given; hp.beta [] or [B]."""
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
     def init(key, hp, inputs):

@@ -44,7 +44,7 @@ from jaxrl.cloning import diverse_clones
 from jaxrl.dynamics import Ensemble, ensemble
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
-from jaxrl.losses import critic_loss, scaled_rewards, td_target
+from jaxrl.losses import critic_loss, expectile_loss, scaled_rewards, td_target
 from jaxrl.ope.imagined import imagined_q
 from jaxrl.optim import Trainable, linear, minimise, polyak
 from jaxrl.program import Program, Stage
@@ -177,7 +177,7 @@ def critics(cfg: Config, spec: EnvSpec) -> Learner:
         q_target = jnp.min(head.twins(state.target, t.obs, t.action), 0)
 
         def of_value(value: PyTree) -> tuple[Array, None]:
-            return iql.expectile_loss(q_target - model.value(value, t.obs), hp.expectile), None
+            return expectile_loss(q_target - model.value(value, t.obs), hp.expectile), None
 
         at = Trainable(state.value, state.opt[0])
         (value, opt_value), loss_v, _ = minimise(of_value, at, hp.critic_lr)
