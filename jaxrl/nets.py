@@ -70,7 +70,7 @@ def packed(net: Net) -> Net:
     return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
 
 
-def pick(stack: PyTree, index: int) -> PyTree:
+def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)
 
