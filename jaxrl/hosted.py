@@ -113,7 +113,8 @@ class HostRollout:
 
     def blank(self, learner_state: PyTree, hp: HyperParams) -> Window:
         """A window of zeros."""
-        obs = jnp.zeros((self.num_envs, *self.env.spec.obs_shape))
+        spec = self.env.spec
+        obs = jnp.zeros((self.num_envs, *spec.obs_shape), spec.obs_dtype)
         none, memory = jnp.zeros(self.num_envs, bool), self.policy.memory(self.num_envs)
 
         def act(learner_state: PyTree, hp: HyperParams) -> Transition:
@@ -183,7 +184,7 @@ class Players:
         self.rollout = rollout
         self.games = [rollout.make() for _ in seeds]
         first = [game.reset(row.tolist()) for game, row in zip(self.games, seeds, strict=True)]
-        self.obs = np.array(first, np.float32)
+        self.obs = np.array(first, rollout.env.spec.obs_dtype)
         self.start = np.ones(seeds.shape, bool)
         self.returns, self.lengths = np.zeros((2, *seeds.shape), np.float32)
         of_all = lambda x: np.broadcast_to(x, (len(seeds), *x.shape))
