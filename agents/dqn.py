@@ -162,7 +162,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, target, opt, eps), metrics
 
     noise = epsilon_noise(num_actions, spec.masked)
-    return Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
+    takes = {"masks": True, "bytes": True}
+    return Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers(), **takes)
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:

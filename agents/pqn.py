@@ -172,7 +172,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return learn(cfg, hp, state, loss, data, key, step)
 
     noise = epsilon_noise(num_actions, spec.masked)
-    agent = Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
+    takes = {"masks": True, "bytes": True}
+    agent = Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers(), **takes)
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 

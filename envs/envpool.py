@@ -10,7 +10,7 @@ The environments run on the host (`jaxrl.hosted`), in threads of C++. Options ar
   - A step never resets. EnvPool would ignore the action after an end; the adapter resets the ended
     environments instead, so that `next_obs` is the true successor.
   - Time limits truncate.
-  - Images are [H, W, C] float32 in [0, 1] instead of [C, H, W] bytes.
+  - Images are [H, W, C] instead of [C, H, W], bytes as there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def make(name: str, /, **options: Any) -> Env:
         raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
     limit = int(pool.spec.config.max_episode_steps)
     shape = tuple(space.shape[i] for i in (1, 2, 0)) if is_image(space) else tuple(space.shape)
-    spec = EnvSpec(name, shape, actions, limit)
+    dtype = "uint8" if is_image(space) else "float32"
+    spec = EnvSpec(name, shape, actions, limit, obs_dtype=dtype)
     pool.close()
     no = functools.partial(refuse, name)
     return Env(spec, {}, no, no, functools.partial(One, start), functools.partial(Pool, start))
@@ -81,10 +82,8 @@ class Pool:
         return self.obs
 
     def seen(self, obs: np.ndarray) -> np.ndarray:
-        """Observations [n, *obs] float32."""
-        if self.image:
-            return np.moveaxis(obs, 1, -1).astype(np.float32) / 255
-        return obs.astype(np.float32)
+        """Observations [n, *obs]."""
+        return np.moveaxis(obs, 1, -1) if self.image else obs.astype(np.float32)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         obs, reward, terminated, truncated, _ = self.pool.step(np.ascontiguousarray(action))

@@ -92,7 +92,7 @@ def host_episode(
         images = [game.render()]
         for t in range(min(env.spec.max_steps or limit, limit)):
             noise = policy.noise(jax.random.fold_in(jax.random.key(seed), t), 1)
-            seen = np.asarray(obs, np.float32)[None]
+            seen = np.asarray(obs, env.spec.obs_dtype)[None]
             action, memory, _ = act(state, hp, seen, np.array([t == 0]), memory, noise=noise)
             obs, reward, terminated, truncated, _ = game.step(np.asarray(action)[0])
             images.append(game.render())

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.errors import UserError
 from jaxrl.masks import check_policy
 from jaxrl.types import (
     Array,
@@ -29,6 +30,7 @@ from jaxrl.types import (
 )
 
 WINDOWS = "windows"  # name of the input
+SHAPES = "shapes"  # name of an input that stands for it where only shapes count
 
 Act = Callable[[np.ndarray, np.ndarray, PyTree, int], PyTree]
 """(obs [P, N, *obs], start [P, N], memory, t) -> (action, memory, extras), leaves [P, N, ...]."""
@@ -113,7 +115,8 @@ class HostRollout:
 
     def blank(self, learner_state: PyTree, hp: HyperParams) -> Window:
         """A window of zeros."""
-        obs = jnp.zeros((self.num_envs, *self.env.spec.obs_shape))
+        spec = self.env.spec
+        obs = jnp.zeros((self.num_envs, *spec.obs_shape), spec.obs_dtype)
         none, memory = jnp.zeros(self.num_envs, bool), self.policy.memory(self.num_envs)
 
         def act(learner_state: PyTree, hp: HyperParams) -> Transition:
@@ -134,7 +137,9 @@ def host_rollout(env: Env, policy: Policy, num_envs: int, num_steps: int) -> Sou
     """Source of windows [T, N] from N environments of the host, see `jaxrl.rollout.rollout`.
 
     inputs["windows"] has windows [M, T, N, ...]; that of update `step` is number step modulo M.
-    Without this input, as where only shapes count, windows are zeros.
+
+    Raises (in `next`):
+      UserError: there are no windows, since the program is not run by `jaxrl.drive`.
     """
     check_policy(env, policy)
     host = HostRollout(env, policy, num_envs, num_steps)
@@ -147,8 +152,13 @@ def host_rollout(env: Env, policy: Policy, num_envs: int, num_steps: int) -> Sou
             count = inputs[WINDOWS].returns.shape[0]
             one = lambda x: jax.lax.dynamic_index_in_dim(x, step % count, 0, False)
             window: Window = jax.tree.map(one, inputs[WINDOWS])
-        else:
+        elif SHAPES in inputs:
             window = host.blank(learner_state, hp)
+        else:
+            raise UserError(
+                f"{env.spec.name} runs on the host, which no compiled function can step: train "
+                "with jaxrl.run or jaxrl.drive.drive"
+            )
         done = window.transitions.done
         metrics = {
             "episode_return": mean_where(window.returns, done),
@@ -183,7 +193,7 @@ class Players:
         self.rollout = rollout
         self.games = [rollout.make() for _ in seeds]
         first = [game.reset(row.tolist()) for game, row in zip(self.games, seeds, strict=True)]
-        self.obs = np.array(first, np.float32)
+        self.obs = np.array(first, rollout.env.spec.obs_dtype)
         self.start = np.ones(seeds.shape, bool)
         self.returns, self.lengths = np.zeros((2, *seeds.shape), np.float32)
         of_all = lambda x: np.broadcast_to(x, (len(seeds), *x.shape))

@@ -28,6 +28,7 @@ from jax.core import Tracer
 
 from jaxrl.errors import UserError
 from jaxrl.evaluate import Evaluator, HostEvaluator
+from jaxrl.hosted import SHAPES
 from jaxrl.precision import Precision
 from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
@@ -48,7 +49,14 @@ from jaxrl.types import (
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
 
-RESERVED = ("data", "base", "reused", "source", "windows")  # inputs that are not results of stages
+RESERVED = (
+    "data",
+    "base",
+    "reused",
+    "source",
+    "windows",
+    "shapes",
+)  # inputs that are not results of stages
 
 
 def _nothing(key, learner_state, hp, inputs):
@@ -277,6 +285,8 @@ def initialise_fn(stage: Stage) -> StageFn:
 
     def init(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, MemberState]:
         hp, inputs = members["hp"], shared["inputs"] | members["inputs"]
+        if stage.source.host is not None:
+            inputs = {SHAPES: ()} | inputs
         key, key_learner, key_source = member_streams(members["key"])
         if stage.start is not None:
             learner = inputs[stage.start]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,8 @@ class EnvSpec:
     episodes there, if the environment does not. `masked` says that observations are
     `jaxrl.masks.Masked`, with the legal ones of the discrete actions. `measures` are the names of
     `TimeStep.measured`. `agents` is the size of a team (`jaxrl.teams`): observations [A, *obs],
-    actions [A, ...] and rewards [A]; None if there is one agent, without axis.
+    actions [A, ...] and rewards [A]; None if there is one agent, without axis. `obs_dtype` is
+    "uint8" for images that windows and replay buffers keep as bytes; networks divide them by 255.
     """
 
     name: str
@@ -83,6 +84,7 @@ class EnvSpec:
     masked: bool = False
     measures: tuple[str, ...] = ()
     agents: int | None = None
+    obs_dtype: Literal["float32", "uint8"] = "float32"
 
 
 class TimeStep(NamedTuple):
@@ -91,7 +93,7 @@ class TimeStep(NamedTuple):
     An episode ends if either flag is set. If both are, rollouts count a termination.
     """
 
-    next_obs: Array  # [*obs] float32: the true successor, also at the end of an episode
+    next_obs: Array  # [*obs] of spec.obs_dtype: the true successor, also at the end of an episode
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over; the successor has value zero
     truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
@@ -315,13 +317,15 @@ class Policy:
     one call of `act`. A rollout draws the numbers of all steps at once, which is faster than
     splitting keys step by step. By default `noise` returns the key itself.
 
-    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions.
+    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions, `bytes`
+    that observations may be uint8.
     """
 
     act: ActFn
     memory: Callable[[int], PyTree] = _no_memory
     noise: Callable[[Array, int], PyTree] = _key_only
     masks: bool = False
+    bytes: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

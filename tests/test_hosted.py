@@ -207,6 +207,9 @@ def test_refusals() -> None:
     agent = keeper()
     with pytest.raises(UserError, match="runs on the host"):
         rollout(WALK, agent, N, T, keep=1)
+    source = rollout(WALK, agent, N, T)
+    with pytest.raises(UserError, match="walk runs on the host, which no compiled function"):
+        source.next((), None, None, {}, jax.random.key(0), jnp.int32(0))
     with pytest.raises(ValueError, match="acts on the host"):
         train(stage(rollout(WALK, agent, N, T), agent))(jax.random.key(0), {"speed": 1.0})
     with pytest.raises(UserError, match="vector of gymnasium:CartPole-v1 must be sync or async"):
