@@ -46,7 +46,7 @@ def make(name: str, /, **options: Any) -> Env:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bounds in float64
-            pool = start(num_envs=1)
+            pool: Any = start(num_envs=1)
             space, actions = pool.observation_space, actions_of(name, pool)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise EnvError(f"{name} cannot be made: {error}") from error

@@ -146,7 +146,7 @@ class Env:
     params: PyTree
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
-    host: Callable[[], Any] | None = None
+    host: Callable[..., Any] | None = None
     host_envs: Callable[[int], Any] | None = None
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
