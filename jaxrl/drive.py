@@ -171,7 +171,8 @@ class _Run:
     def place(self, shared: bool, tree: PyTree) -> PyTree:
         """Arrays of the host, copied to the devices."""
         if shared:
-            return self.plan.share(tree)
+            # Keys of a snapshot are arrays of a device, which a launch would take over and delete.
+            return self.plan.share(fetch(tree, np.arange(self.count), shared=True))
         return self.plan.split(self.plan.pad(tree, self.count))
 
     # --- the sequence of launches ---

@@ -17,6 +17,7 @@ import numpy as np
 from jaxrl.contract import checked
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
+from jaxrl.rows import split
 from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
@@ -74,6 +75,8 @@ def evaluator(
             last = running(inputs.get("source"), episodes)
             if last is not None:
                 env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
+
+        env_state, obs = split((env_state, obs))
 
         def cond(carry: PyTree) -> Array:
             t, _, _, _, _, done = carry

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError
+from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, EnvSpec, PyTree
 
 
@@ -31,7 +32,8 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:
-        return module.apply({"params": params}, *map(as_floats, inputs))
+        inputs = lowered(tuple(map(as_floats, inputs)))
+        return raised(module.apply({"params": lowered(params)}, *inputs))
 
     return Net(init, apply)
 
@@ -74,7 +76,7 @@ def packed(net: Net) -> Net:
     return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
 
 
-def pick(stack: PyTree, index: int) -> PyTree:
+def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)
 
@@ -149,11 +151,12 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        dtype, x = x.dtype, x.astype(jnp.float32)
         mean = jnp.mean(x, -1, keepdims=True)
         centred = x - mean
         inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + self.eps)
         shape = (1,) * (x.ndim - 1) + scale.shape  # silent broadcasts are errors in the tests
-        return centred * inverse * scale.reshape(shape) + bias.reshape(shape)
+        return (centred * inverse * scale.reshape(shape) + bias.reshape(shape)).astype(dtype)
 
 
 class Conv3x3(nn.Module):

@@ -29,6 +29,7 @@ from jax.core import Tracer
 from jaxrl.errors import UserError
 from jaxrl.evaluate import Evaluator, HostEvaluator
 from jaxrl.hosted import SHAPES
+from jaxrl.precision import Precision
 from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
 from jaxrl.types import (
@@ -95,6 +96,7 @@ class Stage:
       start: None, or the name of an earlier stage whose final state is the initial state.
       evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, called after each
         chunk, with the state of the source as inputs["source"]. The host calls a `HostEvaluator`.
+      precision: that of initialisation, updates and evaluations.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Stage:
     unshared: str = "start one run per value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
+    precision: Precision = Precision()
 
     def __post_init__(self) -> None:
         if self.updates < 0:
@@ -156,6 +159,11 @@ class Program:
             if stage.shared and not seen.get(stage.start or "", True):
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
             seen[stage.name] = stage.shared
+
+    def with_precision(self, precision: Precision) -> Program:
+        """The program computed with another precision."""
+        change = lambda stage: dataclasses.replace(stage, precision=precision)
+        return Program(tuple(map(change, self.stages)))
 
     def exploring(self) -> Program:
         """The program with evaluations that act as in training instead of greedily.
@@ -293,7 +301,7 @@ def initialise_fn(stage: Stage) -> StageFn:
             metrics = {name: Sum(zeros(mean), zeros(mean)) for name, mean in shapes.items()}
         return carry, MemberState(learner, source, hp, key, metrics)
 
-    return init
+    return stage.precision.within(init)
 
 
 def member_streams(key: Array) -> Array:
@@ -343,7 +351,7 @@ def advance_fn(stage: Stage) -> StageFn:
         state = MemberState(learner_state, src, hp, state.key, metrics)
         return state, {name: each.total for name, each in metrics.items()} | {"finite": finite}
 
-    return run
+    return stage.precision.within(run)
 
 
 def evaluate_fn(stage: Stage) -> StageFn:
@@ -362,7 +370,7 @@ def evaluate_fn(stage: Stage) -> StageFn:
         inputs = inputs | {"source": state.source}
         return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, shared["step"]))
 
-    return run
+    return stage.precision.within(run)
 
 
 def _finite(tree: PyTree) -> Array:

@@ -11,6 +11,7 @@ from jaxrl.contract import checked
 from jaxrl.errors import UserError
 from jaxrl.hosted import host_rollout
 from jaxrl.masks import check_policy
+from jaxrl.rows import split
 from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import (
     Array,
@@ -115,6 +116,7 @@ def rollout(
     ) -> tuple[RolloutState, tuple[Transition, PyTree], dict[str, Any]]:
         """The state after T steps, (transitions, memory before each, if kept) [T, N], metrics."""
         params = hp.env_params(env)
+        src = split(src._replace(past=()))._replace(past=src.past)
         # Random numbers and initial states of the whole window at once: faster than per step.
         key_noise, key_step, key_reset = jax.random.split(key, 3)
         noise = jax.vmap(lambda k: policy.noise(k, rows))(jax.random.split(key_noise, num_steps))
@@ -180,6 +182,7 @@ def rollout(
             act, begin, (jnp.arange(num_steps), noise, step_keys)
         )
         ended = {"return": returns, "length": lengths} | measured
+        window = split(window, 1)
         done = window.done if spec.agents is None else window.done[:, :: spec.agents]
         metrics = {f"episode_{k}": mean_where(v, done) for k, v in ended.items()}
         return src, (window, memories), metrics

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.rows import split
 from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
@@ -244,7 +245,7 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
 
 def take(data: PyTree, rows: Array) -> PyTree:
     """Rows [B] of every leaf [D, ...]."""
-    return jax.tree.map(lambda x: x[rows], data)
+    return split(jax.tree.map(lambda x: x[rows], data))
 
 
 def gather(data: Transition, rows: Array) -> Transition:
@@ -287,7 +288,7 @@ def merge_axes(data: PyTree) -> PyTree:
 
 def split_batch(data: PyTree, count: int) -> PyTree:
     """Leaves [B, ...] as [count, B / count, ...]: minibatches for `count` gradient steps."""
-    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data)
+    return split(jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data), 1)
 
 
 def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:

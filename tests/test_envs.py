@@ -646,7 +646,7 @@ def test_plotting_packages_are_imported_when_gymnax_draws() -> None:
 import sys
 from jaxrl import envs
 envs.make("CartPole-v1")
-assert not {"seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)
+assert not {"seaborn", "pandas", "matplotlib"} & set(sys.modules)
 from gymnax.environments.misc import pong
 assert pong.plt.subplots.__module__ == "matplotlib.pyplot"
 import matplotlib.pyplot

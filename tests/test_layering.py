@@ -29,7 +29,10 @@ MAY_IMPORT = {
 # An agent imports another one only where it is a variant of it: agent -> what it varies.
 VARIANTS = {
     "cql": {"sac"},
+    "ailboost": {"dac"},
+    "dac": {"sac"},
     "edac": {"sac"},
+    "famo2o": {"iql"},
     "mdpo": {"ppo"},
     "mdpo_offpolicy": {"sac"},
     "ofql": {"dql"},
@@ -39,8 +42,11 @@ VARIANTS = {
     "pqn_rnn": {"pqn"},
     "pqn_vdn": {"pqn"},
     "prdc": {"td3bc"},
+    "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "uni_o4": {"iql", "ppo"},
+    "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 
@@ -236,6 +242,7 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = [path for folder in FOLDERS for path in modules(folder)]
     files += [*(ROOT / "experiments/presets").glob("*.yaml"), ROOT / "jaxrl/py.typed"]
+    files += [ROOT / "experiments/report_page.html"]
     names = {path.relative_to(ROOT).as_posix() for path in files}
     assert held == {name if name.startswith("jaxrl/") else f"jaxrl/{name}" for name in names}
     assert {"jaxrl/py.typed", "jaxrl/agents/pqn.py", "jaxrl/program.py"} <= held

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.envs import datasets, names
-from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
+from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score, return_factor
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.commands import (
     ConvertOptions,
@@ -44,7 +44,8 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 levels: random; expert, the best training snapshot (training keeps one snapshot per evaluation);
 medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
 to medium; medium-expert, half medium and half expert.
-Mazes need no training; their levels are play, diverse, expert and random.
+Mazes and the lock need no training. Levels of mazes are play, diverse, expert and random, those of
+the lock guided, expert and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
@@ -183,6 +184,11 @@ def describe(data: Dataset) -> list[str]:
         lines.append(
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
+        )
+    if (factor := return_factor(t)) is not None:
+        lines.append(
+            f"factor  {factor:.6g}, IQL's 1000 / (highest - lowest return): --normalise-returns "
+            "multiplies rewards by it"
         )
     if "splits" in meta:
         lines.append(
