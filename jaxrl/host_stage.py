@@ -28,7 +28,7 @@ class HostStage:
         if stage.shared:
             raise ValueError(f"stage {stage.name!r} is shared, so it cannot act on the host")
         self.rollout: HostRollout = stage.source.host
-        self.plan, self.build = plan, build
+        self.plan, self.build, self.precision = plan, build, stage.precision
         self.players: Players | None = None
 
     def open(self, keys: Array, step: int, placement: Placement) -> None:
@@ -80,7 +80,7 @@ class HostStage:
         self, what: str, policy: Policy, acting: PyTree, step: int, placement: Placement
     ) -> Window:
         assert self.players is not None
-        fn = act_fn(policy, self.rollout.num_envs, acting_key)
+        fn = self.precision.within(act_fn(policy, self.rollout.num_envs, acting_key))
         fixed = dict(zip(("learner", "hp", "key"), acting, strict=True))
         tiles = jnp.asarray(placement.tiles, jnp.int32)
 

@@ -20,7 +20,7 @@ from jaxrl.hosted import Sequential
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
 from jaxrl.sources import replay
-from jaxrl.types import Agent, Box, Env, EnvSpec, Policy, PyTree, Transition
+from jaxrl.types import Agent, Box, Env, EnvSpec, HyperParams, Policy, PyTree, Transition
 
 N, T, LIMIT = 2, 5, 4
 UPDATES = 3
@@ -209,7 +209,7 @@ def test_refusals() -> None:
         rollout(WALK, agent, N, T, keep=1)
     source = rollout(WALK, agent, N, T)
     with pytest.raises(UserError, match="walk runs on the host, which no compiled function"):
-        source.next((), None, None, {}, jax.random.key(0), jnp.int32(0))
+        source.next((), None, HyperParams(()), {}, jax.random.key(0), jnp.int32(0))
     with pytest.raises(ValueError, match="acts on the host"):
         train(stage(rollout(WALK, agent, N, T), agent))(jax.random.key(0), {"speed": 1.0})
     with pytest.raises(UserError, match="vector of gymnasium:CartPole-v1 must be sync or async"):
