@@ -22,6 +22,7 @@ from jaxrl.experiments.commands import (
     ExportOptions,
     MergeOptions,
     OpeOptions,
+    PeakOptions,
     RenderOptions,
     ReportOptions,
     ReproduceOptions,
@@ -50,6 +51,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
                                                       estimate values of policies from a dataset
   jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
+  jaxrl peak RUN --out FOLDER                         policies at the peak of Q of an offline run
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
   jaxrl export RUN [--member M] [--to jax]            write a policy that loads without jaxrl
   jaxrl track RUN --to TRACKER                        send a run to tensorboard, wandb, trackio,
@@ -312,6 +314,17 @@ def _merge(words: list[str]) -> None:
     merge.run(paths[0], paths[1], own)
 
 
+def _peak(words: list[str]) -> None:
+    paths, own = _simple(PeakOptions, words)
+    if len(paths) != 1:
+        raise UserError("peak needs one run: jaxrl peak runs/NAME --out runs/NAME-peak")
+
+    from jaxrl.experiments import jax_setup, peak
+
+    jax_setup.start()
+    peak.run(paths[0], own)
+
+
 def _data(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
@@ -362,6 +375,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "report": _report,
     "ope": _ope,
     "merge": _merge,
+    "peak": _peak,
     "render": _render,
     "export": _export,
     "track": _track,

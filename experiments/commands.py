@@ -165,8 +165,13 @@ class OpeOptions:
 class MergeOptions:
     """Options of `jaxrl merge`."""
 
-    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """weights of the second run, from 0 to 1"""
+    alpha: tuple[str, ...] = ("0", "0.25", "0.5", "0.75", "1")
+    """weights of the second run, from 0 to 1: values, or a range such as lin:0:1:11"""
+    out: Path | None = None
+    """folder in which the merge is written as a run, with the settings of the first run; with
+    several weights, the folder of one run per weight"""
+    overwrite: bool = False
+    """start from scratch if a folder already contains a run"""
     episodes: int = bounded(128, least=1)
     """episodes per member and weight"""
     seed: int = bounded(0, least=0)
@@ -179,6 +184,26 @@ class MergeOptions:
     """custom environment of the runs, to confirm that its code may run"""
     trust: bool = False
     """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakOptions:
+    """Options of `jaxrl peak`."""
+
+    out: Path | None = None
+    """folder of the run that is written"""
+    metric: str = "q"
+    """metric whose largest value over the evaluations is chosen: q, the mean Q of the dataset's
+    actions, or another one, such as ope_fqe"""
+    overwrite: bool = False
+    """start from scratch if the folder already contains a run"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
     them"""
 
 
@@ -206,7 +231,8 @@ class MakeOptions:
 
     level: str = ""
     """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
-    medium-expert; for mazes play, diverse, expert, random"""
+    medium-expert; for mazes play, diverse, expert, random;
+    for the lock guided, expert, random"""
     steps: int = bounded(100_000, least=1)
     """rows of each dataset"""
     agent: str | None = None
@@ -319,9 +345,18 @@ PAGES = {
         "merge RUN_A RUN_B [options]",
         "Merges trained policies in weight space, (1 - alpha) A + alpha B, member by member, and "
         "evaluates them in the environments of both runs. For a policy B that was fine-tuned from "
-        "A on another task.",
+        "A on another task. Weights: 0,0.5,1, or lin:0:1:11. With --out, the merges are written "
+        "as runs.",
         (MergeOptions,),
-        "jaxrl merge runs/old runs/new --alpha 0,0.5,1",
+        "jaxrl merge runs/old runs/new --alpha 0.5 --out runs/merged",
+    ),
+    "peak": Page(
+        "peak RUN --out FOLDER [options]",
+        "Writes a run with the policy that each member of an offline run had at the peak of a "
+        "metric, by default the mean Q of the dataset's actions, whose fall shows overfitting. "
+        "The run must keep its checkpoints: --checkpoint-seconds 0 --keep 100.",
+        (PeakOptions,),
+        "jaxrl peak runs/NAME --out runs/NAME-peak",
     ),
     "render": Page(
         "render RUN [options]",

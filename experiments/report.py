@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import compare, report_html
+from jaxrl.experiments import compare, diagnose, report_html
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
@@ -47,6 +47,8 @@ def report(
     found = gather(runs)
     compared = compare.results(found, over)
     print_results(compared, len(runs) > 1 or not compare.swept(found), target)
+    for line in _diagnoses(runs):
+        print_line(line)
     if csv_file is not None:
         members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
         write_csv(csv_file, _point_rows(compared))
@@ -74,6 +76,18 @@ def draw_run(run: records.RunDir) -> None:
     """
     compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
     draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
+
+
+def _diagnoses(paths: Iterable[Path]) -> Iterable[str]:
+    """Lines about offline runs that over- or underfit."""
+    for path in paths:
+        if (path / "sweep.json").is_file():
+            folders = [(path / each["folder"]) for each in read_sweep(path)["programs"]]
+        else:
+            folders = [path]
+        for folder in folders:
+            if (folder / "config.json").is_file():
+                yield from diagnose.lines(open_run_folder(folder), folder.resolve().name)
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -248,7 +248,8 @@ SYNTHETIC = (
     "--out runs/pgd-rewards/{env:file}-{value}"
 )
 (GUIDANCE,) = study(
-    "guidance --env {env} --data {data} --updates {updates} --out runs/pgd-error-{updates}"
+    "guidance --env {env} --data {data} --model-updates {updates} --horizon {horizon} "
+    "--out runs/pgd-error-{updates}"
 )
 DIVERSE = dataset("maze:medium", "diverse")
 
@@ -263,8 +264,8 @@ def guided(env: str, data: str) -> tuple[str, ...]:
 
 def errors(updates: int) -> tuple[str, ...]:
     """The study of both tasks."""
-    maze = each(GUIDANCE, env="maze:medium", data=DIVERSE, updates=updates)
-    dmsd = each(GUIDANCE, env="dmsd", data=DMSD, updates=updates)
+    maze = each(GUIDANCE, env="maze:medium", data=DIVERSE, updates=updates, horizon=8)
+    dmsd = each(GUIDANCE, env="dmsd", data=DMSD, updates=updates, horizon=32)
     return (*made("maze:medium", "diverse"), *maze, *dmsd)
 
 
@@ -272,9 +273,8 @@ PGD = (
     Reproduction(
         "pgd-error",
         "pgd_iql",
-        "At equal log-probability under the policy, guided trajectories have smaller errors than "
-        "rollouts of a one-step model.",
-        errors(3_000),
+        "At equal log-probability, guided trajectories have smaller errors than model rollouts.",
+        errors(6_000),
         errors(30_000),
         "figure for MuJoCo, horizon 32",
     ),
@@ -345,15 +345,16 @@ FINETUNE = (
 )
 PLAY = dataset("maze:medium", "play")
 OFFLINE = (
-    "jaxrl train {agent} --env {env} --data {data} --seeds {seeds} "
+    "jaxrl train {agent} --env {env} --data data/{env:file}-{level}.npz --seeds {seeds} "
     "--out runs/iql-offline/{env:file}-{level}-{agent}"
 )
+LEVELS = ("medium-replay", "medium-expert")
 
 
-def offline(env: str, level: str, seeds: int, more: str = "") -> tuple[str, ...]:
-    """BC, TD3+BC, CQL and IQL on one dataset."""
-    task = {"env": env, "level": level, "data": dataset(env, level), "seeds": seeds}
-    return (*made(env, level), *each(OFFLINE + more, agent=("bc", "td3bc", "cql", "iql"), **task))
+def offline(env: str, levels: tuple[str, ...], seeds: int, more: str = "") -> tuple[str, ...]:
+    """BC, TD3+BC, CQL and IQL on datasets of the levels."""
+    task = {"env": env, "level": levels, "agent": ("bc", "td3bc", "cql", "iql"), "seeds": seeds}
+    return (*made(env, *levels), *each(OFFLINE + more, **task))
 
 
 IQL = (
@@ -369,13 +370,8 @@ IQL = (
         "iql-offline",
         "iql",
         "Without values of unseen actions IQL is as good as CQL and TD3+BC, and better than BC.",
-        offline("brax:hopper", "medium-replay", 3, " --agent.updates 50000"),
-        (
-            *offline("brax:hopper", "medium-replay", 5),
-            *offline("brax:hopper", "medium-expert", 5),
-            *offline("brax:walker2d", "medium-replay", 5),
-            *offline("brax:walker2d", "medium-expert", 5),
-        ),
+        offline("brax:hopper", LEVELS[:1], 3, " --agent.updates 50000"),
+        (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
         "D4RL MuJoCo: total 692.4",
     ),
 )

@@ -21,6 +21,8 @@ from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
 
+ON_HOST = "a resumed run starts new episodes there, so its bits differ from those of a whole run"
+
 
 def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
     """Python interface of `jaxrl train`. Every option of the command line is a keyword.
@@ -92,7 +94,7 @@ def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str
 def placed(ready: Plan, processes: Processes, width: int) -> Plan:
     """The plan with the tile width of the run as it was started: another one changes the bits."""
     options = ready.settings.options
-    layout, ranges = place(ready.members, options.width or width, options.devices, processes)
+    layout, ranges = place(ready.members, options.width or width, options, processes)
     processes.check_same({"width": layout.width, "members of each process": ranges})
     return ready._replace(layout=layout, ranges=ranges)
 
@@ -145,10 +147,11 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
         f"{settings.agent} on {settings.options.env}: {plural(ready.members, 'member')}"
         f"{f' ({of_each})' if settings.swept else ''} x "
         f"{plural(updates, 'update')}{told}",
-        f"{plural(layout.devices, f'{device_kind()} device')}, tiles of "
+        f"{plural(layout.mesh.size, f'{device_kind()} device')}, tiles of "
         f"{plural(layout.width, 'member')}, {size(member_bytes)} of state a member; "
         f"{short_path(path)}",
         *rounding(ready),
+        *([f"environments run on the host; {ON_HOST}"] if ready.on_host else []),
     ]
 
 

@@ -28,6 +28,9 @@ CONTINUOUS = (
     "cdsa",
     "dql",
     "ofql",
+    "famo2o",
+    "hnpg",
+    "uni_o4",
 )
 
 

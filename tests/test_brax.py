@@ -79,6 +79,7 @@ def test_episodes_are_html_pages():
     assert isinstance(page, str) and page.startswith("<!DOCTYPE html>") and "brax-viewer" in page
 
 
+@pytest.mark.slow
 def test_steps_like_brax():
     """A rollout of inverted_pendulum beside brax's own reset and step.
 

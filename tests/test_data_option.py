@@ -146,11 +146,11 @@ def test_equal_returns_have_no_range(file: Path) -> None:
 @pytest.mark.parametrize(
     ("agent", "env", "others"),
     [
-        ("pqn", "probe:aim", "pqn_continuous, ppo, trpo, mdpo, mdpo_offpolicy, sac"),
+        ("pqn", "probe:aim", "pqn_continuous, ppo, trpo, props, mdpo, mdpo_offpolicy, sac"),
         (
             "pqn_continuous",
             "probe:match",
-            "pqn, pqn_rnn, ppo, trpo, mdpo, mdpo_offpolicy, sac, token_pg, dqn",
+            "pqn, pqn_rnn, ppo, trpo, props, mdpo, mdpo_offpolicy, sac, token_pg, dqn",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from logged import BOX, BUTTONS, numbers, rows, table
 
+from jaxrl import losses
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
 from jaxrl.optim import cosine
@@ -35,7 +36,7 @@ def test_expectile_of_a_sample(tau: float) -> None:
         pull = np.sum(np.where(sample < m, 1 - tau, tau) * (sample - m))
         low, high = (m, high) if pull > 0 else (low, m)
     x = jnp.float32(sample)
-    slope = jax.grad(lambda m: iql.expectile_loss(x - m, tau))
+    slope = jax.grad(lambda m: losses.expectile_loss(x - m, tau))
     found = jnp.float32(0)
     for _ in range(20):  # the loss is piecewise quadratic
         found = found - slope(found) / (2 * jnp.mean(jnp.where(x < found, 1 - tau, tau)))
@@ -178,7 +179,7 @@ def test_policy_in_a_box() -> None:
     [
         ({"updates": 0}, "updates=0 must be at least 1"),
         ({"data_share": 1.5}, "data_share=1.5 must be between 0 and 1"),
-        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 is less than one step"),
+        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 must be at least 4"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes: dict[str, Any], told: str) -> None:

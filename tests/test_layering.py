@@ -29,7 +29,10 @@ MAY_IMPORT = {
 # An agent imports another one only where it is a variant of it: agent -> what it varies.
 VARIANTS = {
     "cql": {"sac"},
+    "ailboost": {"dac"},
+    "dac": {"sac"},
     "edac": {"sac"},
+    "famo2o": {"iql"},
     "mdpo": {"ppo"},
     "mdpo_offpolicy": {"sac"},
     "ofql": {"dql"},
@@ -37,9 +40,12 @@ VARIANTS = {
     "pgd_ofql": {"pgd", "ofql"},
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
+    "pqn_vdn": {"pqn"},
     "prdc": {"td3bc"},
+    "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "uni_o4": {"iql", "ppo"},
     "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}

@@ -298,6 +298,7 @@ def test_refuses_to_standardise_single_rows_of_the_policy_only() -> None:
 # --- probes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probes() -> None:
     """Values, and the probability of the better action where there is one."""
     hp = mdpo.Hypers(lr=0.01, value_lr=0.01, gamma=0.8, lam=0.9)

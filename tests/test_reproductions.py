@@ -45,7 +45,10 @@ def check_in_order(each: Reproduction, commands: tuple[str, ...]) -> None:
         if first == "python":
             assert words[:1] == ["-m"]
             parts = words[2:]
-            assert importlib.util.find_spec(words[1]) is not None
+            found = importlib.util.find_spec(words[1])
+            assert found is not None and found.origin is not None
+            text = Path(found.origin).read_text()
+            assert all(f'"{x}"' in text for x in parts if x.startswith("--")), command
             if "--data" in parts:
                 assert parts[parts.index("--data") + 1] in made, command
             continue
@@ -56,12 +59,12 @@ def check_in_order(each: Reproduction, commands: tuple[str, ...]) -> None:
             made.add(check_data(words))
             continue
         asked = read(verb, words)
-        found = resolve(asked.agent, asked.options)
-        own = found.options
+        settings = resolve(asked.agent, asked.options)
+        own = settings.options
         assert (own.data is None) or str(own.data) in made, command
         assert {str(path) for path in own.base} <= runs, command
-        fields = {f.name for f in dataclasses.fields(found.cfg)}
-        fields |= {f.name for f in dataclasses.fields(found.hp)}
+        fields = {f.name for f in dataclasses.fields(settings.cfg)}
+        fields |= {f.name for f in dataclasses.fields(settings.hp)}
         assert {name.removeprefix("agent.") for name in asked.sweep} <= fields, command
         assert bool(asked.sweep) == (verb == "sweep"), command
         assert str(own.out) not in runs, command

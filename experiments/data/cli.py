@@ -44,7 +44,8 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 levels: random; expert, the best training snapshot (training keeps one snapshot per evaluation);
 medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
 to medium; medium-expert, half medium and half expert.
-Mazes need no training; their levels are play, diverse, expert and random.
+Mazes and the lock need no training. Levels of mazes are play, diverse, expert and random, those of
+the lock guided, expert and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """

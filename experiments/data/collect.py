@@ -8,8 +8,9 @@ Levels, after those of D4RL:
     medium-replay   equal shares of all snapshots up to and including the medium one
     medium-expert   half and half
 
-Policies act as in training, with exploration. Maze datasets need no training: a shortest-path
-controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse, expert and random.
+Policies act as in training, with exploration. Mazes and the lock need no training. In mazes a
+shortest-path controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse, expert and
+random; in the lock a guide (`jaxrl.envs.lock.guide`), at the levels guided, expert and random.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive, envs
-from jaxrl.envs import maze_walks
+from jaxrl.envs import lock, maze_walks
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
@@ -53,6 +54,7 @@ from jaxrl.types import (
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 MAZE_LEVELS = ("random", *maze_walks.LEVELS)
+LOCK_LEVELS = ("random", *lock.LEVELS)
 EPISODES = 128  # per reference return
 ENVS, WINDOW = 16, 50  # parallel environments, and steps per call
 PATIENCE = 1000  # longest wait, in steps, for the end of an episode without a time limit
@@ -115,6 +117,13 @@ class MazeOptions:
     seed: int = bounded(0, least=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class LockOptions(MazeOptions):
+    """Options for datasets of the lock, in addition to --level and --steps."""
+
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def make(
     env: str, levels: Sequence[str], steps: int, agent: str | None, options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Dataset]]:
@@ -122,18 +131,24 @@ def make(
 
     Args:
       agent: name of the agent to train; None: SAC for boxes, PPO for discrete actions.
-      options: further training options, see `settings.resolve`; mazes accept only `seed`.
+      options: further training options, see `settings.resolve`; mazes accept only `seed`, the lock
+        `seed` and `env_options`.
 
     Raises:
       UserError: unknown level or invalid request, before training.
     """
     known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
+    known = LOCK_LEVELS if env == "lock" else known
     for level in levels:
         if level not in known:
             raise UserError(f"{env} has the levels {', '.join(known)}; not {level!r}")
     if env.startswith("maze:"):
         training, seed = {}, fill(MazeOptions, options).seed
         behaviours = of_maze(env, levels)
+    elif env == "lock":
+        own = fill(LockOptions, options)
+        training, seed = {"env_options": own.env_options}, own.seed
+        behaviours = of_lock(envs.make(env, **own.env_options))
     else:
         settings = _settings(env, agent, options)
         seed = settings.options.seed
@@ -195,6 +210,20 @@ def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
     return found | {"random": [at_random(maze)]}
 
 
+def of_lock(env: Env) -> dict[str, list[Behaviour]]:
+    """The guide of each level."""
+
+    def behaviour(level: str) -> Behaviour:
+        policy = lock.guide(env, level)
+
+        def act(state, hp, obs, start, memory, noise, explore):
+            return policy.act(state, hp, obs[1], start, memory, noise, explore)
+
+        return Behaviour(Actor(showing(env), dataclasses.replace(policy, act=act)))
+
+    return {level: [behaviour(level)] for level in lock.LEVELS} | {"random": [at_random(env)]}
+
+
 def at_random(env: Env) -> Behaviour:
     """The behaviour with uniformly random actions."""
     return Behaviour(Actor(showing(env), random_policy(env.spec.action)))
@@ -206,9 +235,12 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     Prints what is trained, and the progress.
 
     Raises:
-      UserError: more than one member or stage, or no snapshot with a finite return.
+      UserError: more than one member or stage, an environment of the host, or no snapshot with a
+        finite return.
     """
     settings = ready.settings
+    if ready.env.host is not None:
+        raise UserError(f"data make collects on devices; {ready.env.spec.name} runs on the host")
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data make needs one member and an agent that trains in a single stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)
