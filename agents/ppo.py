@@ -255,7 +255,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
         }
         return clip_to_box(space, scaled(sample)), memory, extras
 
-    return Policy(act=act, noise=noise, masks=True)
+    return Policy(act=act, noise=noise, masks=True, bytes=True)
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:

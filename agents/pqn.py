@@ -38,13 +38,14 @@ from jaxrl.masks import legal_only, unmask
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes
-from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, Policy, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return learn(cfg, hp, state, loss, data, key, step)
 
     noise = epsilon_noise(num_actions, spec.masked)
-    agent = Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
+    acting = Policy(act=act, noise=noise, masks=True, bytes=True)
+    agent = agent_of(acting, init, update, Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 

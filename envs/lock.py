@@ -56,7 +56,7 @@ def make(horizon: int = 10, seed: int = 0) -> Env:
     """
     steps = positive(horizon, "horizon of lock")
     size = 2 ** math.ceil(math.log2(steps + LATENT + 1))
-    rotation = scipy.linalg.hadamard(size).astype(np.float32)
+    rotation = jnp.asarray(scipy.linalg.hadamard(size), jnp.float32)
     right = np.random.default_rng(int(seed)).integers(0, ACTIONS, (2, steps))
     params = {
         "right": jnp.asarray(right, jnp.int32),

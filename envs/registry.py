@@ -43,7 +43,8 @@ def make(name: str, /, **options: Any) -> Env:
         "dmsd", "lock", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.lock`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "tokens:modsum" (`jaxrl.envs.tokens`);
-        "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
+        "gymnasium:HalfCheetah-v5", "envpool:Pong-v5", which run on the host
+          (`jaxrl.envs.gymnasium`, `.envpool`);
         "module", "module:attribute", "file.py" or "file.py:attribute" for an `Env` of your own or
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
       options: for all environments
@@ -74,10 +75,9 @@ def make(name: str, /, **options: Any) -> Env:
             from jaxrl.envs import brax as adapter
         wrap = {key: options.pop(key) for key in OPTIONS[1:] if key in options}
         return _with_options(adapter.make(name, **options), wrap)
-    if name.startswith("gymnasium:"):
-        from jaxrl.envs import gymnasium
-
-        return gymnasium.make(name, **options)
+    if name.startswith(names.ON_HOST):
+        adapter = importlib.import_module(f"jaxrl.envs.{name.partition(':')[0]}")
+        return adapter.make(name, **options)
     suite, _, task = name.partition(":")
     if suite in names.SUITES:
         adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")

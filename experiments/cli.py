@@ -25,6 +25,7 @@ from jaxrl.experiments.commands import (
     PeakOptions,
     RenderOptions,
     ReportOptions,
+    ReproduceOptions,
     TrackOptions,
     asked_help,
 )
@@ -60,7 +61,8 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl data make ENV --from-diffusion RUN --steps 100000
                                                       dataset sampled from the diffusion model of a
                                                       pgd_iql run
-  jaxrl list agents | envs                            available agents and environments
+  jaxrl reproduce NAME [--full] [--dry-run]           run the experiment of a paper's claim
+  jaxrl list agents | envs | reproductions            what is available
   jaxrl --version                                     installed version
 
   jaxrl COMMAND --help                                options of a command, with an example
@@ -287,7 +289,7 @@ def _report(words: list[str]) -> None:
 
     from jaxrl.experiments import report
 
-    report.report(paths, own.out, own.over, own.csv)
+    report.report(paths, own.out, own.over, own.csv, own.html, own.target)
 
 
 def _ope(words: list[str]) -> None:
@@ -331,10 +333,26 @@ def _data(words: list[str]) -> None:
     cli.main(words)
 
 
+def _reproduce(words: list[str]) -> int:
+    names, given = tokenise(words, single=fields_of(ReproduceOptions))
+    own = fill(ReproduceOptions, given)
+    if len(names) != 1:
+        raise UserError("reproduce needs one name: jaxrl reproduce NAME --dry-run")
+
+    from jaxrl.experiments import reproduce
+
+    return reproduce.reproduce(names[0], own.full, own.dry_run, own.out)
+
+
 def _list(words: list[str]) -> None:
+    if words == ["reproductions"]:
+        from jaxrl.experiments import reproduce
+
+        print(reproduce.listing())
+        return
     tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
     if len(words) != 1 or words[0] not in tables:
-        raise UserError("list needs agents or envs: `jaxrl list agents` or `jaxrl list envs`")
+        raise UserError("list needs agents, envs or reproductions: jaxrl list agents")
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")
@@ -362,6 +380,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "export": _export,
     "track": _track,
     "data": _data,
+    "reproduce": _reproduce,
     "list": _list,
 }
 

@@ -80,6 +80,18 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """Options of `jaxrl reproduce`."""
+
+    full: bool = False
+    """the paper's sizes instead of a small setting"""
+    dry_run: bool = False
+    """print the claim and the commands, and run nothing"""
+    out: Path | None = None
+    """JSON file of the results; by default in reproductions/"""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrackOptions:
     """Options of `jaxrl track`."""
 
@@ -99,6 +111,11 @@ class ReportOptions:
     """reference of P(better): a run, or values such as agent.lr=1e-4; by default the first point"""
     csv: Path | None = None
     """CSV file with one row per point; NAME-members.csv gets one row per member"""
+    html: Path | None = None
+    """self-contained page with the table, interactive learning curves and performance profiles"""
+    target: float | None = None
+    """return that counts as solved, for the optimality gap: target - mean of min(return, target)
+    over members"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,9 +378,17 @@ PAGES = {
         (TrackOptions,),
         "jaxrl track runs/NAME --to wandb",
     ),
+    "reproduce": Page(
+        "reproduce NAME [options]",
+        "Runs the experiment that tests a claim of a paper, and prints and writes its results "
+        "beside the claim and the published ones. `jaxrl list reproductions` shows the names. "
+        "Works below runs/ and data/ in the current directory; finished runs are not repeated.",
+        (ReproduceOptions,),
+        "jaxrl reproduce pqn-memory --dry-run",
+    ),
     "list": Page(
-        "list agents | envs",
-        "Prints the available agents or environments.",
+        "list agents | envs | reproductions",
+        "Prints the available agents, environments, or reproductions of papers' claims.",
         (),
         "jaxrl list envs",
     ),

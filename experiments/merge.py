@@ -40,6 +40,8 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
     """
     weights = alphas(options)
     paths = (first, second)
+    if options.out and not all(open_run_folder(path).as_found().finished for path in paths):
+        raise UserError("merge writes runs of finished runs only: remove --out")
     trust = [restore.confirmed(p, options.agent, options.env, options.trust) for p in paths]
     pairs = list(zip(paths, trust, strict=True))
     settings = [restore.settings_of(open_run_folder(path), own) for path, own in pairs]
@@ -84,8 +86,6 @@ def _write(
     """Writes one run per weight, with the settings of the first run and learners [P, ...] between
     its own and those of `second`."""
     run, ready = open_run_folder(paths[0]), restore.prepare(settings)
-    if not all(open_run_folder(path).as_found().finished for path in paths):
-        raise UserError("merge writes runs of finished runs only: remove --out")
     restore.check_unchanged(run, ready.digests)
     state = restore.read_state(ready, run)
     for alpha in weights:

@@ -90,6 +90,11 @@ class Plan(NamedTuple):
         return sum(before[:stage]) + step * self.steps[stage]
 
     @property
+    def on_host(self) -> bool:
+        """Whether members act in environments of the host."""
+        return any(stage.updates and stage.source.host for stage in self.program.stages)
+
+    @property
     def unit(self) -> str:
         """Unit of `progress`: environment "steps" if all stages make steps, otherwise "updates"."""
         stages = zip(self.program.stages, self.steps, strict=True)
@@ -197,7 +202,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
     if offline and (names := normalisers(options.env_options)):
-        own = " (--agent.normalise-obs does)" if hasattr(settings.cfg, "normalise_obs") else ""
+        option = names[0] == "normalise_obs" and hasattr(settings.cfg, names[0])
+        own = " (--agent.normalise-obs does)" if option else ""
         raise UserError(
             f"{agent} learns from a dataset, which {names[0]} does not normalise{own}: remove it "
             "from --env-options"
@@ -253,11 +259,6 @@ def read_inputs(
 
     Only the dataset extras named in the agent's `extras` are kept.
     """
-    if env.host is not None and not algorithm.offline:
-        raise UserError(
-            f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
-            f"{alternatives(settings.agent, env, offline=True)}"
-        )
     if data is None:
         return {}, {}
     datasets.check(data, env.spec)

@@ -21,6 +21,8 @@ from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
 
+ON_HOST = "a resumed run starts new episodes there, so its bits differ from those of a whole run"
+
 
 def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
     """Python interface of `jaxrl train`. Every option of the command line is a keyword.
@@ -149,6 +151,7 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
         f"{plural(layout.width, 'member')}, {size(member_bytes)} of state a member; "
         f"{short_path(path)}",
         *rounding(ready),
+        *([f"environments run on the host; {ON_HOST}"] if ready.on_host else []),
     ]
 
 

@@ -17,13 +17,13 @@ d = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.nets import as_floats
 from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, PyTree
 
@@ -136,7 +136,13 @@ def from_linen(make: Callable[[bool], nn.Module], *shapes: tuple[int, ...]) -> N
         found = acting.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))
         return found["params"], found.get(COLLECTION, {})
 
-    return Net(init, partial(run, acting), partial(run_learning, learning))
+    def apply(params: PyTree, stats: PyTree, *inputs: Array) -> Any:
+        return run(acting, params, stats, *map(as_floats, inputs))
+
+    def learn(params: PyTree, stats: PyTree, *inputs: Array) -> tuple[Any, PyTree]:
+        return run_learning(learning, params, stats, *map(as_floats, inputs))
+
+    return Net(init, apply, learn)
 
 
 def run(module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any) -> Any:

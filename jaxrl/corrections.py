@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from jaxrl.distributions import gaussian_kl
 from jaxrl.nets import Net, from_linen, packed
+from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, PyTree
 
 Correction = Literal["none", "vib", "dropout", "dr3"]
@@ -73,7 +74,8 @@ def training(
     init = from_linen(module, (size,)).init
 
     def apply(params: PyTree, x: Array, key: Array, strength: Array | float) -> Trained:
-        return module.apply({"params": params}, x, key, strength, method="train")  # type: ignore[return-value]
+        args = lowered(x), key, strength
+        return raised(module.apply({"params": lowered(params)}, *args, method="train"))
 
     return packed(Net(init, apply)).apply
 

@@ -58,9 +58,9 @@ def evaluator(
       explore: act as in training instead of greedily.
     """
     limit = max_steps or env.spec.max_steps or 10_000
-    if env.host is not None:
-        return HostEvaluator(env.host, policy, episodes, limit, explore)
     check_policy(env, policy)
+    if env.host is not None:
+        return HostEvaluator(env.host, policy, episodes, limit, explore, env.spec.obs_dtype)
     env, spec, rows = checked(env), env.spec, episodes * team_size(env.spec)
 
     def evaluate(
@@ -145,6 +145,7 @@ class HostEvaluator:
     episodes: int
     max_steps: int
     explore: bool
+    obs_dtype: str = "float32"
 
     def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         """`Episodes` as numpy arrays."""
@@ -162,7 +163,7 @@ class HostEvaluator:
     ) -> Episodes:
         count = self.episodes
         seen = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds, strict=True)]
-        obs = np.array(seen, np.float32)
+        obs = np.array(seen, self.obs_dtype)
         returns, lengths = np.zeros(count), np.zeros(count, np.int32)
         finished, memory = np.zeros(count, bool), self.policy.memory(count)
         for t in range(self.max_steps):

@@ -32,9 +32,15 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:
-        return raised(module.apply({"params": lowered(params)}, *lowered(inputs)))
+        seen = lowered(tuple(map(as_floats, inputs)))
+        return raised(module.apply({"params": lowered(params)}, *seen))
 
     return Net(init, apply)
+
+
+def as_floats(x: Array) -> Array:
+    """Bytes, of images, as float32 in [0, 1]; other arrays are unchanged."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
 def flat(net: Net) -> Net:
@@ -70,7 +76,7 @@ def packed(net: Net) -> Net:
     return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
 
 
-def pick(stack: PyTree, index: int) -> PyTree:
+def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)
 

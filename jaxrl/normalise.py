@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.errors import UserError
 from jaxrl.masks import map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
@@ -101,6 +102,8 @@ def normalised(
     """
     if not (obs or reward):
         return agent
+    if obs and spec.obs_dtype == "uint8":
+        raise UserError(f"normalise_obs does not take the bytes of {spec.name}, which are scaled")
     rows = num_envs * team_size(spec)
     see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
 

@@ -127,7 +127,8 @@ class _Program:
         def read(atom: Any) -> _Value:
             if not isinstance(atom, Literal):
                 return known[atom]
-            return self.value(_constant(atom.val, atom.aval.dtype), atom.aval)
+            aval: Any = atom.aval
+            return self.value(_constant(atom.val, aval.dtype), aval)
 
         for eqn in jaxpr.eqns:
             ins, name = [read(x) for x in eqn.invars], eqn.primitive.name
@@ -136,7 +137,7 @@ class _Program:
                 outs = self.inline(*_opened(inner, self), ins)
             elif name == "scan":
                 outs = self.unroll(eqn, ins)
-            elif name in ("optimization_barrier", "split"):
+            elif name in ("optimization_barrier", "stop_gradient", "split"):
                 outs = ins if name != "split" else self.split(eqn, ins[0])
             else:
                 code = _code(eqn, ins)

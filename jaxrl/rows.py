@@ -7,6 +7,8 @@ The program computes the same numbers as on one device, up to rounding.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec as Spec
 
@@ -29,7 +31,7 @@ def split(tree: PyTree, axis: int = 0) -> PyTree:
     def one(x: Array) -> Array:
         if x.shape[axis] % count:
             return x
-        spec = [Spec.UNCONSTRAINED] * x.ndim
+        spec: list[Any] = [Spec.UNCONSTRAINED] * x.ndim
         spec[axis] = ROWS
         return jax.lax.with_sharding_constraint(x, Spec(*spec))
 

@@ -142,7 +142,11 @@ def replay(
             drawn = fold(ring, rows, written % slots, n_step, hp.agent.gamma)
         return ReplayState(state, ring), Batch(drawn), metrics
 
-    return Source(init=init, next=next, env_steps=inner.env_steps)
+    host = inner.host
+    if host is not None:
+        policy = first.host.policy if first is not None else None
+        host = dataclasses.replace(host, warmup=warmup, first=policy)
+    return Source(init=init, next=next, env_steps=inner.env_steps, host=host)
 
 
 def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array) -> Transition:
@@ -235,6 +239,7 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         refresh=refresh if intervals else None,
         every=max(intervals, default=1),
         env_steps=first.env_steps + second.env_steps,
+        host=first.host or second.host,
     )
 
 

@@ -82,8 +82,7 @@ def windows(
     def next(src, learner_state, hp, inputs, key, step):
         key_learned, key_held = jax.random.split(key)
         draw = lambda key, count, end: below(key, count, jnp.maximum(end, 1))
-        if often:
-            key_learned, key_rare = jax.random.split(key_learned)
+        key_learned, key_rare = jax.random.split(key_learned) if often else (key_learned, key)
         learned = draw(key_learned, batch_size - held, src.learned)
         if often:
             end = jnp.where(src.rare > 0, src.rare, src.learned)

@@ -19,8 +19,6 @@ from jaxrl.precision import Precision
 from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.types import Box, Env, EnvSpec, HyperParams, PyTree, Transition
 
-ROWS = 100_000  # of random data
-
 
 class Task(NamedTuple):
     """An agent with its sizes; an environment by name, or random data for offline agents.
@@ -28,6 +26,7 @@ class Task(NamedTuple):
     Attributes:
       config: values of the agent's `Config`; lists stand for tuples.
       obs, act: numbers of elements of observations and actions in random data; 0 with `env`.
+      rows: rows of random data.
     """
 
     agent: str
@@ -35,6 +34,7 @@ class Task(NamedTuple):
     env: str = ""
     obs: int = 0
     act: int = 0
+    rows: int = 100_000
 
     @property
     def offline(self) -> bool:
@@ -72,7 +72,7 @@ def prepare(
     spread = lambda tree: plan.split(plan.pad(tree, members))
     hp = spread(hyper_table(HyperParams(hypers, env.params), members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
-    data = {"data": plan.share(random_rows(task.obs, task.act))} if task.offline else {}
+    data = {"data": plan.share(random_rows(task.obs, task.act, task.rows))} if task.offline else {}
     lift, start = population.lift(plan), {"key": keys, "hp": hp, "inputs": {}}
     state = jax.jit(lift(initialise_fn(stage), stage))((), start, {"inputs": data})[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(updates), "fresh": jnp.array(True)}
@@ -98,11 +98,11 @@ def stage_of(task: Task) -> tuple[Stage, Env, Any]:
     return stage, env, algorithm.Hypers()
 
 
-def random_rows(obs: int, act: int) -> Transition:
+def random_rows(obs: int, act: int, rows: int = 100_000) -> Transition:
     """Random transitions [D]."""
     rng = np.random.default_rng(0)
-    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, (ROWS, *shape)), jnp.float32)
-    never = jnp.zeros(ROWS, bool)
+    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, (rows, *shape)), jnp.float32)
+    never = jnp.zeros(rows, bool)
     return Transition(number(obs), number(act), number(), number(obs), never, never, never)
 
 

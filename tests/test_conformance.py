@@ -40,6 +40,7 @@ from jaxrl.agents import (
     pqn,
     pqn_continuous,
     pqn_rnn,
+    pqn_vdn,
     prdc,
     props,
     ravl,
@@ -116,6 +117,11 @@ def _pqn() -> Case:
 def _pqn_rnn() -> Case:
     cfg = pqn_rnn.Config(**SIZES, hidden=(4,), memory=3, memory_window=1, norm_input="batch_renorm")
     return _case(pqn_rnn, cfg, tiny.walk(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
+def _pqn_vdn() -> Case:
+    cfg = pqn_vdn.Config(**SIZES, hidden=(4,))
+    return _case(pqn_vdn, cfg, tiny.pair(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
 
 
 def _pqn_continuous() -> Case:
@@ -412,6 +418,7 @@ def _token_pg() -> Case:
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
+    "pqn_vdn": functools.cache(_pqn_vdn),
     "pqn_continuous": functools.cache(_pqn_continuous),
     "ppo": functools.cache(_ppo),
     "trpo": functools.cache(_trpo),
@@ -442,9 +449,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
 
 # Relatives of other agents: by default only what takes no compiling.
 RELATIVES = (
-    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "pqn_rnn", "prdc", "rebrac", "td3bc"),
-    "trpo",
-    *("famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
+    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
+    *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -179,7 +179,7 @@ def test_policy_in_a_box() -> None:
     [
         ({"updates": 0}, "updates=0 must be at least 1"),
         ({"data_share": 1.5}, "data_share=1.5 must be between 0 and 1"),
-        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 is less than one step"),
+        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 must be at least 4"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes: dict[str, Any], told: str) -> None:

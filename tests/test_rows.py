@@ -7,8 +7,8 @@ import pytest
 import toys
 from jax.sharding import PartitionSpec as Spec
 
-from jaxrl import envs, population
-from jaxrl.agents import iql, ppo, pqn
+from jaxrl import drive, envs, population
+from jaxrl.agents import dqn, iql, ppo, pqn
 from jaxrl.errors import UserError
 from jaxrl.experiments.plan import hyper_table
 from jaxrl.experiments.restore import prepare, settle
@@ -58,10 +58,28 @@ def test_sizes_that_cannot_be_shared_are_refused():
             plan(**given)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["rollout", "recurrent rollout", "replay", "shared model"])
+def test_tiles_of_members_on_pairs_of_devices_equal_single_devices(row):
+    """Four members in tiles of two, from start to end."""
+
+    def final(each):
+        plan = population.layout(4, jax.devices()[: 2 * each], 2, each=each)
+        args = (toys.ROWS[row](), plan, jax.random.key(3), toys.hypers(4), toys.inputs())
+        *_, last = drive.drive(*args)
+        return last.snapshot.member.learner, last.evals
+
+    for a, b in zip(jax.tree.leaves(final(1)), jax.tree.leaves(final(2)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 ON_POLICY = {"total_steps": 256, "num_envs": 8, "num_steps": 16, "minibatches": 4, "epochs": 2}
+OFF_POLICY = {"total_steps": 128, "num_envs": 8, "num_steps": 1, "warmup": 64, "capacity": 512}
+OFF_POLICY |= {"batch_size": 32, "hidden": (16,)}
 CASES = {
     "pqn": (pqn, "CartPole-v1", ON_POLICY | {"hidden": (16,)}),
     "ppo": (ppo, "Pendulum-v1", ON_POLICY | {"actor": (16,), "critic": (16,)}),
+    "dqn": (dqn, "CartPole-v1", OFF_POLICY),
     "iql": (iql, "Pendulum-v1", {"updates": 8, "batch_size": 32, "hidden": (16, 16)}),
 }
 
@@ -92,3 +110,23 @@ def rows_of_pendulum():
     t = toys.dataset(jax.random.key(1))
     wide = lambda x: jnp.concatenate([x, x[:, :1]], -1)
     return t._replace(obs=wide(t.obs), next_obs=wide(t.next_obs))
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_a_snapshot_continues_on_another_number_of_devices():
+    env = envs.make("CartPole-v1")
+    program = pqn.program(pqn.Config(**CASES["pqn"][2]), env, evals=2, episodes=8)
+    hp = hyper_table(HyperParams(pqn.Hypers(), env.params), 2)
+
+    def run(each, resume=None):
+        plan = population.layout(2, jax.devices()[: 2 * each], 1, each=each)
+        hooks = drive.Hooks(snapshot=lambda stage, step, last: True)
+        return list(
+            drive.drive(program, plan, jax.random.key(0), hp, {}, resume=resume, hooks=hooks)
+        )
+
+    first, last = run(1)
+    for a, b in zip(jax.tree.leaves(run(4, first.snapshot)[-1].snapshot.member.learner),
+                    jax.tree.leaves(last.snapshot.member.learner), strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)

@@ -235,9 +235,12 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     Prints what is trained, and the progress.
 
     Raises:
-      UserError: more than one member or stage, or no snapshot with a finite return.
+      UserError: more than one member or stage, an environment of the host, or no snapshot with a
+        finite return.
     """
     settings = ready.settings
+    if ready.env.host is not None:
+        raise UserError(f"data make collects on devices; {ready.env.spec.name} runs on the host")
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data make needs one member and an agent that trains in a single stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)

@@ -90,9 +90,9 @@ def hole() -> Env:
 def hole_data(rows: int = 2_000) -> Transition:
     """Episodes of one step; actions scatter by 0.1."""
     rng = np.random.default_rng(0)
-    obs = rng.uniform(-1, 1, (rows, 1)).astype(np.float32)
+    obs: Any = rng.uniform(-1, 1, (rows, 1)).astype(np.float32)
     centre = np.where(np.abs(obs) < 0.3, -0.5, 0.5)
-    action = np.clip(centre + 0.1 * rng.normal(size=(rows, 1)), -1, 1).astype(np.float32)
+    action: Any = np.clip(centre + 0.1 * rng.normal(size=(rows, 1)), -1, 1).astype(np.float32)
     yes: Any = np.ones(rows, bool)
     reward: Any = -((action[:, 0] - 0.5) ** 2)
     return Transition(obs, action, reward, obs, yes, ~yes, yes)

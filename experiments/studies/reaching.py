@@ -56,17 +56,17 @@ def make(goals: tuple[int, ...], told: bool = True) -> Env:
     return Env(spec, {}, reset, step)
 
 
-def walker(goal: int | None, noise: float = 0.5) -> Policy:
+def walker(goal: int | None, scale: float = 0.5) -> Policy:
     """A policy that walks to a goal with normal noise, or, for None, to the goal it is told."""
 
-    def act(state, hp, obs, start, memory, noise_, explore):
+    def act(state, hp, obs, start, memory, noise, explore):
         goals = jnp.asarray(GOALS)
         aim = obs[:, 2:] @ goals if goal is None else goals[jnp.full(len(obs), goal)]
         way = aim - obs[:, :2]
         way = way / jnp.maximum(jnp.linalg.norm(way, axis=-1, keepdims=True), SPEED)
-        return jnp.clip(way + noise_, -1.0, 1.0), memory, {}
+        return jnp.clip(way + noise, -1.0, 1.0), memory, {}
 
-    return Policy(act=act, noise=lambda key, n: noise * jax.random.normal(key, (n, 2)))
+    return Policy(act=act, noise=lambda key, n: scale * jax.random.normal(key, (n, 2)))
 
 
 def demonstrations(env: Env, policy: Policy, episodes: int, seed: int) -> Transition:

@@ -107,7 +107,7 @@ def errors(key: Array, hp: Any, after: Array, *, method: Method, steps: int) -> 
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Sampling errors of PROPS, ROS and PPO")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1024, help="a multiple of 16")
     parser.add_argument("--lr", type=float, default=0.02, help="of the table of logits")

@@ -107,9 +107,8 @@ class Wandb:
         self._run = wandb.init(
             project=PROJECT,
             name=run.name,
-            id=None if run.resume_at is None else run.name,
-            resume=None if run.resume_at is None else "allow",
-            dir=str(run.folder),
+            id=run.name,
+            resume="allow",
             config=dict(run.hyperparameters),
         )
 
