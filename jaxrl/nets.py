@@ -32,8 +32,8 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:
-        inputs = lowered(tuple(map(as_floats, inputs)))
-        return raised(module.apply({"params": lowered(params)}, *inputs))
+        seen = lowered(tuple(map(as_floats, inputs)))
+        return raised(module.apply({"params": lowered(params)}, *seen))
 
     return Net(init, apply)
 

@@ -62,6 +62,11 @@ class Layout:
         return self.mesh.shape[AXIS]
 
     @property
+    def shares(self) -> bool:
+        """Whether members have several devices each."""
+        return ROWS in self.mesh.axis_names
+
+    @property
     def platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
@@ -166,7 +171,7 @@ def lift(plan: Layout) -> Lift:
 
     def lifted(fn: StageFn, stage: Stage) -> StageFn:
         spec = Spec() if stage.shared else Spec(AXIS)
-        return jax.shard_map(
+        mapped = jax.shard_map(
             fn if stage.shared else _tiled(fn, plan.width),
             mesh=plan.mesh,
             in_specs=(spec, spec, Spec()),
@@ -174,8 +179,18 @@ def lift(plan: Layout) -> Lift:
             axis_names={AXIS},
             check_vma=False,  # otherwise every loop carry created inside needs a cast
         )
+        return _gathered(mapped, NamedSharding(plan.mesh, spec)) if plan.shares else mapped
 
     return lifted
+
+
+def _gathered(fn: StageFn, sharding: NamedSharding) -> StageFn:
+    """fn with results of `sharding`; otherwise the compiler leaves rows split that it has split."""
+
+    def run(*args: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.with_sharding_constraint(fn(*args), sharding)
+
+    return run
 
 
 def _tiled(fn: StageFn, width: int) -> StageFn:

@@ -58,6 +58,21 @@ def test_sizes_that_cannot_be_shared_are_refused():
             plan(**given)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["rollout", "recurrent rollout", "replay", "shared model"])
+def test_tiles_of_members_on_pairs_of_devices_equal_single_devices(row):
+    """Four members in tiles of two, from start to end."""
+
+    def final(each):
+        plan = population.layout(4, jax.devices()[: 2 * each], 2, each=each)
+        args = (toys.ROWS[row](), plan, jax.random.key(3), toys.hypers(4), toys.inputs())
+        *_, last = drive.drive(*args)
+        return last.snapshot.member.learner, last.evals
+
+    for a, b in zip(jax.tree.leaves(final(1)), jax.tree.leaves(final(2)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 ON_POLICY = {"total_steps": 256, "num_envs": 8, "num_steps": 16, "minibatches": 4, "epochs": 2}
 OFF_POLICY = {"total_steps": 128, "num_envs": 8, "num_steps": 1, "warmup": 64, "capacity": 512}
 OFF_POLICY |= {"batch_size": 32, "hidden": (16,)}
