@@ -85,7 +85,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             q, statistics = net.learn(params, statistics, merge_axes(obs))
             chosen = q_of_action(q, action.reshape(-1)).reshape(action.shape)
             total = jnp.sum(chosen, -1)
-            return 0.5 * jnp.mean((total - target) ** 2), (jnp.mean(total), statistics)
+            value = 0.5 * jnp.mean((total - target) ** 2) + pqn.penalty(hp, params["Dense_0"])
+            return value, (jnp.mean(total), statistics)
 
         return pqn.learn(cfg, hp, state, loss, data, key, step)
 

@@ -120,8 +120,8 @@ def _write_reference() -> None:
     folder = Path(__file__).parent / "reference"
     folder.mkdir(exist_ok=True)
     (folder / "index.md").write_text(
-        "# Reference\n\nFrom the docstrings. What `jaxrl.__all__` lists can be imported from "
-        "`jaxrl` itself, as in the [tour](../tour.md).\n\n"
+        "# Reference\n\nFrom the docstrings. What `jaxrl.__all__` lists is imported from `jaxrl` "
+        "itself, as in the [tour](../tour.md).\n\n"
         "```{toctree}\n:maxdepth: 1\n\n" + "\n".join(REFERENCE) + "\n```\n"
     )
     for module in REFERENCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,12 +22,12 @@ _TRAINS = ("train", "sweep")
 
 def listing() -> str:
     """The text of `jaxrl list reproductions`."""
-    width = max(map(len, REPRODUCTIONS)) + 2
-    lines = []
+    width, lines = max(map(len, REPRODUCTIONS)) + 2, []
+    columns = min(_WIDTH, shutil.get_terminal_size().columns)
     for name, each in REPRODUCTIONS.items():
-        text = f"{each.claim} {_time(each)}"
+        text = each.claim if each.minutes is None else f"{each.claim} {_time(each)}"
         lines += textwrap.wrap(
-            text, _WIDTH, initial_indent=f"{name:{width}}", subsequent_indent=" " * width
+            text, columns, initial_indent=f"{name:{width}}", subsequent_indent=" " * width
         )
     return "\n".join(lines)
 

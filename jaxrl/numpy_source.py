@@ -137,7 +137,7 @@ class _Program:
                 outs = self.inline(*_opened(inner, self), ins)
             elif name == "scan":
                 outs = self.unroll(eqn, ins)
-            elif name in ("optimization_barrier", "split"):
+            elif name in ("optimization_barrier", "stop_gradient", "split"):
                 outs = ins if name != "split" else self.split(eqn, ins[0])
             else:
                 code = _code(eqn, ins)

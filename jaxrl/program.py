@@ -49,14 +49,8 @@ from jaxrl.types import (
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
 
-RESERVED = (
-    "data",
-    "base",
-    "reused",
-    "source",
-    "windows",
-    "shapes",
-)  # inputs that are not results of stages
+# Inputs that are not results of stages.
+RESERVED = ("data", "base", "reused", "source", "windows", "shapes")
 
 
 def _nothing(key, learner_state, hp, inputs):

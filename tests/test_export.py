@@ -134,7 +134,9 @@ def test_operations_in_numpy() -> None:
         parts = jnp.concatenate([x[1:], -x[:1]]) ** 3
         chosen = jnp.where(x > 0, jnp.inf, jax.nn.sigmoid(x))
         low, high = jnp.split(product, [1], 1)
-        spread = jax.nn.softmax(product, -1).cumsum(1) + low.min(0) + high.std(1)[:, None]
+        spread = (
+            jax.nn.softmax(product, -1).cumsum(1) + low.min(0, keepdims=True) + high.std(1)[:, None]
+        )
         return last, rows, parts, chosen, spread, jnp.argmax(x, 1), jnp.clip(x, -0.1, 0.2)
 
     weights = ({"kernel": jnp.asarray(kernel)}, ())

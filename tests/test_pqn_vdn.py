@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from test_returns import oracle
 
 from jaxrl import nets
@@ -48,17 +50,22 @@ def window(params: Any) -> Transition:
     for t in range(STEPS - 1):
         going = ~(terminated | truncated)[t]
         obs[t + 1, going] = next_obs[t, going]
-    return Transition(
-        *map(jnp.asarray, (obs, rng.integers(0, ACTIONS, (STEPS, ROWS), np.int32))),
-        jnp.asarray(rng.normal(size=(STEPS, ROWS)), jnp.float32),
-        *map(jnp.asarray, (next_obs, terminated, truncated, np.zeros((STEPS, ROWS), bool))),
-        {"value": jnp.max(q_values(params, obs), -1)},
-    )
+    rows: Any = {
+        "obs": obs,
+        "action": rng.integers(0, ACTIONS, (STEPS, ROWS), np.int32),
+        "reward": rng.normal(size=(STEPS, ROWS)).astype(np.float32),
+        "next_obs": next_obs,
+        "terminated": terminated,
+        "truncated": truncated,
+        "start": np.zeros((STEPS, ROWS), bool),
+    }
+    return Transition(**rows, extras={"value": jnp.max(q_values(params, obs), -1)})
 
 
 def test_update_by_hand() -> None:
     """Targets and loss of teams by loops over their agents; one step of RAdam."""
-    hp = jax.tree.map(jnp.float32, pqn.Hypers(lr=0.05, gamma=0.9, lam=0.6, reward_scale=0.5))
+    hp = pqn.Hypers(lr=0.05, gamma=0.9, lam=0.6, reward_scale=0.5, l2=0.3)
+    hp = jax.tree.map(jnp.float32, hp)
     agent = pqn_vdn.make(CFG, SPEC)
     state = jax.jit(agent.init)(jax.random.key(0), hp, {})
     t = window(state.params)
@@ -66,20 +73,11 @@ def test_update_by_hand() -> None:
 
     best = np.max(np.asarray(q_values(state.params, t.next_obs)), -1)
     of_team = lambda x, i: [np.asarray(x)[..., i * AGENTS + j] for j in range(AGENTS)]
-    targets = np.stack(
-        [
-            oracle(
-                *(np.array(x, np.float64)[:, None] for x in (0.5 * reward, value)),
-                *(np.asarray(of_team(x, i)[0])[:, None] for x in (t.terminated, t.truncated)),
-                0.9,
-                0.6,
-            )[:, 0]
-            for i in range(ENVS)
-            for reward in [sum(of_team(t.reward, i)) / AGENTS]
-            for value in [sum(of_team(best, i))]
-        ],
-        1,
-    )
+    each = lambda of: np.stack([of(i) for i in range(ENVS)], 1)  # [T, N]
+    reward = each(lambda i: 0.5 * sum(of_team(t.reward, i)) / AGENTS)
+    value = each(lambda i: sum(of_team(best, i)))
+    terminated, truncated = (t.terminated[:, ::AGENTS], t.truncated[:, ::AGENTS])
+    targets = oracle(reward, value, terminated, truncated, 0.9, 0.6)
 
     def loss(params: Any) -> Any:
         q = q_values(params, t.obs)
@@ -89,14 +87,15 @@ def test_update_by_hand() -> None:
                 rows = [i * AGENTS + j for j in range(AGENTS)]
                 team = sum(q[step, row, t.action[step, row]] for row in rows)
                 total += 0.5 * (team - targets[step, i]) ** 2
-        return total / (STEPS * ENVS)
+        penalty = 0.5 * 0.3 * jnp.sum(params["Dense_0"]["kernel"] ** 2)
+        return total / (STEPS * ENVS) + penalty
 
-    value, grads = jax.value_and_grad(loss)(state.params)
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    flat, unravel = jax.flatten_util.ravel_pytree(state.params)
+    found, grads = jax.value_and_grad(loss)(state.params)
+    np.testing.assert_allclose(metrics["loss"], found, rtol=1e-5)
+    flat, unravel = ravel_pytree(state.params)
     optimiser = clipped_radam(hp.lr, hp.max_grad_norm)
-    moved, _ = optimiser.update(jax.flatten_util.ravel_pytree(grads)[0], state.opt, flat)
-    want = unravel(flat + moved)
+    moved, _ = optimiser.update(ravel_pytree(grads)[0], state.opt, flat)
+    want = unravel(optax.apply_updates(flat, moved))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), new.params, want)
 
 

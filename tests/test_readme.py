@@ -133,7 +133,7 @@ def test_every_agent_has_a_row() -> None:
 
 
 def test_links_and_folders() -> None:
-    for target in re.findall(r"\]\((?!https:)([^)]+)\)", README):
+    for target in re.findall(r"\]\((?!https:)([^)#]+)", README):
         assert (ROOT / target).exists(), target
     for name in re.findall(r"`([\w/.]+\.py|\w+/)`", README):
         assert name == "plots/" or name == "checkpoints/" or (ROOT / name).exists(), name
