@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -189,14 +188,13 @@ def test_update_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [dac, ailboost], ids=lambda module: module.__name__)
-def test_imitates(module: Any) -> None:
+def test_imitates() -> None:
     """`probe:aim` from demonstrations of its best action, without its rewards."""
     env = envs.make("probe:aim")
     sign: Any = np.where(np.arange(64) % 2, 1.0, -1.0)
     ends: Any = np.ones(64, bool)
     data = table(sign, np.float32(sign[:, None] / 2), np.zeros(64), sign, ends, ~ends)
-    cfg = module.Config(
+    cfg = dac.Config(
         total_steps=6_000,
         num_envs=2,
         batch_size=64,
@@ -207,11 +205,8 @@ def test_imitates(module: Any) -> None:
         target_entropy=-2.0,
     )
     hypers = {"lr": 0.003, "tau": 0.05, "penalty": 1.0, "temperature": 0.1}
-    if module is ailboost:
-        cfg = dataclasses.replace(cfg, round_steps=200, discriminator_every=1)
-        hypers |= {"alpha": 0.2, "discriminator_lr": 0.003}
-    hp = numbers(module.Hypers(**hypers))
-    program = module.program(cfg, env, evals=1, episodes=32)
+    hp = numbers(dac.Hypers(**hypers))
+    program = dac.program(cfg, env, evals=1, episodes=32)
     result = jax.jit(train(program))(jax.random.key(0), hp, data)
     seen = {name: np.round(float(x.value[-1]), 3) for name, x in result.metrics["agent"].items()}
     print(np.mean(result.returns), seen)

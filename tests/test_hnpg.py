@@ -76,7 +76,7 @@ def test_critics_by_hand(state: hnpg.State, hybrid: bool) -> None:
 
         grads, each = jax.grad(loss, has_aux=True)(state.critic[h])
         change, _ = adam.update(grads, adam.init(state.critic[h]))
-        fitted[h] = state.critic[h] + change
+        fitted[h] = optax.apply_updates(state.critic[h], change)
         losses.append(each)
     np.testing.assert_allclose(found, jnp.stack(fitted), rtol=1e-4, atol=1e-5)
     expected = np.mean(losses, 0)
@@ -125,10 +125,12 @@ def test_a_policy_per_step(state: hnpg.State) -> None:
 
 
 def test_refused_requests() -> None:
-    data = Transition(*[np.zeros(6)] * 6, start=np.array([1, 0, 1, 0, 0, 0], bool))
+    start: Any = np.array([1, 0, 1, 0, 0, 0], bool)
+    column: Any = np.zeros(6)
+    data = Transition(*[column] * 6, start=start)
     with pytest.raises(UserError, match="episodes all have horizon=3 steps; these have 2"):
         hnpg.check_request(CFG, None, {"data": data})
-    hnpg.check_request(CFG, None, {"data": data._replace(start=np.arange(6) % 3 == 0)})
+    hnpg.check_request(CFG, None, {"data": data._replace(start=jnp.arange(6) % 3 == 0)})
     with pytest.raises(UserError, match="pass --agent.horizon 10"):
         hnpg.program(CFG, lock.make(10))
 

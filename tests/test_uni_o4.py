@@ -59,7 +59,8 @@ def test_cloning_losses_by_hand() -> None:
     rng: Any = np.random.default_rng(0)
     dists, sample = normals(rng, 3, 5), jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
     found, divergence = cloning_losses(dists, sample, 0.7)
-    mean, std = np.float64(dists.mean), np.exp(np.float64(dists.log_std))
+    mean = np.asarray(dists.mean, np.float64)
+    std = np.exp(np.asarray(dists.log_std, np.float64))
     log_prob = np.zeros((3, 5))
     for i in range(3):
         for b in range(5):
@@ -173,4 +174,4 @@ def test_refused_sizes() -> None:
         cfg = uni_o4.Config(**SIZES, finetune_steps=3, num_envs=2, num_steps=4, minibatches=2)
         uni_o4.make(cfg, BOX)
     with pytest.raises(UserError, match="gate_every=0 must be at least 1"):
-        uni_o4.make(uni_o4.Config(**SIZES | {"gate_every": 0}), BOX)
+        uni_o4.make(dataclasses.replace(uni_o4.Config(**SIZES), gate_every=0), BOX)
