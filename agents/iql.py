@@ -31,26 +31,20 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
 from jaxrl.algorithm import Algorithm
-from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
 from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
-from jaxrl.losses import action_distance, critic_loss, q_of_action, scaled_rewards, td_target
+from jaxrl.heads import Layers, head_of
+from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_offline, offline_program
-from jaxrl.rollout import rollout
-from jaxrl.sources import mix, replay, uniform
-from jaxrl.spaces import box_scale
+from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 
@@ -114,116 +108,6 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, ...]  # Adam of actor, value network and critics
 
 
-# --- networks ------------------------------------------------------------------------------------
-
-
-class Layers(nn.Module):
-    """[Dense -> ReLU] per width, then Dense to `out`; orthogonal weights of gain √2."""
-
-    hidden: tuple[int, ...]
-    out: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        init = nets.orthogonal(np.sqrt(2))
-        x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = nn.relu(nn.Dense(width, kernel_init=init)(x))
-        return nn.Dense(self.out, kernel_init=init)(x)
-
-
-class Gaussian(nn.Module):
-    """Observations [B, *obs] to mean [B, A] in (-1, 1) and log-std [A] in [-5, 2]."""
-
-    hidden: tuple[int, ...]
-    size: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        mean = jnp.tanh(Layers(self.hidden, self.size)(x))
-        log_std = self.param("log_std", nn.initializers.zeros, (self.size,))
-        return mean, jnp.clip(log_std, -5.0, 2.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
-    """The parts that depend on the action space. Actions are in the environment's units.
-
-    policy(actor, obs [B, *obs]) -> dist
-    log_prob(dist, action) -> [B]
-    distance(dist, action) -> [] between the policy's mode and the dataset's actions
-    critic_in(obs, action) -> input of both critics, [B, ...]
-    q_of(outputs [B, ...] of a critic, action) -> [B]
-    noise(key, n) -> noise of n actions
-    act(dist, noise, explore) -> [n, ...]
-    """
-
-    actor: nets.Net
-    critic: nets.Net
-    policy: Callable[[Array, Array], Any]
-    log_prob: Callable[[Any, Array], Array]
-    distance: Callable[[Any, Array], Array]
-    critic_in: Callable[[Array, Array], Array]
-    q_of: Callable[[Array, Array], Array]
-    noise: Callable[[Array, int], Array]
-    act: Callable[[Any, Array, bool], Array]
-
-    def twins(self, critic: PyTree, obs: Array, action: Array) -> Array:
-        """Q_i(s, a) [2, B] of parameters with leaves [2, ...]."""
-        x = self.critic_in(obs, action)
-        # Two input copies give batched products; with a single one XLA transposes activations.
-        out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
-        return jax.vmap(self.q_of, (0, None))(out, action)
-
-
-def box_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
-    """A normal distribution over unit actions; samples are clipped to the box."""
-    space = box_scale("iql", spec)
-    actor = nets.packed(nets.from_linen(Gaussian(hidden, space.size), spec.obs_shape))
-    inputs = (int(np.prod(spec.obs_shape)) + space.size,)
-
-    def policy(params: PyTree, obs: Array) -> Normal:
-        mean, log_std = actor.apply(params, obs)
-        return Normal(mean, log_std[None])
-
-    def critic_in(obs: Array, action: Array) -> Array:
-        return jnp.concatenate([obs.reshape(obs.shape[0], -1), space.unit(action)], -1)
-
-    def act(dist: Normal, noise: Array, explore: bool) -> Array:
-        action = dist.sample(noise) if explore else dist.mode
-        return space.scaled(jnp.clip(action, -1.0, 1.0))
-
-    return Head(
-        actor=actor,
-        critic=nets.packed(nets.from_linen(Layers(hidden, 1), inputs)),
-        policy=policy,
-        log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
-        distance=lambda dist, action: action_distance(dist.mode, space.unit(action)),
-        critic_in=critic_in,
-        q_of=lambda out, action: out[:, 0],
-        noise=lambda key, n: Normal.noise(key, (n, space.size)),
-        act=act,
-    )
-
-
-def discrete_head(hidden: tuple[int, ...], spec: EnvSpec) -> Head:
-    """A categorical distribution; critics have one output per action."""
-    space = spec.action
-    assert isinstance(space, Discrete)
-    net = nets.packed(nets.from_linen(Layers(hidden, space.n), spec.obs_shape))
-    return Head(
-        actor=net,
-        critic=net,
-        policy=lambda params, obs: Categorical(net.apply(params, obs)),
-        log_prob=lambda dist, action: dist.log_prob(action),
-        distance=lambda dist, action: jnp.mean(dist.mode != action, dtype=jnp.float32),
-        critic_in=lambda obs, action: obs,
-        q_of=q_of_action,
-        noise=lambda key, n: Categorical.noise(key, (n, space.n)),
-        act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
-    )
-
-
 # --- losses --------------------------------------------------------------------------------------
 
 
@@ -247,7 +131,7 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     check(cfg)
     if cfg.extraction == "ddpg_bc" and isinstance(spec.action, Discrete):
         raise UserError("extraction=ddpg_bc needs actions in a box: use awr or best_of_n")
-    head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
+    head = head_of("iql", cfg.hidden, spec)
     value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     value_of = lambda params, obs: value_net.apply(params, obs)[:, 0]
 
@@ -325,25 +209,15 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
     """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B]; densities in a box
     are of actions scaled to [-1, 1]."""
-    head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
+    head = head_of("iql", cfg.hidden, spec)
     return lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
 
 
 def check(cfg: Config) -> None:
     """Raises UserError if sizes are too small or do not fit together."""
     check_offline(cfg)
-    at_least(0, finetune_steps=cfg.finetune_steps)
-    at_least(1, num_envs=cfg.num_envs, candidates=cfg.candidates)
-    if not 0 <= cfg.data_share <= 1:
-        raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
-    if not cfg.finetune_steps:
-        return
-    if cfg.finetune_steps < cfg.num_envs:
-        raise UserError(
-            f"finetune_steps={cfg.finetune_steps} is less than one step of num_envs={cfg.num_envs}"
-        )
-    if cfg.capacity < cfg.num_envs:
-        raise UserError(f"capacity={cfg.capacity} is less than num_envs={cfg.num_envs}")
+    at_least(1, candidates=cfg.candidates)
+    check_fine_tuning(cfg)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
@@ -360,20 +234,8 @@ def finetuning(
     Args:
       hypers: the default hyperparameters of the run.
     """
-    if not cfg.finetune_steps:
-        return ()
     agent = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=hypers)
-    own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    online = Stage(
-        name="online",
-        learner=agent,
-        source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
-        updates=cfg.finetune_steps // cfg.num_envs,
-        evals=evals,
-        start="offline",
-        evaluate=evaluator(env, agent, episodes),
-    )
-    return (online,)
+    return fine_tuning(cfg, env, agent, evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

@@ -39,7 +39,7 @@ def make(name: str, /, **options: Any) -> Env:
         "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
         "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
-        "dmsd", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
+        "dmsd", "reach", "reach:sparse", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "tokens:modsum" (`jaxrl.envs.tokens`);
         "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
@@ -80,7 +80,16 @@ def make(name: str, /, **options: Any) -> Env:
     if suite in names.SUITES:
         adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
         return _call(name, functools.partial(adapter.make, task), options)
-    own = probes.PROBES | maze.MAZES | tokens.TOKENS | {"dmsd": dmsd.make, "reach": reach.make}
+    own = (
+        probes.PROBES
+        | maze.MAZES
+        | tokens.TOKENS
+        | {
+            "dmsd": dmsd.make,
+            "reach": reach.make,
+            "reach:sparse": reach.sparse,
+        }
+    )
     if name in own:
         return _call(name, own[name], options)
     try:

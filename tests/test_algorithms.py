@@ -19,13 +19,17 @@ from jaxrl.experiments import agents, requests, train
 CONTINUOUS = (
     "bc",
     "cql",
+    "calql",
     "pqn_continuous",
+    "td3",
     "td3bc",
     "rebrac",
     "prdc",
     "edac",
     "ravl",
     "cdsa",
+    "resfit",
+    "rlif",
     "dql",
     "ofql",
 )

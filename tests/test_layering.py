@@ -28,6 +28,7 @@ MAY_IMPORT = {
 }
 # An agent imports another one only where it is a variant of it: agent -> what it varies.
 VARIANTS = {
+    "calql": {"cql"},
     "cql": {"sac"},
     "edac": {"sac"},
     "mdpo": {"ppo"},
@@ -40,6 +41,9 @@ VARIANTS = {
     "prdc": {"td3bc"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "rlif": {"sac"},
+    "rlpd": {"sac"},
+    "td3": {"td3bc"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 

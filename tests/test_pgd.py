@@ -14,7 +14,7 @@ import tiny
 from flax import linen as nn
 from logged import BOX, BUTTONS, numbers, rows
 
-from jaxrl import diffusion
+from jaxrl import diffusion, heads
 from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
@@ -228,7 +228,7 @@ def test_log_probabilities() -> None:
     unit = np.asarray(CODE.space.unit(t.action))
     cfg, hp = pgd_iql.Config(**SMALL), numbers(pgd_iql.Hypers())
     state = iql.make(cfg, BOX).init(jax.random.key(0), hp, {})
-    dist = iql.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
+    dist = heads.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
     std = np.exp(np.asarray(dist.log_std))
     density = -0.5 * ((unit - dist.mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     got = pgd_iql.log_prob(cfg, BOX)(state, hp, t.obs, t.action)
