@@ -46,7 +46,7 @@ from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, check_share, mixed, single_stage
 from jaxrl.sources import split_batch
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Policy, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, Policy, PyTree, as_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,19 +217,20 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
                 at = Trainable(state.actor, state.opt[0])
                 best, loss, chosen = minimise(of_actor, at, hp.actor_lr, hp.max_grad_norm)
                 told = {"actor_loss": loss, "moved": action_distance(chosen, b)}
+                told = {name: as_mean(x) for name, x in told.items()}
                 return (*best, polyak(state.actor_target, best.params, hp.tau)), told
 
             def wait() -> tuple[PyTree, PyTree]:
-                chosen = act_at(state.actor, hp, t.obs, b)
-                loss = -jnp.mean(values(critic, t.obs, chosen))
-                told = {"actor_loss": loss, "moved": action_distance(chosen, b)}
-                return (state.actor, state.opt[0], state.actor_target), told
+                nothing = Mean(jnp.float32(0), jnp.float32(0))
+                kept = (state.actor, state.opt[0], state.actor_target)
+                return kept, {"actor_loss": nothing, "moved": nothing}
 
             due = (count >= cfg.critic_warmup) & ((count + 1) % cfg.policy_every == 0)
             (actor, opt_actor, actor_target), told = jax.lax.cond(due, improve, wait)
             critic_target = polyak(state.critic_target, critic, hp.tau)
-            error = jnp.mean(jnp.abs(q - y[None]))
-            told |= {"critic_loss": loss_q, "q": jnp.mean(q), "td_error": error}
+            seen = {"critic_loss": loss_q, "q": jnp.mean(q)}
+            seen |= {"td_error": jnp.mean(jnp.abs(q - y[None]))}
+            told |= {name: as_mean(x) for name, x in seen.items()}
             opt = (opt_actor, opt_critic)
             return State(state.base, actor, critic, actor_target, critic_target, opt), told
 
@@ -237,7 +238,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
         keys = jax.random.split(key, cfg.gradient_steps)
         count = step * cfg.gradient_steps + jnp.arange(cfg.gradient_steps)
         state, metrics = jax.lax.scan(gradient_step, state, (rows, keys, count))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return state, jax.tree.map(jnp.sum, metrics)
 
     noise = lambda key, n: Normal.noise(key, (n, size))
     return Agent(init=init, update=update, act=act, noise=noise, hypers=Hypers())

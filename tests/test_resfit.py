@@ -91,13 +91,15 @@ def test_update_by_hand() -> None:
     ahead = q(state.critic_target, t.next_obs, chosen(state.actor_target, t.next_obs)).min(0)
     y = np.asarray(t.reward) + 0.995 * np.where(t.terminated, 0, ahead)
     taken = q(state.critic, t.obs, np.asarray(UNIT.unit(t.action)))
-    np.testing.assert_allclose(metrics["critic_loss"], np.sum((taken - y) ** 2) / 8, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["critic_loss"].value, np.sum((taken - y) ** 2) / 8, rtol=1e-4
+    )
     best = chosen(state.actor, t.obs)
     np.testing.assert_allclose(
-        metrics["actor_loss"], -q(state.critic, t.obs, best).mean(), rtol=1e-3
+        metrics["actor_loss"].value, -q(state.critic, t.obs, best).mean(), rtol=1e-3
     )
     moved = np.linalg.norm(best - pulled(t.obs), axis=-1).mean()
-    np.testing.assert_allclose(metrics["moved"], moved, rtol=1e-3)
+    np.testing.assert_allclose(metrics["moved"].value, moved, rtol=1e-3)
 
 
 def test_critics_warm_up_and_the_base_stays() -> None:
