@@ -18,7 +18,12 @@ from jaxrl.types import Batch, Box, EnvSpec
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
 
 
-@pytest.mark.parametrize("spec", [BOX, BUTTONS], ids=["box", "discrete"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(BOX, id="box"), pytest.param(BUTTONS, id="discrete", marks=SLOW)]
+)
 def test_update_by_hand(spec: EnvSpec) -> None:
     """One action of the policy in targets and values; time limits bootstrap; clipped weights."""
     agent, head = awac.make(awac.Config(**SIZES), spec), head_of("awac", (5,), spec)

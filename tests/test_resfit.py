@@ -102,6 +102,7 @@ def test_update_by_hand() -> None:
     np.testing.assert_allclose(metrics["moved"].value, moved, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_critics_warm_up_and_the_base_stays() -> None:
     """Two gradient steps per update; the residual learns from gradient step 4 on, each second."""
     agent, hp, state = made(gradient_steps=2, policy_every=2, critic_warmup=4, batch_size=4)

@@ -66,7 +66,7 @@ def test_rewards_of_interventions() -> None:
     assert 0.05 < -np.mean(got) < 0.3
 
 
-@pytest.mark.parametrize("probability", [0.0, 1.0])
+@pytest.mark.parametrize("probability", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_the_expert_acts_at_random_and_only_in_training(probability: float) -> None:
     cfg = rlif.Config(**SIZES, intervention="random", intervention_steps=2)
     agent, n = rlif.make(cfg, SPEC, EXPERT), 5

@@ -23,6 +23,9 @@ from jaxrl.recipes import mixed
 from jaxrl.types import Batch, HyperParams
 
 
+SLOW = pytest.mark.slow
+
+
 def test_subsets_of_critics_are_uniform() -> None:
     """All 10 pairs of 5 critics, equally often; the mean minimum is that of enumeration."""
     values = jnp.asarray([3.0, -1.0, 0.5, 2.0, 7.0])
@@ -35,7 +38,9 @@ def test_subsets_of_critics_are_uniform() -> None:
     np.testing.assert_array_equal(random_critics(values, jax.random.key(0), 5), values)
 
 
-@pytest.mark.parametrize("space", [BOX, DISCRETE], ids=["box", "discrete"])
+@pytest.mark.parametrize(
+    "space", [pytest.param(BOX, id="box"), pytest.param(DISCRETE, id="discrete", marks=SLOW)]
+)
 def test_update_by_hand(space: Any) -> None:
     """Two critic steps on the target of one random critic, then one policy step on their mean."""
     cfg = sac.Config(
@@ -51,7 +56,7 @@ def test_update_by_hand(space: Any) -> None:
         learn_temperature=False,
     )
     agent, head, t = sac.make(cfg, space), sac.head_of(cfg, space), rows(space)
-    alpha, hp, key = 0.3, hypers(lr=0.0, temperature=0.3), jax.random.key(5)
+    alpha, hp, key = 0.3, hypers(lr=0.0, tau=0.0, temperature=0.3), jax.random.key(5)
     state = jax.jit(agent.init)(jax.random.key(0), hp, {})
     target = state.target + 0.3 * jax.random.normal(jax.random.key(1), state.target.shape)
     state = state._replace(target=target)

@@ -31,6 +31,7 @@ def test_the_actor_maximises_the_first_critic() -> None:
     assert np.max(np.abs(new.actor - state.actor)) > 0.005
 
 
+@pytest.mark.slow
 def test_delay_counts_gradient_steps() -> None:
     """Three gradient steps per rollout, of which every second moves the actor: 1, then 2."""
     cfg = td3.Config(**{**SIZES, "batch_size": 4}, gradient_steps=3, policy_every=2)
