@@ -22,7 +22,6 @@ from jaxrl.errors import UserError
 from jaxrl.recipes import mixed
 from jaxrl.types import Batch, HyperParams
 
-
 SLOW = pytest.mark.slow
 
 
