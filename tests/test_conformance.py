@@ -349,7 +349,7 @@ def _rlif() -> Case:
     env = tiny.glide()
     base, inputs = _cloned(env)
     cfg = rlif.Config(**REPLAYED, critics=3, reference_updates=8, reference_batch=4)
-    hypers = rlif.Hypers(lr=0.01, tau=0.2, slip=0.2)
+    hypers = rlif.Hypers(lr=0.01, tau=0.2, slip=0.5)
     hp = HyperParams(jax.tree.map(jnp.float32, hypers), env.params)
     program = rlif.program(cfg, env, evals=2, episodes=3, base=base)
     begin = program.stages[0].learner.init(jax.random.key(0), hp.agent, inputs)
