@@ -17,7 +17,8 @@ g_σ = σ² ∇ log p_σ, the corrections are
 
 with inverse dynamics I(s, s' - s) and forward model F(s, a) = s' - s. The score of actions is
 conditional: only a is noisy. A strength of zero (α; w or β) turns its correction off; with all
-corrections off, the base's action is unchanged bit for bit.
+corrections off, the base's action is unchanged bit for bit. With `gate`, a quantile, this is also
+so for actions whose score is no longer than that quantile of the scores of the dataset's actions.
 
 The networks are trained once and shared by all members, each of which corrects a base policy of its
 own: base runs are points of the run, their members its seeds. A base without correction is a point
@@ -72,6 +73,9 @@ NEEDED = {
 }
 
 
+GATED = 4096  # rows of the dataset whose scores set the limit of a gate
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Static configuration: a new value compiles a new program."""
@@ -86,6 +90,9 @@ class Config:
     """noise levels of the action correction, in half action ranges, in order"""
     ladder_steps: int = 3
     """correction steps per noise level of the ladder"""
+    gate: float = bounded(0.0, least=0, below=1)
+    """correct only actions of the base whose score is longer than this quantile of the dataset's
+    actions' scores, at the ladder's lowest noise level; 0 corrects every action"""
     normalise_obs: bool = True
     """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -122,8 +129,11 @@ def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
 
 
 def networks(cfg: Config, spec: EnvSpec, space: BoxScale) -> dict[str, nets.Net]:
-    """The networks that the correction needs."""
-    return scores.networks(NEEDED[cfg.correction], cfg, spec, space)
+    """The networks that the correction needs; a gate needs the score of actions."""
+    needed = NEEDED[cfg.correction]
+    if cfg.gate and "action" not in needed:
+        needed = (*needed, "action")
+    return scores.networks(needed, cfg, spec, space)
 
 
 def modeller(cfg: Config, spec: EnvSpec) -> Learner:
@@ -137,6 +147,7 @@ class CorrectedState(NamedTuple):
 
     base: Trained
     model: ScoreModel
+    limit: Array | float = 0.0  # [] length of scores beyond which the gate lets corrections pass
 
 
 def corrected_policy(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
@@ -156,9 +167,32 @@ def corrected_policy(base: Policy, cfg: Config, spec: EnvSpec) -> Policy:
         # Compiled as it would be alone, so that strengths of zero give the base's bits.
         raw = jax.lax.optimization_barrier(raw)
         action, changed = correct(cfg, net, state.model, hp, obs, space.unit(raw))
+        if cfg.gate:
+            far = score_length(cfg, net, state.model, obs, space.unit(raw)) > state.limit
+            changed = changed & far[:, None]
         return jnp.where(changed, space.scaled(action), raw), memory, {}
 
     return Policy(act=act, memory=base.memory, noise=base.noise)
+
+
+def score_length(
+    cfg: Config, net: dict[str, nets.Net], model: ScoreModel, obs: Array, action: Array
+) -> Array:
+    """‖σ² ∇_a log p_σ(a|s)‖ [B] of unit actions [B, A], at the lowest noise level of the ladder."""
+    seen = standardise_obs(cfg, model.obs, obs).reshape(obs.shape[0], -1)
+    epsilon = diffusion.scaled_epsilon(scores.bind(net, model.nets)["action"], seen)
+    step = diffusion.score_step(epsilon, action, jnp.full(1, min(cfg.ladder), jnp.float32))
+    return jnp.linalg.norm(step, axis=-1)
+
+
+def gate_limit(
+    cfg: Config, net: dict[str, nets.Net], space: BoxScale, model: ScoreModel, data: Transition
+) -> Array:
+    """The quantile `gate` [] of score lengths over at most GATED rows of the dataset."""
+    count = min(GATED, data.reward.shape[0])
+    t = gather(data, jnp.asarray(np.arange(count) * data.reward.shape[0] // count, jnp.int32))
+    lengths = score_length(cfg, net, model, t.obs, space.unit(t.action))
+    return jnp.quantile(lengths, cfg.gate).astype(jnp.float32)
 
 
 def correct(
@@ -204,7 +238,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     """The corrected policy `base` of a trained member, without further learning.
 
     inputs["base"] is the `Trained` that `base` acts with, of this member; inputs["model"] is the
-    `ScoreState` of the networks.
+    `ScoreState` of the networks; inputs["data"] is read with a gate only.
 
     Raises:
       UserError: there is no base, the actions are not in a bounded box of one axis, a size is
@@ -223,7 +257,10 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
 
     def init(key, hp, inputs):
         own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
-        return CorrectedState(own, scores.trained(net, inputs["model"]))
+        model, limit = scores.trained(net, inputs["model"]), jnp.float32(0)
+        if cfg.gate:
+            limit = gate_limit(cfg, net, space, model, inputs["data"])
+        return CorrectedState(own, model, limit)
 
     act, memory, noise = corrected.act, corrected.memory, corrected.noise
     return Agent(init=init, act=act, memory=memory, noise=noise, hypers=Hypers())

@@ -17,6 +17,8 @@ Deviations from the authors' code:
 - Observations are standardised, as in CleanDiffuser (arXiv:2406.09509).
 - The EMA policy acts, as in CleanDiffuser.
 - Time limits bootstrap.
+- Steps are embedded by cos and sin of frequencies 10⁴^(-k/n), k < n, as in CleanDiffuser (there
+  10⁴^(-k/(n-1))).
 - The critics have LayerNorm if `critic_norm` is set.
 
 The parts shared with OFQL are in this file.

@@ -31,11 +31,12 @@ from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import huber, q_of_action, td_target
 from jaxrl.masks import legal_only, unmask
 from jaxrl.optim import linear, polyak
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, off_policy
 from jaxrl.sources import split_batch
-from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, Policy, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +163,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return State(params, target, opt, eps), metrics
 
     noise = epsilon_noise(num_actions, spec.masked)
-    return Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
+    acting = Policy(act=act, noise=noise, masks=True, bytes=True)
+    return agent_of(acting, init, update, Hypers())
 
 
 def optimiser(hp: Hypers) -> optax.GradientTransformation:

@@ -21,6 +21,10 @@ transitions.
 
 Deviations from the authors' code:
 - Time limits bootstrap.
+- `normalise_obs` standardises observations; it is off by default, as there.
+
+The gradient of the temperature is theirs, that of log α (entropy - target), without the factor α
+that `jaxrl.agents.sac` has.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from jaxrl.agents.sac import actor_loss, begin
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
+from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
@@ -64,6 +69,8 @@ class Config:
     """critics N; targets and policy use their minimum"""
     diversity: bool = True
     """add the diversity term with weight eta; without it the agent is SAC-N"""
+    normalise_obs: bool = False
+    """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers"""
 
@@ -181,7 +188,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return state, metrics
 
     act = policies.acting(head)
-    return Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    agent = Agent(init=init, update=update, act=act, noise=head.noise, hypers=Hypers())
+    return standardised(agent, cfg, spec)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

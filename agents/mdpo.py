@@ -11,7 +11,11 @@ single step is the plain policy gradient. Networks, values, advantages and actin
 
 Deviations from the authors' code:
 - Step sizes go from 1 to 1 / K in K updates (there from 1 + 1 / K to 2 / K).
-- The learning rate may be annealed, as in the paper.
+- The learning rate may be annealed, as in the paper (there it is constant).
+- The value network's gradient is clipped to `max_grad_norm` and its Adam has eps 1e-5, as the
+  policy's. There neither holds: no clipping, eps 1e-8.
+- Value predictions are clipped only with `clip_value`, as the paper's list of details says (there
+  in every version), and the value loss has a factor ½, which matters under gradient clipping.
 - Time limits, running statistics and reward scaling are those of `jaxrl.agents.ppo`.
 - Tsallis entropies are left out (the authors' estimate lacks the importance ratio).
 """

@@ -13,7 +13,8 @@ The Q-value term depends on u at (r, t) = (0, 1) only, which random times of the
 rarely reach. `corner` places a fraction of the rows there; 0, the default, is the paper.
 
 Choices where the paper is silent:
-- r and t have separate embeddings of unscaled times.
+- r and t have separate embeddings of unscaled times, cos and sin of frequencies 10⁴^(-k/n), k < n,
+  as in CleanDiffuser.
 - The mean-flow loss is a mean over action dimensions, as in `dql` (`sum_dims` sums them).
 - Actions are clipped to the box before the critics see them.
 - The EMA policy is updated as in the code of `dql`.

@@ -29,7 +29,11 @@ Deviations from the authors' code:
 - Windows begin at every `stride`-th row of an episode.
 - Trajectories have the length of the training windows.
 - Narrow networks have fewer channel groups (`jaxrl.unet`).
+- The stochastic Heun step predicts from the state with its fresh noise, as algorithm 2 of EDM does;
+  there it predicts from the state without it.
+- The frequencies of the embedded time are 10⁴^(-k/n), k < n (there 10⁴^(-k/(n-1))).
 - The guard 1e-8 bounds the gradient's norm from below and is not added to the norm.
+- `rewards` "given" and `rare_share` are additions, off by default.
 - The paper and its code name no guidance coefficient; the default in `Rates` comes from
   `jaxrl.experiments.studies.guidance`.
 """
@@ -48,7 +52,7 @@ from flax import struct
 
 from jaxrl import diffusion, dynamics, trajectories
 from jaxrl.errors import UserError, at_least
-from jaxrl.imagination import imagined
+from jaxrl.imagination import Rule, imagined, known_outcomes
 from jaxrl.normalise import Moments
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program, Stage
@@ -80,6 +84,11 @@ class Settings:
     """steps per window of the dataset and per synthetic trajectory"""
     stride: int = 8
     """rows between the starts of consecutive windows of the dataset"""
+    rare_share: float = bounded(0.0, least=0, most=1)
+    """fraction of the diffusion model's windows drawn among those with one of the highest rewards
+    (from the dataset's 99 % quantile on), which the model then samples more often"""
+    rewards: Literal["learned", "given"] = "learned"
+    """source of synthetic rewards: the model, or the environment (`Env.outcome`)"""
     share_model: bool = True
     """train one model for all members; otherwise one per member"""
     model_updates: int = 30_000
@@ -203,25 +212,38 @@ def sampler(cfg: Settings, spec: EnvSpec, log_prob: LogProb | None) -> Callable[
     return sample
 
 
-def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb) -> Source:
-    """Batches of transitions sampled from the diffusion model, guided or not."""
+def generated(cfg: Any, spec: EnvSpec, log_prob: LogProb, rule: Rule | None = None) -> Source:
+    """Batches of transitions sampled from the diffusion model, guided or not; `rule` gives their
+    rewards, if they are not the model's."""
     sample = sampler(cfg, spec, log_prob if cfg.synthetic == "guided" else None)
-    return trajectories.generated(cfg, spec, sample, log_prob, "diffusion")
+    return trajectories.generated(cfg, spec, sample, log_prob, "diffusion", rule)
 
 
-def stepwise(cfg: Settings) -> dynamics.Ensemble:
+def stepwise(cfg: Settings, rule: Rule | None = None) -> dynamics.Ensemble:
     """Settings of the autoregressive model."""
-    return dynamics.Ensemble(hidden=cfg.ensemble_hidden)
+    reward = None if rule is None else lambda *rows: rule(*rows)[0]
+    return dynamics.Ensemble(hidden=cfg.ensemble_hidden, reward=reward)
 
 
-def experience(cfg: Any, spec: EnvSpec, agent: Agent, log_prob: LogProb) -> Source:
+def given_rewards(cfg: Settings, env: Env) -> Rule | None:
+    """The environment's rule if `rewards` is "given".
+
+    Raises:
+      UserError: the environment has none.
+    """
+    if cfg.rewards == "learned" or cfg.synthetic == "none":
+        return None
+    return known_outcomes(env, "--agent.rewards learned")
+
+
+def experience(cfg: Any, env: Env, agent: Agent, log_prob: LogProb) -> Source:
     """Batches of dataset rows mixed with the synthetic experience `cfg.synthetic`."""
-    real = uniform(cfg.batch_size)
+    spec, rule, real = env.spec, given_rewards(cfg, env), uniform(cfg.batch_size)
     if cfg.synthetic == "none":
         return real
     if cfg.synthetic == "autoregressive":
         made = imagined(
-            dynamics.model(stepwise(cfg), spec),
+            dynamics.model(stepwise(cfg, rule), spec),
             agent,
             starts=cfg.trajectories,
             steps=cfg.horizon - 1,
@@ -230,23 +252,25 @@ def experience(cfg: Any, spec: EnvSpec, agent: Agent, log_prob: LogProb) -> Sour
             batch_size=cfg.batch_size,
         )
     else:
-        made = generated(cfg, spec, log_prob)
+        made = generated(cfg, spec, log_prob, rule)
     return mix(real, made, cfg.real_share, cfg.batch_size)
 
 
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def modelling(cfg: Any, spec: EnvSpec, evals: int) -> tuple[Stage, ...]:
+def modelling(cfg: Any, env: Env, evals: int) -> tuple[Stage, ...]:
     """The stage that trains the model of the synthetic experience; () without a model."""
+    spec = env.spec
     if cfg.synthetic == "none":
         return ()
     if cfg.synthetic == "autoregressive":
-        learner, source = dynamics.ensemble(stepwise(cfg), spec), whole()
+        learner, source = dynamics.ensemble(stepwise(cfg, given_rewards(cfg, env)), spec), whole()
         name, updates, reads = "dynamics", cfg.ensemble_epochs, ("model_lr",)
     else:
         held = max(cfg.model_batch // 16, 1)
-        source = windows(cfg.model_batch + held, cfg.horizon, cfg.stride, held=held)
+        size, share = cfg.model_batch + held, cfg.rare_share
+        source = windows(size, cfg.horizon, cfg.stride, held=held, rare=share)
         learner, name, updates = diffuser(cfg, spec), "diffusion", cfg.model_updates
         reads = ("model_lr", "model_ema")
     stage = Stage(
@@ -283,11 +307,11 @@ def program(
       after: stages that continue from the agent's, as in `offline_program`.
     """
     check(cfg)
-    source = experience(cfg, env.spec, agent, log_prob)
+    source = experience(cfg, env, agent, log_prob)
     learning = offline_program(
         cfg, env, agent, evals, episodes, source=source, explore=explore, after=after
     )
-    return Program((*modelling(cfg, env.spec, evals), *learning.stages))
+    return Program((*modelling(cfg, env, evals), *learning.stages))
 
 
 def check(cfg: Any) -> None:

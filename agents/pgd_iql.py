@@ -30,7 +30,8 @@ class Hypers(pgd.Rates, iql.Hypers):
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
-    online = iql.finetuning(cfg, env, Hypers(), evals, episodes)
+    tuned = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=Hypers())
+    online = iql.finetuning(cfg, env, tuned, evals, episodes)
     policy = log_prob(cfg, env.spec)
     return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
 

@@ -20,6 +20,7 @@ Deviations:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -224,25 +225,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         data = experience(cfg, model, state.params, hp, batch.transitions)
         adam = optimiser(hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end), hp.max_grad_norm)
 
-        def loss(params: dict[str, PyTree], part: Experience) -> tuple[Array, dict[str, Array]]:
-            new = model.actor.apply(params["actor"], part.obs)
-            log_ratio = new.log_prob(part.sample) - part.log_prob
-            advantage = part.advantage
-            if cfg.advantages == "minibatch":
-                advantage = standardised(advantage)
-            gain = jnp.mean(clipped_gain(jnp.exp(log_ratio), advantage, hp.clip))
-            error = value_loss(cfg, hp, model.value(params["critic"], part.obs), part)
-            entropy = jnp.mean(new.entropy())
-            total = hp.value_weight * error - gain - hp.entropy_weight * entropy
-            return total, {
-                "policy_loss": -gain,
-                "value_loss": error,
-                "entropy": entropy,
-                # E[r - 1 - log r] is a low-variance estimate of KL(old || new).
-                "kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
-                "clipped": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hp.clip),
-            }
-
+        loss = functools.partial(clipped_loss, cfg, model, hp)
         (params, opt), metrics = sgd_epochs(
             loss, (state.params, state.opt), adam, key, data, cfg.epochs, cfg.minibatches
         )
@@ -272,7 +255,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
         }
         return clip_to_box(space, scaled(sample)), memory, extras
 
-    return Policy(act=act, noise=noise, masks=True)
+    return Policy(act=act, noise=noise, masks=True, bytes=True)
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
@@ -321,6 +304,29 @@ def standardised(x: Array) -> Array:
 def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
     """min(r A, clip(r, 1 - ε, 1 + ε) A) [B], the objective to maximise (eq. 7)."""
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def clipped_loss(
+    cfg: Config, model: Networks, hp: Any, params: dict[str, PyTree], part: Experience
+) -> tuple[Array, dict[str, Array]]:
+    """(loss [] of policy and value network, metrics) on rows [B]."""
+    new = model.actor.apply(params["actor"], part.obs)
+    log_ratio = new.log_prob(part.sample) - part.log_prob
+    advantage = part.advantage
+    if cfg.advantages == "minibatch":
+        advantage = standardised(advantage)
+    gain = jnp.mean(clipped_gain(jnp.exp(log_ratio), advantage, hp.clip))
+    error = value_loss(cfg, hp, model.value(params["critic"], part.obs), part)
+    entropy = jnp.mean(new.entropy())
+    total = hp.value_weight * error - gain - hp.entropy_weight * entropy
+    return total, {
+        "policy_loss": -gain,
+        "value_loss": error,
+        "entropy": entropy,
+        # E[r - 1 - log r] is a low-variance estimate of KL(old || new).
+        "kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+        "clipped": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > hp.clip),
+    }
 
 
 def value_loss(cfg: Config, hp: Any, value: Array, part: Experience) -> Array:

@@ -4,7 +4,10 @@ Simplifying Deep Temporal Difference Learning. Matteo Gallici, Mattie Fellows, B
 Bartomeu Pou, Ivan Masmitja, Jakob Nicolaus Foerster, Mario Martin. ICLR 2025, arXiv:2407.04811.
 
 Q-learning without replay buffer and target network: parallel environments, λ-returns, and LayerNorm
-between every linear layer and its ReLU.
+between every linear layer and its ReLU. Temporal differences of off-policy data can diverge: with
+features f(s) of the output layer by up to (γ/2)² ‖f‖² per unit of its weights. LayerNorm bounds ‖f‖
+for every input, and a penalty `l2` on the output weights cancels the rest
+(`jaxrl.experiments.studies.baird`). The authors' runs, and the default, have no penalty.
 
 Deviations from the authors' code:
 - Time limits bootstrap from the true successor (there they count as terminations).
@@ -35,13 +38,14 @@ from jaxrl.masks import legal_only, unmask
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes
-from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, Policy, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +100,16 @@ class Hypers:
     """λ of the λ-returns"""
     eps_start: Any = bounded(1.0, least=0, most=1)
     """epsilon at the start of training"""
-    eps_end: Any = bounded(0.2, least=0, most=1)
+    eps_end: Any = bounded(0.05, least=0, most=1)
     """epsilon after the decay"""
-    eps_decay: Any = bounded(0.2, least=0, most=1)
+    eps_decay: Any = bounded(0.1, least=0, most=1)
     """fraction of training over which epsilon decays"""
     max_grad_norm: Any = bounded(10.0, above=0, finite=False)
     """global norm to which gradients are clipped"""
-    reward_scale: Any = bounded(0.1)
+    reward_scale: Any = bounded(1.0)
     """factor on rewards in the targets"""
+    l2: Any = bounded(0.0, least=0)
+    """weight η of ½ ‖w‖² in the loss, w being the weights of the output layer"""
 
 
 class State(NamedTuple):
@@ -162,12 +168,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             obs, action, target = part
             q, statistics = net.learn(params, statistics, obs)
             value, mean_q = q_loss(q, action, target)
-            return value, (mean_q, statistics)
+            return value + penalty(hp, params["Dense_0"]), (mean_q, statistics)
 
         return learn(cfg, hp, state, loss, data, key, step)
 
     noise = epsilon_noise(num_actions, spec.masked)
-    agent = Agent(init=init, update=update, act=act, noise=noise, masks=True, hypers=Hypers())
+    acting = Policy(act=act, noise=noise, masks=True, bytes=True)
+    agent = agent_of(acting, init, update, Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
@@ -182,6 +189,11 @@ def layers(cfg: Config, train: bool) -> dict[str, Any]:
         "strides": cfg.strides,
         "first": batch.get(cfg.norm_input),
     }
+
+
+def penalty(hp: Hypers, output: PyTree) -> Array:
+    """½ η ‖w‖² [] of the parameters of the output layer; its bias is free."""
+    return 0.5 * hp.l2 * jnp.sum(output["kernel"] ** 2)
 
 
 def begin(params: PyTree, statistics: PyTree, hp: Hypers) -> State:

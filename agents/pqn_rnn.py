@@ -142,7 +142,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 hp.lam,
             )
             value, mean_q = q_loss(q, window.action, targets)
-            return value, (mean_q, statistics)
+            return value + pqn.penalty(hp, params["head"]), (mean_q, statistics)
 
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)

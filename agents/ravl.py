@@ -16,7 +16,8 @@ batches with a fraction `real_share` of dataset rows and otherwise imagined tran
   MOPO  the same with `penalty` λ: rewards r - λ max_i ‖σ_i‖. arXiv:2005.13239
 
 Deviations from the authors' code:
-- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`.
+- The deviations of `jaxrl.agents.edac` and `jaxrl.dynamics`, whose ensemble keeps its learning
+  rate (there it is multiplied by 0.3 at the first stall).
 - Start states are drawn with replacement.
 - The ensemble learns terminations (there they are given); `outcomes` "given" takes terminations
   and rewards from the environment.
@@ -27,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import jax
 from flax import struct
 
 from jaxrl.agents import edac
@@ -35,7 +35,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.dynamics import Ensemble, ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.imagination import Model, imagined, penalised, true_model
+from jaxrl.imagination import Model, imagined, known_outcomes, penalised, true_model
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
 from jaxrl.sources import labelled, mix, uniform, whole
@@ -109,13 +109,9 @@ def networks(cfg: Config, env: Env) -> Ensemble:
     )
     if cfg.outcomes == "learned":
         return found
-    if (rule := env.outcome) is None:
-        raise UserError(f"{env.spec.name} has no Env.outcome: pass --agent.outcomes learned")
-    rows = jax.vmap(rule, (0, 0, 0, None))
+    rule = known_outcomes(env, "--agent.outcomes learned")
     return dataclasses.replace(
-        found,
-        reward=lambda obs, action, after: rows(obs, action, after, env.params)[0],
-        terminated=lambda obs, action, after: rows(obs, action, after, env.params)[1],
+        found, reward=lambda *rows: rule(*rows)[0], terminated=lambda *rows: rule(*rows)[1]
     )
 
 

@@ -17,6 +17,11 @@ in the actor's loss (`mean_critic`), the agent is RED-Q (Chen et al., ICLR 2021,
 
 An update is a rollout of T steps in N environments followed by `gradient_steps` gradient steps, one
 per environment step by default. Log-densities are of actions scaled to [-1, 1].
+
+Deviations from the authors' code:
+- The gradient of the temperature is that of α (entropy - target) with respect to log α, as in eq.
+  18 of the paper; theirs is that of log α (entropy - target), which lacks the factor α.
+- Actor and temperature use the critics and the policy after their updates.
 """
 
 from __future__ import annotations

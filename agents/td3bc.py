@@ -200,7 +200,8 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
         opt = (opt_actor, opt_critic)
         state = State(actor, critic, actor_target, critic_target, opt, state.obs)
         error = jnp.mean(jnp.abs(q - y[None]))
-        return state, metrics | {"critic_loss": loss_q, "q": jnp.mean(q), "td_error": error}
+        told = {"critic_loss": loss_q, "q": jnp.mean(q), "q_std": jnp.std(q), "td_error": error}
+        return state, metrics | told
 
     return Agent(init=init, update=update, act=act)
 

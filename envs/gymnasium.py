@@ -1,31 +1,69 @@
-"""Adapter of gymnasium for the evaluation of offline agents, as in "gymnasium:HalfCheetah-v5".
+"""Adapter of gymnasium, as in "gymnasium:HalfCheetah-v5".
 
-The environments run on the host, between the compiled chunks of a run, so agents cannot collect
-training experience in them. Options are keyword arguments of `gymnasium.make`.
+The environments run on the host (`jaxrl.hosted`). Options are keyword arguments of `gymnasium.make`
+and
+
+  max_steps: time limit, `max_episode_steps` of gymnasium;
+  vector: "sync", the environments of a member are stepped one after the other, or "async", each in
+    a process of its own, for slow environments.
+
+No autoreset of gymnasium is used: all of them, and its vector environments by default, would give
+the first observation of the next episode, or an ignored action, in place of a true step.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 
 from jaxrl.envs.names import EnvError
+from jaxrl.envs.wrappers import positive
 from jaxrl.types import Box, Discrete, Env, EnvSpec, PyTree
+
+
+class Processes:
+    """N environments of gymnasium, each in a process of its own: a `hosted.HostEnvs`."""
+
+    def __init__(self, make: Callable[[], Any], count: int) -> None:
+        from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+        # Forked processes would inherit the threads of JAX.
+        self.games = AsyncVectorEnv(
+            [make] * count, context="forkserver", autoreset_mode=AutoresetMode.DISABLED
+        )
+
+    def reset(self, seeds: list[int]) -> np.ndarray:
+        return self.games.reset(seed=[*seeds])[0]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.games.step(action)[:4]
+
+    def restart(self, ended: np.ndarray) -> np.ndarray:
+        return self.games.reset(options={"reset_mask": ended})[0]
+
+    def close(self) -> None:
+        self.games.close()
 
 
 def make(name: str, /, **options: Any) -> Env:
     """The environment "gymnasium:ID" as an `Env` with `host`, whose `reset` and `step` refuse.
 
     Raises:
-      EnvError: gymnasium is not installed or cannot make the environment, or its observations or
-        actions are not arrays of numbers.
+      EnvError: gymnasium is not installed or cannot make the environment, its observations or
+        actions are not arrays of numbers, or an option has no such value.
     """
     try:
         import gymnasium
     except ImportError:
         raise EnvError(f'{name} needs gymnasium: pip install "jaxrl[gymnasium]"') from None
+    vector = options.pop("vector", "sync")
+    if vector not in ("sync", "async"):
+        raise EnvError(f"vector of {name} must be sync or async, not {vector!r}")
+    if (limit := options.pop("max_steps", None)) is not None:
+        options["max_episode_steps"] = positive(limit, f"max_steps of {name}")
     host = functools.partial(gymnasium.make, name.removeprefix("gymnasium:"), **options)
     try:
         env = host()
@@ -36,10 +74,13 @@ def make(name: str, /, **options: Any) -> Env:
         raise EnvError(f"{name} cannot be made: {error}") from error
     spec = env.spec
     limit = None if spec is None else spec.max_episode_steps
-    found = EnvSpec(name, _obs_shape(name, env), _actions(name, env), limit)
+    found = EnvSpec(name, _obs_shape(name, env), actions_of(name, env), limit)
     env.close()
-    refuse = functools.partial(_refuse, name)
-    return Env(found, {}, refuse, refuse, host)
+    no = functools.partial(refuse, name)
+    # The checker of gymnasium has seen the environment above.
+    host = functools.partial(host, disable_env_checker=True)
+    together = functools.partial(Processes, host) if vector == "async" else None
+    return Env(found, {}, no, no, host, together)
 
 
 def _obs_shape(name: str, env: Any) -> tuple[int, ...]:
@@ -49,7 +90,12 @@ def _obs_shape(name: str, env: Any) -> tuple[int, ...]:
     return tuple(space.shape)
 
 
-def _actions(name: str, env: Any) -> Discrete | Box:
+def actions_of(name: str, env: Any) -> Discrete | Box:
+    """The action space of an environment of gymnasium.
+
+    Raises:
+      EnvError: it is neither a Box nor a Discrete from 0 on.
+    """
     space = env.action_space
     if hasattr(space, "n") and not space.shape and not getattr(space, "start", 0):
         return Discrete(int(space.n))
@@ -59,5 +105,6 @@ def _actions(name: str, env: Any) -> Discrete | Box:
     return Box(bound(space.low), bound(space.high), tuple(space.shape))
 
 
-def _refuse(name: str, *_: PyTree) -> NoReturn:
-    raise EnvError(f"{name} runs on the host: it can only evaluate agents that learn from --data")
+def refuse(name: str, *_: PyTree) -> NoReturn:
+    """`reset` and `step` of an environment of the host."""
+    raise EnvError(f"{name} runs on the host: it has no step that a device could compile")

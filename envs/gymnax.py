@@ -34,7 +34,14 @@ from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
 LIMIT = "max_steps_in_episode"
 
 
-PLOTTING = ("seaborn", "matplotlib.pyplot")  # imported by gymnax's renderers
+# Imported by gymnax's renderers; a package before its modules.
+PLOTTING = (
+    "seaborn",
+    "matplotlib",
+    "matplotlib.animation",
+    "matplotlib.colors",
+    "matplotlib.pyplot",
+)
 
 
 class _Deferred(types.ModuleType):
@@ -51,6 +58,10 @@ def _gymnax() -> Any:
     if "gymnax" in sys.modules:
         return sys.modules["gymnax"]
     deferred = {name: _Deferred(name) for name in PLOTTING if name not in sys.modules}
+    for name, module in deferred.items():
+        package, _, attribute = name.rpartition(".")
+        if package in deferred:
+            setattr(deferred[package], attribute, module)
     sys.modules.update(deferred)
     try:
         return importlib.import_module("gymnax")

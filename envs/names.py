@@ -53,6 +53,7 @@ PROBES = {
     "probe:aim": "obs (1,), actions (1,), 1 step",
     "probe:limit": "obs (1,), 2 actions, 5 steps",
     "probe:cue": "obs (1,), 2 actions, 4 steps",
+    "probe:gift": "obs (1,), 2 actions, 1 step, team of 2",
 }
 
 BRAX = {
@@ -72,6 +73,7 @@ OWN = {
     "dmsd": "obs (6,), actions (2,), 100 steps",
     "reach": "obs (2,), actions (2,), 30 steps",
     "reach:sparse": "obs (2,), actions (2,), 12 steps",
+    "lock": "obs (16,), actions (10,), 10 steps",
     "maze:umaze": "obs (2,), actions (2,), 100 steps",
     "maze:medium": "obs (2,), actions (2,), 200 steps",
     "maze:large": "obs (2,), actions (2,), 300 steps",
@@ -83,6 +85,8 @@ OWN = {
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default
 
+
+ON_HOST = ("gymnasium:", "envpool:")  # prefixes of environments that run on the host
 
 SUITES = {  # modules of the suites by prefix, which is also the name of the extra
     "brax": "brax",
@@ -159,7 +163,7 @@ def check_name(name: str) -> None:
         if not installed(suite):
             raise EnvError(f"{suite} is not installed: {install_hint(suite)}")
         return
-    if name.startswith("gymnasium:") and name != "gymnasium:":
+    if name.startswith(ON_HOST) and task:
         return  # gymnasium suggests its nearest name itself
     module, attribute = own_code.split(name)
     reason, is_file = own_code.missing(module), module.endswith(".py")

@@ -116,6 +116,8 @@ def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:
     """
     if not (obs is None or isinstance(obs, bool)):
         raise EnvError(f"normalise_obs of {env.spec.name} must be true or false, got {obs!r}")
+    if obs and env.spec.obs_dtype == "uint8":
+        raise EnvError(f"normalise_obs does not take the bytes of {env.spec.name}")
     if obs or reward is not None:
         check_single(env.spec, "normalise_obs or normalise_reward")
     env = normalised_observations(env) if obs else env

@@ -14,9 +14,12 @@ optimal value of observations with discount γ.
                                     continuous policies
     limit      0 -> 1/(1-γ)         reward 1 at each step, truncated; tests bootstrap at time limits
     cue       ±1 -> γ^(length-1)    `match` at the last step, by the first observation; tests memory
+    gift      ±1 -> 1               two agents; action 1 costs its agent 1 and gives the other 2;
+                                    tests sums over a team
 
 An agent that treats truncation as termination learns too low a value in `limit`; with one-step
-targets, 1/(1-γ(1-1/max_steps)). Policies without memory have mean return 0 in `cue`.
+targets, 1/(1-γ(1-1/max_steps)). Policies without memory have mean return 0 in `cue`, and agents
+that maximise their own rewards have 0 in `gift`.
 
 The observation after a termination repeats the last one, so values show whether an agent bootstraps
 past the end.
@@ -111,9 +114,28 @@ def cue(length: int = 4) -> Env:
     return _probe("cue", show, reward, length)
 
 
+def gift() -> Env:
+    """Two agents, one step. Action 1 costs its agent 1 and gives the other one 2.
+
+    Both give: rewards (1, 1); the better action for an agent's own reward is always 0, with which
+    both earn 0. The observations -1 and 1 tell the agents apart. The return is the team's mean.
+    """
+    seen = jnp.array([[-1.0], [1.0]])
+
+    def reset(key: Array, params: PyTree) -> tuple[Array, Array]:
+        return jnp.int32(0), seen
+
+    def step(key: Array, state: Array, action: Array, params: PyTree) -> tuple[Array, TimeStep]:
+        reward = 2.0 * action[::-1] - action
+        end, no = jnp.ones((), bool), jnp.zeros((), bool)
+        return state, TimeStep(seen, reward, end, no, jnp.mean(reward))
+
+    return Env(EnvSpec("probe:gift", (1,), Discrete(2), 1, agents=2), {}, reset, step)
+
+
 PROBES: dict[str, Callable[..., Env]] = {
     f"probe:{function.__name__}": function
-    for function in (constant, obs, delay, action, match, aim, limit, cue)
+    for function in (constant, obs, delay, action, match, aim, limit, cue, gift)
 }
 
 

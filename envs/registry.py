@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxrl import contract
-from jaxrl.envs import dmsd, maze, names, probes, reach, tokens
+from jaxrl.envs import dmsd, lock, maze, names, probes, reach, tokens
 from jaxrl.envs.names import EnvError, check_name
 from jaxrl.envs.normalise import normalise
 from jaxrl.envs.wrappers import (
     OPTIONS,
+    absorbing,
     british,
     hide,
     positive,
@@ -39,10 +40,12 @@ def make(name: str, /, **options: Any) -> Env:
         "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
         "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
-        "dmsd", "reach", "reach:sparse", "maze:large" (`jaxrl.envs.dmsd`, `.reach`, `.maze`);
+        "dmsd", "lock", "reach", "reach:sparse", "maze:large" (`jaxrl.envs.dmsd`, `.lock`, `.reach`,
+        `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "tokens:modsum" (`jaxrl.envs.tokens`);
-        "gymnasium:HalfCheetah-v5", for evaluation on the host (`jaxrl.envs.gymnasium`);
+        "gymnasium:HalfCheetah-v5", "envpool:Pong-v5", which run on the host
+          (`jaxrl.envs.gymnasium`, `.envpool`);
         "module", "module:attribute", "file.py" or "file.py:attribute" for an `Env` of your own or
         a function that returns one; the attribute is `make` by default (`jaxrl.own_code`).
       options: for all environments
@@ -50,6 +53,7 @@ def make(name: str, /, **options: Any) -> Env:
         masks: False to play without the environment's action masks;
         hide: indices of the elements to remove from observations, as [1, 3];
         sticky: probability that the previous action is repeated;
+        absorbing: True for an absorbing state in place of terminations, up to the time limit;
         normalise_obs: True to standardise observations by running statistics;
         normalise_reward: discount γ; rewards are divided by the running deviation of γ-discounted
           sums;
@@ -72,24 +76,16 @@ def make(name: str, /, **options: Any) -> Env:
             from jaxrl.envs import brax as adapter
         wrap = {key: options.pop(key) for key in OPTIONS[1:] if key in options}
         return _with_options(adapter.make(name, **options), wrap)
-    if name.startswith("gymnasium:"):
-        from jaxrl.envs import gymnasium
-
-        return gymnasium.make(name, **options)
+    if name.startswith(names.ON_HOST):
+        adapter = importlib.import_module(f"jaxrl.envs.{name.partition(':')[0]}")
+        return adapter.make(name, **options)
     suite, _, task = name.partition(":")
     if suite in names.SUITES:
         adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
         return _call(name, functools.partial(adapter.make, task), options)
-    own = (
-        probes.PROBES
-        | maze.MAZES
-        | tokens.TOKENS
-        | {
-            "dmsd": dmsd.make,
-            "reach": reach.make,
-            "reach:sparse": reach.sparse,
-        }
-    )
+    own = probes.PROBES | maze.MAZES | tokens.TOKENS
+    own |= {"dmsd": dmsd.make, "lock": lock.make}
+    own |= {"reach": reach.make, "reach:sparse": reach.sparse}
     if name in own:
         return _call(name, own[name], options)
     try:
@@ -172,7 +168,10 @@ def _check_spelling(name: str, options: Iterable[str], parameters: Iterable[str]
 def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) -> Env:
     """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
-    steps, masks, hidden, sticky, obs, reward, pool = (options.pop(k, None) for k in OPTIONS)
+    own = (options.pop(k, None) for k in OPTIONS)
+    steps, masks, hidden, sticky, absorbs, obs, reward, pool = own
+    if not (absorbs is None or isinstance(absorbs, bool)):
+        raise EnvError(f"absorbing of {env.spec.name} must be true or false, got {absorbs!r}")
     if not (masks is None or isinstance(masks, bool)):
         raise EnvError(f"masks of {env.spec.name} must be true or false, got {masks!r}")
     env = with_params(env, known, **options)
@@ -180,6 +179,7 @@ def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) 
     env = without_masks(env) if masks is False else env
     env = env if hidden is None else hide(env, hidden)
     env = env if sticky is None else sticky_actions(env, sticky)
+    env = absorbing(env) if absorbs else env
     env = normalise(env, obs, reward)
     if pool is None:
         return env

@@ -22,6 +22,7 @@ OPTIONS = (
     "masks",
     "hide",
     "sticky",
+    "absorbing",
     "normalise_obs",
     "normalise_reward",
     "reset_pool",
@@ -94,6 +95,50 @@ def sticky_actions(env: Env, probability: float = 0.25) -> Env:
 
     hooks: Any = {"persist": persist_inner(env), **inner_hooks(env), "expert": None}
     return dataclasses.replace(env, reset=reset, step=step, outcome=None, **hooks)
+
+
+def absorbing(env: Env) -> Env:
+    """`env` without terminations: an absorbing state follows, until the time limit, with reward 0.
+
+    Observations [S] get one element more, [S + 1], that is 1 in the absorbing state, where the
+    others are 0; elsewhere it is 0. As in Kostrikov et al., Discriminator-Actor-Critic, ICLR 2019,
+    arXiv:1809.02925. The state is (inner state, absorbed [] bool).
+
+    Raises:
+      EnvError: no time limit, action masks, or observations of several axes.
+    """
+    spec = env.spec
+    check_single(spec, "absorbing")
+    if spec.max_steps is None or spec.masked or len(spec.obs_shape) != 1:
+        raise EnvError(
+            "absorbing needs a time limit, no action masks and observations of one axis; "
+            f"{spec.name} has max_steps={spec.max_steps} and observations {spec.obs_shape}"
+        )
+
+    def seen(obs: Array, absorbed: Array) -> Array:
+        mark = absorbed.astype(jnp.float32).reshape(1)
+        return jnp.concatenate([jnp.where(absorbed, 0.0, obs), mark])
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        no = jnp.zeros((), bool)
+        return (state, no), seen(obs, no)
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        inner, absorbed = state
+        after, ts = env.step(key, inner, action, params)
+        after = jax.tree.map(lambda old, new: jnp.where(absorbed, old, new), inner, after)
+        gone = absorbed | ts.terminated
+        return (after, gone), ts._replace(
+            next_obs=seen(ts.next_obs, gone),
+            reward=jnp.where(absorbed, 0.0, ts.reward),
+            terminated=jnp.zeros((), bool),
+            truncated=ts.truncated & ~gone,
+        )
+
+    spec = dataclasses.replace(spec, obs_shape=(spec.obs_shape[0] + 1,))
+    hooks: Any = {"persist": None, **inner_hooks(env), "expert": None}
+    return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None, **hooks)
 
 
 def without_masks(env: Env) -> Env:

@@ -1,4 +1,4 @@
-"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, render, data and list.
+"""The command line: jaxrl train, sweep, search, eval, report, ope, merge, export and so on.
 
 Checking names and printing help need no import of JAX, so both take no time.
 """
@@ -19,10 +19,14 @@ from jaxrl.errors import Stopped, UserError, nearest
 from jaxrl.experiments import agents, interrupts, streams
 from jaxrl.experiments.commands import (
     EvalOptions,
+    ExportOptions,
     MergeOptions,
     OpeOptions,
+    PeakOptions,
     RenderOptions,
     ReportOptions,
+    ReproduceOptions,
+    TrackOptions,
     asked_help,
 )
 from jaxrl.experiments.requests import Request, read, tokenise
@@ -47,13 +51,18 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
   jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
                                                       estimate values of policies from a dataset
   jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
+  jaxrl peak RUN --out FOLDER                         policies at the peak of Q of an offline run
   jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
+  jaxrl export RUN [--member M] [--to jax]            write a policy that loads without jaxrl
+  jaxrl track RUN --to TRACKER                        send a run to tensorboard, wandb, trackio,
+                                                      mlflow or a tracker of your own
   jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
                                                       datasets: .npz, D4RL's .hdf5, Minari folders
   jaxrl data make ENV --from-diffusion RUN --steps 100000
                                                       dataset sampled from the diffusion model of a
                                                       pgd_iql run
-  jaxrl list agents | envs                            available agents and environments
+  jaxrl reproduce NAME [--full] [--dry-run]           run the experiment of a paper's claim
+  jaxrl list agents | envs | reproductions            what is available
   jaxrl --version                                     installed version
 
   jaxrl COMMAND --help                                options of a command, with an example
@@ -243,6 +252,28 @@ def _render(words: list[str]) -> None:
     render.render(paths[0], own.member, own.seed, own.out, trust)
 
 
+def _export(words: list[str]) -> None:
+    paths, own = _simple(ExportOptions, words)
+    if len(paths) != 1:
+        raise UserError("export needs one run: jaxrl export runs/NAME --member 0 --to jax")
+
+    from jaxrl.experiments import export, jax_setup, restore
+
+    trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
+    jax_setup.start()
+    export.export(paths[0], own.member, own.to, own.out, trust)
+
+
+def _track(words: list[str]) -> None:
+    paths, own = _simple(TrackOptions, words)
+    if len(paths) != 1:
+        raise UserError("track needs one run: jaxrl track runs/NAME --to wandb")
+
+    from jaxrl.experiments import tracking
+
+    tracking.track(paths[0], own.to)
+
+
 def _report(words: list[str]) -> None:
     paths, own = _simple(ReportOptions, words)
     if not paths:
@@ -258,7 +289,7 @@ def _report(words: list[str]) -> None:
 
     from jaxrl.experiments import report
 
-    report.report(paths, own.out, own.over, own.csv)
+    report.report(paths, own.out, own.over, own.csv, own.html, own.target)
 
 
 def _ope(words: list[str]) -> None:
@@ -283,6 +314,17 @@ def _merge(words: list[str]) -> None:
     merge.run(paths[0], paths[1], own)
 
 
+def _peak(words: list[str]) -> None:
+    paths, own = _simple(PeakOptions, words)
+    if len(paths) != 1:
+        raise UserError("peak needs one run: jaxrl peak runs/NAME --out runs/NAME-peak")
+
+    from jaxrl.experiments import jax_setup, peak
+
+    jax_setup.start()
+    peak.run(paths[0], own)
+
+
 def _data(words: list[str]) -> None:
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.data import cli
@@ -291,10 +333,26 @@ def _data(words: list[str]) -> None:
     cli.main(words)
 
 
+def _reproduce(words: list[str]) -> int:
+    names, given = tokenise(words, single=fields_of(ReproduceOptions))
+    own = fill(ReproduceOptions, given)
+    if len(names) != 1:
+        raise UserError("reproduce needs one name: jaxrl reproduce NAME --dry-run")
+
+    from jaxrl.experiments import reproduce
+
+    return reproduce.reproduce(names[0], own.full, own.dry_run, own.out)
+
+
 def _list(words: list[str]) -> None:
+    if words == ["reproductions"]:
+        from jaxrl.experiments import reproduce
+
+        print(reproduce.listing())
+        return
     tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
     if len(words) != 1 or words[0] not in tables:
-        raise UserError("list needs agents or envs: `jaxrl list agents` or `jaxrl list envs`")
+        raise UserError("list needs agents, envs or reproductions: jaxrl list agents")
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")
@@ -317,8 +375,12 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "report": _report,
     "ope": _ope,
     "merge": _merge,
+    "peak": _peak,
     "render": _render,
+    "export": _export,
+    "track": _track,
     "data": _data,
+    "reproduce": _reproduce,
     "list": _list,
 }
 

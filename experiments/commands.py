@@ -60,6 +60,47 @@ class RenderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Options of `jaxrl export`."""
+
+    to: Literal["jax", "safetensors", "onnx", "hub"] = "jax"
+    """format: jax loads with JAX alone, safetensors with numpy alone, onnx with ONNX Runtime; hub
+    is a folder for a model hub; writing onnx needs the package jax2onnx"""
+    member: int = bounded(0, least=0)
+    """index of the member"""
+    out: Path | None = None
+    """folder to write; by default exports/ in the run's folder"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """Options of `jaxrl reproduce`."""
+
+    full: bool = False
+    """the paper's sizes instead of a small setting"""
+    dry_run: bool = False
+    """print the claim and the commands, and run nothing"""
+    out: Path | None = None
+    """JSON file of the results; by default in reproductions/"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackOptions:
+    """Options of `jaxrl track`."""
+
+    to: str = "tensorboard"
+    """tracker: tensorboard, wandb, trackio, mlflow, or module:attribute for a tracker of your
+    own"""
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions:
     """Options of `jaxrl report`."""
 
@@ -70,6 +111,11 @@ class ReportOptions:
     """reference of P(better): a run, or values such as agent.lr=1e-4; by default the first point"""
     csv: Path | None = None
     """CSV file with one row per point; NAME-members.csv gets one row per member"""
+    html: Path | None = None
+    """self-contained page with the table, interactive learning curves and performance profiles"""
+    target: float | None = None
+    """return that counts as solved, for the optimality gap: target - mean of min(return, target)
+    over members"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +165,13 @@ class OpeOptions:
 class MergeOptions:
     """Options of `jaxrl merge`."""
 
-    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """weights of the second run, from 0 to 1"""
+    alpha: tuple[str, ...] = ("0", "0.25", "0.5", "0.75", "1")
+    """weights of the second run, from 0 to 1: values, or a range such as lin:0:1:11"""
+    out: Path | None = None
+    """folder in which the merge is written as a run, with the settings of the first run; with
+    several weights, the folder of one run per weight"""
+    overwrite: bool = False
+    """start from scratch if a folder already contains a run"""
     episodes: int = bounded(128, least=1)
     """episodes per member and weight"""
     seed: int = bounded(0, least=0)
@@ -133,6 +184,26 @@ class MergeOptions:
     """custom environment of the runs, to confirm that its code may run"""
     trust: bool = False
     """import every custom agent and environment that the runs name; runs the code of whoever wrote
+    them"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakOptions:
+    """Options of `jaxrl peak`."""
+
+    out: Path | None = None
+    """folder of the run that is written"""
+    metric: str = "q"
+    """metric whose largest value over the evaluations is chosen: q, the mean Q of the dataset's
+    actions, or another one, such as ope_fqe"""
+    overwrite: bool = False
+    """start from scratch if the folder already contains a run"""
+    agent: str | None = None
+    """custom agent of the run, to confirm that its code may run"""
+    env: str | None = None
+    """custom environment of the run, to confirm that its code may run"""
+    trust: bool = False
+    """import every custom agent and environment that the run names; runs the code of whoever wrote
     them"""
 
 
@@ -161,7 +232,7 @@ class MakeOptions:
     level: str = ""
     """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
     medium-expert, noisy; for mazes play, diverse, expert, random; for reach:sparse expert, noisy,
-    random"""
+    random; for the lock guided, expert, random"""
     success: float = bounded(0.5, least=0, most=1)
     """mean return of the level noisy, from 0 for random to 1 for expert"""
     steps: int = bounded(100_000, least=1)
@@ -276,9 +347,18 @@ PAGES = {
         "merge RUN_A RUN_B [options]",
         "Merges trained policies in weight space, (1 - alpha) A + alpha B, member by member, and "
         "evaluates them in the environments of both runs. For a policy B that was fine-tuned from "
-        "A on another task.",
+        "A on another task. Weights: 0,0.5,1, or lin:0:1:11. With --out, the merges are written "
+        "as runs.",
         (MergeOptions,),
-        "jaxrl merge runs/old runs/new --alpha 0,0.5,1",
+        "jaxrl merge runs/old runs/new --alpha 0.5 --out runs/merged",
+    ),
+    "peak": Page(
+        "peak RUN --out FOLDER [options]",
+        "Writes a run with the policy that each member of an offline run had at the peak of a "
+        "metric, by default the mean Q of the dataset's actions, whose fall shows overfitting. "
+        "The run must keep its checkpoints: --checkpoint-seconds 0 --keep 100.",
+        (PeakOptions,),
+        "jaxrl peak runs/NAME --out runs/NAME-peak",
     ),
     "render": Page(
         "render RUN [options]",
@@ -287,9 +367,30 @@ PAGES = {
         (RenderOptions,),
         "jaxrl render runs/NAME --member 3",
     ),
+    "export": Page(
+        "export RUN [options]",
+        "Writes the greedy policy of a member, with its normalisation of observations, as files "
+        "that load without jaxrl, and a model card.",
+        (ExportOptions,),
+        "jaxrl export runs/NAME --member 3 --to jax",
+    ),
+    "track": Page(
+        "track RUN --to TRACKER",
+        "Sends the metrics and results of a run, finished or in progress, to a tracker.",
+        (TrackOptions,),
+        "jaxrl track runs/NAME --to wandb",
+    ),
+    "reproduce": Page(
+        "reproduce NAME [options]",
+        "Runs the experiment that tests a claim of a paper, and prints and writes its results "
+        "beside the claim and the published ones. `jaxrl list reproductions` shows the names. "
+        "Works below runs/ and data/ in the current directory; finished runs are not repeated.",
+        (ReproduceOptions,),
+        "jaxrl reproduce pqn-memory --dry-run",
+    ),
     "list": Page(
-        "list agents | envs",
-        "Prints the available agents or environments.",
+        "list agents | envs | reproductions",
+        "Prints the available agents, environments, or reproductions of papers' claims.",
         (),
         "jaxrl list envs",
     ),

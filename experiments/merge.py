@@ -1,7 +1,9 @@
-"""`jaxrl merge`: policies between two runs in weight space, played in the environments of both."""
+"""`jaxrl merge`: policies between two runs in weight space, played in the environments of both, and
+written as runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from jaxrl.evaluate import evaluator
 from jaxrl.experiments import restore
 from jaxrl.experiments.commands import MergeOptions
 from jaxrl.experiments.console import print_line, short_path, write_csv
+from jaxrl.experiments.derived import write_run
 from jaxrl.experiments.plan import hypers_of
-from jaxrl.experiments.run_folders import count_members, open_run_folder
+from jaxrl.experiments.requests import expand
+from jaxrl.experiments.run_folders import count_members, open_run_folder, state_digest
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.tables import Column, print_table, print_words
 from jaxrl.merging import merge
@@ -28,14 +32,16 @@ from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarray]:
     """Mean returns [W, P] of the merged members, for W weights α, by environment; prints them.
 
-    Member i of `first` is merged with member i of `second`.
+    Member i of `first` is merged with member i of `second`. With `options.out`, the merges are
+    written as runs (`derived`).
 
     Raises:
-      UserError: the runs have other agents, networks or numbers of members.
+      UserError: the runs have other agents, networks or numbers of members, or are not finished.
     """
-    if min(options.alpha) < 0 or max(options.alpha) > 1:
-        raise UserError("--alpha must be between 0 (the first run) and 1 (the second run)")
+    weights = alphas(options)
     paths = (first, second)
+    if options.out and not all(open_run_folder(path).as_found().finished for path in paths):
+        raise UserError("merge writes runs of finished runs only: remove --out")
     trust = [restore.confirmed(p, options.agent, options.env, options.trust) for p in paths]
     pairs = list(zip(paths, trust, strict=True))
     settings = [restore.settings_of(open_run_folder(path), own) for path, own in pairs]
@@ -51,9 +57,43 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
     found: dict[str, np.ndarray] = {}
     for name, (own, env) in _environments(settings).items():
         params = hypers_of(own, env).env
-        found[name] = _returns(env, policy, a, b, params, options)
-    _show(found, paths, options)
+        found[name] = _returns(env, policy, a, b, params, weights, options)
+    _show(found, paths, weights, options)
+    if options.out is not None:
+        _write(options.out, settings[0], paths, b.state, weights, options.overwrite)
     return found
+
+
+def alphas(options: MergeOptions) -> list[float]:
+    """The weights of the second run; raises UserError for others than numbers from 0 to 1."""
+    try:
+        found = [float(x) for word in options.alpha for x in expand("--alpha", word)]
+    except ValueError:
+        found = [-1.0]
+    if not found or min(found) < 0 or max(found) > 1:
+        raise UserError("--alpha must be between 0 (the first run) and 1 (the second run)")
+    return found
+
+
+def _write(
+    out: Path,
+    settings: Settings,
+    paths: tuple[Path, Path],
+    second: PyTree,
+    weights: Sequence[float],
+    overwrite: bool,
+) -> None:
+    """Writes one run per weight, with the settings of the first run and learners [P, ...] between
+    its own and those of `second`."""
+    run, ready = open_run_folder(paths[0]), restore.prepare(settings)
+    restore.check_unchanged(run, ready.digests)
+    state = restore.read_state(ready, run)
+    for alpha in weights:
+        learner = jax.device_get(merge(state.member.learner, second, alpha))
+        mixed = state._replace(member=state.member._replace(learner=learner))
+        origin = {"merge": [state_digest(path) for path in paths], "alpha": alpha}
+        path = out if len(weights) == 1 else out / f"alpha-{alpha:g}"
+        write_run(path, ready, run, mixed, origin, overwrite)
 
 
 def _environments(settings: list[Settings]) -> dict[str, tuple[Settings, Env]]:
@@ -74,7 +114,13 @@ def _key(settings: Settings) -> Any:
 
 
 def _returns(
-    env: Env, policy: Policy, a: Trained, b: Trained, params: PyTree, options: MergeOptions
+    env: Env,
+    policy: Policy,
+    a: Trained,
+    b: Trained,
+    params: PyTree,
+    weights: Sequence[float],
+    options: MergeOptions,
 ) -> np.ndarray:
     """Mean returns [W, P] of greedy merged policies."""
     play = evaluator(env, policy, options.episodes)
@@ -87,11 +133,16 @@ def _returns(
 
     members = jax.vmap(of_one, (0, 0, 0, None))
     every = jax.jit(jax.vmap(members, (None, None, None, 0)))
-    return np.asarray(every(a, b, params, jnp.float32(options.alpha)), float)
+    return np.asarray(every(a, b, params, jnp.float32(weights)), float)
 
 
-def _show(found: dict[str, np.ndarray], paths: tuple[Path, Path], options: MergeOptions) -> None:
-    columns = [Column("alpha", [f"{alpha:g}" for alpha in options.alpha])]
+def _show(
+    found: dict[str, np.ndarray],
+    paths: tuple[Path, Path],
+    weights: Sequence[float],
+    options: MergeOptions,
+) -> None:
+    columns = [Column("alpha", [f"{alpha:g}" for alpha in weights])]
     for name, returns in found.items():
         columns.append(Column(name, [f"{stats.iqm(row):.4g}" for row in returns]))
         low_high = [f"{row.min():.4g} to {row.max():.4g}" for row in returns]
@@ -104,7 +155,7 @@ def _show(found: dict[str, np.ndarray], paths: tuple[Path, Path], options: Merge
     rows = [
         {"alpha": alpha, "member": member}
         | {name: float(returns[i, member]) for name, returns in found.items()}
-        for i, alpha in enumerate(options.alpha)
+        for i, alpha in enumerate(weights)
         for member in range(len(next(iter(found.values()))[0]))
     ]
     write_csv(options.csv, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxrl.ranges import bounded
 
@@ -28,6 +28,9 @@ class Options:
     ope_updates: int = bounded(0, least=0)
     """updates of fitted Q-evaluation at each evaluation of an offline agent, for a column ope_fqe:
     the value of the policy estimated from the dataset; 0 turns it off"""
+    normalise_returns: bool = False
+    """multiply agent.reward_scale by 1000 / (highest - lowest return of the dataset's episodes), as
+    IQL's and CORL's authors do for MuJoCo tasks; `jaxrl data info` prints the factor"""
     base: tuple[Path, ...] = ()
     """run with trained policies to build on, for agents that need base policies; may be repeated"""
     from_run: Path | None = None
@@ -55,11 +58,25 @@ class Options:
     """number of most recent checkpoints to keep"""
     devices: int | None = None
     """number of devices; by default all (on CPUs one per core)"""
+    devices_per_member: int = bounded(1, least=1)
+    """devices that share the environments and minibatches of each member, for single large runs;
+    affects results only by rounding"""
     width: int | None = None
     """members per tile (a vmapped batch of members); by default chosen automatically. The width
     affects results only by rounding"""
+    matmul_precision: Literal["auto", "highest", "high", "default", "tensorfloat32", "bfloat16"] = (
+        "auto"
+    )
+    """precision of matrix products, see jax.default_matmul_precision; auto is highest, or what
+    JAX_DEFAULT_MATMUL_PRECISION says. CPUs always compute in float32"""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of computations in networks; parameters, targets, losses and optimiser states are
+    float32"""
+    track: str | None = None
+    """experiment tracker: tensorboard, wandb, trackio, mlflow, or module:attribute for a tracker of
+    your own; gets medians over members, quantiles of returns, hyperparameters and results"""
     tensorboard: bool = False
-    """write TensorBoard files: medians over members, quantiles of returns, hyperparameters"""
+    """the same as --track tensorboard"""
     coordinator: str | None = None
     """host:port of process 0, the same for every process; needed unless the cluster environment
     provides the address"""
@@ -80,9 +97,15 @@ class Options:
 # Datasets and other runs are compared by their contents, not by their paths.
 INCIDENTAL = (
     "data", "base", "from_run", "out", "overwrite", "checkpoint_seconds", "keep", "devices",
-    "width", "tensorboard", "preset", "coordinator", "processes", "process_id", "heartbeat",
-    "watchdog", "trust",
+    "devices_per_member", "width", "track", "tensorboard", "preset", "coordinator", "processes",
+    "process_id", "heartbeat", "watchdog", "trust",
 )  # fmt: skip
+
+# Options that older runs do not have: they are recorded if they differ from the default.
+LATER = (
+    *("eval_explore", "validation_share", "ope_updates", "normalise_returns"),
+    *("matmul_precision", "compute_dtype"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,10 @@ PEERS: dict[str, tuple[str, ...]] = {
     "ent_coef": ("entropy_weight", "temperature"),
     "entropy_coef": ("entropy_weight", "temperature"),
     "entropy_coeff": ("entropy_weight", "temperature"),
+    "target_kl": ("max_kl",),
+    "cg_max_steps": ("cg_steps",),
+    "cg_damping": ("damping",),
+    "line_search_max_iter": ("backtracks",),
     "vf_coef": ("value_weight",),
     "vf_coeff": ("value_weight",),
     "autotune": ("learn_temperature",),
@@ -102,7 +106,9 @@ PEERS: dict[str, tuple[str, ...]] = {
     "log_dir": ("out",),
     "logdir": ("out",),
     "save_path": ("out",),
-    "track": ("tensorboard",),
+    "tracker": ("track",),
+    "logger": ("track",),
+    "wandb": ("track",),
 }
 
 # Names of wrappers elsewhere -> what to pass.

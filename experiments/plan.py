@@ -22,6 +22,7 @@ from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
+from jaxrl.precision import Precision
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
@@ -89,6 +90,11 @@ class Plan(NamedTuple):
         return sum(before[:stage]) + step * self.steps[stage]
 
     @property
+    def on_host(self) -> bool:
+        """Whether members act in environments of the host."""
+        return any(stage.updates and stage.source.host for stage in self.program.stages)
+
+    @property
     def unit(self) -> str:
         """Unit of `progress`: environment "steps" if all stages make steps, otherwise "updates"."""
         stages = zip(self.program.stages, self.steps, strict=True)
@@ -128,6 +134,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise UserError(f"--devices must be between 1 and {len(devices)}, the number of devices")
+    check_split(settings, len(devices[: options.devices]))
     points = len(settings.points)
     count = points * options.seeds
     check_table(settings, env, count)
@@ -135,7 +142,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     seeds = np.tile(np.arange(options.seed, options.seed + options.seeds, dtype=np.int32), points)
     if options.width is not None and not 1 <= options.width <= count:
         raise UserError(f"--width must be between 1 and {count}, the number of members")
-    hp = hypers_of(settings, env)
+    hp = with_factor(hypers_of(settings, env), settings, inputs)
     if algorithm.check_request is not None:
         algorithm.check_request(settings.cfg, hp.agent, inputs)
     check_shared(program, hp.agent)
@@ -143,15 +150,16 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
         inputs[reuse.INPUT] = states
+    program = program.with_precision(Precision(options.matmul_precision, options.compute_dtype))
     steps = [stage.source.env_steps for stage in program.stages]
-    total = sum(devices_of(options.devices, processes))
+    total = sum(places_of(options, processes))
     width = options.width or population.tile_width(count, total, devices[0].platform, any(steps))
     return Plan(
         settings,
         algorithm,
         env,
         program,
-        *place(count, width, options.devices, processes),
+        *place(count, width, options, processes),
         hp,
         # A member's random numbers depend on its seed only, so all points share them (common
         # random numbers).
@@ -194,17 +202,23 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
     if offline and (names := normalisers(options.env_options)):
-        own = " (--agent.normalise-obs does)" if hasattr(settings.cfg, "normalise_obs") else ""
+        option = names[0] == "normalise_obs" and hasattr(settings.cfg, names[0])
+        own = " (--agent.normalise-obs does)" if option else ""
         raise UserError(
             f"{agent} learns from a dataset, which {names[0]} does not normalise{own}: remove it "
             "from --env-options"
         )
     if not offline and options.data is not None:
         raise UserError(f"{agent} does not learn from a dataset: remove --data")
-    for name in ("validation_share", "ope_updates"):
+    for name in ("validation_share", "ope_updates", "normalise_returns"):
         if not offline and getattr(options, name):
             flag = name.replace("_", "-")
             raise UserError(f"{agent} does not learn from a dataset: remove --{flag}")
+    if options.normalise_returns:
+        if not hasattr(settings.hp, "reward_scale"):
+            raise UserError(f"{agent} has no reward_scale: remove --normalise-returns")
+        if "agent.reward_scale" in settings.swept:
+            raise UserError("--normalise-returns sets agent.reward_scale: remove one of the two")
     if algorithm.base_points is None:
         return
     count = len(options.base)
@@ -245,11 +259,6 @@ def read_inputs(
 
     Only the dataset extras named in the agent's `extras` are kept.
     """
-    if env.host is not None and not algorithm.offline:
-        raise UserError(
-            f"{settings.agent} trains in its environment; {env.spec.name} is for evaluation only"
-            f"{alternatives(settings.agent, env, offline=True)}"
-        )
     if data is None:
         return {}, {}
     datasets.check(data, env.spec)
@@ -266,24 +275,34 @@ def read_inputs(
 
 
 def place(
-    members: int, width: int, devices: int | None, processes: Processes
+    members: int, width: int, options: Options, processes: Processes
 ) -> tuple[population.Layout, list[Range]]:
-    """The layout of this process's members, and the members of every process.
-
-    `devices` limits the number of devices of each process.
-    """
-    ranges = population.spread(members, width, devices_of(devices, processes))
+    """The layout of this process's members, and the members of every process."""
+    ranges = population.spread(members, width, places_of(options, processes))
     first, last = ranges[processes.index]
-    here = jax.local_devices()[:devices]
-    return population.layout(max(last - first, 1), here, width), ranges
+    here, each = jax.local_devices()[: options.devices], options.devices_per_member
+    return population.layout(max(last - first, 1), here, width, each=each), ranges
 
 
-def devices_of(limit: int | None, processes: Processes) -> list[int]:
-    """Number of devices that each process uses, at most `limit`."""
+def places_of(options: Options, processes: Processes) -> list[int]:
+    """Number of devices, or of groups of devices that share a member, that each process uses."""
+    limit, each = options.devices, options.devices_per_member
     if processes.count == 1:
-        return [len(jax.local_devices()[:limit])]
-    each = np.bincount([x.process_index for x in jax.devices()], minlength=processes.count)
-    return [min(int(n), limit or int(n)) for n in each]
+        return [len(jax.local_devices()[:limit]) // each]
+    found = np.bincount([x.process_index for x in jax.devices()], minlength=processes.count)
+    return [min(int(n), limit or int(n)) // each for n in found]
+
+
+def check_split(settings: Settings, devices: int) -> None:
+    """Raises UserError if the devices of a member cannot share its rows equally."""
+    each, cfg = settings.options.devices_per_member, settings.cfg
+    sizes = {"the number of devices": devices}
+    sizes |= {name: getattr(cfg, name, 0) for name in ("num_envs", "batch_size")}
+    if hasattr(cfg, "minibatches") and hasattr(cfg, "num_envs"):
+        sizes["rows of a minibatch"] = cfg.num_envs * cfg.num_steps // cfg.minibatches
+    for name, size in sizes.items():
+        if size % each:
+            raise UserError(f"--devices-per-member {each} does not divide {size}, {name}")
 
 
 def swept_values(settings: Settings) -> dict[str, np.ndarray]:
@@ -299,6 +318,21 @@ def hypers_of(settings: Settings, env: Env) -> HyperParams:
     members = len(settings.points) * settings.options.seeds
     values = {name: x for name, x in swept_values(settings).items() if name != "base"}
     return hyper_table(HyperParams(settings.hp, env.params), members, values)
+
+
+def with_factor(hp: HyperParams, settings: Settings, inputs: Mapping[str, PyTree]) -> HyperParams:
+    """`hp` with reward_scale times the dataset's `return_factor`, if --normalise-returns is set.
+
+    Raises:
+      UserError: all episodes of the dataset have the same return.
+    """
+    if not settings.options.normalise_returns:
+        return hp
+    factor = datasets.return_factor(inputs["data"])
+    if factor is None:
+        raise UserError("all episodes have the same return: remove --normalise-returns")
+    scale = hp.agent.reward_scale * jnp.float32(factor)
+    return hp._replace(agent=dataclasses.replace(hp.agent, reward_scale=scale))
 
 
 def base_inputs(settings: Settings, trained: tuple[Trained, ...]) -> dict[str, PyTree]:

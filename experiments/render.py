@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,41 @@ def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> P
     return Played(states, observations, np.cumsum(rewards))
 
 
+def host_episode(
+    env: Env, member: TrainedPolicy, seed: int, limit: int = 1000
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Images [H, W, 3] uint8 and sums of rewards [L + 1] of an episode in an environment of the
+    host, which draws them as gymnasium does with render_mode="rgb_array".
+
+    Raises:
+      UserError: the environment cannot draw itself.
+    """
+    assert env.host is not None
+    policy, state, hp = member
+    act = jax.jit(functools.partial(policy.act, explore=False))
+    game, memory, total = None, policy.memory(1), [0.0]
+    try:
+        game = env.host(render_mode="rgb_array")
+        obs, _ = game.reset(seed=seed)
+        images = [game.render()]
+        for t in range(min(env.spec.max_steps or limit, limit)):
+            noise = policy.noise(jax.random.fold_in(jax.random.key(seed), t), 1)
+            seen = np.asarray(obs, env.spec.obs_dtype)[None]
+            action, memory, _ = act(state, hp, seen, np.array([t == 0]), memory, noise=noise)
+            obs, reward, terminated, truncated, _ = game.step(np.asarray(action)[0])
+            images.append(game.render())
+            total.append(total[-1] + float(reward))
+            if terminated or truncated:
+                break
+    except Exception as error:  # missing packages, displays, arguments
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{env.spec.name} cannot be drawn: {reason}") from error
+    finally:
+        if game is not None:
+            game.close()
+    return [np.asarray(image, np.uint8) for image in images], np.array(total)
+
+
 def _plain(tree: PyTree) -> PyTree:
     """Random keys as their data, since numpy has no such dtype."""
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -96,7 +132,7 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     settings = settings_of(open_run_folder(path), trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
     check_single(env.spec, "render")
-    if env.render is None:
+    if env.render is None and env.host is None:
         draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
         if env.persist is not None:
             raise UserError(
@@ -107,8 +143,11 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     # A sweep may have changed the physical parameters of this member.
     own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)
-    played = episode(env, loaded, jax.random.key(seed))
-    found = pictures(env, played)
+    if env.host is not None:
+        found, returns = host_episode(env, loaded, seed)
+    else:
+        played = episode(env, loaded, jax.random.key(seed))
+        found, returns = pictures(env, played), played.returns
     suffix = ".html" if isinstance(found, str) else ".gif"
     file = out or path / "plots" / f"member-{member}{suffix}"
     if file.suffix.lower() != suffix:
@@ -116,8 +155,8 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     if isinstance(found, str):
         atomic_write(file, found.encode())
     else:
-        write_gif(file, found, played.returns, 90 if env.spec.name.endswith("MinAtar") else 30)
-    steps, total = len(played.returns) - 1, played.returns[-1]
+        write_gif(file, found, returns, 90 if env.spec.name.endswith("MinAtar") else 30)
+    steps, total = len(returns) - 1, returns[-1]
     print_line(f"{file}: member {member}, {steps} steps, return {total:.4g}")
     return file
 

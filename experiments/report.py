@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import compare
+from jaxrl.experiments import compare, diagnose, report_html
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
@@ -26,6 +26,8 @@ def report(
     out: Path | None = None,
     over: str | None = None,
     csv_file: Path | None = None,
+    html: Path | None = None,
+    target: float | None = None,
 ) -> None:
     """Prints one row per point of runs and sweeps, and draws them.
 
@@ -36,18 +38,25 @@ def report(
         here.
       over: reference point of the comparison, see `compare.reference`.
       csv_file: CSV file with one row per point; NAME-members.csv gets one row per member.
+      html: page with interactive curves, see `report_html`.
+      target: return of the optimality gap; None for no gap.
     """
     if out is not None:
         figures.check_format(out)
     runs = expand(paths)
     found = gather(runs)
     compared = compare.results(found, over)
-    print_results(compared, named=len(runs) > 1 or not compare.swept(found))
+    print_results(compared, len(runs) > 1 or not compare.swept(found), target)
+    for line in _diagnoses(runs):
+        print_line(line)
     if csv_file is not None:
         members = csv_file.with_name(f"{csv_file.stem}-members{csv_file.suffix}")
         write_csv(csv_file, _point_rows(compared))
         write_csv(members, _member_rows(found))
         print_line(f"points: {csv_file}, members: {members}")
+    if html is not None:
+        report_html.write(html, compared, target)
+        print_line(f"page: {html}")
     file = out or (runs[0] / "plots" if len(runs) == 1 else Path.cwd()) / "report.png"
     try:
         drawn = draw(compared, file, file.with_stem(f"{file.stem}-sensitivity"))
@@ -67,6 +76,18 @@ def draw_run(run: records.RunDir) -> None:
     """
     compared = compare.results(_points_of(run, run.path.name, run.config()["config"], {}, None))
     draw(compared, run.plots / "learning_curve.png", run.plots / "sensitivity.png")
+
+
+def _diagnoses(paths: Iterable[Path]) -> Iterable[str]:
+    """Lines about offline runs that over- or underfit."""
+    for path in paths:
+        if (path / "sweep.json").is_file():
+            folders = [(path / each["folder"]) for each in read_sweep(path)["programs"]]
+        else:
+            folders = [path]
+        for folder in folders:
+            if (folder / "config.json").is_file():
+                yield from diagnose.lines(open_run_folder(folder), folder.resolve().name)
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ _ROWS = 40  # maximum number of printed rows
 _LOWEST, _CVAR, _BETTER, _INTERVAL = "lowest", "CVaR10%", "P(better)", "95 % interval"
 
 
-def print_results(compared: Sequence[Result], named: bool) -> None:
-    """Prints one row per point; `named` adds the names and speeds of runs."""
+def print_results(compared: Sequence[Result], named: bool, target: float | None = None) -> None:
+    """Prints one row per point; `named` adds the names and speeds of runs, `target` the gap."""
     rows = list(compared)
     if len(rows) > _ROWS:
         rows = sorted(rows, key=lambda r: math.inf if math.isnan(r.iqm) else -r.iqm)[:_ROWS]
-    names = print_table(list(_columns(rows, compared, named)))
+    names = print_table(list(_columns(rows, compared, named, target)))
     if len(rows) < len(compared):
         print_words(f"the {_ROWS} best of {len(compared):,} points; --csv FILE writes all")
     for note in filter(None, _notes(compared, set(names))):
@@ -32,7 +32,9 @@ def print_results(compared: Sequence[Result], named: bool) -> None:
         print_words(f"evaluated with exploration: {', '.join(exploring)}")
 
 
-def _columns(rows: Sequence[Result], compared: Sequence[Result], named: bool) -> Iterable[Column]:
+def _columns(
+    rows: Sequence[Result], compared: Sequence[Result], named: bool, target: float | None
+) -> Iterable[Column]:
     """The columns of `rows`; which there are depends on all results in `compared`."""
     points = [result.point for result in rows]
     if named:
@@ -46,6 +48,8 @@ def _columns(rows: Sequence[Result], compared: Sequence[Result], named: bool) ->
     if any(point.risk for point in points):
         cvar = [_number(point.risk.get("cvar_0.1", math.nan)) for point in points]
         yield Column(_CVAR, cvar, 6)
+    if target is not None:
+        yield Column(_gap_title(target), [_number(gap(r, target)) for r in rows], 2)
     if references := _references(compared):
         better = [
             "reference" if any(r is x for x in references) else _number(r.better) for r in rows
@@ -59,6 +63,17 @@ def _columns(rows: Sequence[Result], compared: Sequence[Result], named: bool) ->
         yield Column(f"{' or '.join(units)}/s", speeds, 8)
     if named or any(result.point.state != "finished" for result in compared):
         yield Column("state", [point.state for point in points], 7, left=True)
+
+
+def gap(result: Result, target: float) -> float:
+    """The optimality gap of a point; NaN without returns."""
+    if not result.found:
+        return math.nan
+    return stats.optimality_gap(result.point.scores, target)
+
+
+def _gap_title(target: float) -> str:
+    return f"gap to {target:g}"
 
 
 def _references(compared: Sequence[Result]) -> list[Result]:

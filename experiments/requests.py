@@ -143,8 +143,12 @@ def _of_file(
     is_json = file.endswith(".json")
     content = _load(Path(file))
     found = of_run(content, file) if is_json else from_mapping(content, file, what)
+    if is_json and "derived" in content["config"]:
+        raise UserError(f"{file} is of a run that was derived from others, not trained")
     if "trust" in found.options:
         raise UserError(f"{file} cannot vouch for itself: remove trust, and pass --trust if you do")
+    if any(":" in str(name) for name in _texts(found.options.get("track"))):
+        raise UserError(f"{file} may not name a tracker's code: pass --track on the command line")
     own, given = take(_Confirmed, given)
     check_same(file, {"agent": found.agent}, own.agent, None)
     names = option_names(given).difference(INDEXED)
@@ -256,7 +260,7 @@ def of_run(known: Any, what: str) -> Request:
     if not isinstance(agent, str) or not isinstance(own, Mapping):
         raise UserError(f"{what} is not the config.json of a run")
     stored = {name: value for name, value in stored.items() if name not in INCIDENTAL}
-    for name in ("data", "base", "from", "from_run"):
+    for name in ("data", "base", "from", "from_run", "derived"):
         stored.pop(name, None)
         if name in context:
             stored[name] = context[name]

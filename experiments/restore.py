@@ -185,15 +185,30 @@ def settings_of(run: records.RunDir, trust: Trust = NOBODY) -> Settings:
     return resolve(request.agent, request.options | {"trust": trust.everything})
 
 
-def read_state(ready: Plan, run: records.RunDir, members: Range | None = None) -> RunState:
-    """The newest checkpoint of all members, or of a range; the run may be in progress."""
+def read_state(
+    ready: Plan, run: records.RunDir, members: Range | None = None, index: int | None = None
+) -> RunState:
+    """The newest checkpoint of all members, or of a range; the run may be in progress.
+
+    Args:
+      index: the checkpoint to read, of `shards.indices`, instead of the newest.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
     first, last = members or (0, ready.members)
 
     def target(meta: dict[str, Any], part: Range) -> RunState:
         hp, own = jax.tree.map(lambda x: x[slice(*part)], (ready.hp, ready.own))
         return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
 
-    found = _newest(run, (first, last), target)
+    if index is None:
+        found = _newest(run, (first, last), target)
+    else:
+        own = run.config()["config"]
+        found = shards.read(run.checkpoints, own, index, (first, last), target, print_line)
+        if found is None:
+            raise UserError(f"checkpoint {index} of {short_path(run.path)} is damaged")
     stage, step = found.meta["stage"], found.meta["step"]
     return assemble(ready.program, stage, step, found.parts, (first, last))
 

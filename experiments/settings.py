@@ -13,7 +13,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import british
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments import agents
-from jaxrl.experiments.options import INCIDENTAL, Options
+from jaxrl.experiments.options import INCIDENTAL, LATER, Options
 from jaxrl.experiments.requests import flatten, merged
 from jaxrl.experiments.values import Field, convert, fields_of, named
 
@@ -57,8 +57,8 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = dataclasses.asdict(settings.options)
     kept = {k: v for k, v in options.items() if k not in INCIDENTAL}
-    for name in ("eval_explore", "validation_share", "ope_updates"):
-        if not kept[name]:  # runs from before this option have none
+    for name in LATER:
+        if kept[name] == getattr(Options, name):
             del kept[name]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.plan import Plan
+from jaxrl.hosted import SHAPES
 from jaxrl.program import Stage
 from jaxrl.runs.device_memory import tree_bytes
 from jaxrl.snapshot import RunState, abstract_state
@@ -60,7 +61,7 @@ def _batch_bytes(ready: Plan, stage: Stage, state: RunState) -> int:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
 
     shared = {each.name: each.shared for each in ready.program.stages}
-    member, inputs = state.member, dict(ready.inputs)
+    member, inputs = state.member, {SHAPES: (), **ready.inputs}
     inputs |= {name: x for name, x in state.results.items() if shared[name]}
     if not stage.shared:
         own = {name: x for name, x in state.results.items() if not shared[name]}

@@ -215,6 +215,7 @@ def context(ready: Plan) -> dict[str, Any]:
             }
             for stage in ready.program.stages
         },
+        **({"on_host": True, "resume_is_bitwise": False} if ready.on_host else {}),
         **({"data": options.data.resolve()} if options.data else {}),
         **({"base": [path.resolve() for path in options.base]} if options.base else {}),
         **({"from_run": options.from_run.resolve()} if options.from_run else {}),

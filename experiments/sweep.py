@@ -163,7 +163,7 @@ def show(found: Sequence[Program], path: Path, processes: Processes = ALONE) -> 
             size(each),
             size(each * plan.members),
             str(plan.layout.width),
-            f"{plan.layout.devices} {device_kind()}",
+            f"{plan.layout.mesh.size} {device_kind()}",
             *([compact(plan.total * plan.members)] if unit == "steps" else []),
         )
     print_line(table)

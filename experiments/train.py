@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxrl.experiments import compare_bases, train_loop
+from jaxrl.experiments import compare_bases, tracking, train_loop
 from jaxrl.experiments.console import device_kind, plural, print_line, short_path, size
 from jaxrl.experiments.plan import Plan, place
 from jaxrl.experiments.progress import Display
@@ -20,6 +20,8 @@ from jaxrl.experiments.summary import context, result, speed, summarise
 from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
+
+ON_HOST = "a resumed run starts new episodes there, so its bits differ from those of a whole run"
 
 
 def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def train(settings: Settings) -> dict[str, Any]:
     A finished run is reported and not repeated. `jaxrl.runs.records` describes the files. All
     processes of a cluster call this function; the leader prints, and writes the results.
     """
+    tracking.check(settings.options.track)
     options, own = settings.options, identity(settings, digests_of(settings.options))
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     name = records.default_name(settings.agent, options.env, own)
@@ -91,7 +94,7 @@ def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str
 def placed(ready: Plan, processes: Processes, width: int) -> Plan:
     """The plan with the tile width of the run as it was started: another one changes the bits."""
     options = ready.settings.options
-    layout, ranges = place(ready.members, options.width or width, options.devices, processes)
+    layout, ranges = place(ready.members, options.width or width, options, processes)
     processes.check_same({"width": layout.width, "members of each process": ranges})
     return ready._replace(layout=layout, ranges=ranges)
 
@@ -105,19 +108,32 @@ def _train(
         display.say(line)
     before = run.summary(display.say if processes.leads else None) if run.resumed else None
     before = before if run.finished else None
-    if before is not None:
-        times = {name: before[name] for name in ("wall_s", "compile_s")}
-    else:
-        times = train_loop.run(ready, run, processes, display)
-    if processes.leads:
-        summary = files.plain(summarise(ready, run, say=display.say, **times))  # as in the file
-        summary = before or summary  # only members.csv was missing
-        draw_run(run)
-        run.write_summary(summary)
-        told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
-        display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(run.path)}")
+    target = tracking.target(ready.settings.options, processes.leads and before is None)
+    with tracking.live(run, target) as tracked:
+        if before is not None:
+            times = {name: before[name] for name in ("wall_s", "compile_s")}
+        else:
+            times = train_loop.run(ready, run, processes, display, written=tracked.update)
+        if processes.leads:
+            _write_results(ready, run, display, times, before)
     processes.all_true(True)  # waits until the leader has written
     return run.summary() or {}
+
+
+def _write_results(
+    ready: Plan,
+    run: records.RunDir,
+    display: Display,
+    times: dict[str, float],
+    before: dict[str, Any] | None,
+) -> None:
+    """Writes and prints the results of a run; `before` is the summary of a finished one."""
+    summary = files.plain(summarise(ready, run, say=display.say, **times))  # as in the file
+    summary = before or summary  # only members.csv was missing
+    draw_run(run)
+    run.write_summary(summary)
+    told = compare_bases.table(summary["bases"]) if "bases" in summary else result(summary)
+    display.say(f"{told}\n{speed(summary, ready.unit)}; {short_path(run.path)}")
 
 
 def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
@@ -131,10 +147,11 @@ def describe(ready: Plan, member_bytes: int, path: Path) -> list[str]:
         f"{settings.agent} on {settings.options.env}: {plural(ready.members, 'member')}"
         f"{f' ({of_each})' if settings.swept else ''} x "
         f"{plural(updates, 'update')}{told}",
-        f"{plural(layout.devices, f'{device_kind()} device')}, tiles of "
+        f"{plural(layout.mesh.size, f'{device_kind()} device')}, tiles of "
         f"{plural(layout.width, 'member')}, {size(member_bytes)} of state a member; "
         f"{short_path(path)}",
         *rounding(ready),
+        *([f"environments run on the host; {ON_HOST}"] if ready.on_host else []),
     ]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +19,6 @@ from jaxrl.runs import device_memory, memory, records, stats
 from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
 from jaxrl.runs.shards import Range, Shards
-from jaxrl.runs.trackers import TensorBoard
 from jaxrl.snapshot import abstract_state, assemble
 from jaxrl.types import PyTree
 
@@ -57,11 +55,14 @@ def run(
     processes: Processes,
     display: Display,
     within: Within | None = None,
+    written: Callable[[bool], None] | None = None,
 ) -> dict[str, float]:
     """Trains the members of this process to the end, from the newest checkpoint if there is one.
 
     Args:
       within: None for a run that is not part of a search.
+      written: called after metrics are written; the argument says whether those of all members are
+        there, which a process alone knows.
 
     Returns:
       {"wall_s", "compile_s"}, including the time before a restart.
@@ -84,7 +85,7 @@ def run(
         folder.checkpoints, ready.identity, ready.ranges, options.keep, processes, display.say
     )
     watchdog, signals = Watchdog(options.watchdog), Signals(processes.request_stop)
-    with shards, watchdog, signals, display, contextlib.ExitStack() as stack:
+    with shards, watchdog, signals, display:
         alone, within = within is None, within or Within({})
         found, resume, at = shards.restore(target, (first, last)), None, (0, 0)
         times = _Times(found.meta if found else {}, display)
@@ -93,11 +94,6 @@ def run(
             display.begin_at(within.progress(ready, *at))
             display.say(f"continuing from update {at[1]} of stage {at[0] + 1}")
             resume = assemble(ready.program, *at, found.parts, (first, last))
-        writer = None
-        if options.tensorboard and processes.count == 1:
-            writer = TensorBoard(folder.tensorboard, display.done // ready.members)
-            writer.write_hyperparameters(hyperparameters(ready))
-            stack.enter_context(writer)
         saved, decision = time.perf_counter(), GO_ON
 
         def asked() -> int:
@@ -156,8 +152,8 @@ def run(
                 index = {"stage": report.stage, "member": np.arange(first, last)}
                 index |= {"update": report.step, "env_steps": steps}
                 folder.write_part(part_name(stage, report.step, first), index | columns)
-                if writer is not None:
-                    writer.write(ready.progress(stage, report.step), columns)
+                if written is not None:
+                    written(processes.count == 1)
             if report.snapshot is not None:
                 order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
                 meta = {"stage": stage, "step": report.step, **times.so_far()}
@@ -186,18 +182,6 @@ class _Times:
         wall = self._before.get("wall_s", 0.0) + time.perf_counter() - self._start
         compiling = self._before.get("compile_s", 0.0) + self._display.compile_s
         return {"wall_s": wall, "compile_s": compiling}
-
-
-def hyperparameters(ready: Plan) -> dict[str, Any]:
-    """Settings of the agent that all members share, as numbers and texts by name."""
-    found: dict[str, Any] = {"agent": ready.settings.agent, "env": ready.settings.options.env}
-    for name, value in vars(ready.settings.cfg).items():
-        found[name] = value if isinstance(value, bool | int | float) else str(value)
-    for name, values in vars(ready.hp.agent).items():
-        values = np.unique(np.asarray(values))
-        if values.size == 1:
-            found[name] = values[0].item()
-    return found
 
 
 def metrics_of(report: Report) -> dict[str, np.ndarray] | None:

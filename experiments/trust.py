@@ -65,7 +65,7 @@ def _in_simulator(env: str) -> bool:
     """
     simulator, _, name = env.partition(":")
     registered = simulator == "gymnasium" and ":" not in name and not name.startswith("GymV")
-    return simulator in env_names.SUITES or registered
+    return simulator in (*env_names.SUITES, "envpool") or registered
 
 
 def check_same(where: str, stored: dict[str, Any], agent: str | None, env: str | None) -> None:

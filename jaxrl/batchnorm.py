@@ -17,13 +17,14 @@ d = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.nets import as_floats
+from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, PyTree
 
 COLLECTION = "statistics"  # name of the collection of flax variables
@@ -106,11 +107,12 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         stats = self.variable(COLLECTION, "running", statistics, x.shape[-1])
+        dtype, x = x.dtype, x.astype(jnp.float32)
         if self.train:
             out, stats.value = by_batch(self.rule, stats.value, x)
         else:
             out = by_running(self.rule, stats.value, x)
-        return out * _last(scale, x) + _last(bias, x)
+        return (out * _last(scale, x) + _last(bias, x)).astype(dtype)
 
 
 class Net(NamedTuple):
@@ -134,12 +136,19 @@ def from_linen(make: Callable[[bool], nn.Module], *shapes: tuple[int, ...]) -> N
         found = acting.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))
         return found["params"], found.get(COLLECTION, {})
 
-    return Net(init, partial(run, acting), partial(run_learning, learning))
+    def apply(params: PyTree, stats: PyTree, *inputs: Array) -> Any:
+        return run(acting, params, stats, *map(as_floats, inputs))
+
+    def learn(params: PyTree, stats: PyTree, *inputs: Array) -> tuple[Any, PyTree]:
+        return run_learning(learning, params, stats, *map(as_floats, inputs))
+
+    return Net(init, apply, learn)
 
 
 def run(module: nn.Module, params: PyTree, stats: PyTree, *inputs: PyTree, **options: Any) -> Any:
     """Outputs of a module without `train`; `options` are those of flax's apply."""
-    return module.apply({"params": params, COLLECTION: stats}, *inputs, **options)
+    variables = {"params": lowered(params), COLLECTION: stats}
+    return raised(module.apply(variables, *lowered(inputs), **options))
 
 
 def run_learning(

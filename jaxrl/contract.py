@@ -149,7 +149,7 @@ def _kind(found: Any) -> str:
 
 def _fits(env: Env, x: Any) -> bool:
     """Whether `x` is one array, masked or not, with the shape and dtype of observations."""
-    return _type(unmask(x)[0]) == (_team(env, env.spec.obs_shape), "float32")
+    return _type(unmask(x)[0]) == (_team(env, env.spec.obs_shape), env.spec.obs_dtype)
 
 
 def _check_obs(env: Env, what: str, obs: Any) -> None:
@@ -160,7 +160,7 @@ def _check_obs(env: Env, what: str, obs: Any) -> None:
         _expect(f"{what}, legal", obs.legal, _team(env, (space.n,)), "bool")
     if env.array_obs:
         obs = obs.obs if env.spec.masked else obs
-        _expect(what, obs, _team(env, env.spec.obs_shape), "float32")
+        _expect(what, obs, _team(env, env.spec.obs_shape), env.spec.obs_dtype)
 
 
 def _team(env: Env, shape: tuple[int, ...]) -> tuple[int, ...]:

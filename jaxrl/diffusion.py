@@ -160,6 +160,8 @@ def heun(
 ) -> Array:
     """A sample by Heun's method along dx/dσ = (x - D(x, σ)) / σ (EDM algorithms 1 and 2).
 
+    With `churn` both stages start from the state with its fresh noise, as in algorithm 2.
+
     The last step, to σ = 0, is an Euler step, whose result is D(x, σ). So N steps evaluate D
     2 N - 1 times.
 

@@ -137,3 +137,8 @@ def tanh_correction(pre: Array) -> Array:
     which is exact also where tanh saturates (Haarnoja et al. 2018, app. C).
     """
     return jnp.sum(2 * (jnp.log(2.0) - pre - jax.nn.softplus(-2 * pre)), -1)
+
+
+def gaussian_kl(mean: Array, log_var: Array) -> Array:
+    """KL(N(mean, var) || N(0, 1)) [B] of independent dimensions [B, L]."""
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(log_var) - 1 - log_var, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from jaxrl.compiling import compiled
 from jaxrl.evaluate import HostEvaluator
+from jaxrl.host_stage import HostStage
 from jaxrl.population import Layout, Placement, first, lift, member_keys, run_key
 from jaxrl.program import (
     MemberState,
@@ -42,7 +44,7 @@ class Compiled(NamedTuple):
     """Report of one compilation."""
 
     stage: int
-    what: str  # "initialise", "advance" or "evaluate"
+    what: str  # "initialise", "advance" or "evaluate"; "act", "warm up" on the host
     seconds: float  # including tracing
     temporary_bytes: int  # per device, without arguments and results
 
@@ -119,6 +121,10 @@ def drive(
     Results are bitwise equal to those of `population.train`. A chunk is reported while the next one
     runs. A run whose iterator is abandoned can be resumed from its last snapshot.
 
+    In environments of the host (`jaxrl.hosted`), each update is a launch of its own, between the
+    host's steps. The members' environments are stepped one after the other. Snapshots do not
+    contain them: a resumed run starts new episodes, so its bits differ.
+
     Args:
       key: root key; a member's key is fold_in(key, id).
       hp: the agent's `Hypers`, or `HyperParams`; leaves [P, ...].
@@ -158,13 +164,15 @@ class _Run:
         self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
         self.placement = plan.placement(count)
         self.built = {} if hooks.built is None else hooks.built
+        self.hosted: HostStage | None = None  # of a stage that acts on the host
         # Launched, with numbers still on the devices, and the placement at launch.
         self.waiting: tuple[Report, Placement] | None = None
 
     def place(self, shared: bool, tree: PyTree) -> PyTree:
         """Arrays of the host, copied to the devices."""
         if shared:
-            return self.plan.share(tree)
+            # Keys of a snapshot are arrays of a device, which a launch would take over and delete.
+            return self.plan.share(fetch(tree, np.arange(self.count), shared=True))
         return self.plan.split(self.plan.pad(tree, self.count))
 
     # --- the sequence of launches ---
@@ -173,9 +181,13 @@ class _Run:
         shared = {stage.name: stage.shared for stage in self.program.stages}
         for name, result in (resume.results if resume else {}).items():
             self.inputs[shared[name]][name] = self.place(shared[name], result)
-        for index in range(resume.stage if resume else 0, len(self.program.stages)):
-            yield from self.train(index, resume)
-        yield from self.flush()
+        try:
+            for index in range(resume.stage if resume else 0, len(self.program.stages)):
+                yield from self.train(index, resume)
+            yield from self.flush()
+        finally:
+            if self.hosted is not None:
+                self.hosted.close()
 
     def train(self, index: int, resume: RunState | None) -> Iterator[Report]:
         """Reports of stage `index`, from its start or from `resume`."""
@@ -183,7 +195,7 @@ class _Run:
         stage = self.program.stages[index]
         state, done = self.begin(index, resume)
         chunks = [(start, size) for start, size in stage.chunks if start + size > done]
-        if chunks:  # before the first launch, so that nothing runs while compiling
+        if chunks and self.hosted is None:  # so that nothing runs while compiling
             self.compile(index, state)
         pace = _Pace(self.hooks.pace)
         for start, length in chunks:
@@ -191,8 +203,12 @@ class _Run:
             while True:
                 left = end - step
                 size = left if pace.seconds is None else self.agreed(pace, left, stage)
+                clock = time.perf_counter()
                 state, metrics = self.advance(index, state, step, size, fresh=step == start)
-                pace.launched(size, metrics)
+                if self.hosted is None:
+                    pace.launched(size, metrics)
+                else:  # the host has waited for all but the last update
+                    pace.ran(size, time.perf_counter() - clock)
                 step += size
                 yield from self.flush()
                 if step == end:
@@ -204,14 +220,21 @@ class _Run:
     def begin(self, index: int, resume: RunState | None) -> tuple[MemberState, int]:
         """The initial or resumed state, and the updates made; -1 before an evaluation at 0."""
         stage = self.program.stages[index]
+        if self.hosted is not None:
+            self.hosted.close()
+        acts = stage.updates and stage.source.host is not None
+        self.hosted = HostStage(stage, self.plan, partial(self.build, index)) if acts else None
         if resume is not None and index == resume.stage:
             state, done = self.place(stage.shared, resume.member), resume.step
+            if self.hosted is not None:
+                self.hosted.open(state.key, done, self.placement)
         else:
-            start = {
-                "key": stage_key(self.keys[stage.shared], index),
-                "hp": self.hps[stage.shared],
-                "inputs": self.own_inputs(stage),
-            }
+            key, hp = stage_key(self.keys[stage.shared], index), self.hps[stage.shared]
+            own = self.own_inputs(stage)
+            if self.hosted is not None:
+                learner = () if stage.start is None else own[stage.start]
+                own = own | self.hosted.warm_up(key, learner, hp, self.placement)
+            start = {"key": key, "hp": hp, "inputs": own}
             args = ((), start, {"inputs": self.inputs[True]})
             initialise = self.build(index, "initialise", initialise_fn(stage), args)
             state, done = initialise(*args)[1], -1
@@ -282,12 +305,18 @@ class _Run:
             self.build(index, "evaluate", evaluate_fn(stage), self.to_evaluate(index, state, 0))
 
     def to_advance(
-        self, index: int, state: MemberState, step: int, size: int, fresh: bool
+        self,
+        index: int,
+        state: MemberState,
+        step: int,
+        size: int,
+        fresh: bool,
+        windows: PyTree = None,
     ) -> tuple[PyTree, PyTree, PyTree]:
-        """The arguments of `advance_fn`."""
+        """The arguments of `advance_fn`; `windows` are further inputs of the members."""
         counters = {"step": jnp.int32(step), "n": jnp.int32(size), "fresh": jnp.array(fresh)}
         counters["tiles"] = jnp.asarray(self.placement.tiles, jnp.int32)
-        own = self.own_inputs(self.program.stages[index])
+        own = self.own_inputs(self.program.stages[index]) | (windows or {})
         return state, {"inputs": own}, {"inputs": self.inputs[True], **counters}
 
     def to_evaluate(
@@ -302,7 +331,22 @@ class _Run:
         self, index: int, state: MemberState, step: int, size: int, fresh: bool
     ) -> tuple[MemberState, PyTree]:
         """Launches `size` updates from `step` on; `state` is overwritten in place."""
+        if self.hosted is not None:
+            return self.play(index, state, step, size, fresh)
         return self.built[index, "advance"](*self.to_advance(index, state, step, size, fresh))
+
+    def play(
+        self, index: int, state: MemberState, step: int, size: int, fresh: bool
+    ) -> tuple[MemberState, PyTree]:
+        """`advance` in environments of the host: a window and a launch per update."""
+        assert self.hosted is not None
+        metrics: PyTree = None
+        for at in range(step, step + size):
+            own = self.hosted.window(state, at, self.placement)
+            args = self.to_advance(index, state, at, 1, fresh and at == step, own)
+            advance = self.build(index, "advance", advance_fn(self.program.stages[index]), args)
+            state, metrics = advance(*args)
+        return state, metrics
 
     def evaluate(self, index: int, state: MemberState, step: int) -> PyTree:
         """Results of the stage's evaluation, [padded P, ...]; None without an evaluator."""
@@ -350,6 +394,10 @@ class _Pace:
         # At most eight times the last launch, since the first one is slower.
         wish = min(self.rate * (self.seconds or 0.0), 8 * self.last)
         return min(max(int(wish) // every, 1) * every, left)
+
+    def ran(self, size: int, seconds: float) -> None:
+        """Takes the time of a launch that has ended."""
+        self.rate, self.last = size / max(seconds, 1e-6), size
 
     def launched(self, size: int, metrics: PyTree) -> None:
         """Waits for the previous launch."""

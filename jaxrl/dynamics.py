@@ -10,7 +10,8 @@ held-out rows are the elites, from which `model` draws steps.
 
 Deviations from the authors' code: terminations are learned, by logistic regression, unless a
 function is given; the bounds of variances are stored with the best weights; there is no minimum
-number of epochs.
+number of epochs, and the learning rate stays the same (RAVL's code multiplies it by 0.3 once, when
+the held-out errors first stall).
 """
 
 from __future__ import annotations

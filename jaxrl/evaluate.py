@@ -17,6 +17,7 @@ import numpy as np
 from jaxrl.contract import checked
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
+from jaxrl.rows import split
 from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
@@ -57,9 +58,9 @@ def evaluator(
       explore: act as in training instead of greedily.
     """
     limit = max_steps or env.spec.max_steps or 10_000
-    if env.host is not None:
-        return HostEvaluator(env.host, policy, episodes, limit, explore)
     check_policy(env, policy)
+    if env.host is not None:
+        return HostEvaluator(env.host, policy, episodes, limit, explore, env.spec.obs_dtype)
     env, spec, rows = checked(env), env.spec, episodes * team_size(env.spec)
 
     def evaluate(
@@ -74,6 +75,8 @@ def evaluator(
             last = running(inputs.get("source"), episodes)
             if last is not None:
                 env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
+
+        env_state, obs = split((env_state, obs))
 
         def cond(carry: PyTree) -> Array:
             t, _, _, _, _, done = carry
@@ -142,6 +145,7 @@ class HostEvaluator:
     episodes: int
     max_steps: int
     explore: bool
+    obs_dtype: str = "float32"
 
     def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
         """`Episodes` as numpy arrays."""
@@ -159,7 +163,7 @@ class HostEvaluator:
     ) -> Episodes:
         count = self.episodes
         seen = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds, strict=True)]
-        obs = np.array(seen, np.float32)
+        obs = np.array(seen, self.obs_dtype)
         returns, lengths = np.zeros(count), np.zeros(count, np.int32)
         finished, memory = np.zeros(count, bool), self.policy.memory(count)
         for t in range(self.max_steps):

@@ -11,15 +11,30 @@ ddpg_bc     follow the gradient of Q(s, π(s)) and clone the dataset's actions. 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from jaxrl.types import Array
 
 
-def advantage_weights(advantage: Array, beta: Array | float, max_weight: Array | float) -> Array:
-    """min(exp(β A), limit) [B] of advantages [B] (IQL, eq. 7)."""
-    return jnp.minimum(jnp.exp(beta * advantage), max_weight)
+def advantage_weights(
+    advantage: Array,
+    beta: Array | float,
+    max_weight: Array | float,
+    divergence: Literal["kl", "chi2"] = "kl",
+) -> Array:
+    """min(w, limit) [B] of advantages [B]; w π_b is about the maximiser of E_π A - D_f(π, π_b) / β.
+
+    kl: w = exp(β A) (IQL, eq. 7), exact up to a factor. chi2, f(x) = (x - 1)² / 2:
+    w = max(0, 1 + β A), exact if advantages have mean 0 under π_b and no weight is cut off. It is 0
+    for actions of low advantage, as in Haoran Xu et al. Offline RL with No OOD Actions: In-Sample
+    Learning via Implicit Value Regularization. ICLR 2023, arXiv:2303.15810.
+    """
+    scaled = beta * advantage
+    weight = jnp.exp(scaled) if divergence == "kl" else jnp.maximum(0.0, 1 + scaled)
+    return jnp.minimum(weight, max_weight)
 
 
 def cloning_loss(log_prob: Array, weight: Array) -> Array:

@@ -55,6 +55,25 @@ class Model:
     step: Callable[..., tuple[PyTree, Outcome]]
 
 
+Rule = Callable[[Array, Array, Array], tuple[Array, Array]]
+"""(obs [n, *obs], action [n, ...], next_obs [n, *obs]) -> (reward [n], terminated [n])"""
+
+
+def known_outcomes(env: Env, option: str) -> Rule:
+    """`Env.outcome` of rows.
+
+    Args:
+      option: what to pass where there is none, for the message.
+
+    Raises:
+      UserError: the environment has no `Env.outcome`.
+    """
+    if (rule := env.outcome) is None:
+        raise UserError(f"{env.spec.name} has no Env.outcome: pass {option}")
+    rows = jax.vmap(rule, (0, 0, 0, None))
+    return lambda obs, action, after: rows(obs, action, after, env.params)
+
+
 def true_model(env: Env) -> Model:
     """`env.step` from the simulator states in `extras["state"]` of the data.
 

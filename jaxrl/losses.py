@@ -58,3 +58,8 @@ def action_distance(chosen: Array, action: Array) -> Array:
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean [] of values [B] over the rows where `mask` [B] holds; 0 without any."""
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def expectile_loss(error: Array, expectile: Array | float) -> Array:
+    """Mean of |τ - 1[u < 0]| u² [] over errors u = Q(s, a) - V(s) [B] (IQL, eq. 4 and 5)."""
+    return jnp.mean(jnp.where(error < 0, 1 - expectile, expectile) * error**2)

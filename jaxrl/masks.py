@@ -59,9 +59,15 @@ def some_legal(legal: Array) -> Array:
 
 
 def check_policy(env: Env, policy: Policy) -> None:
-    """Raises UserError if `env` has action masks and `policy` may take illegal actions."""
+    """Raises UserError if `env` has action masks and `policy` may take illegal actions, or if
+    observations are bytes, which `policy` does not take."""
+    if env.spec.obs_dtype == "uint8" and not policy.bytes:
+        raise UserError(
+            f"{env.spec.name} has observations of bytes, which this agent does not support: use "
+            "pqn, dqn, ppo or mdpo"
+        )
     if env.spec.masked and not policy.masks:
         raise UserError(
             f"{env.spec.name} has action masks, which this agent does not support: use pqn, dqn, "
-            "ppo, mdpo or sac, or --env-options masks=false to play without them"
+            "ppo, trpo, mdpo or sac, or --env-options masks=false to play without them"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxrl.rows import split
 from jaxrl.types import Array, PyTree
 
 
@@ -31,10 +32,10 @@ def permutation(key: Array, n: int) -> Array:
 def minibatches(key: Array, data: PyTree, count: int) -> PyTree:
     """Leaves [B, ...] in random order as [count, B / count, ...]; not shuffled if count is 1."""
     if count == 1:
-        return jax.tree.map(lambda x: x[None], data)
+        return split(jax.tree.map(lambda x: x[None], data), 1)
     size = jax.tree.leaves(data)[0].shape[0]
     order = permutation(key, size).reshape(count, size // count)
-    return jax.tree.map(lambda x: x[order], data)
+    return split(jax.tree.map(lambda x: x[order], data), 1)
 
 
 def scan_epochs(
@@ -82,6 +83,46 @@ def sgd_epochs(
     """
     # Flat parameters: the overhead of many small leaves exceeds their computation.
     flat, unravel = ravel_pytree(start[0])
+    step = gradient_step(loss, unravel, transform)
+    (flat, opt), metrics = scan_epochs(step, (flat, start[1]), key, data, epochs, count)
+    return (unravel(flat), opt), jax.tree.map(jnp.mean, metrics)
+
+
+def sgd_until(
+    loss: Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]],
+    start: tuple[PyTree, optax.OptState],
+    transform: optax.GradientTransformation,
+    key: Array,
+    data: PyTree,
+    epochs: int,
+    count: int,
+    stop: Callable[[dict[str, Array]], Array],
+) -> tuple[tuple[PyTree, optax.OptState], dict[str, Array]]:
+    """`sgd_epochs` that ends early: an epoch is the last if `stop` of the metrics of its last
+    minibatch is True. Metrics are means over the epochs made."""
+    flat, unravel = ravel_pytree(start[0])
+    step = gradient_step(loss, unravel, transform)
+
+    def epoch(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
+        before, over = carry
+        after, metrics = jax.lax.scan(step, before, minibatches(key, data, count))
+        kept = jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)
+        enough = stop({name: x[-1] for name, x in metrics.items()})
+        return (kept, over | enough), (jax.tree.map(jnp.mean, metrics), ~over)
+
+    begin = ((flat, start[1]), jnp.zeros((), bool))
+    carry, (metrics, made) = jax.lax.scan(epoch, begin, jax.random.split(key, epochs))
+    (flat, opt), _ = carry
+    mean = lambda x: jnp.sum(jnp.where(made, x, 0.0)) / jnp.sum(made)
+    return (unravel(flat), opt), jax.tree.map(mean, metrics)
+
+
+def gradient_step(
+    loss: Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]],
+    unravel: Callable[[Array], PyTree],
+    transform: optax.GradientTransformation,
+) -> Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]:
+    """((flat parameters, optimiser's state), part) -> (the same after a step, metrics)."""
 
     def minibatch(carry: PyTree, part: PyTree) -> tuple[PyTree, dict[str, Array]]:
         flat, opt = carry
@@ -90,5 +131,4 @@ def sgd_epochs(
         updates, opt = transform.update(grads, opt)
         return (optax.apply_updates(flat, updates), opt), metrics
 
-    (flat, opt), metrics = scan_epochs(minibatch, (flat, start[1]), key, data, epochs, count)
-    return (unravel(flat), opt), jax.tree.map(jnp.mean, metrics)
+    return minibatch

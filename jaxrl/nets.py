@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError
+from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, EnvSpec, PyTree
 
 
@@ -31,9 +32,15 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:
-        return module.apply({"params": params}, *inputs)
+        seen = lowered(tuple(map(as_floats, inputs)))
+        return raised(module.apply({"params": lowered(params)}, *seen))
 
     return Net(init, apply)
+
+
+def as_floats(x: Array) -> Array:
+    """Bytes, of images, as float32 in [0, 1]; other arrays are unchanged."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
 def flat(net: Net) -> Net:
@@ -69,7 +76,7 @@ def packed(net: Net) -> Net:
     return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
 
 
-def pick(stack: PyTree, index: int) -> PyTree:
+def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)
 
@@ -144,11 +151,12 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        dtype, x = x.dtype, x.astype(jnp.float32)
         mean = jnp.mean(x, -1, keepdims=True)
         centred = x - mean
         inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + self.eps)
         shape = (1,) * (x.ndim - 1) + scale.shape  # silent broadcasts are errors in the tests
-        return centred * inverse * scale.reshape(shape) + bias.reshape(shape)
+        return (centred * inverse * scale.reshape(shape) + bias.reshape(shape)).astype(dtype)
 
 
 class Conv3x3(nn.Module):

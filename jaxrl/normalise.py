@@ -7,11 +7,13 @@ learning and evaluation.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl.errors import UserError
 from jaxrl.masks import map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
@@ -100,6 +102,8 @@ def normalised(
     """
     if not (obs or reward):
         return agent
+    if obs and spec.obs_dtype == "uint8":
+        raise UserError(f"normalise_obs does not take the bytes of {spec.name}, which are scaled")
     rows = num_envs * team_size(spec)
     see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
 
@@ -171,3 +175,40 @@ def change_moments(data: Transition) -> Moments:
 def standardise_obs(cfg: Any, seen: Moments, obs: Array) -> Array:
     """Observations [B, *obs] as input of networks."""
     return standardise(seen, obs, jnp.inf) if cfg.normalise_obs else obs
+
+
+class Standardised(NamedTuple):
+    """The state of an agent with standardised observations."""
+
+    inner: PyTree
+    obs: Moments  # [*obs] of the dataset
+
+
+def standardised(agent: Agent, cfg: Any, spec: EnvSpec) -> Agent:
+    """`agent`, which learns from data, with observations standardised by the dataset's statistics
+    (`data_moments`) in acting and learning; without `cfg.normalise_obs` the agent itself."""
+    if not cfg.normalise_obs:
+        return agent
+
+    def init(key, hp, inputs):
+        return Standardised(agent.init(key, hp, inputs), data_moments(cfg, spec, inputs))
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        seen = standardise_obs(cfg, state.obs, obs)
+        return agent.act(state.inner, hp, seen, start, memory, noise, explore)
+
+    def update(state, hp, batch, key, step):
+        t, see = batch.transitions, lambda x: standardise_obs(cfg, state.obs, x)
+        seen = batch._replace(transitions=t._replace(obs=see(t.obs), next_obs=see(t.next_obs)))
+        inner, metrics = agent.update(state.inner, hp, seen, key, step)
+        return state._replace(inner=inner), metrics
+
+    return dataclasses.replace(agent, init=init, update=update, act=act)
+
+
+def standardised_log_prob(log_prob: Callable[..., Array], cfg: Any) -> Callable[..., Array]:
+    """`log_prob(state, hp, obs, action)` of an agent, for the state of its `standardised` form."""
+    if not cfg.normalise_obs:
+        return log_prob
+    see = lambda state, obs: standardise_obs(cfg, state.obs, obs)
+    return lambda state, hp, obs, action: log_prob(state.inner, hp, see(state, obs), action)

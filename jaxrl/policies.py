@@ -181,6 +181,7 @@ def agent_of(policy: Policy, init: Any, update: Any, hypers: Any) -> Agent:
         memory=policy.memory,
         noise=policy.noise,
         masks=policy.masks,
+        bytes=policy.bytes,
         hypers=hypers,
     )
 

@@ -5,6 +5,9 @@ its hyperparameters are one row of a table. Each device of a mesh loops over til
 members, so temporary memory is that of one tile, and the state is updated in place. The compiled
 program has no collectives, since members do not communicate. The number of tiles is an argument of
 the program, so that stopped members need not be computed.
+
+A large member may have several devices, which share its environments and minibatches: a second axis
+of the mesh, see `jaxrl.rows`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from jaxrl.program import Lift, Program, Result, Stage, StageFn, compose
+from jaxrl.rows import ROWS
 from jaxrl.types import Array, PyTree, as_hyperparams
 
 AXIS = "pop"
@@ -44,14 +48,23 @@ class Placement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Distribution of members: `width` members per tile, tiles over the devices of `mesh`."""
+    """Distribution of members: `width` members per tile, tiles over the devices of `mesh`.
+
+    If members have several devices each, a second axis of the mesh has these, and what is said of a
+    device holds for such a group.
+    """
 
     mesh: Mesh
     width: int
 
     @property
     def devices(self) -> int:
-        return self.mesh.size
+        return self.mesh.shape[AXIS]
+
+    @property
+    def shares(self) -> bool:
+        """Whether members have several devices each."""
+        return ROWS in self.mesh.axis_names
 
     @property
     def platform(self) -> str:
@@ -126,17 +139,23 @@ def layout(
     devices: Sequence[Any] | None = None,
     width: int | None = None,
     acting: bool = True,
+    each: int = 1,
 ) -> Layout:
     """The layout of `members` over the devices of this process; surplus devices are not used.
 
     Args:
       width: members per tile; `tile_width` by default.
       acting: whether any stage of the program steps environments.
+      each: devices that share one member; surplus devices are not used.
     """
     devices = list(devices or jax.local_devices())
-    width = width or tile_width(members, len(devices), devices[0].platform, acting)
-    devices = devices[: math.ceil(members / width)]
-    return Layout(Mesh(np.array(devices), (AXIS,)), width)
+    groups = len(devices) // each
+    width = width or tile_width(members, groups, devices[0].platform, acting)
+    groups = min(groups, math.ceil(members / width))
+    if each == 1:
+        return Layout(Mesh(np.array(devices[:groups]), (AXIS,)), width)
+    grid = np.array(devices[: groups * each]).reshape(groups, each)
+    return Layout(Mesh(grid, (AXIS, ROWS)), width)
 
 
 # --- lifting a stage function --------------------------------------------------------------------
@@ -152,15 +171,26 @@ def lift(plan: Layout) -> Lift:
 
     def lifted(fn: StageFn, stage: Stage) -> StageFn:
         spec = Spec() if stage.shared else Spec(AXIS)
-        return jax.shard_map(
+        mapped = jax.shard_map(
             fn if stage.shared else _tiled(fn, plan.width),
             mesh=plan.mesh,
             in_specs=(spec, spec, Spec()),
             out_specs=(spec, spec),
+            axis_names={AXIS},
             check_vma=False,  # otherwise every loop carry created inside needs a cast
         )
+        return _gathered(mapped, NamedSharding(plan.mesh, spec)) if plan.shares else mapped
 
     return lifted
+
+
+def _gathered(fn: StageFn, sharding: NamedSharding) -> StageFn:
+    """fn with results of `sharding`; otherwise the compiler leaves rows split that it has split."""
+
+    def run(*args: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.with_sharding_constraint(fn(*args), sharding)
+
+    return run
 
 
 def _tiled(fn: StageFn, width: int) -> StageFn:

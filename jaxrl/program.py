@@ -28,6 +28,8 @@ from jax.core import Tracer
 
 from jaxrl.errors import UserError
 from jaxrl.evaluate import Evaluator, HostEvaluator
+from jaxrl.hosted import SHAPES
+from jaxrl.precision import Precision
 from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
 from jaxrl.types import (
@@ -47,7 +49,8 @@ from jaxrl.types import (
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
 
-RESERVED = ("data", "base", "reused", "source")  # inputs that are not results of stages
+# Inputs that are not results of stages.
+RESERVED = ("data", "base", "reused", "source", "windows", "shapes")
 
 
 def _nothing(key, learner_state, hp, inputs):
@@ -87,6 +90,7 @@ class Stage:
       start: None, or the name of an earlier stage whose final state is the initial state.
       evaluate: None, or (learner_state, hp, inputs, key) -> pytree of arrays, called after each
         chunk, with the state of the source as inputs["source"]. The host calls a `HostEvaluator`.
+      precision: that of initialisation, updates and evaluations.
     """
 
     name: str
@@ -99,6 +103,7 @@ class Stage:
     unshared: str = "start one run per value"
     start: str | None = None
     evaluate: Callable[..., PyTree] | None = None
+    precision: Precision = Precision()
 
     def __post_init__(self) -> None:
         if self.updates < 0:
@@ -124,7 +129,7 @@ class Stage:
         def update(
             learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
         ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
-            key_source, key_learner, *_ = _streams(key, step)
+            key_source, key_learner, *_ = streams(key, step)
             src, batch, seen = self.source.next(src, learner, hp, inputs, key_source, step)
             learner, learnt = self.learner.update(learner, hp.agent, batch, key_learner, step)
             return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
@@ -148,6 +153,11 @@ class Program:
             if stage.shared and not seen.get(stage.start or "", True):
                 raise ValueError(f"stage {stage.name!r} is shared but starts from one per member")
             seen[stage.name] = stage.shared
+
+    def with_precision(self, precision: Precision) -> Program:
+        """The program computed with another precision."""
+        change = lambda stage: dataclasses.replace(stage, precision=precision)
+        return Program(tuple(map(change, self.stages)))
 
     def exploring(self) -> Program:
         """The program with evaluations that act as in training instead of greedily.
@@ -246,7 +256,7 @@ class Result:
 # --- the three functions of a stage --------------------------------------------------------------
 
 
-def _streams(key: Array, step: Array) -> Array:
+def streams(key: Array, step: Array) -> Array:
     """Four independent keys [4] for update `step`: source, learner, refresh, evaluation.
 
     One split, since a split and a fold_in of the same key can give equal keys.
@@ -254,9 +264,14 @@ def _streams(key: Array, step: Array) -> Array:
     return jax.random.split(jax.random.fold_in(key, step), 4)
 
 
+def acting_key(key: Array, step: Array) -> Array:
+    """The key of actions on the host before update `step`; such sources have no `refresh`."""
+    return streams(key, step)[2]
+
+
 def eval_key(key: Array, step: Array | int) -> Array:
     """The evaluation key of a member with stage key `key` after `step` updates."""
-    return _streams(key, jnp.int32(step))[3]
+    return streams(key, jnp.int32(step))[3]
 
 
 def initialise_fn(stage: Stage) -> StageFn:
@@ -264,7 +279,9 @@ def initialise_fn(stage: Stage) -> StageFn:
 
     def init(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, MemberState]:
         hp, inputs = members["hp"], shared["inputs"] | members["inputs"]
-        key, key_learner, key_source = jax.random.split(members["key"], 3)
+        if stage.source.host is not None:
+            inputs = {SHAPES: ()} | inputs
+        key, key_learner, key_source = member_streams(members["key"])
         if stage.start is not None:
             learner = inputs[stage.start]
         else:
@@ -278,7 +295,12 @@ def initialise_fn(stage: Stage) -> StageFn:
             metrics = {name: Sum(zeros(mean), zeros(mean)) for name, mean in shapes.items()}
         return carry, MemberState(learner, source, hp, key, metrics)
 
-    return init
+    return stage.precision.within(init)
+
+
+def member_streams(key: Array) -> Array:
+    """Keys [3] of a member in a stage: its `MemberState.key`, of the learner, of the source."""
+    return jax.random.split(key, 3)
 
 
 def advance_fn(stage: Stage) -> StageFn:
@@ -306,7 +328,7 @@ def advance_fn(stage: Stage) -> StageFn:
             (learner_state, src), totals = loop
             step = index * source.every
             assert source.refresh is not None
-            key = _streams(state.key, step)[2]
+            key = streams(state.key, step)[2]
             src = source.refresh(src, learner_state, hp, inputs, key, step)
             last = jnp.minimum(step + source.every, end)
             return jax.lax.fori_loop(step, last, body, ((learner_state, src), totals))
@@ -323,7 +345,7 @@ def advance_fn(stage: Stage) -> StageFn:
         state = MemberState(learner_state, src, hp, state.key, metrics)
         return state, {name: each.total for name, each in metrics.items()} | {"finite": finite}
 
-    return run
+    return stage.precision.within(run)
 
 
 def evaluate_fn(stage: Stage) -> StageFn:
@@ -342,7 +364,7 @@ def evaluate_fn(stage: Stage) -> StageFn:
         inputs = inputs | {"source": state.source}
         return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, shared["step"]))
 
-    return run
+    return stage.precision.within(run)
 
 
 def _finite(tree: PyTree) -> Array:
@@ -431,6 +453,8 @@ def compose(program: Program, lift: Lift) -> Callable[..., Result]:
 
 
 def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: PyTree) -> PyTree:
+    if stage.source.host is not None:
+        raise ValueError(f"stage {stage.name!r} acts on the host: use jaxrl.drive.drive")
     step_fn = lift(advance_fn(stage), stage)
     eval_fn = lift(evaluate_fn(stage), stage) if stage.evaluate is not None else None
 

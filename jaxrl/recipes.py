@@ -138,14 +138,8 @@ def check_fine_tuning(cfg: Any) -> None:
     at_least(0, finetune_steps=cfg.finetune_steps)
     at_least(1, num_envs=cfg.num_envs)
     check_share(cfg)
-    if not cfg.finetune_steps:
-        return
-    if cfg.finetune_steps < cfg.num_envs:
-        raise UserError(
-            f"finetune_steps={cfg.finetune_steps} is less than one step of num_envs={cfg.num_envs}"
-        )
-    if cfg.capacity < cfg.num_envs:
-        raise UserError(f"capacity={cfg.capacity} is less than num_envs={cfg.num_envs}")
+    if cfg.finetune_steps:
+        at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
 
 
 def check_share(cfg: Any) -> None:

@@ -20,6 +20,7 @@ import optax
 from flax import struct
 
 from jaxrl import nets
+from jaxrl.distributions import gaussian_kl
 from jaxrl.fitting import by_pieces
 from jaxrl.neighbours import nearest
 from jaxrl.normalise import Moments, row_moments, standardise
@@ -87,11 +88,6 @@ def autoencoder(cfg: Config, size: int) -> Learner:
         return State(params, opt, state.rows), {"reconstruction": error, "kl": divergence}
 
     return Learner(init=init, update=update, hypers=Hypers())
-
-
-def gaussian_kl(mean: Array, log_var: Array) -> Array:
-    """KL(N(mean, var) || N(0, 1)) [B] of independent dimensions [B, L]."""
-    return 0.5 * jnp.sum(mean**2 + jnp.exp(log_var) - 1 - log_var, -1)
 
 
 def embed(cfg: Config, state: State, rows: Array) -> Array:

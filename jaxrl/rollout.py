@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from jaxrl.contract import checked
 from jaxrl.errors import UserError
+from jaxrl.hosted import host_rollout
 from jaxrl.masks import check_policy
+from jaxrl.rows import split
 from jaxrl.teams import per_agent, team_size, to_rows, to_teams
 from jaxrl.types import (
     Array,
@@ -55,6 +57,7 @@ def rollout(
     contain the policy's memory at the start of the window. Metrics, of the episodes that ended in
     the window: `episode_return`, `episode_length`, and `episode_NAME` per name of
     `TimeStep.measured`. In environments with teams of A agents, windows are [T, N * A].
+    Environments of the host give the same windows, see `jaxrl.hosted`.
 
     Args:
       resets: initial states drawn per environment and window, a divisor of `num_steps`. The default
@@ -65,8 +68,8 @@ def rollout(
         num_steps.
 
     Raises:
-      UserError: the policy does not support the action masks of `env`, or `resets` and
-        `env.reset_pool` are both set.
+      UserError: the policy does not support the action masks of `env`, `resets` and
+        `env.reset_pool` are both set, or `keep` in an environment of the host.
     """
     if resets and env.reset_pool:
         raise UserError(f"resets={resets} and reset_pool={env.reset_pool}: set one of them")
@@ -76,6 +79,10 @@ def rollout(
         raise ValueError(f"resets={resets} does not divide num_steps={num_steps}")
     if not 0 <= keep <= num_steps:
         raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
+    if env.host is not None:
+        if keep:
+            raise UserError(f"{env.spec.name} runs on the host, where windows do not overlap")
+        return host_rollout(env, policy, num_envs, num_steps)
     check_policy(env, policy)
     spec, rows = env.spec, num_envs * team_size(env.spec)
     env = checked(env)
@@ -109,6 +116,7 @@ def rollout(
     ) -> tuple[RolloutState, tuple[Transition, PyTree], dict[str, Any]]:
         """The state after T steps, (transitions, memory before each, if kept) [T, N], metrics."""
         params = hp.env_params(env)
+        src = split(src._replace(past=()))._replace(past=src.past)
         # Random numbers and initial states of the whole window at once: faster than per step.
         key_noise, key_step, key_reset = jax.random.split(key, 3)
         noise = jax.vmap(lambda k: policy.noise(k, rows))(jax.random.split(key_noise, num_steps))
@@ -174,6 +182,7 @@ def rollout(
             act, begin, (jnp.arange(num_steps), noise, step_keys)
         )
         ended = {"return": returns, "length": lengths} | measured
+        window = split(window, 1)
         done = window.done if spec.agents is None else window.done[:, :: spec.agents]
         metrics = {f"episode_{k}": mean_where(v, done) for k, v in ended.items()}
         return src, (window, memories), metrics

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from jaxrl import recurrent
 from jaxrl.objectives import perturb
+from jaxrl.precision import lowered, raised
 from jaxrl.types import Array, Discrete, EnvSpec, PyTree
 
 
@@ -87,8 +88,9 @@ class SequenceModel(NamedTuple):
 
     def _apply(self, params: SequenceParams, carry: Array, x: Array | None, *rest: Any) -> Any:
         start, *noise = rest
-        variables = {"params": params.net}
-        return self.net.apply(variables, carry, x, start, params.log_sigma, *noise)
+        variables = {"params": lowered(params.net)}
+        inputs = lowered((carry, x, start, params.log_sigma, *noise))
+        return raised(self.net.apply(variables, *inputs))
 
     def _inputs(self, x: Array, context: Array | None) -> Array:
         none = jnp.zeros((*x.shape[:-1], self.net.actions))

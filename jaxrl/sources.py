@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.rows import split
 from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
@@ -152,7 +153,11 @@ def replay(
             drawn = fold(ring, rows, written % slots, n_step, hp.agent.gamma)
         return ReplayState(state, ring), Batch(drawn), metrics
 
-    return Source(init=init, next=next, env_steps=inner.env_steps)
+    host = inner.host
+    if host is not None:
+        policy = first.host.policy if first is not None else None
+        host = dataclasses.replace(host, warmup=warmup, first=policy)
+    return Source(init=init, next=next, env_steps=inner.env_steps, host=host)
 
 
 def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array) -> Transition:
@@ -251,12 +256,13 @@ def mix(first: Source, second: Source, share: float, batch_size: int, parts: int
         refresh=refresh if intervals else None,
         every=max(intervals, default=1),
         env_steps=first.env_steps + second.env_steps,
+        host=first.host or second.host,
     )
 
 
 def take(data: PyTree, rows: Array) -> PyTree:
     """Rows [B] of every leaf [D, ...]."""
-    return jax.tree.map(lambda x: x[rows], data)
+    return split(jax.tree.map(lambda x: x[rows], data))
 
 
 def gather(data: Transition, rows: Array) -> Transition:
@@ -299,7 +305,7 @@ def merge_axes(data: PyTree) -> PyTree:
 
 def split_batch(data: PyTree, count: int) -> PyTree:
     """Leaves [B, ...] as [count, B / count, ...]: minibatches for `count` gradient steps."""
-    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data)
+    return split(jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), data), 1)
 
 
 def write(ring: PyTree, window: PyTree, slot: Array) -> PyTree:

@@ -40,6 +40,11 @@ def per_agent(x: Array, spec: EnvSpec) -> Array:
     return x if spec.agents is None else jnp.repeat(x, team_size(spec), axis=0)
 
 
+def window_of_teams(window: PyTree, spec: EnvSpec) -> PyTree:
+    """A window's leaves [T, N * A, ...] as [T, N, A, ...]."""
+    return jax.tree.map(lambda x: x.reshape(len(x), -1, team_size(spec), *x.shape[2:]), window)
+
+
 def check_single(spec: EnvSpec, what: str) -> None:
     """Raises UserError if `spec` has a team; `what` begins the message."""
     if spec.agents is not None:

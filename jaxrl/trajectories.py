@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from jaxrl import diffusion, nets, unet
+from jaxrl.imagination import Rule
 from jaxrl.normalise import Moments, row_moments
 from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.policies import LogProb
@@ -187,6 +188,13 @@ def sampler(cfg: Any, spec: EnvSpec) -> Callable[..., Array]:
     return sample
 
 
+def rewarded(t: Transition, rule: Rule) -> Transition:
+    """Trajectories [B, T] with the rewards of `rule`, except of last steps, whose next observation
+    the model does not generate."""
+    given = jax.vmap(lambda *rows: rule(*rows)[0], 1, 1)(t.obs, t.action, t.next_obs)
+    return t._replace(reward=jnp.concatenate([given[:, :-1], t.reward[:, -1:]], 1))
+
+
 class Pool(NamedTuple):
     """The latest set of trajectories as rows, of which the first `filled` are transitions."""
 
@@ -196,7 +204,12 @@ class Pool(NamedTuple):
 
 
 def generated(
-    cfg: Any, spec: EnvSpec, sample: Callable[..., Array], log_prob: LogProb, name: str
+    cfg: Any,
+    spec: EnvSpec,
+    sample: Callable[..., Array],
+    log_prob: LogProb,
+    name: str,
+    rule: Rule | None = None,
 ) -> Source:
     """Batches [B], with replacement, of transitions sampled from the diffusion model inputs[name].
 
@@ -207,6 +220,7 @@ def generated(
     Args:
       sample: (model, learner_state, hp, key, count, strength) -> raw trajectories
         [count, T, channels]; the strength [] of the guidance is 0 in the first set, otherwise 1.
+      rule: gives the rewards of the environment in place of the model's.
     """
     code = codec(spec)
 
@@ -214,7 +228,8 @@ def generated(
         def some(key: Array) -> tuple[Transition, Array, Array]:
             strength = (step > 0).astype(jnp.float32)
             x = sample(inputs[name], learner_state, hp.agent, key, cfg.sample_batch, strength)
-            rows, used = merge_axes(code.decode(x))
+            made, used = code.decode(x)
+            rows, used = merge_axes((made if rule is None else rewarded(made, rule), used))
             return rows, used, log_prob(learner_state, hp.agent, rows.obs, rows.action)
 
         keys = jax.random.split(key, cfg.trajectories // cfg.sample_batch)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,8 @@ class EnvSpec:
     episodes there, if the environment does not. `masked` says that observations are
     `jaxrl.masks.Masked`, with the legal ones of the discrete actions. `measures` are the names of
     `TimeStep.measured`. `agents` is the size of a team (`jaxrl.teams`): observations [A, *obs],
-    actions [A, ...] and rewards [A]; None if there is one agent, without axis.
+    actions [A, ...] and rewards [A]; None if there is one agent, without axis. `obs_dtype` is
+    "uint8" for images that windows and replay buffers keep as bytes; networks divide them by 255.
     """
 
     name: str
@@ -83,6 +84,7 @@ class EnvSpec:
     masked: bool = False
     measures: tuple[str, ...] = ()
     agents: int | None = None
+    obs_dtype: Literal["float32", "uint8"] = "float32"
 
 
 class TimeStep(NamedTuple):
@@ -91,7 +93,7 @@ class TimeStep(NamedTuple):
     An episode ends if either flag is set. If both are, rollouts count a termination.
     """
 
-    next_obs: Array  # [*obs] float32: the true successor, also at the end of an episode
+    next_obs: Array  # [*obs] of spec.obs_dtype: the true successor, also at the end of an episode
     reward: Array  # [] float32
     terminated: Array  # [] bool: the task is over; the successor has value zero
     truncated: Array  # [] bool: the episode was cut, at any step; the successor keeps its value
@@ -121,7 +123,8 @@ class Env:
     Wrappers that change observations, actions or rewards set it to None.
 
     `host` makes a gymnasium-like environment, for environments that cannot run on a device. Their
-    `reset` and `step` raise an error, and they are used only for evaluations between chunks.
+    `reset` and `step` raise an error: `jaxrl.drive` steps them on the host (`jaxrl.hosted`).
+    `host_envs(n)` makes n of them at once, a `hosted.HostEnvs`, where that is faster.
 
     `array_obs` is False if observations are pytrees instead of one array of `spec.obs_shape`.
 
@@ -143,7 +146,8 @@ class Env:
     params: PyTree
     reset: Callable[[Array, PyTree], tuple[PyTree, Array]]
     step: Callable[[Array, PyTree, Array, PyTree], tuple[PyTree, TimeStep]]
-    host: Callable[[], Any] | None = None
+    host: Callable[..., Any] | None = None
+    host_envs: Callable[[int], Any] | None = None
     persist: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]] | None = None
     outcome: Callable[[Array, Array, Array, PyTree], tuple[Array, Array]] | None = None
     array_obs: bool = True
@@ -313,13 +317,15 @@ class Policy:
     one call of `act`. A rollout draws the numbers of all steps at once, which is faster than
     splitting keys step by step. By default `noise` returns the key itself.
 
-    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions.
+    `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions, `bytes`
+    that observations may be uint8.
     """
 
     act: ActFn
     memory: Callable[[int], PyTree] = _no_memory
     noise: Callable[[Array, int], PyTree] = _key_only
     masks: bool = False
+    bytes: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,7 +342,8 @@ class Source:
     refresh(src, learner_state, hp, inputs, key, step) -> src
         called before update `step` if step is a multiple of `every`, including step 0.
 
-    `env_steps` is the number of environment steps per batch.
+    `env_steps` is the number of environment steps per batch. `host` says how the host makes its
+    windows (`jaxrl.hosted.HostRollout`); None for sources that need no host.
     """
 
     init: SourceInitFn
@@ -344,6 +351,7 @@ class Source:
     refresh: RefreshFn | None = None
     every: int = 1
     env_steps: int = 0
+    host: Any = None
 
 
 # --- hyperparameters -----------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from stages import Launch, Task, prepare
 
 from jaxrl import envs
 from jaxrl.agents import pqn
+from jaxrl.precision import Precision
 from jaxrl.program import train
 from jaxrl.runs import files, provenance
 from jaxrl.types import PyTree
@@ -55,6 +56,13 @@ SAC = Task(
     "Pendulum-v1",
 )
 
+PRECISIONS = (
+    Precision("highest"),
+    Precision("default"),
+    Precision("bfloat16"),
+    Precision("default", "bfloat16"),
+)
+
 Rows = Iterator[dict[str, Any]]
 
 
@@ -73,16 +81,15 @@ def widths_of(task: Task, members: int, widths: list[int], updates: int) -> Rows
 
 
 def precisions_of(task: Task, members: int, updates: int) -> Rows:
-    """Speed, and distance of the parameters from those of float32, for each matmul precision."""
+    """Speed, and distance of the parameters from those of float32, for each precision."""
     exact = None
-    for precision in ("highest", "default", "bfloat16"):
-        with jax.default_matmul_precision(precision):
-            launch = prepare(task, members, updates)
-            state = launch.run()
+    for precision in PRECISIONS:
+        launch = prepare(task, members, updates, precision=precision)
+        state = launch.run()
         flat = np.concatenate([np.ravel(x) for x in floats(state)])
         exact = flat if exact is None else exact
         apart = float(np.sqrt(np.mean((flat - exact) ** 2) / np.mean(exact**2)))
-        yield {"precision": precision, "relative_distance": apart} | measured(launch)
+        yield precision._asdict() | {"relative_distance": apart} | measured(launch)
 
 
 def repeats_of(task: Task, members: int, updates: int) -> Rows:
@@ -159,9 +166,10 @@ def advice(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         if name.endswith("_widths") and rows:
             best = max(rows, key=lambda row: row["rate"])
             lines.append(f"{name}: the fastest tile has {best['width']} members")
-        if name.startswith("precision_") and len(rows) == 3:
-            exact, fast, half = (row["rate"] for row in rows)
-            lines.append(f"{name}: default {fast / exact:.2f}x, bfloat16 {half / exact:.2f}x")
+        for row in rows[1:] if name.startswith("precision_") else ():
+            what = f"{row['matmul']} products, {row['compute']} networks"
+            gain, apart = row["rate"] / rows[0]["rate"], row["relative_distance"]
+            lines.append(f"{name}: {what}: {gain:.2f}x, parameters {apart:.1e} apart")
         if name.startswith("bits_") and rows:
             again = "equal" if all(rows[0].values()) else f"different: {rows[0]}"
             lines.append(f"{name}: bits of repeated runs are {again}")

@@ -113,6 +113,15 @@ def record(row: str, worker: Worker, first: Worker) -> dict[str, Any]:
     }
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Records as a Markdown table: a line per side, with the ratio of jaxrl's rate to its own."""
+    lines = ["| row | side | per CPU s | compile, CPU s | jaxrl / side |", "|---|---|---|---|---|"]
+    for each in records:
+        numbers = f"{each['rate']:,.1f} | {each['compile_s']:.1f} | {each['ratio']:.2f}"
+        lines.append(f"| {each['row']} | {each['side']} | {numbers} |")
+    return "\n".join(lines)
+
+
 def interpreter(env: str | None, envs: Path) -> str:
     """The Python of a virtual environment, which is created if missing; None is this one's."""
     if env is None:
@@ -138,7 +147,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="three turns")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())["rows"]))
+        return
     print("row          side         per CPU s   per wall s  compile CPU s  jaxrl / side")
     records = []
     for row in args.rows:
@@ -151,6 +164,7 @@ def main() -> None:
             )
         if args.json:
             files.write_json(args.json, {"versions": provenance.versions(), "rows": records})
+    print(table(records))
 
 
 if __name__ == "__main__":

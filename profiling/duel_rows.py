@@ -167,6 +167,59 @@ def ppo() -> tuple[Side, ...]:
     )
 
 
+def brax(task: str = "hopper") -> tuple[Side, ...]:
+    """brax's physics (spring), 64 x 32 steps, 8 minibatches x 4 epochs, networks of 64 x 64 tanh.
+
+    brax's own PPO recomputes advantages in every minibatch, shuffles whole segments of a window,
+    and resets episodes to states drawn once.
+    """
+    config = {
+        "total_steps": 10**9,
+        "num_envs": 64,
+        "num_steps": 32,
+        "minibatches": 8,
+        "epochs": 4,
+        "actor": [64, 64],
+        "critic": [64, 64],
+        "orthogonal": False,
+        "normalise_obs": True,
+        "resets": 1,
+    }
+    return (
+        ours("ppo", 1, 40, env=f"brax:{task}", config=config),
+        Side("brax", "duel_brax.py", {"task": task, "updates": 40}),
+    )
+
+
+def dqn_rejax(members: int = 1) -> tuple[Side, ...]:
+    """CartPole-v1 at rejax's sizes: 10 environments, 5 gradient steps on 100 rows per 10 steps."""
+    steps = 20_000 // members
+    config = {
+        "total_steps": 10**9,
+        "num_envs": 10,
+        "num_steps": 1,
+        "gradient_steps": 5,
+        "batch_size": 100,
+        "capacity": 50_000,
+        "warmup": 1_000,
+        "target_every": 1,
+        "hidden": [64, 64],
+    }
+    options = {
+        "agent_kwargs": {"activation": "relu"},
+        "num_envs": 10,
+        "num_epochs": 5,
+        "batch_size": 100,
+        "buffer_size": 50_000,
+        "fill_buffer": 1_000,
+        "polyak": 0.98,
+    }
+    return (
+        ours("dqn", members, steps // 10, env="CartPole-v1", config=config),
+        rejax("DQN", "CartPole-v1", members, steps, **options),
+    )
+
+
 def dqn() -> tuple[Side, ...]:
     """CartPole-v1 at purejaxrl's sizes: 10 environments, one gradient step per 10 steps."""
     steps = 100_000
@@ -242,14 +295,25 @@ def offline(agent: str, kind: str, members: int = 1, updates: int = 200) -> tupl
     )
 
 
+def denoising() -> tuple[Side, ...]:
+    """OFQL against our own DQL with five steps: 3 x 256 units, time embeddings of 64."""
+    config = {"updates": 10**6, "embedding": 64, "candidates": 50}
+    one, five = (ours(agent, updates=50, config=config, **OFFLINE) for agent in ("ofql", "dql"))
+    return one, dataclasses.replace(five, name="dql")
+
+
 ROWS: dict[str, tuple[Side, ...]] = {
     "pqn": pqn(64),
     "pqn-m32": pqn(64, 32),
+    "pqn-m256": pqn(64, 256),
     "pqn256": pqn(256),
     "breakout": breakout(),
     "breakout-m4": breakout(4),
     "ppo": ppo(),
+    "ppo-hopper": brax(),
     "dqn": dqn(),
+    "dqn-rejax": dqn_rejax(),
+    "dqn-rejax-m8": dqn_rejax(8),
     "sac": sac(),
     "iql": offline("iql", "iql"),
     "iql-m8": offline("iql", "iql", 8),
@@ -257,6 +321,7 @@ ROWS: dict[str, tuple[Side, ...]] = {
     "td3bc-m8": offline("td3bc", "td3_bc", 8),
     "bc": offline("bc", "bc", updates=1000),
     "bc-m8": offline("bc", "bc", 8, updates=1000),
+    "ofql": denoising(),
 }
 
 

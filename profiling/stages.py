@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,10 +15,9 @@ from jaxrl import envs, population
 from jaxrl.compiling import compiled
 from jaxrl.experiments import agents
 from jaxrl.experiments.plan import hyper_table
-from jaxrl.program import advance_fn, initialise_fn
+from jaxrl.precision import Precision
+from jaxrl.program import Stage, advance_fn, initialise_fn
 from jaxrl.types import Box, Env, EnvSpec, HyperParams, PyTree, Transition
-
-ROWS = 100_000  # of random data
 
 
 class Task(NamedTuple):
@@ -26,6 +26,7 @@ class Task(NamedTuple):
     Attributes:
       config: values of the agent's `Config`; lists stand for tuples.
       obs, act: numbers of elements of observations and actions in random data; 0 with `env`.
+      rows: rows of random data.
     """
 
     agent: str
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     env: str = ""
     obs: int = 0
     act: int = 0
+    rows: int = 100_000
 
     @property
     def offline(self) -> bool:
@@ -56,18 +58,21 @@ class Launch(NamedTuple):
 
 
 def prepare(
-    task: Task, members: int, updates: int, width: int | None = None, devices: Any = None
+    task: Task,
+    members: int,
+    updates: int,
+    width: int | None = None,
+    devices: Any = None,
+    precision: Precision | None = None,
 ) -> Launch:
     """Compiles `updates` updates of each of `members` in the rule's layout, or tiles of `width`."""
-    algorithm = agents.load(task.agent)
-    env = _unplayable(task.obs, task.act) if task.offline else envs.make(task.env)
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in task.config.items()}
-    stage = algorithm.program(algorithm.Config(**config), env, evals=1).stages[-1]
+    stage, env, hypers = stage_of(task)
+    stage = dataclasses.replace(stage, precision=precision or Precision())
     plan = population.layout(members, devices, width, acting=not task.offline)
     spread = lambda tree: plan.split(plan.pad(tree, members))
-    hp = spread(hyper_table(HyperParams(algorithm.Hypers(), env.params), members))
+    hp = spread(hyper_table(HyperParams(hypers, env.params), members))
     keys = spread(population.member_keys(jax.random.key(0), jnp.arange(members)))
-    data = {"data": plan.share(random_rows(task.obs, task.act))} if task.offline else {}
+    data = {"data": plan.share(random_rows(task.obs, task.act, task.rows))} if task.offline else {}
     lift, start = population.lift(plan), {"key": keys, "hp": hp, "inputs": {}}
     state = jax.jit(lift(initialise_fn(stage), stage))((), start, {"inputs": data})[1]
     counters = {"step": jnp.int32(0), "n": jnp.int32(updates), "fresh": jnp.array(True)}
@@ -84,11 +89,20 @@ def prepare(
     )
 
 
-def random_rows(obs: int, act: int) -> Transition:
+def stage_of(task: Task) -> tuple[Stage, Env, Any]:
+    """The last stage of a task's program, its environment, and the agent's default `Hypers`."""
+    algorithm = agents.load(task.agent)
+    env = _unplayable(task.obs, task.act) if task.offline else envs.make(task.env)
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in task.config.items()}
+    stage = algorithm.program(algorithm.Config(**config), env, evals=1).stages[-1]
+    return stage, env, algorithm.Hypers()
+
+
+def random_rows(obs: int, act: int, rows: int = 100_000) -> Transition:
     """Random transitions [D]."""
     rng = np.random.default_rng(0)
-    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, (ROWS, *shape)), jnp.float32)
-    never = jnp.zeros(ROWS, bool)
+    number = lambda *shape: jnp.asarray(rng.uniform(-1, 1, (rows, *shape)), jnp.float32)
+    never = jnp.zeros(rows, bool)
     return Transition(number(obs), number(act), number(), number(obs), never, never, never)
 
 

@@ -32,6 +32,9 @@ CONTINUOUS = (
     "rlif",
     "dql",
     "ofql",
+    "famo2o",
+    "hnpg",
+    "uni_o4",
 )
 
 
@@ -45,6 +48,7 @@ def test_records(name: str) -> None:
     assert not static & traced
     buttons = name not in CONTINUOUS and not name.startswith("pgd")
     spec = (tiny.walk() if buttons else tiny.glide()).spec
+    spec = tiny.pair().spec if name == "pqn_vdn" else spec
     if algorithm.base_points is not None:
         with pytest.raises(UserError, match="--base"):
             algorithm.make(cfg, spec)

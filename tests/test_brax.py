@@ -79,6 +79,7 @@ def test_episodes_are_html_pages():
     assert isinstance(page, str) and page.startswith("<!DOCTYPE html>") and "brax-viewer" in page
 
 
+@pytest.mark.slow
 def test_steps_like_brax():
     """A rollout of inverted_pendulum beside brax's own reset and step.
 
@@ -235,7 +236,7 @@ def test_unknown_names(name, hint):
         (
             "brax:reacher",
             {"zzz": 1},
-            "it has backend, hide, masks, max_steps, n_frames, normalise_obs",
+            "it has absorbing, backend, hide, masks, max_steps, n_frames, normalise_obs",
         ),
         ("brax:reacher", {"max_steps": 0}, "max_steps of brax:reacher must be a positive whole"),
         (

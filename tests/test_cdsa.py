@@ -213,6 +213,50 @@ def acting(policy: Policy, state: PyTree, hp: PyTree, obs: Any = SEEN) -> Array:
     return policy.act(state, hp, *given, policy.noise(jax.random.key(0), n), False)[0]
 
 
+@pytest.mark.slow
+def test_a_gate_corrects_far_actions_only() -> None:
+    """Those whose score is longer than the quantile of the data's; others keep their bits."""
+    plain = dataclasses.replace(SMALL, correction="next")
+    gated = dataclasses.replace(plain, gate=0.6)
+    base, trained = base_of(bc)
+    own = jax.tree.map(lambda x: x[1], trained)
+    inputs: dict[str, Any] = {"data": jax.tree.map(jnp.asarray, rows(BOX, 40)), "base": own}
+    begin = jax.jit(cdsa.modeller(gated, BOX).init)
+    inputs["model"] = begin(jax.random.key(1), numbers(SLOW), inputs)
+    agent, hp = cdsa.make(gated, BOX, base), numbers(cdsa.Hypers())
+    state = agent.init(jax.random.key(0), hp, inputs)
+
+    space, net = box_scale("cdsa", BOX), cdsa.networks(gated, BOX, box_scale("cdsa", BOX))
+    length = functools.partial(cdsa.score_length, gated, net, state.model)
+    data = length(inputs["data"].obs, space.unit(inputs["data"].action))
+    np.testing.assert_allclose(state.limit, np.quantile(data, 0.6), rtol=1e-5)
+
+    raw = jax.jit(functools.partial(acting, base))(*own)
+    far = np.asarray(length(jnp.asarray(SEEN), space.unit(raw)) > state.limit)
+    assert 3 < far.sum() < 30
+    got = np.asarray(jax.jit(functools.partial(acting, agent))(state, hp))
+    # "next" needs no score of actions without a gate, so its networks are a part of the gated ones.
+    every = cdsa.corrected_policy(base, plain, BOX)
+    every = np.asarray(jax.jit(functools.partial(acting, every))(state, hp))
+    np.testing.assert_array_equal(got[~far], np.asarray(raw)[~far])
+    np.testing.assert_allclose(got[far], every[far], rtol=1e-5, atol=1e-6)
+    assert np.all(np.any(every != np.asarray(raw), -1))
+
+
+def test_the_length_of_scores() -> None:
+    """σ ‖ε(a | s)‖ at the lowest level, ε of a / √(1 + σ²)."""
+    cfg = dataclasses.replace(SMALL, correction="action", gate=0.5, ladder=(0.4, 0.2))
+    t = rows(BOX)
+    net = cdsa.networks(cfg, BOX, box_scale("cdsa", BOX))
+    begin = jax.jit(cdsa.modeller(cfg, BOX).init)(jax.random.key(1), numbers(SLOW), {"data": t})
+    model, action = scores.trained(net, begin), jnp.asarray(t.action) / 4
+    seen = (t.obs - t.obs.mean(0)) / (t.obs.std(0) + 1e-3)
+    level = jnp.log(jnp.full(1, 0.2))
+    noise = net["action"].apply(model.nets["action"], action / 1.04**0.5, jnp.asarray(seen), level)
+    got = cdsa.score_length(cfg, net, model, jnp.asarray(t.obs), action)
+    np.testing.assert_allclose(got, 0.2 * np.linalg.norm(noise, axis=-1), rtol=1e-3)
+
+
 @pytest.mark.parametrize("correction", ["both", pytest.param("current", marks=pytest.mark.slow)])
 def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
     """Of each member of two different runs, alone and vmapped; others do not."""

@@ -51,7 +51,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(jax_setup, "start", lambda: None)
-    monkeypatch.setattr(train_loop, "run", lambda *args: pytest.fail("a training run was started"))
+    refuse = lambda *args, **more: pytest.fail("a training run was started")
+    monkeypatch.setattr(train_loop, "run", refuse)
     return tmp_path
 
 

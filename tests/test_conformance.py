@@ -21,14 +21,18 @@ from logged import rows as logged_rows
 
 from jaxrl import population
 from jaxrl.agents import (
+    ailboost,
     awac,
     bc,
     calql,
     cdsa,
     cql,
+    dac,
     dql,
     dqn,
     edac,
+    famo2o,
+    hnpg,
     iql,
     mdpo,
     mdpo_offpolicy,
@@ -38,7 +42,9 @@ from jaxrl.agents import (
     pqn,
     pqn_continuous,
     pqn_rnn,
+    pqn_vdn,
     prdc,
+    props,
     ravl,
     rebrac,
     resfit,
@@ -48,9 +54,12 @@ from jaxrl.agents import (
     td3,
     td3bc,
     token_pg,
+    trpo,
+    uni_o4,
 )
 from jaxrl.drive import Built, Hooks, drive
 from jaxrl.envs import tokens
+from jaxrl.envs.wrappers import absorbing
 from jaxrl.experiments.restore import abstract_rows
 from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.policies import Switch, Trained, one_of
@@ -116,6 +125,11 @@ def _pqn_rnn() -> Case:
     return _case(pqn_rnn, cfg, tiny.walk(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
 
 
+def _pqn_vdn() -> Case:
+    cfg = pqn_vdn.Config(**SIZES, hidden=(4,))
+    return _case(pqn_vdn, cfg, tiny.pair(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
 def _pqn_continuous() -> Case:
     cfg = pqn_continuous.Config(**SIZES, actor=(4,), critic=(4,), critics=2, normalise_reward=True)
     return _case(pqn_continuous, cfg, tiny.glide(), lr=0.05, max_grad_norm=0.1, threshold=0.002)
@@ -127,10 +141,33 @@ def _ppo() -> Case:
     return _case(ppo, cfg, tiny.walk(), **hypers)
 
 
+def _trpo() -> Case:
+    cfg = trpo.Config(**SIZES, actor=(4,), critic=(4,), clip_value=True, normalise_obs=True)
+    return _case(trpo, cfg, tiny.glide(), value_lr=0.05, value_clip=0.02, max_grad_norm=0.1)
+
+
 def _mdpo() -> Case:
     cfg = mdpo.Config(**SIZES, actor=(4,), critic=(4,), clip_value=True, normalise_obs=True)
     hypers = {"lr": 0.05, "value_lr": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1}
     return _case(mdpo, cfg, tiny.glide(), **hypers)
+
+
+def _props() -> Case:
+    """Ten windows of two steps, five updates of the target policy."""
+    cfg = props.Config(
+        **SIZES,
+        actor=(4,),
+        critic=(4,),
+        clip_value=True,
+        batches=2,
+        sampling_every=2,
+        sampling_epochs=3,
+        sampling_minibatches=2,
+        error_steps=2,
+    )
+    hypers = {"lr": 0.05, "clip": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1}
+    hypers |= {"target_kl": 1e-3, "sampling_lr": 0.1, "sampling_clip": 0.05, "sampling_kl": 0.01}
+    return _case(props, cfg, tiny.walk(), **hypers)
 
 
 # Windows of two steps, eight updates of two gradient steps on four rows; the ring wraps around.
@@ -197,7 +234,7 @@ def _prdc() -> Case:
 
 
 def _cql() -> Case:
-    cfg = cql.Config(**LOGGED, samples=2)
+    cfg = cql.Config(**LOGGED, samples=2, correction="vib", normalise_obs=True)
     return _case(cql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
 
 
@@ -214,6 +251,11 @@ def _awac() -> Case:
 def _iql() -> Case:
     cfg = iql.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
     return _case(iql, cfg, tiny.walk(), lr=0.01, tau=0.2, max_weight=1.0)
+
+
+def _famo2o() -> Case:
+    cfg = famo2o.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
+    return _case(famo2o, cfg, tiny.glide(), lr=0.01, tau=0.2, max_weight=1.0)
 
 
 GENERATED: dict[str, Any] = {
@@ -364,6 +406,67 @@ def _rlif() -> Case:
     )
 
 
+def _hnpg() -> Case:
+    """Episodes of five steps, two from the policy and two of the data's, per iteration."""
+    sizes: dict[str, Any] = {"num_envs": 2, "total_steps": 40, "critic_steps": 2}
+    cfg = hnpg.Config(horizon=tiny.LIMIT, value_samples=2, actor=(3,), critic=(3,), **sizes)
+    return _case(hnpg, cfg, absorbing(tiny.glide()), critic_lr=0.05, max_kl=0.1, lam=0.5)
+
+
+IMITATED: dict[str, Any] = REPLAYED | {"n_step": 1, "discriminator": (4,)}
+
+
+def _dac() -> Case:
+    cfg = dac.Config(**IMITATED)
+    return _case(dac, cfg, tiny.glide(), lr=0.01, tau=0.2, discriminator_lr=0.03)
+
+
+def _ailboost() -> Case:
+    """Eight updates in four rounds."""
+    cfg = ailboost.Config(**IMITATED, discriminator_every=2, round_steps=8)
+    hypers = {"lr": 0.01, "tau": 0.2, "discriminator_lr": 0.03, "alpha": 0.5}
+    return _case(ailboost, cfg, tiny.glide(), **hypers)
+
+
+def _uni_o4() -> Case:
+    """Five stages, of which the last one is online; its agent is PPO."""
+    cfg = uni_o4.Config(
+        updates=8,
+        critic_updates=8,
+        clone_updates=8,
+        batch_size=4,
+        hidden=(4,),
+        actor=(4,),
+        critic=(4,),
+        policies=2,
+        gate_every=2,
+        gate_starts=3,
+        gate_steps=2,
+        models=2,
+        elites=1,
+        model_hidden=(4,),
+        model_epochs=2,
+        share_dynamics=False,
+        finetune_steps=16,
+        num_envs=2,
+        num_steps=4,
+        minibatches=2,
+        epochs=2,
+        clip_value=True,
+    )
+    hypers = {"lr": 0.05, "clip": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1, "tau": 0.2}
+    hypers |= {"critic_lr": 0.01, "clone_lr": 0.01, "offline_lr": 0.01, "offline_clip": 0.01}
+    case = _case(uni_o4, cfg, tiny.glide(), **hypers)
+    *before, last = case.program.stages
+    inputs = case.inputs
+    for stage in before:
+        init = jax.jit(stage.learner.init)
+        inputs = inputs | {stage.name: init(jax.random.key(0), case.hp.agent, inputs)}
+    agent = last.learner
+    assert isinstance(agent, Agent)
+    return dataclasses.replace(case, agent=agent, inputs=inputs)
+
+
 def _token_pg() -> Case:
     """An objective with rollouts and expert traces; hyperparameters of others change nothing."""
     env = tokens.make("modsum", 2, digits=1, length=2)
@@ -388,9 +491,12 @@ def _token_pg() -> Case:
 AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
+    "pqn_vdn": functools.cache(_pqn_vdn),
     "pqn_continuous": functools.cache(_pqn_continuous),
     "ppo": functools.cache(_ppo),
+    "trpo": functools.cache(_trpo),
     "mdpo": functools.cache(_mdpo),
+    "props": functools.cache(_props),
     "dqn": functools.cache(_dqn),
     "sac": functools.cache(_sac),
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
@@ -404,6 +510,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "calql": functools.cache(_calql),
     "awac": functools.cache(_awac),
     "iql": functools.cache(_iql),
+    "famo2o": functools.cache(_famo2o),
     "edac": functools.cache(_edac),
     "ravl": functools.cache(_ravl),
     "cdsa": functools.cache(_cdsa),
@@ -412,26 +519,18 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
+    "hnpg": functools.cache(_hnpg),
+    "uni_o4": functools.cache(_uni_o4),
+    "dac": functools.cache(_dac),
+    "ailboost": functools.cache(_ailboost),
     "token_pg": functools.cache(_token_pg),
 }
 
 # Relatives of other agents: by default only what takes no compiling.
 RELATIVES = (
-    "awac",
-    "bc",
-    "calql",
-    "cql",
-    "dql",
-    "edac",
-    "mdpo_offpolicy",
-    "pqn_rnn",
-    "prdc",
-    "rebrac",
-    "resfit",
-    "rlif",
-    "rlpd",
-    "td3",
-    "td3bc",
+    *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
+    *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
+    *("awac", "calql", "resfit", "rlif", "rlpd", "td3"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from logged import BOX, numbers, rows, table
 
+from jaxrl import nets
 from jaxrl.agents import cql
 from jaxrl.policies import squashed_head
 from jaxrl.spaces import box_scale
@@ -100,3 +101,29 @@ def test_pushes_q_down_outside_the_data() -> None:
     np.testing.assert_allclose(inside[0], 1, atol=0.05)
     gap = inside - outside
     assert gap[1] > gap[0] + 0.5
+
+
+def test_initial_weights_of_corl() -> None:
+    """Orthogonal critics with a small output; a policy of mean 0 and log-std -1, nearly."""
+    cfg = cql.Config(hidden=(4, 3), networks="corl")
+    head = cql.head_of(cfg, BOX)
+    inside = nets.from_linen(cql.CorlCritic((4, 3), 2), (5,)).init(jax.random.key(0))
+    for layer, gain in (("Dense_0", np.sqrt(2)), ("Dense_1", np.sqrt(2)), ("Dense_2", 0.01)):
+        kernel = np.asarray(inside[layer]["kernel"])
+        np.testing.assert_allclose(kernel.T @ kernel, gain**2 * np.eye(kernel.shape[1]), atol=1e-5)
+        assert np.all(inside[layer]["bias"] == 0)
+    obs = jnp.asarray(rows(BOX, 20).obs)
+    dist = head.policy(head.actor(jax.random.key(1)), obs)
+    assert np.max(np.abs(dist.mean)) < 0.1
+    np.testing.assert_allclose(dist.log_std, -1, atol=0.1)
+
+
+def test_the_log_std_of_corl_is_an_affine_function() -> None:
+    net = nets.from_linen(cql.CorlActor((4,), 4), (3,))
+    params = net.init(jax.random.key(0))
+    obs = jnp.asarray(rows(BOX, 5).obs)
+    mean, log_std = jnp.split(net.apply(params, obs), 2, -1)
+    params |= {"factor": jnp.full((1, 1), 3.0), "offset": jnp.full((1, 1), 0.5)}
+    after, changed = jnp.split(net.apply(params, obs), 2, -1)
+    np.testing.assert_array_equal(after, mean)
+    np.testing.assert_allclose(changed, 3 * (log_std + 1) + 0.5, rtol=1e-5)

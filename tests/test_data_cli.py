@@ -57,6 +57,7 @@ def test_info_describes_and_draws(jaxrl: Run, tmp_path: Path) -> None:
         "0 terminated, 10 truncated",
         f"return  mean {returns.mean():.6g}",
         "length  mean 100, std 0, 100 to 100, median 100",
+        f"factor  {1000 / (returns.max() - returns.min()):.6g}, IQL's 1000 / (highest - lowest",
         f"score   mean {100 * (returns.mean() - 30.6) / (849.51 - 30.6):.4g}",
         "duplicates: 0 rows",
         f"sha256 {datasets.sha256(datasets.load(file).transitions)}",

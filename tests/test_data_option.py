@@ -15,6 +15,7 @@ import pytest
 import jaxrl
 from jaxrl import envs
 from jaxrl.envs import datasets
+from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.restore import prepare
@@ -111,14 +112,45 @@ def test_running_statistics_do_not_reach_a_dataset(
     assert prepare(off).members == 1
 
 
+def test_rewards_are_scaled_by_the_range_of_returns(file: Path, capsys: Any) -> None:
+    """By 1000 / (highest - lowest return), times the given factor; each episode is one row."""
+    reward = datasets.load(file).transitions.reward
+    options = {"env": "probe:aim", "data": file, "normalise_returns": True}
+    ready = prepare(resolve("iql", options | {"agent": {"reward_scale": 0.5}}))
+    expected = 0.5 * 1000 / (reward.max() - reward.min())
+    np.testing.assert_allclose(ready.hp.agent.reward_scale, expected, rtol=1e-6)
+    assert ready.identity["normalise_returns"] is True
+    plain = prepare(resolve("iql", options | {"normalise_returns": False}))
+    assert "normalise_returns" not in plain.identity and plain.hp.agent.reward_scale[0] == 1
+
+    words = ["--env", "probe:aim", "--normalise-returns", "--out", "run"]
+    _, out, err = run(capsys, "train", "bc", *words, "--data", file.name)
+    assert err == "jaxrl: bc has no reward_scale: remove --normalise-returns\n", err
+    _, out, err = run(capsys, "train", "pqn", *words)
+    assert "pqn does not learn from a dataset: remove --normalise-returns" in err
+    sweep = ["--sweep", "agent.reward_scale=1,2", "--data", file.name]
+    _, out, err = run(capsys, "sweep", "iql", *words, *sweep)
+    assert "--normalise-returns sets agent.reward_scale: remove one of the two" in err
+
+
+def test_equal_returns_have_no_range(file: Path) -> None:
+    data = datasets.load(file)
+    same = data.transitions._replace(reward=np.ones(12, np.float32))
+    assert datasets.return_factor(same) is None
+    datasets.save(file.with_name("same.npz"), data._replace(transitions=same))
+    options = {"env": "probe:aim", "data": file.with_name("same.npz"), "normalise_returns": True}
+    with pytest.raises(UserError, match="all episodes have the same return"):
+        prepare(resolve("iql", options))
+
+
 @pytest.mark.parametrize(
     ("agent", "env", "others"),
     [
-        ("pqn", "probe:aim", "pqn_continuous, ppo, mdpo, mdpo_offpolicy, sac"),
+        ("pqn", "probe:aim", "pqn_continuous, ppo, trpo, props, mdpo, mdpo_offpolicy, sac"),
         (
             "pqn_continuous",
             "probe:match",
-            "pqn, pqn_rnn, ppo, mdpo, mdpo_offpolicy, sac, token_pg, dqn",
+            "pqn, pqn_rnn, ppo, trpo, props, mdpo, mdpo_offpolicy, sac, token_pg, dqn",
         ),
     ],
 )

@@ -27,6 +27,25 @@ def test_best_of_several() -> None:
     )
 
 
+def test_weights_solve_the_regularised_problem() -> None:
+    """max E_π A - D_f(π, π_b) / β over policies on four actions: no feasible step improves it."""
+    behaviour, beta = np.array([0.1, 0.2, 0.3, 0.4]), 0.8
+    advantage = np.array([1.0, -0.5, 0.2, -0.15])  # mean 0 under the behaviour policy
+    f = {"kl": lambda w: w * np.log(w), "chi2": lambda w: (w - 1) ** 2 / 2}
+    for divergence, generator in f.items():
+        weight = extraction.advantage_weights(jnp.asarray(advantage), beta, 100.0, divergence)  # type: ignore[arg-type]
+        policy = np.asarray(weight, float) * behaviour
+        value = lambda p: p @ advantage - behaviour @ generator(p / behaviour) / beta  # noqa: B023
+        best = value(policy / policy.sum())
+        if divergence == "chi2":
+            np.testing.assert_allclose(policy.sum(), 1, rtol=1e-6)
+        rng = np.random.default_rng(0)
+        for other in rng.dirichlet(np.ones(4), 200):
+            assert value(0.99 * policy / policy.sum() + 0.01 * other) < best
+    cut = extraction.advantage_weights(jnp.array([-2.0, 9.0]), 1.0, 5.0, "chi2")
+    np.testing.assert_array_equal(cut, [0.0, 5.0])
+
+
 def test_ddpg_bc_by_hand() -> None:
     q, log_prob = jnp.array([1.0, -3.0, 4.0]), jnp.array([-1.0, -2.0, -6.0])
     loss = lambda q: extraction.ddpg_bc_loss(q, log_prob, 2.0)

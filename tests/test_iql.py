@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from logged import BOX, BUTTONS, numbers, rows, table
 
-from jaxrl import heads
+from jaxrl import losses
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
 from jaxrl.optim import cosine
@@ -36,7 +36,7 @@ def test_expectile_of_a_sample(tau: float) -> None:
         pull = np.sum(np.where(sample < m, 1 - tau, tau) * (sample - m))
         low, high = (m, high) if pull > 0 else (low, m)
     x = jnp.float32(sample)
-    slope = jax.grad(lambda m: iql.expectile_loss(x - m, tau))
+    slope = jax.grad(lambda m: losses.expectile_loss(x - m, tau))
     found = jnp.float32(0)
     for _ in range(20):  # the loss is piecewise quadratic
         found = found - slope(found) / (2 * jnp.mean(jnp.where(x < found, 1 - tau, tau)))
@@ -63,7 +63,7 @@ def test_cosine_schedule() -> None:
 
 def test_networks_begin_orthogonal() -> None:
     """Kernels with columns or rows of length √2 at right angles, biases 0, log-std 0."""
-    params = heads.Gaussian((8, 6), 2).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
+    params = iql.Gaussian((8, 6), 2).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
     np.testing.assert_array_equal(params["log_std"], 0)
     for layer in params["Layers_0"].values():
         kernel = np.asarray(layer["kernel"])
@@ -87,8 +87,8 @@ def test_update_by_hand(kind: str) -> None:
         state, numbers(hp), Batch(t), jax.random.key(2), jnp.int32(0)
     )
 
-    head = (heads.box_head if kind == "box" else heads.discrete_head)(cfg.hidden, spec)
-    net = iql.nets.flat(iql.nets.from_linen(heads.Layers(cfg.hidden, 1), spec.obs_shape))
+    head = (iql.box_head if kind == "box" else iql.discrete_head)(cfg.hidden, spec)
+    net = iql.nets.flat(iql.nets.from_linen(iql.Layers(cfg.hidden, 1), spec.obs_shape))
     old_v, new_v = (np.asarray(net.apply(v, t.obs))[:, 0] for v in (state.value, new.value))
     ahead = np.asarray(net.apply(new.value, t.next_obs))[:, 0]
     taken = np.asarray(head.twins(state.critic, t.obs, t.action))
@@ -144,8 +144,8 @@ def test_two_states() -> None:
     learn = jax.vmap(jax.vmap(logged.fit(agent, 2500), (None, 0)), (0, None))
     states = jax.jit(learn)(many, ends)  # [tau, end]
 
-    net = iql.nets.flat(iql.nets.from_linen(heads.Layers((24,), 1), (1,)))
-    head, shown = heads.discrete_head((24,), spec), jnp.array([[0.0], [1.0]])
+    net = iql.nets.flat(iql.nets.from_linen(iql.Layers((24,), 1), (1,)))
+    head, shown = iql.discrete_head((24,), spec), jnp.array([[0.0], [1.0]])
     value = jax.vmap(jax.vmap(lambda v: net.apply(v, shown)[:, 0]))(states.value)
     for i, tau in enumerate(taus):
         np.testing.assert_allclose(value[i, 0], [tau * (1 + gamma), tau], atol=0.03)
@@ -170,7 +170,7 @@ def test_policy_in_a_box() -> None:
     p = 1 / (1 + np.exp(-beta))
     mean = 2 + 4 * p
     np.testing.assert_allclose(logged.mode(agent, state, hp, [[0.0]]), [[mean]], atol=0.05)
-    dist = heads.box_head((16,), spec).policy(state.actor, jnp.zeros((1, 1)))
+    dist = iql.box_head((16,), spec).policy(state.actor, jnp.zeros((1, 1)))
     np.testing.assert_allclose(np.exp(dist.log_std), [[np.sqrt(p * (1 - p))]], rtol=0.03)
 
 
@@ -179,7 +179,7 @@ def test_policy_in_a_box() -> None:
     [
         ({"updates": 0}, "updates=0 must be at least 1"),
         ({"data_share": 1.5}, "data_share=1.5 must be between 0 and 1"),
-        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 is less than one step"),
+        ({"finetune_steps": 3, "num_envs": 4}, "finetune_steps=3 must be at least 4"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes: dict[str, Any], told: str) -> None:

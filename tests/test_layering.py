@@ -30,7 +30,10 @@ MAY_IMPORT = {
 VARIANTS = {
     "calql": {"cql"},
     "cql": {"sac"},
+    "ailboost": {"dac"},
+    "dac": {"sac"},
     "edac": {"sac"},
+    "famo2o": {"iql"},
     "mdpo": {"ppo"},
     "mdpo_offpolicy": {"sac"},
     "ofql": {"dql"},
@@ -38,12 +41,17 @@ VARIANTS = {
     "pgd_ofql": {"pgd", "ofql"},
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
+    "pqn_vdn": {"pqn"},
     "prdc": {"td3bc"},
+    "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "awac": {"iql"},
     "rlif": {"sac"},
     "rlpd": {"sac"},
     "td3": {"td3bc"},
+    "uni_o4": {"iql", "ppo"},
+    "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}
 
@@ -239,6 +247,7 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = [path for folder in FOLDERS for path in modules(folder)]
     files += [*(ROOT / "experiments/presets").glob("*.yaml"), ROOT / "jaxrl/py.typed"]
+    files += [ROOT / "experiments/report_page.html"]
     names = {path.relative_to(ROOT).as_posix() for path in files}
     assert held == {name if name.startswith("jaxrl/") else f"jaxrl/{name}" for name in names}
     assert {"jaxrl/py.typed", "jaxrl/agents/pqn.py", "jaxrl/program.py"} <= held

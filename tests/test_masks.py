@@ -52,7 +52,11 @@ def forbidden() -> Env:
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden": (16,)}
 AGENTS = {
-    "pqn": (pqn, pqn.Config(total_steps=4_000, minibatches=2, **SMALL), {"lr": 1e-2, "lam": 0.0}),
+    "pqn": (
+        pqn,
+        pqn.Config(total_steps=4_000, minibatches=2, **SMALL),
+        {"lr": 1e-2, "lam": 0.0, "reward_scale": 0.1, "eps_end": 0.2, "eps_decay": 0.2},
+    ),
     "dqn": (
         dqn,
         dqn.Config(total_steps=4_000, warmup=64, batch_size=64, gradient_steps=4, **SMALL),

@@ -22,6 +22,7 @@ from test_ppo import AIM, ENVS, PROBES, SIZES, STEPS, check_values, learn_probes
 from jaxrl.agents import mdpo, ppo
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError
+from jaxrl.optim import linear
 from jaxrl.types import Array, Batch, PyTree, Transition
 
 ACTIONS = 10
@@ -233,6 +234,14 @@ def test_step_sizes() -> None:
     np.testing.assert_allclose(got, 0.3)
 
 
+def test_the_learning_rate_falls_with_the_step_size() -> None:
+    """By default lr / t_k is constant, so that the last steps do not overshoot."""
+    steps, hp = jnp.arange(CFG.updates), hypers()
+    rates = jax.vmap(lambda k: linear(k / CFG.updates, 1.0, hp.lr_end))(steps)
+    sizes = jax.vmap(lambda k: mdpo.step_size(CFG, hp, k))(steps)
+    np.testing.assert_allclose(rates, sizes, rtol=1e-6)
+
+
 @pytest.mark.parametrize("space", ["continuous", pytest.param("discrete", marks=pytest.mark.slow)])
 def test_policy_update_by_hand(space: str) -> None:
     """m steps of Adam on the whole window from π_k on, and the KL that is reported."""
@@ -289,6 +298,7 @@ def test_refuses_to_standardise_single_rows_of_the_policy_only() -> None:
 # --- probes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probes() -> None:
     """Values, and the probability of the better action where there is one."""
     hp = mdpo.Hypers(lr=0.01, value_lr=0.01, gamma=0.8, lam=0.9)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrl
 from jaxrl.experiments import cli
 from jaxrl.merging import merge
 
@@ -26,14 +29,20 @@ def test_merged_leaves() -> None:
     np.testing.assert_array_equal(merge(third, b, 1.0)["w"], b["w"])
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Equal policies on both sides: the same returns for every weight."""
+def trained(path: Path, *more: str) -> Path:
+    """A run of two members of behaviour cloning."""
     words = ["train", "bc", "--env", "dmsd", "--data", str(FIXTURE), "--evals", "1", "--seeds", "2"]
     words += ["--eval-episodes", "2", "--preset", "none", "--agent.hidden", "4"]
-    words += ["--agent.batch-size", "4", "--agent.updates", "1", "--out", str(tmp_path / "run")]
+    words += ["--agent.batch-size", "4", "--agent.updates", "1", "--out", str(path), *more]
     assert cli.main(words) == 0
-    table, both = tmp_path / "merged.csv", ["merge", *[str(tmp_path / "run")] * 2]
-    more = ["--alpha", "0,0.5,1", "--episodes", "4", "--csv", str(table)]
+    return path
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal policies on both sides: the same returns for every weight."""
+    run = str(trained(tmp_path / "run"))
+    table, both = tmp_path / "merged.csv", ["merge", run, run]
+    more = ["--alpha", "lin:0:1:3", "--episodes", "4", "--csv", str(table)]
     assert cli.main([*both, *more]) == 0
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [(row["alpha"], row["member"]) for row in rows] == [
@@ -44,6 +53,33 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert returns[0, 0] != returns[0, 1]
     capsys.readouterr()
     assert cli.main(both[:2]) == 2
-    assert cli.main([*both, "--alpha", "2"]) == 2
+    for wrong in ("2", "half"):
+        assert cli.main([*both, "--alpha", wrong]) == 2
     told = capsys.readouterr().err
-    assert "merge needs two runs" in told and "--alpha must be between 0" in told
+    assert "merge needs two runs" in told and told.count("--alpha must be between 0") == 2
+
+
+@pytest.mark.slow
+def test_written_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One run per weight, whose members have the merged weights and can be evaluated."""
+    a = trained(tmp_path / "a")
+    b = trained(tmp_path / "b", "--seed", "5")
+    words = ["merge", str(a), str(b), "--episodes", "2", "--out", str(tmp_path / "merged")]
+    assert cli.main([*words, "--alpha", "0,0.25"]) == 0
+    for name, alpha in (("alpha-0", 0.0), ("alpha-0.25", 0.25)):
+        path = tmp_path / "merged" / name
+        for member in (0, 1):
+            ends = [jaxrl.load(run, member).state.actor for run in (a, b)]
+            found = jaxrl.load(path, member).state.actor
+            mixed = jax.tree.map(lambda x, y: (1 - alpha) * x + alpha * y, *ends)  # noqa: B023
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, mixed)
+        assert json.loads((path / "config.json").read_text())["config"]["derived"]["alpha"] == alpha
+        assert cli.main(["eval", str(path), "--episodes", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path / "merged"), "--out", str(tmp_path / "r.svg")]) == 0
+    told = capsys.readouterr().out
+    assert "alpha-0.25" in told and "finished" in told
+    assert cli.main(["train", str(tmp_path / "merged" / "alpha-0" / "config.json")]) == 2
+    assert cli.main([*words, "--alpha", "0.5"]) == 2  # the folder holds other files
+    told = capsys.readouterr().err
+    assert "derived from others, not trained" in told and "merged" in told

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from logged import BOX, rows
 
 from jaxrl.normalise import (
     discounted_sums,
@@ -15,9 +18,11 @@ from jaxrl.normalise import (
     normalised,
     row_moments,
     standardise,
+    standardised,
+    standardised_log_prob,
 )
 from jaxrl.rollout import rollout
-from jaxrl.types import Agent, HyperParams
+from jaxrl.types import Agent, Batch, HyperParams
 
 ENVS, STEPS = 4, 6
 
@@ -110,3 +115,31 @@ def test_moments_of_constant_columns() -> None:
     np.testing.assert_array_equal(found.var[jnp.array([1, 4, 5])], 1)
     np.testing.assert_allclose(found.mean, rows.mean(0, dtype=np.float64), rtol=1e-5, atol=1e-6)
     assert found.weight == 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    normalise_obs: bool = True
+
+
+def test_observations_are_standardised_by_the_dataset() -> None:
+    """In acting, learning and log-probabilities; without the option nothing changes."""
+    data = rows(BOX, 9, seed=3)
+    data = data._replace(obs=5 * data.obs + 2)
+    agent, kept = spy(), Wanted(False)
+    assert standardised(agent, kept, BOX) is agent
+    whole = standardised(agent, Wanted(), BOX)
+    state = whole.init(jax.random.key(0), (), {"data": data})
+    new, _ = whole.update(state, (), Batch(data), jax.random.key(0), jnp.int32(0))
+    mean, std = np.mean(data.obs, 0), np.std(data.obs, 0) + 1e-3  # as TD3+BC's authors do
+    np.testing.assert_allclose(new.inner["obs"], (data.obs - mean) / std, atol=1e-5)
+    np.testing.assert_array_equal(new.inner["reward"], data.reward)
+    seen = mean + np.array([[-0.1], [0.1]], np.float32)
+    action, _, _ = whole.act(state, (), seen, jnp.ones(2, bool), (), (), False)
+    plain, _, _ = agent.act(state.inner, (), (seen - mean) / std, jnp.ones(2, bool), (), (), False)
+    np.testing.assert_array_equal(action, plain)
+
+    log_prob = lambda state, hp, obs, action: jnp.sum(obs, -1)
+    got = standardised_log_prob(log_prob, Wanted())(state, (), seen, action)
+    np.testing.assert_allclose(got, np.sum((seen - mean) / std, -1), atol=1e-5)
+    assert standardised_log_prob(log_prob, kept) is log_prob

@@ -40,6 +40,7 @@ def parts(**settings: Any) -> tuple[Any, Any, Any]:
     [
         pytest.param({}, marks=pytest.mark.slow),
         {"flow_ratio": 0.25, "uniform_times": True},
+        *(pytest.param({"flow_ratio": x}, marks=pytest.mark.slow) for x in (0.0, 0.75, 1.0)),
         {"sum_dims": True},
     ],
 )

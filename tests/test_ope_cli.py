@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from jaxrl.evaluate import evaluator
 from jaxrl.experiments import cli
 from jaxrl.experiments.ope import discounting
 from jaxrl.experiments.ope_report import Found, agreement
+from jaxrl.runs.records import read_metrics
 from jaxrl.types import HyperParams, Policy
 
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
@@ -82,3 +84,39 @@ def test_agreement() -> None:
     assert found["regret@1"] == 1 and found["regret@3"] == 0 and found["rank corr."] == 0.5
     assert found["best@3"] == 3 and found["worst@3"] == 1 and found["mean@3"] == 2
     np.testing.assert_allclose(found["SharpeRatio@3"], 2.5 / np.std([2, 3, 1]))
+
+
+SMALL = ["--env", "dmsd", "--data", str(FIXTURE), "--preset", "none", "--eval-episodes", "2"]
+SMALL += ["--agent.hidden", "4", "--agent.batch-size", "4", "--agent.updates", "4"]
+
+
+@pytest.mark.slow
+def test_search_by_fqe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best trial is the one of the highest estimate, whatever its return."""
+    path = tmp_path / "search"
+    words = ["search", "bc", *SMALL, "--objective", "ope:fqe", "--evals", "1", "--trials", "3"]
+    words += ["--range", "agent.lr=log:1e-3:1", "--out", str(path)]
+    assert cli.main(words) == 2
+    assert "ope:fqe needs --ope-updates, for example" in capsys.readouterr().err
+    assert cli.main([*words, "--ope-updates", "20"]) == 0
+    trials = list(csv.DictReader((path / "trials.csv").read_text().splitlines()))
+    values = [float(trial["value"]) for trial in trials]
+    best = json.loads((path / "summary.json").read_text())["best"]
+    assert len(values) == 3 and best["value"] == max(values)
+    told = np.concatenate([read_metrics(run)["ope_fqe"] for run in path.glob("00*")])
+    assert np.isclose(np.array(values)[:, None], told[None], rtol=1e-6).any(1).all()
+
+
+@pytest.mark.slow
+def test_estimates_during_a_run(tmp_path: Path) -> None:
+    """A column beside the returns, which it does not change."""
+    found = []
+    for more in ([], ["--ope-updates", "20"]):
+        path = tmp_path / f"run{len(found)}"
+        assert cli.main(["train", "bc", *SMALL, "--evals", "2", "--out", str(path), *more]) == 0
+        found.append(read_metrics(path))
+    plain, estimated = found
+    assert "ope_fqe" not in plain and np.isfinite(estimated["ope_fqe"]).all()
+    assert len(estimated["ope_fqe"]) == 2
+    for name in ("action_distance", "finite"):
+        np.testing.assert_allclose(estimated[name], plain[name], rtol=1e-5)

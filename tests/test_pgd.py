@@ -14,7 +14,7 @@ import tiny
 from flax import linen as nn
 from logged import BOX, BUTTONS, numbers, rows
 
-from jaxrl import diffusion, heads
+from jaxrl import diffusion, envs
 from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
@@ -24,7 +24,7 @@ from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
 from jaxrl.program import check_shared, train
 from jaxrl.runs.records import RunDir
-from jaxrl.trajectories import Codec, Pool, codec, diffuser, raw, standard
+from jaxrl.trajectories import Codec, Pool, codec, diffuser, raw, rewarded, standard
 from jaxrl.types import Batch, HyperParams
 from jaxrl.unet import Convolution, UNet, check
 
@@ -110,6 +110,33 @@ def test_steps_after_a_termination_are_not_used() -> None:
     np.testing.assert_array_equal(used, [[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(t.terminated, [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]])
     assert not t.truncated.any()
+
+
+def test_rewards_of_the_environment() -> None:
+    """Of every step whose next observation the model generates; unknown ones stay."""
+    t = rows(BOX, 8)
+    made = jax.tree.map(lambda x: jnp.asarray(x).reshape(2, 4, *x.shape[1:]), t)
+    rule = lambda obs, action, after: (obs[:, 0] + 10 * after[:, 1], after[:, 1] > 0)
+    got = rewarded(made, rule)
+    expected = np.asarray(made.obs[..., 0] + 10 * made.next_obs[..., 1])
+    np.testing.assert_allclose(got.reward[:, :3], expected[:, :3], rtol=1e-6)
+    np.testing.assert_array_equal(got.reward[:, 3], made.reward[:, 3])
+    np.testing.assert_array_equal(got.terminated, made.terminated)
+
+
+def test_rewards_that_nobody_knows() -> None:
+    env = tiny.glide()
+    for kind in ("guided", "autoregressive"):
+        cfg = pgd_iql.Config(**SMALL, synthetic=kind, rewards="given")
+        with pytest.raises(
+            UserError, match="line has no Env.outcome: pass --agent.rewards learned"
+        ):
+            pgd_iql.program(cfg, env)
+    pgd_iql.program(pgd_iql.Config(**SMALL, synthetic="none", rewards="given"), env)
+    place = envs.make("maze:umaze")
+    cfg = pgd_iql.Config(**SMALL, synthetic="autoregressive", rewards="given")
+    assert pgd.stepwise(cfg, pgd.given_rewards(cfg, place)).reward is not None
+    assert pgd.stepwise(cfg).reward is None
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -228,7 +255,7 @@ def test_log_probabilities() -> None:
     unit = np.asarray(CODE.space.unit(t.action))
     cfg, hp = pgd_iql.Config(**SMALL), numbers(pgd_iql.Hypers())
     state = iql.make(cfg, BOX).init(jax.random.key(0), hp, {})
-    dist = heads.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
+    dist = iql.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
     std = np.exp(np.asarray(dist.log_std))
     density = -0.5 * ((unit - dist.mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     got = pgd_iql.log_prob(cfg, BOX)(state, hp, t.obs, t.action)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from jaxrl.runs import figures, trial_plots
 from jaxrl.runs.figures import compact
 from jaxrl.runs.plots import Panel, learning_curves, sensitivity
 from jaxrl.runs.stats import RISKS, iqm
-from jaxrl.runs.trackers import TensorBoard
+from jaxrl.runs.trackers import TensorBoard, TrackedRun, aggregates
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -300,41 +301,42 @@ def events(folder: Path) -> list:
     return found
 
 
-def test_tensorboard_has_one_tag_per_metric_and_quantiles_of_returns(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path) as board:
-        risks = {name: np.arange(101.0) for name in RISKS}
-        board.write(100, {"return": np.arange(101.0), "loss": np.float32(0.5)} | risks)
-        board.write(200, {"return": [np.nan, 3.0, np.inf], "loss": [np.nan]})
-    found: dict[str, dict[int, float]] = {}
-    for event in events(tmp_path):
-        for value in event.summary.value:
-            found.setdefault(value.tag, {})[event.step] = value.simple_value
+def tracked(folder: Path, resume_at: int | None = None, **hyperparameters: Any) -> TensorBoard:
+    return TensorBoard(TrackedRun("run", folder, hyperparameters, resume_at))
+
+
+def test_aggregates_have_one_name_per_metric_and_quantiles_of_returns() -> None:
+    risks = {name: np.arange(101.0) for name in RISKS}
+    found = aggregates({"return": np.arange(101.0), "loss": np.float32(0.5)} | risks)
     quantiles = [f"return/{name}" for name in ("min", "median", "max")]
     assert set(found) == {*quantiles, "loss", "cvar_0.1"}  # whatever the population
-    assert [found[name][100] for name in quantiles] == [0, 50, 100]
-    assert all(found[name][200] == 3 for name in quantiles)
-    assert found["loss"] == {100: 0.5} and found["cvar_0.1"] == {100: 50}
+    assert [found[name] for name in quantiles] == [0, 50, 100]
+    assert found["loss"] == 0.5 and found["cvar_0.1"] == 50
+    found = aggregates({"return": [np.nan, 3.0, np.inf], "loss": [np.nan]})
+    assert found == dict.fromkeys(quantiles, 3)
 
 
-def test_tensorboard_has_hyperparameters(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path) as board:
-        board.write_hyperparameters({"lr": 1e-3, "agent": "pqn", "normalise": True})
-        board.write(1, {"return": [1.0]})
-    tags = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
+def test_tensorboard_has_points_hyperparameters_and_results(tmp_path: Path) -> None:
+    board = tracked(tmp_path, lr=1e-3, agent="pqn", normalise=True)
+    board.log(1, {"return/median": 1.0})
+    board.close([{"lr": 0.5, "return/iqm": 7.25}])
+    found = [value for event in events(tmp_path / "tensorboard") for value in event.summary.value]
+    tags = {value.tag: value for value in found}
     start = tags["_hparams_/session_start_info"].metadata.plugin_data
     assert start.plugin_name == "hparams"
     assert all(name in start.content for name in (b"lr", b"agent", b"pqn", b"normalise"))
     metrics = tags["_hparams_/experiment"].metadata.plugin_data.content
-    assert b"return/median" in metrics and "return/median" in tags
+    assert b"return/median" in metrics and tags["return/median"].simple_value == 1
+    (text,) = tags["results/text_summary"].tensor.string_val
+    assert text.decode() == "| lr | return/iqm |\n| --- | --- |\n| 0.5 | 7.25 |"
 
 
 def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import SessionLog
 
-    with TensorBoard(tmp_path / "new") as board:
-        board.write(1, {"x": 1})
-    with TensorBoard(tmp_path / "resumed", resume_at=7) as board:
-        board.write(7, {"x": 2})
     for name, starts in (("new", []), ("resumed", [7])):
-        status = [(e.session_log.status, e.step) for e in events(tmp_path / name)]
-        assert [step for kind, step in status if kind == SessionLog.START] == starts
+        board = tracked(tmp_path / name, resume_at=starts[0] if starts else None)
+        board.log(7, {"x": 2})
+        board.close([])
+        logs = [(e.session_log.status, e.step) for e in events(tmp_path / name / "tensorboard")]
+        assert [step for kind, step in logs if kind == SessionLog.START] == starts

@@ -19,6 +19,7 @@ from jaxrl import nets, population
 from jaxrl.agents import pqn
 from jaxrl.envs import probes
 from jaxrl.errors import UserError
+from jaxrl.experiments.settings import resolve
 from jaxrl.losses import q_loss
 from jaxrl.minibatch import minibatches, permutation
 from jaxrl.optim import clipped_radam, linear
@@ -105,11 +106,13 @@ def start() -> tuple[pqn.State, Transition]:
 @pytest.mark.parametrize("often", [False, True], ids=["one cut", "two cuts"])
 @pytest.mark.parametrize("step", [0, 7])
 def test_update_by_hand(often: bool, step: int) -> None:
-    """Two epochs of one minibatch: oracle targets, ½ mean squares, clipping, RAdam, its schedule.
+    """Two epochs of one minibatch: oracle targets, ½ mean squares, ℓ2, clipping, RAdam, schedule.
 
     What lies behind a termination is NaN here, and does not show.
     """
-    hp = hypers(lr=0.05, lr_end=0.1, gamma=0.9, lam=0.6, max_grad_norm=0.2, reward_scale=0.5)
+    hp = hypers(
+        lr=0.05, lr_end=0.1, gamma=0.9, lam=0.6, max_grad_norm=0.2, reward_scale=0.5, l2=0.3
+    )
     state, t = start()
     if often:
         t = window(0, functools.partial(best, state.params), often=True)
@@ -135,7 +138,8 @@ def by_hand(params: PyTree, t: Transition, targets: Array, step: Array) -> PyTre
     def loss(params: PyTree) -> Array:
         q = NET.apply(params, t.obs.reshape(-1, OBS))
         chosen = q[jnp.arange(STEPS * ENVS), t.action.reshape(-1)]
-        return jnp.sum((chosen - targets.reshape(-1)) ** 2) / (2 * STEPS * ENVS)
+        error = jnp.sum((chosen - targets.reshape(-1)) ** 2) / (2 * STEPS * ENVS)
+        return error + 0.15 * jnp.sum(params["Dense_0"]["kernel"] ** 2)
 
     schedule = optax.linear_schedule(0.05, 0.005, CFG.updates * CFG.epochs * CFG.minibatches)
     opt, losses, norms = None, [], []
@@ -196,8 +200,12 @@ def test_learning_rate_follows_the_gradient_steps() -> None:
         np.testing.assert_allclose(got, published(count), rtol=1e-4, atol=1e-12)
 
 
-def test_defaults_are_the_published_ones_for_cartpole() -> None:
-    cfg, hp = pqn.Config(), pqn.Hypers()
+def test_defaults_and_the_preset_of_cartpole_are_published() -> None:
+    """Rewards as they are and MinAtar's ε by default; CartPole has settings of its own."""
+    hp = pqn.Hypers()
+    assert (hp.eps_start, hp.eps_end, hp.eps_decay, hp.reward_scale) == (1, 0.05, 0.1, 1)
+    found = resolve("pqn", {"env": "CartPole-v1"})
+    cfg, hp = found.cfg, found.hp
     assert (cfg.total_steps, cfg.num_envs, cfg.num_steps) == (500_000, 32, 64)
     assert (cfg.minibatches, cfg.epochs, cfg.hidden) == (16, 4, (256, 256))
     assert (hp.lr, hp.lr_end, hp.max_grad_norm, hp.reward_scale) == (1e-4, 0, 10, 0.1)

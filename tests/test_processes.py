@@ -197,9 +197,8 @@ def test_a_damaged_shard_is_passed_over_by_all(reference: Path, tmp_path: Path) 
     assert any(newest.parent.glob("damaged-*"))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_say_how_to_go_on(number: int, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     running = cluster.start(out, inject=[SLOW], more=["--checkpoint-seconds", "1000"])

@@ -133,7 +133,7 @@ def test_every_agent_has_a_row() -> None:
 
 
 def test_links_and_folders() -> None:
-    for target in re.findall(r"\]\((?!https:)([^)]+)\)", README):
+    for target in re.findall(r"\]\((?!https:)([^)#]+)", README):
         assert (ROOT / target).exists(), target
     for name in re.findall(r"`([\w/.]+\.py|\w+/)`", README):
         assert name == "plots/" or name == "checkpoints/" or (ROOT / name).exists(), name
@@ -152,7 +152,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert [line for line in commands() if line.startswith("python3 ")] == SETUP
     out = ci_list(ROOT).stdout.splitlines()
     assert out[:2] == SETUP
-    checks = ["ruff check", "ruff format --check", "pyright"]
+    checks = ["ruff check", "ruff format --check", "pyright", "sphinx-build -W -q docs build/docs"]
     assert [line.partition(" && ")[2] for line in out[2:]] == checks
 
 

@@ -19,8 +19,8 @@ from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import sticky_actions, time_limit
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli
-from jaxrl.experiments.render import Played, episode, pictures, write_gif
-from jaxrl.types import Agent
+from jaxrl.experiments.render import Played, episode, host_episode, pictures, write_gif
+from jaxrl.types import Agent, Policy
 
 
 def colour(text: str) -> np.ndarray:
@@ -131,3 +131,34 @@ def test_a_gif_has_a_frame_per_state_with_step_and_return(tmp_path: Path) -> Non
 def test_other_suffixes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["render", str(tmp_path), "--out", "a.mp4"]) == 2
     assert "written as .gif files" in capsys.readouterr().err
+
+
+class Host:
+    """Three steps of reward 1 on the host; draws the number of the step."""
+
+    def __init__(self, render_mode: str) -> None:
+        assert render_mode == "rgb_array"
+
+    def reset(self, seed: int) -> tuple[np.ndarray, dict]:
+        self.t = 0
+        return np.zeros(2), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        return np.zeros(2), 1.0, self.t == 3, False, {}
+
+    def render(self) -> np.ndarray:
+        return np.full((4, 4, 3), self.t, np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def test_environments_of_the_host_draw_themselves() -> None:
+    act = lambda state, hp, obs, start, memory, noise, explore: (jnp.zeros((1, 2)), memory, {})
+    member = TrainedPolicy(Policy(act=act), (), ())
+    env = dataclasses.replace(tiny.glide(), host=Host)
+    images, returns = host_episode(env, member, 0)
+    assert [image[0, 0, 0] for image in images] == [0, 1, 2, 3] and returns.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="line cannot be drawn: .*render_mode"):
+        host_episode(dataclasses.replace(env, host=lambda: None), member, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -444,3 +446,28 @@ def test_names_of_points() -> None:
     values = {"agent.lr": 3.16227766e-4, "agent.hidden": [64, 64], "env.on": True, "agent.n": 3}
     assert label(values) == "agent.lr=0.0003162,agent.hidden=64x64,env.on=true,agent.n=3"
     assert shown([]) == "[]" and shown("gru") == "gru"
+
+
+def test_a_page_holds_its_data_and_no_addresses(table: Callable[..., Any], folder: Path) -> None:
+    """The numbers of the table, curves and profiles; nothing is fetched when it is opened."""
+    returns = np.stack([np.arange(6.0), 100 + 10 * np.arange(6.0)])
+    write_run(folder / "a", config("</script>", [{}]), returns)
+    write_run(folder / "b", config("</script>", [{}]), returns + 20)
+    rows, _ = table("a", "b", "--html", "page.html", "--target", "140")
+    page = (folder / "page.html").read_text()
+    assert page.count("</script>") == 2 and "&lt;/script&gt;" in page
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"} and "{{" not in page
+    assert not re.search(r"(src|href)=|@import|fetch\(", page)
+    text = page.partition('type="application/json">')[2].partition("</script>")[0]
+    (task,) = json.loads(text)["tasks"]
+    assert task["env"] == "</script>" and task["best"] == [1, 0] and task["few"] == []
+    first, second = task["rows"]
+    assert first["iqm"] == 125 and first["curve"]["y"] == [2.5, 125]
+    assert first["gap"] == pytest.approx(140 - np.minimum(returns[1], 140).mean(), rel=1e-5)
+    assert [float(row["gap to 140"]) for row in rows] == pytest.approx(
+        [first["gap"], second["gap"]], rel=1e-3
+    )
+    assert task["taus"][0] == 100 and task["taus"][-1] == 170
+    assert first["profile"][0] == pytest.approx(5 / 6, rel=1e-5) and first["profile"][-1] == 0
+    assert first["curve"]["low"][1] < 125 < first["curve"]["high"][1]

@@ -430,7 +430,7 @@ def test_overwrite_starts_again(
     path = inside / "again"
     shutil.copytree(killed, path)
 
-    def interrupted(ready: Plan, opened: records.RunDir, *rest: Any) -> NoReturn:
+    def interrupted(ready: Plan, opened: records.RunDir, *rest: Any, **more: Any) -> NoReturn:
         assert not opened.resumed and not parts(path) and not checkpoints(path)
         raise KeyboardInterrupt
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from jaxrl.runs import stats
 from jaxrl.runs.stats import (
     ALPHAS,
     RISKS,
@@ -245,3 +246,17 @@ def test_risk_refuses() -> None:
     with pytest.raises(ValueError, match="no finite"):
         var([np.nan], 0.5)
     assert cvar([np.nan, 4.0], 0.5) == 4.0
+
+
+def test_optimality_gap_and_performance_profile_are_those_of_rliable() -> None:
+    """By hand from the definitions: gap γ - mean min(x, γ); profile the share of runs above τ."""
+    scores = [0.2, 0.5, 1.5, np.nan]
+    np.testing.assert_allclose(stats.optimality_gap(scores), 1 - (0.2 + 0.5 + 1) / 3)
+    np.testing.assert_allclose(stats.optimality_gap([300, 600], 500), 100)
+    assert stats.optimality_gap([2, 3]) == 0
+    taus = [0, 0.2, 0.3, 0.5, 1, 1.5, 2]  # strictly above: a run at τ does not count
+    profile = stats.performance_profile(scores, taus)
+    np.testing.assert_allclose(profile, np.array([3, 2, 2, 1, 1, 0, 0]) / 3)
+    x = np.random.default_rng(0).normal(size=50)
+    loop = [sum(score > tau for score in x) / 50 for tau in np.linspace(-2, 2, 9)]
+    np.testing.assert_allclose(stats.performance_profile(x, np.linspace(-2, 2, 9)), loop)

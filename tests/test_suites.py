@@ -16,10 +16,10 @@ from jaxrl.agents import pqn
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, registry
 from jaxrl.envs.suites import TASKS, common, craftax, jumanji
 from jaxrl.envs.suites.pgx import random_opponent
-from jaxrl.experiments import cli
+from jaxrl.experiments import cli, render
 from jaxrl.masks import Masked
 from jaxrl.program import train
-from jaxrl.types import Box
+from jaxrl.types import Box, Discrete
 
 # Traced at once by tests without the mark `slow`; the others take seconds each.
 QUICK = (
@@ -176,6 +176,30 @@ def test_contract(name):
     registry.check_env(env)
     suite, _, task = name.partition(":")
     assert registry.describe(env.spec) == TASKS[suite][task] and env.spec.name == name
+
+
+def test_svg_pages():
+    page = common.svg_page(['<?xml version="1.0"?><svg>a</svg>', "<svg>b</svg>"])
+    assert "<div><svg>a</svg></div><div><svg>b</svg></div>" in page and 'max="1"' in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_drawings(name):
+    """Two steps are drawn, as images that differ or as a page."""
+    env = envs.make(needed(name))
+    state, _ = env.reset(jax.random.key(0), env.params)
+    states = [state]
+    for t in range(2):
+        act = jnp.int32(3) if isinstance(env.spec.action, Discrete) else jnp.ones(1)
+        states.append(jax.jit(env.step)(jax.random.key(t), states[-1], act, env.params)[0])
+    plain = [jax.tree.map(np.asarray, render._plain(each)) for each in states]
+    drawn = env.render(jax.tree.map(lambda *x: np.stack(x), *plain), env.params)
+    if isinstance(drawn, str):
+        assert drawn.lstrip().lower().startswith(("<!doctype html", "<html"))
+    else:
+        assert drawn.dtype == np.uint8 and drawn.shape[0] == 3 and drawn.shape[3] == 3
+        assert drawn.std() > 5
 
 
 def test_connect_four():

@@ -19,7 +19,7 @@ ROWS = 90
 END = st.sampled_from(["terminated", "truncated"])
 EPISODES = st.lists(st.tuples(st.integers(1, 12), END), min_size=60, max_size=60)
 
-found = jax.jit(find, static_argnums=(1, 2))
+found = jax.jit(find, static_argnums=(1, 2, 3))
 
 
 def dataset(episodes: list[tuple[int, str]]) -> Transition:
@@ -88,6 +88,27 @@ def test_batches_hold_windows() -> None:
     np.testing.assert_array_equal(t.extras["look"], ~t.extras["learn"])
     assert len(set(rows[:32, 0])) > 15  # of 42
     assert set(rows[32:, 0]) <= {76, 77}
+
+
+def test_windows_with_rare_rewards() -> None:
+    """Training windows with a reward from the 99 % quantile on come first, and get their share."""
+    data = dataset([(4, "terminated")] * 22)
+    reward = np.zeros(ROWS, np.float32)
+    reward[[10, 79]] = 1  # in the third episode, and in a held one
+    data = data._replace(reward=reward, extras={})
+    got = found(jax.tree.map(jnp.asarray, data), 3, 1, True)
+    assert int(got.rare) == 2 and set(np.asarray(got.order[:2])) == {8, 9}
+    plain = found(jax.tree.map(jnp.asarray, data), 3, 1)
+    assert set(np.asarray(got.order[: got.learned])) == set(
+        np.asarray(plain.order[: plain.learned])
+    )
+    assert int(plain.rare) == 0 and got.held == plain.held
+    t = draw(data, batch_size=40, length=3, stride=1, held=8, rare=0.5)
+    np.testing.assert_array_equal(t.reward.any(1)[:16], True)
+    assert t.reward.any(1)[16:32].sum() < 8
+    none = data._replace(reward=np.zeros(ROWS, np.float32))
+    t = draw(none, batch_size=40, length=3, stride=1, held=8, rare=0.5)
+    assert t.extras["learn"][:32].all() and len(set(t.obs[:16, 0, 0])) > 5
 
 
 def test_no_window_is_for_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,23 @@ def glide() -> Env:
     """Two continuous actions: their difference is the step."""
     space = Box((-0.5, 0.0), (0.5, 0.25), (2,))
     return _line(space, lambda action: action[0] - action[1])
+
+
+def pair() -> Env:
+    """A team of two, each in a `walk` of its own; the episode ends with the first of them."""
+    one = walk()
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        return jax.vmap(one.reset, (0, None))(jax.random.split(key), params)
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        keys = jax.random.split(key)
+        state, ts = jax.vmap(one.step, (0, 0, 0, None))(keys, state, action, params)
+        over = jnp.any(ts.terminated)
+        ts = ts._replace(terminated=over, truncated=ts.truncated[0] & ~over)
+        return state, ts._replace(score=jnp.mean(ts.reward))
+
+    return Env(dataclasses.replace(one.spec, name="pair", agents=2), one.params, reset, step)
 
 
 def _line(space: Discrete | Box, move: Callable[[Array], Array]) -> Env:

@@ -21,6 +21,7 @@ from jaxrl.envs.datasets import episodes, layout, npz
 from jaxrl.envs.datasets.columns import Columns, bad, first_row, in_memory
 from jaxrl.envs.datasets.episodes import compact as compact
 from jaxrl.envs.datasets.episodes import episode_returns as episode_returns
+from jaxrl.envs.datasets.episodes import return_factor as return_factor
 from jaxrl.envs.datasets.scores import reference
 from jaxrl.errors import UserError
 from jaxrl.types import Box, EnvSpec, Transition

@@ -83,3 +83,13 @@ def episode_returns(t: Transition) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.diff(np.append(first, len(t.reward)))
     whole = len(first) if t.done[-1] or len(first) == 1 else -1
     return returns[:whole], lengths[:whole]
+
+
+def return_factor(t: Transition) -> float | None:
+    """1000 / (highest - lowest return of an episode); None if all returns are equal.
+
+    With this factor IQL's authors scale the rewards of MuJoCo datasets.
+    """
+    returns, _ = episode_returns(t)
+    width = float(np.max(returns) - np.min(returns))
+    return 1000.0 / width if width > 0 else None

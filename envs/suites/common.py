@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.names import EnvError, UnknownEnv, install_hint
 from jaxrl.errors import nearest
+from jaxrl.types import PyTree
 
 
 def load(module: str, suite: str) -> Any:
@@ -57,3 +60,35 @@ def check_task(suite: str, task: str, known: Iterable[str]) -> None:
     known = list(known)
     if task not in known:
         raise UnknownEnv(f"{suite} has no task {task!r}{nearest(task, known)}")
+
+
+def each_step(states: PyTree) -> list[PyTree]:
+    """The states of an episode, numpy [L + 1, ...], as one pytree of arrays of the device each."""
+    count = len(jax.tree.leaves(states)[0])
+    return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), states) for i in range(count)]
+
+
+def pictures(draw: Callable[[PyTree], Any], states: PyTree) -> np.ndarray:
+    """Images [L + 1, H, W, 3] uint8 for `Env.render`; `draw(state)` is an image [H, W, 3 or 4]."""
+    with allowances():
+        drawn = [np.asarray(draw(state))[..., :3] for state in each_step(states)]
+    return np.stack(drawn).astype(np.uint8)
+
+
+def svg_page(drawings: Iterable[str]) -> str:
+    """An HTML page that shows one of several SVG drawings, with a slider and arrow keys."""
+    steps = [f"<div>{drawing[drawing.index('<svg') :]}</div>" for drawing in drawings]
+    return f"""<!doctype html><meta charset="utf-8">
+<style>div {{ display: none }} div.shown {{ display: block }}</style>
+<input type="range" min="0" max="{len(steps) - 1}" value="0" autofocus> <output></output>
+{"".join(steps)}
+<script>
+const slider = document.querySelector("input"), steps = document.querySelectorAll("div");
+const show = () => {{
+  steps.forEach((step, i) => step.classList.toggle("shown", i == slider.value));
+  document.querySelector("output").textContent = "step " + slider.value;
+}};
+slider.oninput = show;
+show();
+</script>
+"""

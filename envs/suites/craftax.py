@@ -23,9 +23,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.suites import TASKS
-from jaxrl.envs.suites.common import check_task, lenient, load
+from jaxrl.envs.suites.common import check_task, lenient, load, pictures
 from jaxrl.envs.wrappers import positive, strong
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
 
@@ -72,8 +73,13 @@ def make(task: str, *, max_steps: int | None = None) -> Env:
         )
         return strong(state), ts
 
+    def render(states: PyTree, params: PyTree) -> np.ndarray:
+        module = load(f"craftax.{package}.renderer", "craftax")
+        block = load(f"craftax.{package}.constants", "craftax").BLOCK_PIXEL_SIZE_IMG
+        return pictures(jax.jit(lenient(module.make_craftax_pixel_renderer(block))), states)
+
     _, obs = jax.eval_shape(reset, jax.random.key(0), {})
     actions = Discrete(int(environment.num_actions))
     measures = tuple(names.values())
     spec = EnvSpec(f"craftax:{task}", obs.shape, actions, limit, measures=measures)
-    return Env(spec, {}, reset, step)
+    return Env(spec, {}, reset, step, render=render)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs.names import EnvError
-from jaxrl.envs.suites.common import allowances, check_task, lenient, load
+from jaxrl.envs.suites.common import allowances, check_task, lenient, load, pictures
 from jaxrl.envs.wrappers import positive, strong, time_limit
 from jaxrl.masks import Masked
 from jaxrl.types import Array, Box, Discrete, Env, EnvSpec, PyTree, TimeStep
@@ -81,10 +81,20 @@ def make(task: str, *, max_steps: int | None = None) -> Env:
         reward = jnp.sum(ts.reward).astype(jnp.float32)
         return strong(state), TimeStep(observe(ts.observation), reward, ended, ts.last() & ~ended)
 
+    def render(states: PyTree, params: PyTree) -> np.ndarray:
+        viewer = getattr(game, "_viewer", None)
+        if not hasattr(viewer, "_display_rgb_array"):
+            raise EnvError(f"{name} has no drawing")
+        import matplotlib
+
+        matplotlib.use("agg")
+        viewer._display = viewer._display_rgb_array  # type: ignore[union-attr]
+        return pictures(lambda state: game.render(state)[::2, ::2], states)
+
     _, seen = jax.eval_shape(reset, jax.random.key(0), {})
     masked = isinstance(seen, Masked)
     shape = seen.obs.shape if masked else seen.shape
-    env = Env(EnvSpec(name, shape, space, masked=masked), {}, reset, step)
+    env = Env(EnvSpec(name, shape, space, masked=masked), {}, reset, step, render=render)
     return env if limit is None else time_limit(env, limit)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.names import EnvError
-from jaxrl.envs.suites.common import allowances, check_task, lenient, load
+from jaxrl.envs.suites.common import allowances, check_task, lenient, load, pictures
 from jaxrl.envs.wrappers import positive, strong
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
 
@@ -58,6 +59,10 @@ def make(task: str, *, max_steps: int | None = None) -> Env:
         cut = (ts.step_type == kinds.TRUNCATION) & ~ended
         return strong(ts), TimeStep(observe(ts), jnp.asarray(ts.reward, jnp.float32), ended, cut)
 
+    def render(states: PyTree, params: PyTree) -> np.ndarray:
+        return pictures(lambda ts: module.observations.rgb(ts.state), states)
+
     _, obs = jax.eval_shape(reset, jax.random.key(0), {})
     actions = Discrete(len(environment.action_set))
-    return Env(EnvSpec(name, obs.shape, actions, int(environment.max_steps)), {}, reset, step)
+    spec = EnvSpec(name, obs.shape, actions, int(environment.max_steps))
+    return Env(spec, {}, reset, step, render=render)

@@ -19,7 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.envs.names import EnvError
-from jaxrl.envs.suites.common import allowances, check_task, lenient, load
+from jaxrl.envs.suites.common import (
+    allowances,
+    check_task,
+    each_step,
+    lenient,
+    load,
+    svg_page,
+)
 from jaxrl.envs.wrappers import strong
 from jaxrl.masks import Masked, random_legal
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
@@ -98,9 +105,16 @@ def make(task: str, *, opponent: Opponent | str = "random") -> Env:
         ended = state.terminated
         return state, TimeStep(observe(state), reward, ended, state.truncated & ~ended)
 
+    def render(states: PyTree, params: PyTree) -> str:
+        visualiser = load("pgx._src.visualizer", "pgx").Visualizer
+        with allowances():
+            drawn = [visualiser().get_dwg(state).tostring() for state in each_step(states)]
+        return svg_page(drawn)
+
     _, seen = jax.eval_shape(reset, jax.random.key(0), {})
     spec = EnvSpec(f"pgx:{task}", seen.obs.shape, Discrete(actions), masked=True)
-    return Env(spec, {}, reset, step)  # type: ignore[arg-type]
+    own = None if task.startswith("minatar") else render
+    return Env(spec, {}, reset, step, render=own)  # type: ignore[arg-type]
 
 
 def _floats(obs: Any) -> Array:

@@ -16,6 +16,7 @@ Differences from the suite:
 from __future__ import annotations
 
 import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -80,10 +81,26 @@ def make(task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | N
         ts = TimeStep(observe(now.obs), jnp.asarray(total, jnp.float32), done, jnp.zeros((), bool))
         return keep(now), ts
 
+    def render(states: PyTree, params: PyTree) -> str:
+        """An HTML page with brax's interactive viewer, which browsers load from a CDN."""
+        load_model = load("brax.io.mjcf", "playground").load_model
+        transform = load("brax.base", "playground").Transform
+        page = load("brax.io.html", "playground")
+        data = states[0]
+        place = lambda i: transform(pos=data.xpos[i, 1:], rot=data.xquat[i, 1:])
+        every = [SimpleNamespace(x=place(i)) for i in range(len(data.xpos))]
+        try:
+            with allowances():
+                system = load_model(environment.mj_model)
+                return page.render(system.tree_replace({"opt.timestep": environment.dt}), every)
+        except (NotImplementedError, AssertionError) as error:
+            raise EnvError(f"brax's viewer cannot show playground:{task}: {error}") from error
+
     size = int(environment.action_size)
     _, seen = jax.eval_shape(reset, jax.random.key(0), {})
     box = Box((-1.0,) * size, (1.0,) * size, (size,))
-    return time_limit(Env(EnvSpec(f"playground:{task}", seen.shape, box), {}, reset, step), limit)
+    spec = EnvSpec(f"playground:{task}", seen.shape, box)
+    return time_limit(Env(spec, {}, reset, step, render=render), limit)
 
 
 def _load(registry: Any, task: str, impl: str) -> tuple[Any, Any]:

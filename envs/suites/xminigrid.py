@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.names import EnvError
-from jaxrl.envs.suites.common import allowances, check_task, lenient, load
+from jaxrl.envs.suites.common import allowances, check_task, lenient, load, pictures
 from jaxrl.envs.wrappers import positive, strong
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
 
@@ -81,9 +82,14 @@ def make(
         reward = jnp.asarray(ts.reward, jnp.float32)
         return strong(ts), TimeStep(observe(ts.observation), reward, ended, ts.last() & ~ended)
 
+    def render(states: PyTree, params: PyTree) -> np.ndarray:
+        drawn = given.replace(render_mode="rgb_array")
+        return pictures(lambda ts: environment.render(drawn, ts), states)
+
     _, obs = jax.eval_shape(reset, jax.random.key(0), {})
     actions = Discrete(int(environment.num_actions(given)))
-    return Env(EnvSpec(name, obs.shape, actions, limit), {}, reset, step)
+    spec = EnvSpec(name, obs.shape, actions, limit)
+    return Env(spec, {}, reset, step, render=render)
 
 
 def _rulesets(module: Any, name: str, benchmark: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.envs import datasets, names
-from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score
+from jaxrl.envs.datasets import Dataset, episode_returns, normalised_score, return_factor
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.commands import (
     ConvertOptions,
@@ -45,8 +45,8 @@ levels: random; expert, the best training snapshot (training keeps one snapshot 
 medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
 to medium; medium-expert, half medium and half expert; noisy, the expert with so much noise that its
 mean return is --success 0.5 of the way from random to expert.
-Mazes need no training; their levels are play, diverse, expert and random. Nor does reach:sparse,
-with expert, noisy and random.
+Mazes, the lock and reach:sparse need no training. Levels of mazes are play, diverse, expert and
+random, those of the lock guided, expert and random, those of reach:sparse expert, noisy and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
@@ -185,6 +185,11 @@ def describe(data: Dataset) -> list[str]:
         lines.append(
             f"level   --agent.reward-shift={-level:.3g} subtracts the mean reward; "
             "without terminations this is the same task with a smaller Q"
+        )
+    if (factor := return_factor(t)) is not None:
+        lines.append(
+            f"factor  {factor:.6g}, IQL's 1000 / (highest - lowest return): --normalise-returns "
+            "multiplies rewards by it"
         )
     if "splits" in meta:
         lines.append(

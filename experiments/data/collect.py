@@ -10,9 +10,10 @@ Levels, after those of D4RL:
     noisy           the expert's greedy actions with noise, so much that its mean return is a stated
                     fraction of the way from random to expert: its success, where returns are 0 or 1
 
-Policies act as in training, with exploration. Mazes and `reach:sparse` need no training: a
-controller acts, at the levels play, diverse, expert and random in mazes (`jaxrl.envs.maze_walks`),
-and expert, noisy and random in `reach:sparse`.
+Policies act as in training, with exploration. Mazes, the lock and `reach:sparse` need no training.
+In mazes a shortest-path controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse,
+expert and random; in the lock a guide (`jaxrl.envs.lock.guide`), at the levels guided, expert and
+random; in `reach:sparse` a controller, at the levels expert, noisy and random.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive, envs
-from jaxrl.envs import maze_walks, reach
+from jaxrl.envs import lock, maze_walks, reach
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
@@ -59,6 +60,7 @@ from jaxrl.types import (
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "noisy")
 MAZE_LEVELS = ("random", *maze_walks.LEVELS)
 REACH_LEVELS = ("random", "expert", "noisy")
+LOCK_LEVELS = ("random", *lock.LEVELS)
 EPISODES = 128  # per reference return
 LARGEST = {"box": 3.0, "discrete": 1.0}  # spread of the noise of noisy experts, see `ope.targets`
 HALVINGS = 12  # of the interval of spreads
@@ -123,6 +125,13 @@ class ScriptOptions:
     seed: int = bounded(0, least=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class LockOptions(ScriptOptions):
+    """Options for datasets of the lock, in addition to --level and --steps."""
+
+    env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def make(
     env: str,
     levels: Sequence[str],
@@ -136,7 +145,7 @@ def make(
     Args:
       agent: name of the agent to train; None: SAC for boxes, PPO for discrete actions.
       options: further training options, see `settings.resolve`; mazes and `reach:sparse` accept
-        only `seed`.
+        only `seed`, the lock `seed` and `env_options`.
       success: return of the noisy expert, from 0 for random to 1 for expert.
 
     Raises:
@@ -144,12 +153,17 @@ def make(
     """
     known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
     known = REACH_LEVELS if env == "reach:sparse" else known
+    known = LOCK_LEVELS if env == "lock" else known
     for level in levels:
         if level not in known:
             raise UserError(f"{env} has the levels {', '.join(known)}; not {level!r}")
     if env.startswith("maze:") or env == "reach:sparse":
         training, seed = {}, fill(ScriptOptions, options).seed
         behaviours = of_reach() if env == "reach:sparse" else of_maze(env, levels)
+    elif env == "lock":
+        own = fill(LockOptions, options)
+        training, seed = {"env_options": own.env_options}, own.seed
+        behaviours = of_lock(envs.make(env, **own.env_options))
     else:
         settings = _settings(env, agent, options)
         seed = settings.options.seed
@@ -257,6 +271,20 @@ def with_noise(
     return at(spread), spread, mean
 
 
+def of_lock(env: Env) -> dict[str, list[Behaviour]]:
+    """The guide of each level."""
+
+    def behaviour(level: str) -> Behaviour:
+        policy = lock.guide(env, level)
+
+        def act(state, hp, obs, start, memory, noise, explore):
+            return policy.act(state, hp, obs[1], start, memory, noise, explore)
+
+        return Behaviour(Actor(showing(env), dataclasses.replace(policy, act=act)))
+
+    return {level: [behaviour(level)] for level in lock.LEVELS} | {"random": [at_random(env)]}
+
+
 def at_random(env: Env) -> Behaviour:
     """The behaviour with uniformly random actions."""
     return Behaviour(Actor(showing(env), random_policy(env.spec.action)))
@@ -268,9 +296,12 @@ def of_training(ready: Plan) -> dict[str, list[Behaviour]]:
     Prints what is trained, and the progress.
 
     Raises:
-      UserError: more than one member or stage, or no snapshot with a finite return.
+      UserError: more than one member or stage, an environment of the host, or no snapshot with a
+        finite return.
     """
     settings = ready.settings
+    if ready.env.host is not None:
+        raise UserError(f"data make collects on devices; {ready.env.spec.name} runs on the host")
     if ready.members != 1 or len(ready.program.stages) != 1:
         raise UserError("data make needs one member and an agent that trains in a single stage")
     hp = jax.tree.map(lambda x: x[0], ready.hp.agent)

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxrl import drive
 from jaxrl.experiments import restore, train_loop
-from jaxrl.experiments.plan import Plan, hyper_table
+from jaxrl.experiments.plan import Plan, hyper_table, with_factor
 from jaxrl.experiments.search import slots
 from jaxrl.experiments.search.slots import Engine, Outcome, members_of
 from jaxrl.experiments.search.space import Range
@@ -67,6 +67,7 @@ def evolve(
                     for i, (name, each) in enumerate(ranges.items())
                 },
             )
+            hp = with_factor(hp, settings, ready.inputs)
             rows = members_of(parents, seeds)
             new = _take_over(ready, processes, path / FOLDER, state, rows, hp)
             return jax.device_put(new, jax.tree.map(lambda x: x.sharding, state))

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrl import drive
 from jaxrl.errors import UserError, nearest
-from jaxrl.experiments import train_loop
+from jaxrl.experiments import tracking, train_loop
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.restore import prepare
@@ -103,9 +103,10 @@ def run(
             changes = changes._replace(built=built)
             total = changes.progress(ready, *ready.end)
             display = Display(total, silent=not processes.leads, unit=ready.unit)
-            times = train_loop.run(ready, folder, processes, display, changes)
-            if processes.leads:
-                folder.write_summary(summarise(ready, folder, say=display.say, **times))
+            with tracking.live(folder, tracking.target(its, processes.leads)) as tracked:
+                times = train_loop.run(ready, folder, processes, display, changes, tracked.update)
+                if processes.leads:
+                    folder.write_summary(summarise(ready, folder, say=display.say, **times))
             processes.all_true(True)
     told = ""
     if processes.leads:

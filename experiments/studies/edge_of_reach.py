@@ -1,6 +1,7 @@
 """Study: values at the edge of reach of model rollouts (Sims et al. 2024, arXiv:2402.12527).
 
     python -m jaxrl.experiments.studies.edge_of_reach --seeds 10 --out DIR
+    python -m jaxrl.experiments.studies.edge_of_reach --grid --seeds 5 --out DIR
 
 In `jaxrl.envs.reach`, rollouts of ten steps start where episodes do, in [-2, 2]², and the dynamics
 model is the environment itself. Values at 11 < |s|∞ ≤ 12, the edge of reach, are bootstrapped from
@@ -32,14 +33,19 @@ Means over seeds ± standard deviations are printed; DIR/edge_of_reach.json has 
 
 DIR/edge_of_reach.png shows min_i Q_i(s, mode(s)) of the first seed over the plane. Methods with
 results in DIR are not run again.
+
+With --grid the methods are all combinations of N critics, factors on the rewards and η divided by
+the square of the factor, which tell whether the diversity term or the size of the ensemble prevents
+divergence. Values and the initial temperature are relative to the factor.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,12 +81,14 @@ EXTENT = 14.0  # figures cover [-EXTENT, EXTENT]²
 
 
 class Method(NamedTuple):
-    """One method: entries of `ravl.Config`, whether the model is patched, and η."""
+    """One method: entries of `ravl.Config`, whether the model is patched, η, and the factor on
+    rewards."""
 
     name: str
     static: dict[str, Any]
     patch: bool = False
     eta: float = 1.0
+    scale: float = 1.0
 
 
 METHODS = (
@@ -90,6 +98,22 @@ METHODS = (
     Method("ravl", {"critics": 10}),
     Method("mild", {"critics": 10}, eta=1e-3),
 )
+
+
+CRITICS, SCALES, RATIOS = (2, 10, 50), (1.0, 5.0, 31.6), (0.0, 0.001, 0.03, 1.0)
+
+
+def combinations() -> tuple[Method, ...]:
+    """The methods of --grid; without the diversity term N critics are SAC-N."""
+    return tuple(
+        Method(
+            f"n{count}-r{scale:g}-eta{ratio:g}",
+            {"critics": count, "diversity": ratio > 0},
+            eta=ratio * scale**2,
+            scale=scale,
+        )
+        for count, scale, ratio in itertools.product(CRITICS, SCALES, RATIOS)
+    )
 
 
 def starts(env: Env, key: Array) -> Transition:
@@ -125,7 +149,8 @@ def run(method: Method, env: Env, updates: int, keys: Array, data: Transition) -
         stage, learner=counting(stage.learner), evaluate=judged(cfg, env, stage.learner)
     )
     run = jax.vmap(train(Program((stage,))), (0, None, None))
-    own = HYPERS.replace(eta=method.eta)  # pyright: ignore[reportAttributeAccessIssue]
+    warmth = HYPERS.temperature * method.scale
+    own = dataclasses.replace(HYPERS, eta=method.eta, reward_scale=method.scale, temperature=warmth)
     hp = jax.tree.map(jnp.float32, HyperParams(own, env.params))
     return jax.block_until_ready(jax.jit(run)(keys, hp, data))
 
@@ -147,7 +172,8 @@ def judged(cfg: ravl.Config, env: Env, agent: Any) -> Callable[..., Judged]:
             mode = jnp.tanh(head.policy(state.actor, position).mode)
             ahead = position + mode
             true = reach.optimal_value(position, hp.env["goal"], hp.agent.gamma)
-            return ahead, jnp.mean(least(head, state, position) - true)
+            value = least(head, state, position) / hp.agent.reward_scale
+            return ahead, jnp.mean(value - true)
 
         begin = inputs["data"].obs[:EPISODES]
         _, wrong = jax.lax.scan(go, begin, None, STEPS + 1)
@@ -176,13 +202,13 @@ def counting(learner: Any) -> Any:
     return dataclasses.replace(learner, update=update)
 
 
-def summarise(result: Result, gamma: float) -> dict[str, list[float]]:
-    """The numbers of the table by name, one per seed [P]."""
+def summarise(result: Result, gamma: float, scale: float) -> dict[str, list[float]]:
+    """The numbers of the table by name, one per seed [P]; `scale` is the factor on rewards."""
     means = {name: np.asarray(m.value)[:, -1] for name, m in result.metrics["agent"].items()}
     last = Judged(*(np.asarray(x)[:, -1] for x in result.evals["agent"]))
     return {
         "return": last.returns.mean(-1).tolist(),
-        "|Q|": (np.asarray(result.states["agent"].largest) * (1 - gamma)).tolist(),
+        "|Q|": (np.asarray(result.states["agent"].largest) * (1 - gamma) / scale).tolist(),
         "edge": means["edge"].tolist(),
         "within": (last.within * (1 - gamma)).tolist(),
         "end": (last.end * (1 - gamma)).tolist(),
@@ -242,7 +268,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Values at the edge of what rollouts reach")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=8_000)
-    parser.add_argument("--methods", nargs="+", default=[m.name for m in METHODS])
+    parser.add_argument("--methods", nargs="+", help="names of methods; by default all")
+    parser.add_argument("--grid", action="store_true", help="all combinations of the grid")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax_setup.start()
@@ -252,22 +279,24 @@ def main() -> None:
     data, keys = starts(env, key_data), jax.random.split(key_runs, args.seeds)
     best = float(jnp.mean(reach.optimal_value(data.obs, env.params["goal"], 1.0, 30)))
     print(f"optimal return {best:.1f}; {args.seeds} seeds, {args.updates} updates")
-    for method in METHODS:
+    methods = combinations() if args.grid else METHODS
+    for method in methods:
         file = args.out / f"{method.name}.json"
-        if method.name in args.methods and not file.exists():
+        if (args.methods is None or method.name in args.methods) and not file.exists():
             result = run(method, env, args.updates, keys, data)
             first = jax.tree.map(lambda x: x[0], result.states["agent"])
             np.save(file.with_suffix(".npy"), values(method, env, first))
-            found = summarise(result, HYPERS.gamma)
-            told = {"method": method.name, "eta": method.eta, "updates": args.updates} | found
+            found = summarise(result, HYPERS.gamma, method.scale)
+            settings = method.static | {"eta": method.eta, "scale": method.scale}
+            told = {"method": method.name, "updates": args.updates} | settings | found
             files.write_json(file, told | {"history": history(result, HYPERS.gamma)})
-    report(args.out, best, env)
+    report(args.out, methods, best, env)
 
 
-def report(out: Path, best: float, env: Env) -> None:
-    """Prints, writes and plots the results in `out` of all methods."""
+def report(out: Path, methods: Sequence[Method], best: float, env: Env) -> None:
+    """Prints, writes and plots the results in `out` of `methods`; more than ten are not plotted."""
     panels, rows = {"optimal": np.asarray(optimal(env))}, []
-    for name in [m.name for m in METHODS if (out / f"{m.name}.json").exists()]:
+    for name in [m.name for m in methods if (out / f"{m.name}.json").exists()]:
         row = json.loads((out / f"{name}.json").read_text())
         rows.append(row)
         panels[name] = np.load(out / f"{name}.npy")
@@ -275,7 +304,8 @@ def report(out: Path, best: float, env: Env) -> None:
             f"{k} {np.mean(v):.3g} ± {np.std(v):.2g}" for k, v in row.items() if isinstance(v, list)
         ]
         print(f"{name:<8}", "   ".join(told), flush=True)
-    draw(out / "edge_of_reach.png", panels, reach.GOAL)
+    if len(methods) <= 10:
+        draw(out / "edge_of_reach.png", panels, reach.GOAL)
     told = {"versions": provenance.versions(), "optimal": best, "rows": rows}
     files.write_json(out / "edge_of_reach.json", told)
 

@@ -7,6 +7,7 @@
     fqe                fitted Q-evaluation
     doubly_robust      the direct method and the doubly robust estimator
     estimate           all estimators of the members of a run at once
+    imagined           AM-Q: Q along rollouts in a learned model
     during             FQE at each evaluation of a run, for searches
     metrics            how well estimates rank policies: errors, regret, SharpeRatio@k
 

@@ -28,7 +28,7 @@ def needed(member_bytes: int, members: int, layout: Layout) -> int:
     places = layout.padded(members) // layout.devices
     if layout.platform != "cpu":
         return (places + layout.width) * member_bytes
-    return layout.devices * (3 * places + layout.width) * member_bytes
+    return layout.mesh.size * (3 * places + layout.width) * member_bytes
 
 
 def check_temporary(what: str, size: int, layout: Layout) -> None:
@@ -42,7 +42,7 @@ def check_temporary(what: str, size: int, layout: Layout) -> None:
       UserError: too few bytes are free.
     """
     device = layout.mesh.devices.flat[0]
-    free, together = available(device), layout.devices if device.platform == "cpu" else 1
+    free, together = available(device), layout.mesh.size if device.platform == "cpu" else 1
     if free is not None and size * together > free:
         raise UserError(
             f"{what} needs {gigabytes(size * together)} of temporary memory, but {gigabytes(free)} "

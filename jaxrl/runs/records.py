@@ -4,7 +4,7 @@
     members.csv              one row per member
     metrics/part-*.parquet   one row per member and chunk, one column per metric; see `metrics`
     summary.json             the results; {"finished": true, ...} once the run is complete
-    checkpoints/  plots/  tensorboard/
+    checkpoints/  plots/  tensorboard/  exports/
 
 Every file is written under a temporary name and renamed, so that readers never see incomplete files
 and a killed run can be continued.
@@ -195,7 +195,8 @@ def _clear(path: Path) -> None:
     summary.json is removed first, then checkpoints: if this is cut short, the earlier run counts
     as unfinished and starts from the beginning.
     """
-    for name in ("summary.json", "checkpoints", "metrics", "plots", "tensorboard", "members.csv"):
+    names = ("summary.json", "checkpoints", "metrics", "plots", "tensorboard", "members.csv")
+    for name in (*names, "exports"):
         old = path / name
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)

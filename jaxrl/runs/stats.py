@@ -136,6 +136,31 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean(below + up_to) / (2 * y.size))
 
 
+def optimality_gap(x: ArrayLike, target: float = 1.0) -> float:
+    """How far members are from `target` on average: target - mean of min(score, target).
+
+    Scores beyond the target count as the target. With normalised scores and target 1 it is the
+    optimality gap of rliable (Agarwal et al., section 4.3).
+
+    Args:
+      x: [P] scores; those that are not finite are left out.
+    """
+    return float(target - np.minimum(_finite(x), target).mean())
+
+
+def performance_profile(x: ArrayLike, taus: ArrayLike) -> np.ndarray:
+    """Fractions [T] of members whose score exceeds each of `taus` [T] (run-score distribution).
+
+    The empirical tail distribution of Agarwal et al., section 4.2, for one task.
+
+    Args:
+      x: [P] scores; those that are not finite are left out.
+    """
+    x = np.sort(_finite(x))
+    above = x.size - np.searchsorted(x, np.asarray(taus, np.float64), side="right")
+    return above / x.size
+
+
 ALPHAS = (0.05, 0.1, 0.25)  # shares of the worst episodes that `risk` looks at
 RISKS = tuple(f"{kind}_{alpha}" for kind in ("var", "cvar") for alpha in ALPHAS)
 

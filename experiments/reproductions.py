@@ -1,0 +1,381 @@
+"""Experiments that settle the papers' claims: what is claimed, and the commands that test it.
+
+Each record has a small form, for a machine with a few cores, and the full form with the paper's
+sizes. Commands contain seeds and data; those that make datasets or train bases come first. They
+write below `runs/` and `data/`, and a run that is finished is not repeated. `jaxrl report FOLDER`
+compares the runs of a folder. Verdicts are on the agents' pages in docs/agents.
+
+Importing this file does not import JAX.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+DMSD = "data/DMSD-high-100000-train.npz"
+"""dataset of NeoRL-2, which has to be fetched by hand"""
+
+
+class Reproduction(NamedTuple):
+    """One claim and its experiment; `small` and `full` are lines for a shell."""
+
+    name: str
+    agent: str
+    claim: str
+    small: tuple[str, ...]
+    full: tuple[str, ...]
+    published: str  # the paper's result, or what is known of it
+    minutes: float | None = None  # of the small form on two CPU cores, compiled, where measured
+
+
+def each(template: str, **values: str | float | tuple[str | float, ...]) -> tuple[str, ...]:
+    """`template` with {name} replaced, once per combination of the values that are tuples.
+
+    {name:file} is the value as a part of a path, without ":".
+    """
+    columns = [x if isinstance(x, tuple) else (x,) for x in values.values()]
+    told = []
+    for row in itertools.product(*columns):
+        text = template
+        for name, value in zip(values, row, strict=True):
+            text = text.replace(f"{{{name}:file}}", str(value).replace(":", "-"))
+            text = text.replace(f"{{{name}}}", str(value))
+        told.append(text)
+    return tuple(told)
+
+
+def dataset(env: str, level: str) -> str:
+    """The path of a dataset of 100,000 rows that `made` makes."""
+    return f"data/{env.replace(':', '-')}-{level}.npz"
+
+
+def made(env: str, *levels: str) -> tuple[str, ...]:
+    """The commands that collect datasets, each with the training of its policy."""
+    words = "jaxrl data make {env} --level {level} --steps 100000 --out data/{env:file}-{level}.npz"
+    return each(words, env=env, level=levels)
+
+
+def study(words: str) -> tuple[str, ...]:
+    """A study of `jaxrl.experiments.studies`."""
+    return (f"python -m jaxrl.experiments.studies.{words}",)
+
+
+# --- PQN -----------------------------------------------------------------------------------------
+
+GAMES = ("Breakout", "Asterix", "Freeway", "Seaquest", "SpaceInvaders")
+GAME = (
+    "jaxrl train {agent} --env {game}-MinAtar --agent.total-steps {steps} --seeds {seeds} "
+    "--out runs/{folder}/{agent}-{game}-{steps}"
+)
+CHAIN = (
+    "jaxrl train pqn_rnn --env MemoryChain-bsuite --seeds {seeds} --out runs/pqn-memory/{length}"
+)
+
+
+def games(
+    folder: str, agents: tuple[str, ...], names: tuple[str, ...], steps: int, seeds: int
+) -> tuple[str, ...]:
+    """Games of MinAtar with the agents' presets."""
+    return each(GAME, folder=folder, agent=agents, game=names, steps=steps, seeds=seeds)
+
+
+PQN = (
+    Reproduction(
+        "pqn-minatar",
+        "pqn",
+        "Without replay buffer and target network PQN solves games that need DQN otherwise.",
+        games("pqn-minatar", ("pqn",), GAMES[:1], 1_000_000, 2),
+        games("pqn-minatar", ("pqn",), GAMES, 10_000_000, 5),
+        "learning curves; no table in the authors' code",
+    ),
+    Reproduction(
+        "pqn-against-dqn",
+        "pqn",
+        "PQN is up to 50 times as fast as DQN at the same return, by wall time.",
+        games("pqn-against-dqn", ("pqn", "dqn"), ("Breakout",), 200_000, 2),
+        games("pqn-against-dqn", ("pqn", "dqn"), ("Breakout", "SpaceInvaders"), 10_000_000, 5),
+        "up to 50 times",
+    ),
+    Reproduction(
+        "pqn-stability",
+        "pqn",
+        "LayerNorm and an ℓ2 penalty make off-policy temporal differences converge.",
+        study("baird --seeds 5 --out runs/pqn-stability"),
+        study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
+        "Baird's counterexample converges with both",
+    ),
+    Reproduction(
+        "pqn-memory",
+        "pqn_rnn",
+        "PQN with a recurrent network remembers the first observation of MemoryChain.",
+        each(f"{CHAIN} --env-options memory_length={{length}}", length=10, seeds=4),
+        each(f"{CHAIN} --preset 100", length=100, seeds=5),
+        "learning curve, length 100",
+    ),
+)
+
+# --- MDPO ----------------------------------------------------------------------------------------
+
+RIVAL = (
+    "jaxrl train {agent} --env {env} --preset {preset} --agent.total-steps {steps} --seeds 5 "
+    "--out runs/mdpo-on-policy/{env:file}-{steps}-{agent}"
+)
+SCHEDULED = (
+    "jaxrl train mdpo --env {env} --preset {preset} --agent.total-steps {steps} --seeds 5 "
+    "--agent.step-sizes {rates} --out runs/mdpo-on-policy/{env:file}-{steps}-mdpo-{rates}"
+)
+LOADED = "brax:hopper"  # the preset with all implementation details
+ENTROPIES = (
+    "jaxrl sweep mdpo_offpolicy --env {env} --preset minimal --agent.total-steps {steps} --seeds 5 "
+    "--sweep agent.entropic_index=1.0,1.2,1.4,1.6,1.8,2.0 --out runs/mdpo-off-policy/{env:file}"
+)
+SOFT = (
+    "jaxrl train sac --env {env} --preset minimal --agent.total-steps {steps} --seeds 5 "
+    "--out runs/mdpo-off-policy/sac-{env:file}"
+)
+
+
+def on_policy(env: str, preset: str, steps: int) -> tuple[str, ...]:
+    """PPO and TRPO; MDPO with rates that fall with the step size, and with constant ones."""
+    task = {"env": env, "preset": preset, "steps": steps}
+    falling = each(f"{SCHEDULED} --agent.lr-end 0", rates="linear", **task)
+    constant = each(f"{SCHEDULED} --agent.lr-end 1", rates="constant", **task)
+    return (*each(RIVAL, agent=("ppo", "trpo"), **task), *falling, *constant)
+
+
+def off_policy(env: str, steps: int) -> tuple[str, ...]:
+    """SAC, and MDPO with six entropic indices."""
+    return (*each(SOFT, env=env, steps=steps), *each(ENTROPIES, env=env, steps=steps))
+
+
+MDPO = (
+    Reproduction(
+        "mdpo-on-policy",
+        "mdpo",
+        "On-policy MDPO is better than PPO and at least as good as TRPO.",
+        on_policy("Pendulum-v1", "Pendulum-v1", 250_000),
+        (
+            *on_policy("Pendulum-v1", "Pendulum-v1", 1_000_000),
+            *on_policy("Reacher-misc", LOADED, 1_000_000),
+            *on_policy("Swimmer-misc", LOADED, 1_000_000),
+            *on_policy("brax:hopper", LOADED, 10_000_000),
+        ),
+        "MuJoCo, 1e7 steps: Ant 5211 ± 43 against TRPO 4682 ± 278 and PPO 59 ± 133",
+    ),
+    Reproduction(
+        "mdpo-off-policy",
+        "mdpo_offpolicy",
+        "Off-policy MDPO with a Tsallis entropy is at least as good as SAC.",
+        off_policy("Pendulum-v1", 20_000),
+        off_policy("brax:ant", 1_000_000),
+        "Ant, minimal version: 2348 ± 338 (q = 2) against SAC 378 ± 33",
+    ),
+)
+
+# --- RAVL ----------------------------------------------------------------------------------------
+
+TRUE = (
+    "jaxrl sweep ravl --env brax:hopper --preset small --data {data} --seeds 5 "
+    "--agent.dynamics true --agent.tau 0.02 --agent.critics {critics} --agent.updates {updates} "
+    "--sweep agent.eta=1,30 --out runs/ravl-hopper/{critics}-{updates}"
+)
+HOPPER = dataset("brax:hopper", "medium")
+
+RAVL = (
+    Reproduction(
+        "ravl-grid",
+        "ravl",
+        "Pessimism at the edge of reach, by diverse critics, prevents divergence in true dynamics.",
+        study("edge_of_reach --seeds 10 --out runs/ravl-reach"),
+        study("edge_of_reach --grid --seeds 5 --out runs/ravl-grid"),
+        "figure of the paper's toy environment",
+    ),
+    Reproduction(
+        "ravl-hopper",
+        "ravl",
+        "RAVL learns in the true dynamics, where methods that penalise model errors diverge.",
+        (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, critics=10, updates=30_000)),
+        (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, critics=50, updates=1_000_000)),
+        "table on D4RL; the settings per dataset are not in the code",
+    ),
+)
+
+# --- CDSA ----------------------------------------------------------------------------------------
+
+BASE = (
+    "jaxrl train {agent} --env {env} --data {data} --seeds 5 --eval-episodes 200 "
+    "--out runs/cdsa-gate/{out}-{agent}"
+)
+# One strength everywhere, whatever the presets say.
+GATED = (
+    "jaxrl train cdsa --env {env} --data {data} --seeds 5 --eval-episodes 200 --agent.gate 0.95 "
+    "--agent.correction action --agent.alpha 0.5 --agent.w 0 --out runs/cdsa-gate/{out}"
+)
+
+
+def corrected(
+    env: str, data: str, out: str, agents: tuple[str, ...] = ("iql", "td3bc", "bc")
+) -> tuple[str, ...]:
+    """Bases, and their actions corrected beyond the data's 95 % quantile of scores."""
+    task = {"env": env, "data": data, "out": out}
+    bases = "".join(f" --base runs/cdsa-gate/{out}-{agent}" for agent in agents)
+    return (*each(BASE, agent=agents, **task), *each(GATED + bases, **task))
+
+
+CDSA = (
+    Reproduction(
+        "cdsa-gate",
+        "cdsa",
+        "One score model improves several policies, and lowers their risk, on all tasks.",
+        corrected("dmsd", DMSD, "dmsd"),
+        (
+            *made("brax:hopper", "medium-expert", "expert"),
+            *made("maze:medium", "diverse"),
+            *corrected("dmsd", DMSD, "dmsd"),
+            *corrected("brax:hopper", dataset("brax:hopper", "medium-expert"), "hopper"),
+            *corrected("brax:hopper", dataset("brax:hopper", "expert"), "expert", ("iql", "bc")),
+            *corrected("maze:medium", dataset("maze:medium", "diverse"), "maze"),
+        ),
+        "D4RL: higher means on most tasks and less risk on nearly all",
+    ),
+)
+
+# --- PGD -----------------------------------------------------------------------------------------
+
+SYNTHETIC = (
+    "jaxrl train pgd_iql --env {env} --data {data} --seeds 5 --agent.{option} {value} "
+    "--out runs/pgd-rewards/{env:file}-{value}"
+)
+(GUIDANCE,) = study(
+    "guidance --env {env} --data {data} --model-updates {updates} --horizon {horizon} "
+    "--out runs/pgd-error-{updates}"
+)
+DIVERSE = dataset("maze:medium", "diverse")
+
+
+def guided(env: str, data: str) -> tuple[str, ...]:
+    """Real, unguided and guided data; guided with given rewards and with more rare windows."""
+    task = {"env": env, "data": data}
+    kinds = each(SYNTHETIC, option="synthetic", value=("none", "unguided", "guided"), **task)
+    given = each(SYNTHETIC, option="rewards", value="given", **task)
+    return (*kinds, *given, *each(SYNTHETIC, option="rare-share", value=0.25, **task))
+
+
+def errors(updates: int) -> tuple[str, ...]:
+    """The study of both tasks."""
+    maze = each(GUIDANCE, env="maze:medium", data=DIVERSE, updates=updates, horizon=8)
+    dmsd = each(GUIDANCE, env="dmsd", data=DMSD, updates=updates, horizon=32)
+    return (*made("maze:medium", "diverse"), *maze, *dmsd)
+
+
+PGD = (
+    Reproduction(
+        "pgd-error",
+        "pgd_iql",
+        "At equal log-probability, guided trajectories have smaller errors than model rollouts.",
+        errors(6_000),
+        errors(30_000),
+        "figure for MuJoCo, horizon 32",
+    ),
+    Reproduction(
+        "pgd-rewards",
+        "pgd_iql",
+        "Agents gain from guided samples over real and over unguided data.",
+        guided("dmsd", DMSD),
+        (*made("maze:medium", "diverse"), *guided("dmsd", DMSD), *guided("maze:medium", DIVERSE)),
+        "significant gains on D4RL for IQL and TD3+BC; numbers not obtained",
+    ),
+)
+
+# --- OFQL ----------------------------------------------------------------------------------------
+
+ETAS = (
+    "jaxrl sweep {agent} --env {env} --data {data} --seeds 3 --sweep agent.eta={etas} "
+    "--out runs/ofql-eta/{agent}-{env:file}"
+)
+RATIOS = (
+    "jaxrl sweep ofql --env {env} --data {data} --seeds {seeds} "
+    "--sweep agent.flow_ratio=1.0,0.75,0.5,0.25,0.0 --out runs/ofql-flow-ratio/{env:file}"
+)
+CHEETAH = dataset("brax:halfcheetah", "medium")
+
+
+def searched(env: str, data: str) -> tuple[str, ...]:
+    """η of both agents. The best of each is to be confirmed on fresh seeds, `--seed 100`."""
+    task = {"env": env, "data": data}
+    own = each(ETAS, agent="ofql", etas="0.001,0.01,0.1,0.3,0.5", **task)
+    return (*own, *each(ETAS, agent="dql", etas="0.01,0.1,0.3,1.0,3.0", **task))
+
+
+OFQL = (
+    Reproduction(
+        "ofql-eta",
+        "ofql",
+        "A one-step flow policy is better than a diffusion policy of several steps, and faster.",
+        searched("dmsd", DMSD),
+        (
+            *made("maze:medium", "diverse"),
+            *made("brax:halfcheetah", "medium"),
+            *searched("dmsd", DMSD),
+            *searched("maze:medium", DIVERSE),
+            *searched("brax:halfcheetah", CHEETAH),
+        ),
+        "table on D4RL; η per dataset is not published",
+    ),
+    Reproduction(
+        "ofql-flow-ratio",
+        "ofql",
+        "Half of the rows with r = t is the best mixture of flow matching and mean flows.",
+        each(RATIOS, env="dmsd", data=DMSD, seeds=3),
+        (
+            *made("brax:halfcheetah", "medium"),
+            *each(RATIOS, env="dmsd", data=DMSD, seeds=5),
+            *each(RATIOS, env="brax:halfcheetah", data=CHEETAH, seeds=5),
+        ),
+        "ablation of the paper",
+    ),
+)
+
+# --- IQL -----------------------------------------------------------------------------------------
+
+FINETUNE = (
+    "jaxrl train iql --env maze:medium --env-options max_steps=34 --data {data} --seeds {seeds} "
+    "--agent.updates 5000 --agent.finetune-steps {steps} --out runs/iql-finetune/{steps}"
+)
+PLAY = dataset("maze:medium", "play")
+OFFLINE = (
+    "jaxrl train {agent} --env {env} --data data/{env:file}-{level}.npz --seeds {seeds} "
+    "--out runs/iql-offline/{env:file}-{level}-{agent}"
+)
+LEVELS = ("medium-replay", "medium-expert")
+
+
+def offline(env: str, levels: tuple[str, ...], seeds: int, more: str = "") -> tuple[str, ...]:
+    """BC, TD3+BC, CQL and IQL on datasets of the levels."""
+    task = {"env": env, "level": levels, "agent": ("bc", "td3bc", "cql", "iql"), "seeds": seeds}
+    return (*made(env, *levels), *each(OFFLINE + more, **task))
+
+
+IQL = (
+    Reproduction(
+        "iql-finetune",
+        "iql",
+        "IQL improves online, after training on data.",
+        (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=2_000, seeds=5)),
+        (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=50_000, seeds=20)),
+        "AntMaze: total of six tasks 378 before fine-tuning",
+    ),
+    Reproduction(
+        "iql-offline",
+        "iql",
+        "Without values of unseen actions IQL is as good as CQL and TD3+BC, and better than BC.",
+        offline("brax:hopper", LEVELS[:1], 3, " --agent.updates 50000"),
+        (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
+        "D4RL MuJoCo: total 692.4",
+    ),
+)
+
+REPRODUCTIONS: dict[str, Reproduction] = {
+    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL)
+}

@@ -1,0 +1,147 @@
+"""HNPG: critics fitted from the last step back, advantages in numpy, and a lock that opens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from logged import numbers
+
+from jaxrl import nets
+from jaxrl.agents import hnpg
+from jaxrl.envs import lock
+from jaxrl.errors import UserError
+from jaxrl.experiments.data import collect
+from jaxrl.program import train
+from jaxrl.types import Box, EnvSpec, Transition
+
+H, N = 3, 4
+SPEC = EnvSpec("three", (2,), Box((-1.0,), (1.0,), (1,)), H)
+CFG = hnpg.Config(
+    horizon=H,
+    total_steps=H * N,
+    num_envs=N,
+    actor=(3,),
+    critic=(3,),
+    critic_steps=1,
+    value_samples=2,
+)
+
+
+def model() -> hnpg.Networks:
+    critic = nets.MLP(CFG.critic, 1, activation=jnp.tanh)
+    return hnpg.Networks(
+        nets.flat(nets.from_linen(hnpg.Gaussian(CFG.actor, 1), (2,))),
+        nets.flat(nets.from_linen(critic, (3,))),
+    )
+
+
+def some_rows(seed: int) -> hnpg.Rows:
+    rng: Any = np.random.default_rng(seed)
+    number = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return hnpg.Rows(number(H, N, 2), number(H, N, 1), number(H, N), number(H, N, 2))
+
+
+@pytest.fixture(scope="module")
+def state() -> hnpg.State:
+    return jax.jit(hnpg.make(CFG, SPEC).init)(jax.random.key(0), numbers(hnpg.Hypers()), {})
+
+
+@pytest.mark.parametrize("hybrid", [True, False])
+def test_critics_by_hand(state: hnpg.State, hybrid: bool) -> None:
+    """One step of Adam per critic, from the last to the first: sums of rewards for own steps, and
+    for the data r + Q of the critic of the next step after its own step."""
+    own, data, net, hp = some_rows(1), some_rows(2), model(), hnpg.Hypers(critic_lr=0.1)
+    cfg, key = dataclasses.replace(CFG, hybrid=hybrid), jax.random.key(3)
+    found, metrics = hnpg.fit_critics(cfg, net, state, hp, own, data, key)
+    keys, adam = jax.random.split(key, H), optax.adam(0.1)
+    fitted: list[Any] = [None] * H
+    losses = []
+    for h in reversed(range(H)):
+        returns, target = own.reward[h:].sum(0), data.reward[h]
+        if h < H - 1:
+            action = net.drawn(state.actor[h + 1], data.next_obs[h], keys[h])
+            target = target + net.q(fitted[h + 1], data.next_obs[h], action)
+
+        def loss(critic: Any, h: int = h, returns: Any = returns, target: Any = target) -> Any:
+            first = jnp.mean((net.q(critic, own.obs[h], own.sample[h]) - returns) ** 2)
+            second = jnp.mean((net.q(critic, data.obs[h], data.sample[h]) - target) ** 2)
+            return first + hybrid * second, (first, second)
+
+        grads, each = jax.grad(loss, has_aux=True)(state.critic[h])
+        change, _ = adam.update(grads, adam.init(state.critic[h]))
+        fitted[h] = state.critic[h] + change
+        losses.append(each)
+    np.testing.assert_allclose(found, jnp.stack(fitted), rtol=1e-4, atol=1e-5)
+    expected = np.mean(losses, 0)
+    np.testing.assert_allclose(metrics["critic_loss"], expected[0], rtol=1e-4)
+    np.testing.assert_allclose(metrics["critic_loss_data"], expected[1], rtol=1e-4)
+
+
+def test_advantages_by_hand(state: hnpg.State) -> None:
+    """GAE without discount for own steps; Q - V at actions of the policy for states of the data."""
+    own, data, net, hp = some_rows(1), some_rows(2), model(), hnpg.Hypers(lam=0.6)
+    key = jax.random.key(4)
+    rows, found = hnpg.advantages(CFG, net, state, hp, own, data, key)
+    keys = jax.random.split(key, (3, H))
+
+    def value(h: int, obs: Any, key: Any) -> np.ndarray:
+        drawn = [net.drawn(state.actor[h], obs, k) for k in jax.random.split(key, 2)]
+        return np.mean([net.q(state.critic[h], obs, a) for a in drawn], 0)
+
+    v = np.stack([value(h, own.obs[h], keys[0, h]) for h in range(H)] + [np.zeros(N)])
+    advantage = np.zeros((H + 1, N))
+    for h in reversed(range(H)):
+        advantage[h] = own.reward[h] + v[h + 1] - v[h] + 0.6 * advantage[h + 1]
+    np.testing.assert_allclose(found[:, :N], advantage[:H], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(rows.sample[:, :N], own.sample)
+    np.testing.assert_array_equal(rows.obs[:, N:], data.obs)
+    for h in range(H):
+        action = net.drawn(state.actor[h], data.obs[h], keys[1, h])
+        q = net.q(state.critic[h], data.obs[h], action)
+        expected = q - value(h, data.obs[h], keys[2, h])
+        np.testing.assert_allclose(found[h, N:], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows.sample[h, N:], action, rtol=1e-5)
+
+
+def test_a_policy_per_step(state: hnpg.State) -> None:
+    """The memory counts steps and starts again with an episode; each environment has its own."""
+    agent, net = hnpg.make(CFG, SPEC), model()
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
+    start, memory = jnp.array([True, False, False]), jnp.array([2, 1, 2], jnp.int32)
+    noise = agent.noise(jax.random.key(0), 3)
+    action, memory, _ = agent.act(state, None, obs, start, memory, noise, False)
+    np.testing.assert_array_equal(memory, [1, 2, 3])
+    for i, h in enumerate((0, 1, 2)):
+        mean = net.actor.apply(state.actor[h], obs[i][None]).mean[0]
+        np.testing.assert_allclose(action[i], np.clip(mean, -1, 1), rtol=1e-5)
+
+
+def test_refused_requests() -> None:
+    data = Transition(*[np.zeros(6)] * 6, start=np.array([1, 0, 1, 0, 0, 0], bool))
+    with pytest.raises(UserError, match="episodes all have horizon=3 steps; these have 2"):
+        hnpg.check_request(CFG, None, {"data": data})
+    hnpg.check_request(CFG, None, {"data": data._replace(start=np.arange(6) % 3 == 0)})
+    with pytest.raises(UserError, match="pass --agent.horizon 10"):
+        hnpg.program(CFG, lock.make(10))
+
+
+@pytest.mark.slow
+def test_a_lock_opens() -> None:
+    """A lock of five steps, from data that open it at 0.37: HNPG does, TRPO alone does not."""
+    env = lock.make(horizon=5)
+    data = collect.collect(collect.of_lock(env)["guided"][0], jax.random.key(0), 10_000)
+    data = jax.tree.map(jnp.asarray, data._replace(extras={}))
+    means = {}
+    for hybrid in (True, False):
+        cfg = hnpg.Config(horizon=5, num_envs=100, total_steps=200 * 500, hybrid=hybrid)
+        program = hnpg.program(cfg, env, evals=1, episodes=200)
+        result = jax.jit(train(program))(jax.random.key(1), data=data)
+        means[hybrid] = float(np.mean(result.returns))
+    print(means)
+    assert means[True] > 0.9 and means[False] < 0.5

@@ -1,0 +1,74 @@
+"""The arithmetic of the speed measurements, see docs/speed.md; the scripts are run by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend("profiling")
+
+
+def test_products_are_counted_with_the_lengths_of_loops():
+    from floors import products
+
+    def update(w, x):
+        def step(w, _):
+            return w - jnp.sum(x @ w) * w, None
+
+        w, _ = jax.lax.scan(step, w, None, length=5)
+        batched = jax.vmap(jnp.matmul)(jnp.ones((2, 7, 3)), jnp.ones((2, 3, 4)))
+        return x @ w, batched
+
+    found = products(jax.make_jaxpr(update)(jnp.ones((3, 4)), jnp.ones((6, 3))).jaxpr)
+    assert {(p.left, p.right): (n, p.flops) for p, n in found.items()} == {
+        ((6, 3), (3, 4)): (6, 2 * 6 * 3 * 4),
+        ((2, 7, 3), (2, 3, 4)): (1, 2 * 2 * 7 * 3 * 4),
+    }
+
+
+def test_inner_activities_do_not_count_for_outer_ones(monkeypatch):
+    import compile_table
+
+    clock = iter([1.0, 3.0, 4.0, 4.5, 6.0, 10.0, 10.5])
+    monkeypatch.setattr(compile_table.time, "process_time", lambda: next(clock))
+    spent = compile_table.Account()
+    with spent.on("planning and the rest"):  # from 1
+        with spent.on("compile advance"):  # from 3
+            spent.switch("trace advance")  # to 4
+        spent.counted("training", lambda: None)()  # 6 to 10
+    assert spent.spent == {
+        "imports": 1.0,
+        "planning and the rest": 2.0 + 1.5 + 0.5,
+        "trace advance": 1.0,
+        "compile advance": 0.5,
+        "training": 4.0,
+    }
+
+
+def test_shares_are_of_all_seconds():
+    from compile_table import fractions, groups, starts
+
+    spent = {"imports": 1.0, "planning and the rest": 1.0, "training": 6.0, "first": 5.0}
+    spent |= {"trace advance": 0.5, "compile advance": 1.5}
+    assert sum(groups(spent).values()) == 10.0
+    lines = fractions({"x": {"cold": spent}}).splitlines()
+    assert "| training | 60.0 % |" in lines and "| CPU seconds | 10.0 |" in lines
+    row = "| x | cold | 1.0 | 1.0 | 0.5 | 0.0 | 1.5 | 0.0 | 5.0 |"
+    assert starts({"x": {"cold": spent}}).splitlines()[-1] == row
+
+
+def test_exponents_are_slopes_of_logarithms():
+    from scaling import exponent
+
+    sizes = np.array([2.0, 4.0, 32.0])
+    assert exponent(sizes, 3 * sizes**1.5) == pytest.approx(1.5)
+
+
+def test_the_table_of_a_duel():
+    from duel import table
+
+    row = {"row": "iql", "side": "peer", "rate": 1234.56, "compile_s": 3.21, "ratio": 1.104}
+    assert table([row]).splitlines()[-1] == "| iql | peer | 1,234.6 | 3.2 | 1.10 |"

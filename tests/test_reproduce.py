@@ -1,0 +1,87 @@
+"""`jaxrl reproduce`: commands run in order, and results stand beside the claim."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxrl.experiments import cli, reproduce
+from jaxrl.experiments.reproductions import REPRODUCTIONS, Reproduction
+from jaxrl.runs import records
+from jaxrl.runs.files import write_json
+
+FOUND = {"iqm": 5.0, "ci95": [4.0, 6.0], "members": 8}
+CLAIM = "One is better than two."
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
+    """A record whose commands write files, in an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "step.py").write_text("import sys\nopen('log', 'a').write(sys.argv[1] + ' ')\n")
+    (tmp_path / "stop.py").write_text("raise SystemExit(3)\n")
+    small = ("python -m step one", "jaxrl data make CartPole-v1 --out d.npz", "python -m step two")
+    found = Reproduction("toy", "pqn", CLAIM, small, ("python -m stop", *small), "7 of 8", 1.5)
+    monkeypatch.setitem(REPRODUCTIONS, "toy", found)
+    return found
+
+
+def summary(path: Path, **more: Any) -> None:
+    numbers: dict[str, Any] = dict.fromkeys(records.RESULTS, 1) | {"return": FOUND}
+    write_json(
+        path / "summary.json", numbers | {"finished": True, "agent": "pqn", "env": "x"} | more
+    )
+
+
+def test_commands_in_order(toy: Reproduction, capfd: pytest.CaptureFixture[str]) -> None:
+    """A dataset that exists is not made again."""
+    Path("d.npz").touch()
+    assert cli.main(["reproduce", "toy"]) == 0
+    assert Path("log").read_text() == "one two "
+    record = json.loads(Path("reproductions/toy-small.json").read_text())
+    assert record["claim"] == CLAIM and record["runs"] == [] and record["full"] is False
+    out = capfd.readouterr().out
+    assert "about 1.5 minutes on two CPU cores" in out and "[2 of 3] there already" in out
+    assert "published: 7 of 8\nreproductions/toy-small.json\n" in out
+
+
+def test_a_failing_command_ends_it() -> None:
+    assert cli.main(["reproduce", "toy", "--full"]) == 3
+    assert not Path("log").exists() and not Path("reproductions").exists()
+
+
+def test_dry_run_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "toy", "--dry-run"]) == 0
+    assert "  python -m step two\n" in capsys.readouterr().out
+    assert not Path("log").exists()
+    assert cli.main(["reproduce", "toi"]) == 2
+    assert "did you mean 'toy'" in capsys.readouterr().err
+    assert cli.main(["list", "reproductions"]) == 0
+    out = capsys.readouterr().out
+    assert CLAIM in out and all(name in out for name in REPRODUCTIONS)
+    assert max(map(len, out.splitlines())) <= 96
+
+
+def test_results(toy: Reproduction) -> None:
+    """Of runs, of the runs of a sweep, and of the points of a run."""
+    summary(Path("runs/a"), score={"iqm": 81.25})
+    point = {"values": {"agent.lr": 0.1}, "return": FOUND | {"iqm": 3.0}}
+    summary(Path("runs/b/x"), points=[point, point])
+    write_json(Path("runs/b/summary.json"), {"finished": True, "best": {}})
+    commands = ("jaxrl train pqn --env x --out runs/a", "jaxrl sweep pqn --env x --out runs/b")
+    found = list(reproduce.results((*commands, "jaxrl train pqn --env x --out runs/missing")))
+    assert [row["return"]["iqm"] for row in found] == [5, 3, 3]
+    assert found[1]["run"] == "runs/b/x" and found[1]["values"] == {"agent.lr": 0.1}
+    shown = reproduce.beside(toy, found).splitlines()
+    assert shown[0] == "runs/a: return 5 (4 to 6), n = 8, normalised 81.2"
+    assert shown[1].startswith("runs/b/x agent.lr=0.1: return 3 ")
+    assert shown[-2:] == [f"claim: {CLAIM}", "published: 7 of 8"]
+
+
+def test_words() -> None:
+    assert reproduce.words("jaxrl train pqn")[:3] == [sys.executable, "-m", "jaxrl.experiments.cli"]
+    assert reproduce.words("python -m x")[1:] == ["-m", "x"]
