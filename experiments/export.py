@@ -109,13 +109,16 @@ def to_onnx(found: Greedy) -> bytes:
 
     inputs: list[Any] = exporting.shapes(found.inputs)
     act: Callable[..., Any] = lambda *args: found.act(found.weights, *args)
-    model: Any = jax2onnx.to_onnx(
-        act,
-        inputs,
-        model_name="policy",
-        input_names=[port.name for port in found.inputs],
-        output_names=[port.name for port in found.outputs],
-    )
+    try:
+        model: Any = jax2onnx.to_onnx(
+            act,
+            inputs,
+            model_name="policy",
+            input_names=[port.name for port in found.inputs],
+            output_names=[port.name for port in found.outputs],
+        )
+    except Exception as error:  # whatever a converter raises for an operation that it lacks
+        raise UserError(f"jax2onnx cannot convert this policy ({error}): use --to jax") from error
     return model.SerializeToString()
 
 

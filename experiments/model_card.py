@@ -36,7 +36,7 @@ def model_card(about: dict[str, Any], files: Iterable[str], hub: bool) -> str:
     summary = AGENTS.get(agent, "a custom agent")
     parts = [
         f"{head}# {agent} on {env}\n",
-        f"A policy trained by jaxrl: agent `{agent}` ({summary}), environment `{env}`, run "
+        f"A policy trained by jaxrl: agent `{agent}`, {summary}; environment `{env}`, run "
         f"`{about['run']}`, member {about['member']}. It acts greedily, without the exploration of "
         "training.",
         f"Results of this member in its training run: {shown or 'none recorded'}.\n",

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-FALL = 0.1  # of the range of Q, from which a fall counts
+RISE, FALL = 0.1, 0.1  # of the range of Q, from which a rise and a fall count
 HIGH = 0.5  # TD error relative to the standard deviation of Q, from which the former is high
 STILL = 0.1  # relative change of the TD error, below which it stays
 
@@ -47,11 +47,14 @@ class Diagnosis(NamedTuple):
 def peak(q: np.ndarray) -> int:
     """Index of the largest of mean Q-values [C] of the dataset's actions, the first one if several.
 
-    Where the first value is the largest, Q has never risen, as with negative rewards: the last
-    index. Values that are not finite are passed over.
+    Where Q rises from its first value by a tenth of its range or less, as with negative rewards or
+    a strong regulariser, no peak can be seen: the last index. Values that are not finite are passed
+    over.
     """
-    found = int(np.argmax(np.where(np.isfinite(q), q, -np.inf)))
-    return found if found else len(q) - 1
+    known = q[np.isfinite(q)]
+    if not known.size or np.max(known) - known[0] <= RISE * np.ptp(known):
+        return len(q) - 1
+    return int(np.argmax(np.where(np.isfinite(q), q, -np.inf)))
 
 
 def fall(q: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import export
+from jax.interpreters import partial_eval
 
 from jaxrl.api import TrainedPolicy
 from jaxrl.masks import Masked
@@ -68,16 +69,49 @@ def greedy(member: TrainedPolicy, spec: EnvSpec) -> Greedy:
         count, others = obs.shape[0], list(rest)
         seen: Any = Masked(obs, others.pop(0)) if spec.masked else obs
         start = others.pop(0) if kept else jnp.ones(count, bool)
-        noise = policy.noise(jax.random.key(0), count)
+        noise = noise_of(count)
         before = jax.tree.unflatten(tree, others)
         action, after, _ = policy.act(state, hp, seen, start, before, noise, False)
         return action, *jax.tree.leaves(after)
+
+    drawn = _reads_noise(member, spec)
+
+    def noise_of(count: Any) -> PyTree:
+        """Random numbers of one call; zeros if the best action does not depend on them."""
+        if drawn:
+            return policy.noise(jax.random.key(0), count)
+        shaped = jax.eval_shape(lambda: policy.noise(jax.random.key(0), 1))
+        return jax.tree.map(lambda x: _unused(x, count), shaped)
 
     dtype = "int32" if isinstance(spec.action, Discrete) else "float32"
     action = Port("action", spec.action.shape, dtype)
     outputs = (action, *(port._replace(name=f"next_{port.name}") for port in kept))
     weights = jax.tree.map(as_float, (member.state, member.hp))
     return Greedy(act, weights, tuple(ports), outputs)
+
+
+def _reads_noise(member: TrainedPolicy, spec: EnvSpec) -> bool:
+    """Whether actions without exploration depend on random numbers, from the traced operations."""
+    policy = member.policy
+
+    def act(noise: PyTree) -> PyTree:
+        obs: Any = jnp.zeros((1, *spec.obs_shape))
+        if spec.masked:
+            assert isinstance(spec.action, Discrete)
+            obs = Masked(obs, jnp.ones((1, spec.action.n), bool))
+        start = jnp.ones(1, bool)
+        return policy.act(member.state, member.hp, obs, start, policy.memory(1), noise, False)[:2]
+
+    closed = jax.make_jaxpr(act)(policy.noise(jax.random.key(0), 1))
+    used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]
+    return any(used)
+
+
+def _unused(like: Any, count: Any) -> Array:
+    """A stand-in for random numbers [1, ...] or a key; its value is never read."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros((count, *like.shape[1:]), like.dtype)
 
 
 def shapes(ports: tuple[Port, ...]) -> list[jax.ShapeDtypeStruct]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from logged import BOX, BUTTONS, numbers, rows
+from logged import BOX, BUTTONS, numbers, rows, table
 
 from jaxrl import envs
 from jaxrl.adversarial import (
@@ -111,7 +111,10 @@ def test_mixture_of_a_tabular_mdp() -> None:
     def draw(src: Any, learner_state: Any, hp: Any, inputs: Any, key: Any, step: Any) -> Any:
         return src + 1, Batch(window(src)), {}
 
-    inner = Source(init=lambda *args: jnp.int32(0), next=draw)
+    def start(key: Any, learner_state: Any, hp: Any, inputs: Any) -> Any:
+        return jnp.int32(0)
+
+    inner = Source(init=start, next=draw)
     updates, batch_size = every * count, 4000
     source = mixture(replay(inner, 1000, 2), batch_size, updates, warmup, every)
     hp = HyperParams(ailboost.Hypers(alpha=alpha))
@@ -190,9 +193,9 @@ def test_update_by_hand() -> None:
 def test_imitates(module: Any) -> None:
     """`probe:aim` from demonstrations of its best action, without its rewards."""
     env = envs.make("probe:aim")
-    sign = np.where(np.arange(64) % 2, 1.0, -1.0).astype(np.float32)[:, None]
-    ends = np.ones(64, bool)
-    data = Transition(sign, sign / 2, np.zeros(64, np.float32), sign, ends, ~ends, ends)
+    sign: Any = np.where(np.arange(64) % 2, 1.0, -1.0)
+    ends: Any = np.ones(64, bool)
+    data = table(sign, np.float32(sign[:, None] / 2), np.zeros(64), sign, ends, ~ends)
     cfg = module.Config(
         total_steps=6_000,
         num_envs=2,
@@ -203,13 +206,15 @@ def test_imitates(module: Any) -> None:
         discriminator=(32,),
         target_entropy=-2.0,
     )
+    hypers = {"lr": 0.003, "tau": 0.05, "penalty": 1.0, "temperature": 0.1}
     if module is ailboost:
-        cfg = dataclasses.replace(cfg, round_steps=200)
-    hp = numbers(module.Hypers(lr=0.003, tau=0.05, penalty=1.0, temperature=0.1))
+        cfg = dataclasses.replace(cfg, round_steps=200, discriminator_every=1)
+        hypers |= {"alpha": 0.2, "discriminator_lr": 0.003}
+    hp = numbers(module.Hypers(**hypers))
     program = module.program(cfg, env, evals=1, episodes=32)
-    data = jax.tree.map(jnp.asarray, data)
     result = jax.jit(train(program))(jax.random.key(0), hp, data)
-    print(np.mean(result.returns))
+    seen = {name: np.round(float(x.value[-1]), 3) for name, x in result.metrics["agent"].items()}
+    print(np.mean(result.returns), seen)
     assert np.mean(result.returns) > 0.9  # of 1; actions of 0 have 0.75
 
 

@@ -14,6 +14,8 @@ HUMP = np.array([0.0, 6.0, 10.0, 10.0, 8.0, 4.0])
 def test_peak() -> None:
     assert peak(RISING) == 5 and peak(HUMP) == 2
     assert peak(-RISING) == 5  # never risen: the last
+    slope = np.array([1.0, 1.5, 0.0, -4.0])
+    assert peak(slope) == 3 and peak(slope + [0.0, 0.1, 0.0, 0.0]) == 1  # a tenth of the range
     assert peak(np.array([1.0, np.nan, 3.0, np.inf, 2.0])) == 2
     assert peak(np.array([7.0])) == 0
 

@@ -30,6 +30,7 @@ def test_inputs_of_the_universal_model() -> None:
     np.testing.assert_allclose(seen, np.concatenate([obs.reshape(4, 6), wave], -1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_policy_sees_beta() -> None:
     t, head = rows(BOX), famo2o.universal_head((5,), BOX)
     actor, critic = (

@@ -52,6 +52,7 @@ def state() -> hnpg.State:
     return jax.jit(hnpg.make(CFG, SPEC).init)(jax.random.key(0), numbers(hnpg.Hypers()), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hybrid", [True, False])
 def test_critics_by_hand(state: hnpg.State, hybrid: bool) -> None:
     """One step of Adam per critic, from the last to the first: sums of rewards for own steps, and
@@ -83,6 +84,7 @@ def test_critics_by_hand(state: hnpg.State, hybrid: bool) -> None:
     np.testing.assert_allclose(metrics["critic_loss_data"], expected[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_advantages_by_hand(state: hnpg.State) -> None:
     """GAE without discount for own steps; Q - V at actions of the policy for states of the data."""
     own, data, net, hp = some_rows(1), some_rows(2), model(), hnpg.Hypers(lam=0.6)

@@ -250,7 +250,9 @@ def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax_setup, "start", lambda: None)
     words = ["--env", "gymnasium:CartPole-v1", "--eval-episodes", "8", "--out"]
-    sizes = ["--agent.total-steps", "120000", "--agent.hidden", "64,64", "--evals", "3"]
+    sizes = ["--agent.total-steps", "200000", "--agent.hidden", "64,64", "--evals", "3"]
+    sizes += ["--agent.num-steps", "32", "--agent.minibatches", "8", "--agent.lr", "5e-4"]
+    sizes += ["--agent.reward-scale", "0.1"]
     assert cli.main(["train", "pqn", *words, "pqn", *sizes]) == 0
     assert "new episodes" in capsys.readouterr().out
     summary = json.loads(Path("pqn/summary.json").read_text())

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from test_returns import oracle
@@ -94,7 +95,7 @@ def test_update_by_hand() -> None:
     flat, unravel = ravel_pytree(state.params)
     optimiser = clipped_radam(hp.lr, hp.max_grad_norm)
     moved, _ = optimiser.update(ravel_pytree(grads)[0], state.opt, flat)
-    want = unravel(flat + moved)
+    want = unravel(optax.apply_updates(flat, moved))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), new.params, want)
 
 

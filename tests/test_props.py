@@ -102,6 +102,7 @@ def test_the_metric_is_the_exact_error_of_a_table() -> None:
 # --- the agent -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_target_rows_of_the_buffer() -> None:
     """Values and log-probabilities of θ, and GAE over the whole stream, in a numpy loop."""
     cfg, env = props.Config(**TINY), tiny.walk()
