@@ -328,5 +328,12 @@ def program(
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, extras=("next_known",), base_points=base_points
+    Config,
+    Hypers,
+    make,
+    program,
+    offline=True,
+    extras=("next_known",),
+    base_points=base_points,
+    base_acts=lambda hp: (hp.alpha == 0) & (hp.w == 0),
 )

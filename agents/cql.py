@@ -11,6 +11,9 @@ The integral is estimated by importance sampling from uniform actions and the po
 Policy and temperature are SAC's. Targets leave out the entropy, as in the authors' code.
 `correction` regularises critics that over- or underfit (`jaxrl.corrections`).
 
+Fine-tuning mixes batches from the dataset and from a replay buffer of the agent's transitions, with
+the same loss.
+
 Deviations from the authors' code:
 - The actor is trained on the critics after their update (there on those before it).
 - The actor is not pretrained by behaviour cloning.
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -46,7 +49,7 @@ from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_offline, offline_program
+from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
 
@@ -70,6 +73,14 @@ class Config:
     by a learned factor (at first 1) and adds a learned offset (at first -1)"""
     hidden: tuple[int, ...] = (256, 256, 256)
     """widths of the hidden layers"""
+    finetune_steps: int = 0
+    """environment steps of online fine-tuning after offline training; 0 turns it off"""
+    num_envs: int = 1
+    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
+    capacity: int = 1_000_000
+    """transitions in the replay buffer of fine-tuning"""
+    data_share: float = 0.5
+    """fraction of each fine-tuning batch drawn from the dataset"""
     correction: Correction = "none"
     """of critics that overfit: vib, a variational information bottleneck, or dropout; of critics
     that underfit: dr3, a penalty on the alignment of successive features"""
@@ -99,6 +110,14 @@ class Hypers:
     """weight of the bottleneck's divergence or of dr3's penalty, or the probability of dropout"""
 
 
+Calibrate = Callable[[Array, Transition], Array]
+"""(values [2, K, B] of the proposals, rows [B]) -> values [2, K, B]; uniform actions come first."""
+
+
+def _unchanged(elsewhere: Array, t: Transition) -> Array:
+    return elsewhere
+
+
 class Proposals(NamedTuple):
     """K actions per row for the importance-sampled integral, and their log-densities."""
 
@@ -106,13 +125,17 @@ class Proposals(NamedTuple):
     log_density: Array  # [K, B] log-density of the unit actions under their proposal distribution
 
 
-def make(cfg: Config, spec: EnvSpec) -> Agent:
+def make(cfg: Config, spec: EnvSpec, calibrate: Calibrate = _unchanged) -> Agent:
     """The agent for environments of `spec`.
 
+    Args:
+      calibrate: changes the values that the regulariser pushes down.
+
     Raises:
-      UserError: the action space is not a bounded box of one axis, or a size is below 1.
+      UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
     check_offline(cfg)
+    check_fine_tuning(cfg)
     at_least(1, samples=cfg.samples)
     space = box_scale("cql", spec)
     head = head_of(cfg, spec)
@@ -160,7 +183,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                     follows = in_training(critic, t.next_obs, then, key_correct, hp).features
                     penalty = hp.strength * corrections.dr3(own.features, follows, ~t.terminated)
             out = out.reshape(2, 1 + count, rows)
-            q, elsewhere = out[:, 0], out[:, 1:]
+            q, elsewhere = out[:, 0], calibrate(out[:, 1:], t)
             error, push = critic_loss(q, y), regulariser(q, elsewhere, pushed.log_density)
             return error + hp.weight * push + penalty, (error, push, q, penalty)
 
@@ -293,8 +316,10 @@ def regulariser(q: Array, elsewhere: Array, log_density: Array) -> Array:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
-    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+    """Offline training; with `finetune_steps` a second stage fine-tunes online."""
+    agent = make(cfg, env.spec)
+    online = fine_tuning(cfg, env, agent, evals, episodes)
+    return offline_program(cfg, env, agent, evals, episodes, after=online)
 
 
 def check_request(cfg: Config, hp: Hypers, inputs: Mapping[str, PyTree]) -> None:

@@ -42,16 +42,13 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.corrections import dropped
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.evaluate import evaluator
 from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
 from jaxrl.normalise import standardised, standardised_log_prob
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_offline, offline_program
-from jaxrl.rollout import rollout
-from jaxrl.sources import mix, replay, uniform
+from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
@@ -339,12 +336,8 @@ def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Arra
 def check(cfg: Config) -> None:
     """Raises UserError if sizes are too small or do not fit together."""
     check_offline(cfg)
-    at_least(0, finetune_steps=cfg.finetune_steps)
-    at_least(1, num_envs=cfg.num_envs, candidates=cfg.candidates)
-    if not 0 <= cfg.data_share <= 1:
-        raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
-    if cfg.finetune_steps:
-        at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
+    at_least(1, candidates=cfg.candidates)
+    check_fine_tuning(cfg)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
@@ -356,19 +349,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
 
 def finetuning(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> tuple[Stage, ...]:
     """The stage that fine-tunes the agent of stage "offline"; () without `finetune_steps`."""
-    if not cfg.finetune_steps:
-        return ()
-    own = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    online = Stage(
-        name="online",
-        learner=agent,
-        source=mix(uniform(cfg.batch_size), own, cfg.data_share, cfg.batch_size),
-        updates=cfg.finetune_steps // cfg.num_envs,
-        evals=evals,
-        start="offline",
-        evaluate=evaluator(env, agent, episodes),
-    )
-    return (online,)
+    return fine_tuning(cfg, env, agent, evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

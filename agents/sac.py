@@ -8,7 +8,12 @@ Soft Actor-Critic for Discrete Action Settings. Petros Christodoulou. arXiv:1910
 The actor minimises E[α log π(a|s) - min_i Q_i(s, a)]. The critics' target is
 r + γ (min_i Q'_i(s', a') - α log π(a'|s')) with Polyak-averaged target critics Q'. In a box the
 policy is a tanh-squashed normal distribution, and one sample estimates the expectation over
-actions. For discrete actions the expectation is the exact sum.
+actions. For discrete actions the expectation is the exact sum; in environments with action masks it
+is over legal actions.
+
+With N `critics` of which M random ones give the target's minimum (`target_critics`), and their mean
+in the actor's loss (`mean_critic`), the agent is RED-Q (Chen et al., ICLR 2021, arXiv:2101.05982);
+`policy_every` critic steps are followed by one of policy and temperature.
 
 An update is a rollout of T steps in N environments followed by `gradient_steps` gradient steps, one
 per environment step by default. Log-densities are of actions scaled to [-1, 1].
@@ -22,6 +27,7 @@ Deviations from the authors' code:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,8 +36,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl import nets
 from jaxrl.algorithm import Algorithm
-from jaxrl.errors import at_least
+from jaxrl.ensembles import check_ensemble, random_critics
+from jaxrl.errors import UserError, at_least
 from jaxrl.losses import td_target
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import (
@@ -42,8 +50,10 @@ from jaxrl.policies import (
     expectation,
     least_value,
     mean_entropy,
+    mean_value,
     squashed_head,
     sum_log_probs,
+    target_entropy,
 )
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
@@ -76,6 +86,18 @@ class Config:
     """learn the temperature for the target entropy; otherwise it stays constant"""
     target_entropy: float | None = bounded(None)
     """target entropy in nats; default -A (box of A dimensions), 0.98 log A (A discrete actions)"""
+    entropy_backup: bool = True
+    """subtract α log π of the successor's action in the critics' targets"""
+    critics: int = 2
+    """number N of critics"""
+    target_critics: int = 2
+    """number M of random critics whose minimum is the target's value"""
+    mean_critic: bool = False
+    """the policy maximises the mean of all critics instead of their minimum"""
+    layer_norm: bool = False
+    """LayerNorm before the activations of the critics"""
+    policy_every: int = 1
+    """gradient steps of the critics per gradient step of policy and temperature"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
 
@@ -104,7 +126,7 @@ class Hypers:
 
 class State(NamedTuple):
     actor: PyTree  # parameters (`nets.packed`)
-    critic: PyTree  # twin critics, leaves [2, ...]
+    critic: PyTree  # the N critics, leaves [N, ...]
     target: PyTree  # target critics
     log_temperature: Array  # [] log α; 0 if not learned
     opt: tuple[optax.OptState, ...]  # Adam of actor, critics and log_temperature
@@ -121,8 +143,15 @@ def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
         fit together.
     """
     check_replay(cfg)
-    at_least(1, smallest_layer=min((*cfg.hidden, 1)))
-    head = (squashed_head if isinstance(spec.action, Box) else categorical_head)(cfg.hidden, spec)
+    at_least(1, smallest_layer=min((*cfg.hidden, 1)), policy_every=cfg.policy_every)
+    check_ensemble(cfg.critics, cfg.target_critics)
+    if cfg.gradient_steps % cfg.policy_every:
+        raise UserError(
+            f"policy_every={cfg.policy_every} does not divide gradient_steps={cfg.gradient_steps}"
+        )
+    critic = functools.partial(nets.MLP, norm=cfg.layer_norm)
+    head_for = squashed_head if isinstance(spec.action, Box) else categorical_head
+    head = head_for(cfg.hidden, spec, critic=critic)
     if cfg.target_entropy is None:
         return head
     return dataclasses.replace(head, target_entropy=cfg.target_entropy)
@@ -140,7 +169,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     head = head_of(cfg, spec)
 
     def init(key, hp, inputs):
-        return begin(head, key, hp, learned=cfg.learn_temperature)
+        return begin(head, key, hp, learned=cfg.learn_temperature, critics=cfg.critics)
 
     def update(state, hp, batch, key, step):
         def objective(now: ActionSamples, obs: Array, q: Array, temperature: Array) -> Array:
@@ -148,7 +177,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
-    return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())
+    act = acting(head)
+    return Agent(init=init, update=update, act=act, noise=head.noise, masks=True, hypers=Hypers())
 
 
 def begin(
@@ -177,32 +207,43 @@ def learn(
 ) -> tuple[State, dict[str, Array]]:
     """Gradient steps of critics, actor and temperature, in this order, on the rows of `batch`.
 
+    Each `policy_every` steps of the critics are followed by one of actor and temperature, on the
+    rows of the last.
+
     Args:
-      objective: the actor's loss [] of (sampled actions, obs, their min_i Q_i [B, K], α).
+      objective: the actor's loss [] of (sampled actions, obs, their Q-values [B, K], α).
       log_pi: maps log-probabilities by factor [B, K, F] to log π [B, K] in the critics' targets.
     """
 
-    def gradient_step(state: State, xs: tuple[Transition, Array]) -> tuple[State, Any]:
-        t, noise = xs
+    def gradient_steps(state: State, xs: tuple[Transition, Array, Array]) -> tuple[State, Any]:
         opt_actor, opt_critic, opt_temperature = state.opt
         temperature = jnp.exp(state.log_temperature) if cfg.learn_temperature else hp.temperature
 
-        ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
-        q = least_value(head, state.target, t.next_obs, ahead.action)
-        value = expectation(ahead, q - temperature * log_pi(ahead.log_prob))
-        y = td_target(t, hp.gamma, value)
+        def critic_step(carry: tuple[Trainable, PyTree], xs: PyTree) -> tuple[Any, Any]:
+            (at, target), (t, noise, key) = carry, xs
+            ahead = head.samples(head.policy(state.actor, t.next_obs), noise[0])
+            some = random_critics(target, key, cfg.target_critics)
+            value = least_value(head, some, t.next_obs, ahead.action)
+            if cfg.entropy_backup:
+                value = value - temperature * log_pi(ahead.log_prob)
+            y = td_target(t, hp.gamma, expectation(ahead, value))
 
-        def critic_loss(critic: PyTree) -> tuple[Array, Array]:
-            q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)  # [2, B]
-            return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
+            def critic_loss(critic: PyTree) -> tuple[Array, Array]:
+                q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)  # [N, B]
+                return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
-        at = Trainable(state.critic, opt_critic)
-        (critic, opt_critic), loss_q, q = minimise(critic_loss, at, hp.lr)
+            at, loss, q = minimise(critic_loss, at, hp.lr)
+            target = polyak(target, at.params, hp.tau)
+            return (at, target), {"critic_loss": loss, "q": q}
+
+        begin = (Trainable(state.critic, opt_critic), state.target)
+        ((critic, opt_critic), target), metrics = jax.lax.scan(critic_step, begin, xs)
+        t, (_, noise) = nets.pick(xs[0], -1), xs[1][-1]
 
         def of_actor(actor: PyTree) -> tuple[Array, ActionSamples]:
-            now = head.samples(head.policy(actor, t.obs), noise[1])
-            q = least_value(head, critic, t.obs, now.action)
-            return objective(now, t.obs, q, temperature), now
+            now = head.samples(head.policy(actor, t.obs), noise)
+            each = mean_value if cfg.mean_critic else least_value
+            return objective(now, t.obs, each(head, critic, t.obs, now.action), temperature), now
 
         at = Trainable(state.actor, opt_actor)
         (actor, opt_actor), loss_pi, now = minimise(of_actor, at, hp.lr)
@@ -210,26 +251,26 @@ def learn(
         entropy = mean_entropy(now)
         log_temperature = state.log_temperature
         if cfg.learn_temperature:  # gradient of α (entropy - target) with respect to log α
-            grads = temperature * (entropy - head.target_entropy)
+            grads = temperature * (entropy - target_entropy(head, t.obs))
             log_temperature, opt_temperature = adam_step(
                 log_temperature, grads, opt_temperature, hp.lr
             )
 
-        target = polyak(state.target, critic, hp.tau)
         opt = (opt_actor, opt_critic, opt_temperature)
-        metrics = {
-            "critic_loss": loss_q,
+        metrics = jax.tree.map(jnp.mean, metrics) | {
             "actor_loss": loss_pi,
-            "q": q,
             "entropy": entropy,
             "temperature": jnp.asarray(temperature, jnp.float32),
         }
         return State(actor, critic, target, log_temperature, opt), metrics
 
-    keys = jax.random.split(key, (cfg.gradient_steps, 2))
-    noise = jax.vmap(jax.vmap(lambda key: head.noise(key, cfg.batch_size)))(keys)
+    # A third key per step only if critics are drawn.
+    drawn = cfg.target_critics < cfg.critics
+    keys = jax.random.split(key, (cfg.gradient_steps, 2 + drawn))
+    noise = jax.vmap(jax.vmap(lambda key: head.noise(key, cfg.batch_size)))(keys[:, :2])
     rows = split_batch(batch.transitions, cfg.gradient_steps)
-    state, metrics = jax.lax.scan(gradient_step, state, (rows, noise))
+    xs = split_batch((rows, noise, keys[:, -1]), cfg.gradient_steps // cfg.policy_every)
+    state, metrics = jax.lax.scan(gradient_steps, state, xs)
     return state, jax.tree.map(jnp.mean, metrics)
 
 

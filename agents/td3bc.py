@@ -30,6 +30,7 @@ from flax import struct
 from jaxrl import nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
+from jaxrl.exploration import smoothed
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
 from jaxrl.optim import Trainable, minimise, polyak
@@ -203,12 +204,6 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
         return state, metrics | told
 
     return Agent(init=init, update=update, act=act)
-
-
-def smoothed(action: Array, key: Array, hp: Any) -> Array:
-    """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²); unit actions [B, A]."""
-    noise = hp.policy_noise * jax.random.normal(key, action.shape)
-    return jnp.clip(action + jnp.clip(noise, -hp.noise_clip, hp.noise_clip), -1.0, 1.0)
 
 
 def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> Array:

@@ -72,6 +72,7 @@ BRAX = {
 OWN = {
     "dmsd": "obs (6,), actions (2,), 100 steps",
     "reach": "obs (2,), actions (2,), 30 steps",
+    "reach:sparse": "obs (2,), actions (2,), 12 steps",
     "lock": "obs (16,), actions (10,), 10 steps",
     "maze:umaze": "obs (2,), actions (2,), 100 steps",
     "maze:medium": "obs (2,), actions (2,), 200 steps",

@@ -14,20 +14,25 @@ are the edge of reach: they are bootstrapped from and never updated.
 The paper's rewards are not public. Here the goal is at (5, 5), at most seven steps from every
 start, so rollouts of ten steps contain steps at the goal. With a goal further out, rollouts end
 before the policy has learned what to do on arrival.
+
+In `reach:sparse` the reward is 1 for a step that ends within `radius` of the goal, which terminates
+the episode, and 0 otherwise: a task for demonstrations, with a controller that needs no training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl.envs.wrappers import positive
-from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
+from jaxrl.types import Array, Box, Env, EnvSpec, Policy, PyTree, TimeStep
 
 START = 2.0  # episodes start in [-START, START]²
 GOAL = (5.0, 5.0)  # at most seven steps from every start
+RADIUS = 0.25  # of the goal in `reach:sparse`
 WIDTH = 18.0  # twice the variance of the Gaussian reward: standard deviation 3
 
 
@@ -58,6 +63,36 @@ def make(max_steps: int = 30) -> Env:
 
     space = Box((-1.0, -1.0), (1.0, 1.0), (2,))
     return Env(EnvSpec("reach", (2,), space, limit), {"goal": jnp.float32(GOAL)}, reset, step)
+
+
+def sparse(max_steps: int = 12) -> Env:
+    """The environment with a sparse reward. `goal` [2] and `radius` [] are traced parameters.
+
+    Raises:
+      EnvError: max_steps is not a positive whole number.
+    """
+    dense = make(max_steps)
+
+    def step(
+        key: Array, state: ReachState, action: Array, params: PyTree
+    ) -> tuple[ReachState, TimeStep]:
+        after, ts = dense.step(key, state, action, params)
+        there = jnp.linalg.norm(after.position - params["goal"]) <= params["radius"]
+        reward = there.astype(jnp.float32)
+        return after, ts._replace(reward=reward, terminated=there, truncated=ts.truncated & ~there)
+
+    spec = dataclasses.replace(dense.spec, name="reach:sparse")
+    params = dense.params | {"radius": jnp.float32(RADIUS)}
+    return dataclasses.replace(dense, spec=spec, params=params, step=step)
+
+
+def controller() -> Policy:
+    """The optimal policy of `reach:sparse`, straight to the goal; `obs` are positions [n, 2]."""
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        return jnp.clip(jnp.float32(GOAL)[None] - obs, -1.0, 1.0), memory, {}
+
+    return Policy(act=act)
 
 
 def reward_at(position: Array, goal: Array) -> Array:

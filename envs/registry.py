@@ -40,7 +40,8 @@ def make(name: str, /, **options: Any) -> Env:
         "CartPole-v1" and other names of gymnax (`jaxrl.envs.gymnax`);
         "brax:hopper", or with a backend "brax:hopper:mjx" (`jaxrl.envs.brax`);
         "craftax:Craftax-Symbolic-v1" and other tasks of suites (`jaxrl.envs.suites`);
-        "dmsd", "lock", "reach", "maze:large" (`jaxrl.envs.dmsd`, `.lock`, `.reach`, `.maze`);
+        "dmsd", "lock", "reach", "reach:sparse", "maze:large" (`jaxrl.envs.dmsd`, `.lock`, `.reach`,
+        `.maze`);
         "probe:delay" (`jaxrl.envs.probes`);
         "tokens:modsum" (`jaxrl.envs.tokens`);
         "gymnasium:HalfCheetah-v5", "envpool:Pong-v5", which run on the host
@@ -83,7 +84,8 @@ def make(name: str, /, **options: Any) -> Env:
         adapter = importlib.import_module(f"jaxrl.envs.suites.{suite}")
         return _call(name, functools.partial(adapter.make, task), options)
     own = probes.PROBES | maze.MAZES | tokens.TOKENS
-    own |= {"dmsd": dmsd.make, "lock": lock.make, "reach": reach.make}
+    own |= {"dmsd": dmsd.make, "lock": lock.make}
+    own |= {"reach": reach.make, "reach:sparse": reach.sparse}
     if name in own:
         return _call(name, own[name], options)
     try:

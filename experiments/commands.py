@@ -231,8 +231,10 @@ class MakeOptions:
 
     level: str = ""
     """levels of the datasets, separated by commas: random, medium, expert, medium-replay,
-    medium-expert; for mazes play, diverse, expert, random;
-    for the lock guided, expert, random"""
+    medium-expert, noisy; for mazes play, diverse, expert, random; for reach:sparse expert, noisy,
+    random; for the lock guided, expert, random"""
+    success: float = bounded(0.5, least=0, most=1)
+    """mean return of the level noisy, from 0 for random to 1 for expert"""
     steps: int = bounded(100_000, least=1)
     """rows of each dataset"""
     agent: str | None = None

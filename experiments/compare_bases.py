@@ -1,4 +1,4 @@
-"""CDSA's comparison of every corrected policy with its base policy."""
+"""Comparison of every corrected policy with its base policy, as of CDSA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = ("return", "var_0.1", "cvar_0.1")
 
 
 def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row per point, compared with the point of the same base run that has zero strengths.
+    """One row per point, compared with the point that acts as the same base run does.
 
     {"run": folder name of the base run, "values": of the point, "corrected": bool, "members":
     number of sound members, and for the return and each of `stats.RISKS` the IQM over members with
@@ -25,8 +25,9 @@ def compare(ready: Plan, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]
     """
     settings = ready.settings
     groups = np.split(np.arange(ready.members), len(settings.points))
-    alpha, w = np.asarray(ready.hp.agent.alpha), np.asarray(ready.hp.agent.w)
-    plain = lambda rows: not alpha[rows[0]] and not w[rows[0]]
+    assert ready.algorithm.base_acts is not None
+    acts = np.asarray(ready.algorithm.base_acts(ready.hp.agent))
+    plain = lambda rows: bool(acts[rows[0]])
     of_each = list(zip(settings.bases, groups, strict=True))
     reference = {base: rows for base, rows in reversed(of_each) if plain(rows)}
     names = [name for name in ("return", *stats.RISKS) if name in columns]

@@ -141,7 +141,11 @@ def _points_of(
     static: dict[str, Any],
     say: Callable[[str], None] | None = print_line,
 ) -> list[Point]:
-    """The points of one run, which may have no metrics yet; `say` is told of damaged files."""
+    """The points of one run, which may have no metrics yet; `say` is told of damaged files.
+
+    They show the last stage. A run of one point has further ones for earlier stages with
+    evaluations, such as offline training before fine-tuning.
+    """
     summary, seeds = run.summary(say), config["seeds"]
     values = config.get("points", [{}])
     unit, steps, returns, failed = curves(run, len(values) * seeds, say)
@@ -173,7 +177,21 @@ def _points_of(
             risk={name: _mean(x[rows]) for name, x in risk.items()},
         )
         found.append(point)
+    if len(found) == 1 and not found[0].values:  # else columns of values could not tell them apart
+        metrics = records.read_metrics(run, complete=run.as_found().finished)
+        for stage in earlier_stages(metrics):
+            unit, steps, returns, failed = curve(metrics, stage, "return", seeds)
+            name = f"{found[0].run} ({stage})"
+            own = {"unit": unit, "steps": steps, "returns": returns, "failed": failed}
+            found.append(found[0]._replace(run=name, speed=None, risk={}, **own))
     return found
+
+
+def earlier_stages(metrics: dict[str, np.ndarray]) -> list[str]:
+    """Stages before the last one that have evaluations, such as "offline" before fine-tuning."""
+    known = np.isfinite(metrics.get("return", np.zeros(0)))
+    stages = dict.fromkeys(metrics["stage"][known].tolist()) if known.any() else {}
+    return list(stages)[:-1]
 
 
 def curves(
@@ -189,15 +207,22 @@ def curves(
     for name in ("return", "episode_return"):
         known = np.isfinite(metrics.get(name, np.zeros(0)))
         if known.any():
-            rows = metrics["stage"] == metrics["stage"][known][-1]
-            steps, values = _by_step(metrics, rows, name, members)
-            failed = _by_step(metrics, rows, "finite", members)[1]
-            unit = "steps" if _axis(metrics, rows) == "env_steps" else "updates"
-            return unit, steps, values, failed[-1] < 1 if len(failed) else nobody
+            return curve(metrics, metrics["stage"][known][-1], name, members)
     if "finite" in metrics:  # all members have failed
         failed = _by_step(metrics, metrics["stage"] == metrics["stage"][-1], "finite", members)[1]
         nobody = failed[-1] < 1 if len(failed) else nobody
     return "steps", np.zeros(0), np.zeros((0, members)), nobody
+
+
+def curve(
+    metrics: dict[str, np.ndarray], stage: str, name: str, members: int
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """(unit, steps [C], values [C, P], failed [P]) of the metric `name` in one stage."""
+    rows = metrics["stage"] == stage
+    steps, values = _by_step(metrics, rows, name, members)
+    failed = _by_step(metrics, rows, "finite", members)[1]
+    unit = "steps" if _axis(metrics, rows) == "env_steps" else "updates"
+    return unit, steps, values, failed[-1] < 1 if len(failed) else np.zeros(members, bool)
 
 
 def last_risk(run: records.RunDir, members: int) -> dict[str, np.ndarray]:

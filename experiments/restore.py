@@ -86,7 +86,8 @@ def read_earlier(settings: Settings) -> Earlier:
     digests = digests_of(options)
     data = dataset(options.data) if options.data is not None else None
     trust = trust_of(settings)
-    bases = read_bases(options, digests.get("data"), trust) if options.base else None
+    needed = digests.get("data") if agents.load(settings.agent).base_data else None
+    bases = read_bases(options, needed, trust) if options.base else None
     reused = None
     if options.from_run is not None:
         reused = _reused(options.from_run, options.env, trust)

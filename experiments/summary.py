@@ -91,7 +91,7 @@ def summarise(
         "failed_members": np.flatnonzero(failed),
         **({"failure": failure(by_chunk)} if failed.all() else {}),
         **({"diverged": diverged(ready, last["q"], entropy_bonus(by_chunk))} if learns_q else {}),
-        **({"bases": compare_bases.compare(ready, last)} if settings.options.base else {}),
+        **({"bases": compare_bases.compare(ready, last)} if ready.algorithm.base_acts else {}),
         **({"points": by_point(ready, final, failed)} if settings.swept else {}),
         "versions": provenance.versions(),
         "device": device_kind(),

@@ -28,6 +28,9 @@ class Algorithm:
       log_prob: log_prob(cfg, spec) gives (state, hp, obs, action) -> log π(a|s), float32 [n].
       base_points: base_points(hp, runs) gives the points of an agent that builds on finished runs;
         "base" of a point is the index of its base run.
+      base_acts: base_acts(hp) says which members [P] act as their base run does, with which the
+        summary then compares the others; None for no such comparison.
+      base_data: whether base runs must have been trained on the dataset of the run.
     """
 
     Config: type
@@ -39,6 +42,8 @@ class Algorithm:
     check_request: Callable[..., None] | None = None
     log_prob: Callable[..., Callable[..., Array]] | None = None
     base_points: Callable[..., tuple[dict[str, Any], ...]] | None = None
+    base_acts: Callable[..., Array] | None = None
+    base_data: bool = True
 
     @property
     def module(self) -> str:

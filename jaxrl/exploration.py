@@ -1,8 +1,9 @@
-"""Exploration: ε-greedy actions, and uniformly random actions for warm-ups."""
+"""Exploration: ε-greedy actions, smoothing noise, and random actions for warm-ups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,12 @@ def epsilon_greedy(
     if legal is not None:
         random_action = random_legal(random_action, legal)
     return jnp.where(coin < eps, random_action, action)
+
+
+def smoothed(action: Array, key: Array, hp: Any) -> Array:
+    """clip(a + clip(ε, ±noise_clip), ±1), ε ~ N(0, policy_noise²); unit actions [B, A]."""
+    noise = hp.policy_noise * jax.random.normal(key, action.shape)
+    return jnp.clip(action + jnp.clip(noise, -hp.noise_clip, hp.noise_clip), -1.0, 1.0)
 
 
 def random_policy(space: Discrete | Box, masked: bool = False) -> Policy:

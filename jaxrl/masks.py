@@ -69,5 +69,5 @@ def check_policy(env: Env, policy: Policy) -> None:
     if env.spec.masked and not policy.masks:
         raise UserError(
             f"{env.spec.name} has action masks, which this agent does not support: use pqn, dqn, "
-            "ppo, trpo or mdpo, or --env-options masks=false to play without them"
+            "ppo, trpo, mdpo or sac, or --env-options masks=false to play without them"
         )

@@ -317,7 +317,7 @@ def _convolution(features: int, side: int, stride: int) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """A `Torso` and a linear layer to `out` outputs."""
+    """A `Torso` and a linear layer to `out` outputs, its kernel initialised by `end`."""
 
     hidden: tuple[int, ...]
     out: int
@@ -327,9 +327,10 @@ class MLP(nn.Module):
     kernels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     first: Callable[[], nn.Module] | None = None
+    end: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         sizes = (self.kernels, self.strides)
         x = Torso(self.hidden, self.conv, self.norm, self.activation, *sizes, self.first)(x)
-        return nn.Dense(self.out)(x)
+        return nn.Dense(self.out, kernel_init=self.end)(x)

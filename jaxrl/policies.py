@@ -13,7 +13,9 @@ from flax import linen as nn
 
 from jaxrl import nets
 from jaxrl.distributions import Categorical, Normal, tanh_correction
+from jaxrl.errors import UserError
 from jaxrl.losses import q_of_action
+from jaxrl.masks import ILLEGAL_LOGIT, legal_only, some_legal, unmask
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import ActFn, Agent, Array, Discrete, EnvSpec, Policy, PyTree
 
@@ -119,11 +121,27 @@ def squashed_head(
     )
 
 
-def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
-    """A categorical distribution. Critics value all actions at once; expectations are exact."""
+def categorical_head(
+    hidden: tuple[int, ...], spec: EnvSpec, actor: Mlp = nets.MLP, critic: Mlp = nets.MLP
+) -> StochasticHead:
+    """A categorical distribution. Critics value all actions at once; expectations are exact.
+
+    Observations may be `Masked`: illegal actions then have probability 0.
+
+    Args:
+      actor, critic: make networks from the widths of hidden layers and a number of outputs.
+    """
     space = spec.action
     assert isinstance(space, Discrete)
-    net = nets.packed(nets.from_linen(nets.MLP(hidden, space.n), spec.obs_shape))
+    net_of = lambda mlp: nets.packed(nets.from_linen(mlp(hidden, space.n), spec.obs_shape))
+    actor_net, critic_net = net_of(actor), net_of(critic)
+
+    def policy(params: PyTree, seen: Any) -> Categorical:
+        obs, legal = unmask(seen)
+        return Categorical(legal_only(actor_net.apply(params, obs), legal, ILLEGAL_LOGIT))
+
+    def values(params: PyTree, seen: Any, action: PyTree) -> Array:
+        return critic_net.apply(params, unmask(seen)[0])
 
     def log_prob(dist: Categorical, action: PyTree) -> Array:
         return dist.log_probs[..., None]
@@ -132,15 +150,15 @@ def categorical_head(hidden: tuple[int, ...], spec: EnvSpec) -> StochasticHead:
         return ActionSamples((), log_prob(dist, ()), jnp.exp(dist.log_probs))
 
     return StochasticHead(
-        actor=net.init,
-        critic=net.init,
-        policy=lambda actor, obs: Categorical(net.apply(actor, obs)),
+        actor=actor_net.init,
+        critic=critic_net.init,
+        policy=policy,
         noise=lambda key, n: Categorical.noise(key, (n, space.n)),
         act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
         samples=samples,
         log_prob=log_prob,
-        values=lambda params, obs, action: net.apply(params, obs),
-        value=lambda params, obs, action: q_of_action(net.apply(params, obs), action),
+        values=values,
+        value=lambda params, seen, action: q_of_action(values(params, seen, ()), action),
         target_entropy=0.98 * float(np.log(space.n)),
     )
 
@@ -173,6 +191,20 @@ def least_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree
     return jnp.min(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)
 
 
+def mean_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree) -> Array:
+    """Mean over critics [N, size] of Q_i(s, a) [B, K] of sampled actions."""
+    return jnp.mean(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)
+
+
+def target_entropy(head: StochasticHead, seen: Any) -> Array | float:
+    """The target entropy; with action masks, times the mean of log(legal actions) / log A."""
+    legal = unmask(seen)[1]
+    if legal is None:
+        return head.target_entropy
+    count = jnp.sum(some_legal(legal), -1)
+    return head.target_entropy * jnp.mean(jnp.log(count)) / np.log(max(legal.shape[-1], 2))
+
+
 def sum_log_probs(log_prob: Array) -> Array:
     """log π [B, K] from the log-probabilities of the policy's factors [B, K, F]."""
     return jnp.sum(log_prob, -1)
@@ -193,6 +225,27 @@ class Trained(NamedTuple):
 
     state: PyTree
     hp: PyTree
+
+
+def greedy(policy: Policy, trained: Trained, obs: Array) -> Array:
+    """Actions [n, ...] at obs [n, *obs] of a policy without memory, without exploration."""
+    n = len(obs)
+    noise = policy.noise(jax.random.key(0), n)  # without exploration it changes nothing
+    given = (obs, jnp.ones(n, bool), policy.memory(n), noise, False)
+    return policy.act(trained.state, trained.hp, *given)[0]
+
+
+def check_base(agent: str, base: Policy | None) -> Policy:
+    """The policy that `agent` builds on.
+
+    Raises:
+      UserError: there is none, or it has a memory.
+    """
+    if base is None:
+        raise UserError(f"{agent} needs a trained policy: pass --base runs/NAME")
+    if jax.tree.leaves(jax.eval_shape(lambda: base.memory(1))):
+        raise UserError(f"{agent} needs a base policy without memory")
+    return base
 
 
 class Switch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Programs of one stage (on-policy, off-policy, offline), and checks of their sizes."""
+"""Programs (on-policy, off-policy, offline, offline-to-online), and checks of their sizes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jaxrl.evaluate import evaluator
 from jaxrl.exploration import random_policy
 from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
-from jaxrl.sources import replay, uniform
-from jaxrl.types import Agent, Env, PyTree, Source
+from jaxrl.sources import mix, replay, uniform
+from jaxrl.types import Agent, Env, Policy, PyTree, Source
 
 
 def single_stage(
@@ -74,17 +74,78 @@ def offline_program(
     return single_stage(cfg, agent, source or uniform(cfg.batch_size), evaluate, evals, after)
 
 
-def replayed(cfg: Any, env: Env, agent: Agent) -> Source:
-    """A replay buffer of the agent's rollouts, warmed up with random actions."""
+def replayed(cfg: Any, env: Env, agent: Agent, first: Policy | None = None) -> Source:
+    """A replay buffer of the agent's rollouts, warmed up by `first`, by default random actions."""
     acting = lambda policy: rollout(env, policy, cfg.num_envs, cfg.num_steps)
     return replay(
         acting(agent),
         cfg.capacity,
         cfg.gradient_steps * cfg.batch_size,
         warmup=math.ceil(cfg.warmup / cfg.window),
-        first=acting(random_policy(env.spec.action, env.spec.masked)),
+        first=acting(first or random_policy(env.spec.action, env.spec.masked)),
         n_step=cfg.n_step,
     )
+
+
+def mixed(cfg: Any, env: Env, agent: Agent, first: Policy | None = None) -> Source:
+    """Batches for `gradient_steps`, each with `data_share` rows of data and replay for the rest.
+
+    Args:
+      first: see `replayed`.
+    """
+    rows = cfg.gradient_steps * cfg.batch_size
+    data = uniform(rows, n_step=cfg.n_step)
+    return mix(data, replayed(cfg, env, agent, first), cfg.data_share, rows, cfg.gradient_steps)
+
+
+def fine_tuning(
+    cfg: Any,
+    env: Env,
+    agent: Agent,
+    evals: int,
+    episodes: int,
+    *,
+    data: Source | None = None,
+    own: Callable[[Source], Source] = lambda replayed: replayed,
+) -> tuple[Stage, ...]:
+    """The stage "online" that goes on with the agent of the stage "offline"; () without it.
+
+    Batches have `cfg.data_share` rows of data, the others are from a replay buffer of the agent's
+    own steps. One gradient step per step of all environments.
+
+    Args:
+      data: source of the rows of data; by default `uniform`.
+      own: changes the source of replayed rows.
+    """
+    if not cfg.finetune_steps:
+        return ()
+    played = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
+    data = data or uniform(cfg.batch_size)
+    online = Stage(
+        name="online",
+        learner=agent,
+        source=mix(data, own(played), cfg.data_share, cfg.batch_size),
+        updates=cfg.finetune_steps // cfg.num_envs,
+        evals=evals,
+        start="offline",
+        evaluate=evaluator(env, agent, episodes),
+    )
+    return (online,)
+
+
+def check_fine_tuning(cfg: Any) -> None:
+    """Raises UserError if the sizes of `fine_tuning` do not fit together."""
+    at_least(0, finetune_steps=cfg.finetune_steps)
+    at_least(1, num_envs=cfg.num_envs)
+    check_share(cfg)
+    if cfg.finetune_steps:
+        at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
+
+
+def check_share(cfg: Any) -> None:
+    """Raises UserError if the fraction of data in batches is not in [0, 1]."""
+    if not 0 <= cfg.data_share <= 1:
+        raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
 
 
 def check_offline(cfg: Any) -> None:

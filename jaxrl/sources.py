@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.errors import UserError
 from jaxrl.rows import split
 from jaxrl.types import Array, Batch, PyTree, Source, Transition
 
 
-def uniform(batch_size: int, name: str = "data") -> Source:
-    """Batches [B] drawn with replacement from inputs[name], a `Transition` of rows [D]."""
+def uniform(batch_size: int, name: str = "data", *, n_step: int = 1) -> Source:
+    """Batches [B] drawn with replacement from inputs[name], a `Transition` of rows [D].
+
+    Args:
+      n_step: largest number of consecutive rows folded into one, see `fold`; more than 1 needs
+        rows in the order of their episodes, with observations that are not compact images.
+    """
 
     def init(key, learner_state, hp, inputs):
         return ()
@@ -25,7 +31,12 @@ def uniform(batch_size: int, name: str = "data") -> Source:
     def next(src, learner_state, hp, inputs, key, step):
         data: Transition = inputs[name]
         rows = below(key, batch_size, jnp.int32(data.reward.shape[0]))
-        return src, Batch(gather(data, rows)), {}
+        if n_step == 1:
+            return src, Batch(gather(data, rows)), {}
+        if is_compact(data):
+            raise UserError("n-step targets need observations that are not images: use n_step=1")
+        ring = jax.tree.map(lambda x: x[None, :, None], data)  # one window of one environment
+        return src, Batch(fold(ring, rows, jnp.int32(0), n_step, hp.agent.gamma)), {}
 
     return Source(init=init, next=next)
 
@@ -189,16 +200,20 @@ def fold(ring: Transition, rows: Array, oldest: Array, n_step: int, gamma: Array
     )
 
 
-def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
+def mix(first: Source, second: Source, share: float, batch_size: int, parts: int = 1) -> Source:
     """Batches [B] with round(share * B) rows of `first` and the other rows of `second`.
 
     Both sources give flat batches with at least the rows needed; further rows are dropped. Extras
     that only one source has are dropped too. One or both sources may have `refresh`.
 
+    Args:
+      parts: number of parts of equal size, as `split_batch` makes them, each with the same share.
+
     Raises:
       ValueError: the sources are refreshed at different intervals.
     """
-    part = round(share * batch_size)
+    size = batch_size // parts
+    part = round(share * size)
     intervals = {source.every for source in (first, second) if source.refresh is not None}
     if len(intervals) > 1:
         raise ValueError(f"mixed sources are refreshed at different intervals: {intervals}")
@@ -215,11 +230,13 @@ def mix(first: Source, second: Source, share: float, batch_size: int) -> Source:
         two, b, seen_too = second.next(src[1], learner_state, hp, inputs, keys[1], step)
         common = a.transitions.extras.keys() & b.transitions.extras.keys()
         of = lambda t: t._replace(extras={name: t.extras[name] for name in sorted(common)})
-        rows = jax.tree.map(
-            lambda x, y: jnp.concatenate([x[:part], y[: batch_size - part]]),
-            of(a.transitions),
-            of(b.transitions),
-        )
+
+        def join(x: Array, y: Array) -> Array:
+            take = lambda z, count: z[: parts * count].reshape(parts, count, *z.shape[1:])
+            both = jnp.concatenate([take(x, part), take(y, size - part)], 1)
+            return both.reshape(-1, *x.shape[1:])
+
+        rows = jax.tree.map(join, of(a.transitions), of(b.transitions))
         return (one, two), Batch(rows), seen | seen_too
 
     def refresh(src, learner_state, hp, inputs, key, step):

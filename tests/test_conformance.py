@@ -22,7 +22,9 @@ from logged import rows as logged_rows
 from jaxrl import population
 from jaxrl.agents import (
     ailboost,
+    awac,
     bc,
+    calql,
     cdsa,
     cql,
     dac,
@@ -45,7 +47,11 @@ from jaxrl.agents import (
     props,
     ravl,
     rebrac,
+    resfit,
+    rlif,
+    rlpd,
     sac,
+    td3,
     td3bc,
     token_pg,
     trpo,
@@ -193,6 +199,17 @@ def _mdpo_offpolicy() -> Case:
     return _case(mdpo_offpolicy, cfg, tiny.glide(), lr=0.01, tau=0.2, entropic_index=1.5)
 
 
+def _td3() -> Case:
+    cfg = td3.Config(**{k: v for k, v in REPLAYED.items() if k != "n_step"})
+    hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5, "exploration": 0.5}
+    return _case(td3, cfg, tiny.glide(), **hypers)
+
+
+def _rlpd() -> Case:
+    cfg = rlpd.Config(**REPLAYED, critics=3, policy_every=2)
+    return _case(rlpd, cfg, tiny.glide(), lr=0.01, tau=0.2)
+
+
 # Eight updates on four rows of twelve.
 LOGGED: dict[str, Any] = {"updates": 8, "batch_size": 4, "hidden": (4,)}
 
@@ -219,6 +236,17 @@ def _prdc() -> Case:
 def _cql() -> Case:
     cfg = cql.Config(**LOGGED, samples=2, correction="vib", normalise_obs=True)
     return _case(cql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
+
+
+def _calql() -> Case:
+    cfg = calql.Config(**LOGGED, samples=2, finetune_steps=8, num_envs=2, capacity=4)
+    case = _case(calql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
+    return dataclasses.replace(case, unread=frozenset({"strength"}))  # of CQL's corrections
+
+
+def _awac() -> Case:
+    cfg = awac.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
+    return _case(awac, cfg, tiny.walk(), lr=0.01, tau=0.2, max_weight=1.5)
 
 
 def _iql() -> Case:
@@ -333,6 +361,52 @@ def _cdsa() -> Case:
     )
 
 
+def _cloned(env: Env) -> tuple[Agent, dict[str, PyTree]]:
+    """A base policy, and the inputs of agents that build on it."""
+    data = jax.tree.map(jnp.asarray, logged_rows(env.spec, 12))
+    base, plain = bc.make(bc.Config(**LOGGED), env.spec), jax.tree.map(jnp.float32, bc.Hypers())
+    trained = Trained(base.init(jax.random.key(0), plain, {"data": data}), plain)
+    return base, {"data": data, "base": trained}
+
+
+def _resfit() -> Case:
+    """A residual on a cloned policy."""
+    env = tiny.glide()
+    base, inputs = _cloned(env)
+    cfg = resfit.Config(**REPLAYED, critics=3, policy_every=2, critic_warmup=2)
+    hypers = resfit.Hypers(
+        lr=0.01, actor_lr=0.01, tau=0.2, exploration=0.3, policy_noise=0.3, max_grad_norm=0.5
+    )
+    return Case(
+        program=resfit.program(cfg, env, evals=2, episodes=3, base=base),
+        agent=resfit.make(cfg, env.spec, base),
+        spec=env.spec,
+        hp=HyperParams(jax.tree.map(jnp.float32, hypers), env.params),
+        plain=hypers,
+        inputs=inputs,
+    )
+
+
+def _rlif() -> Case:
+    """A cloned policy intervenes by a Q-function that the last stage gets as it begins."""
+    env = tiny.glide()
+    base, inputs = _cloned(env)
+    cfg = rlif.Config(**REPLAYED, critics=3, reference_updates=8, reference_batch=4)
+    hypers = rlif.Hypers(lr=0.01, tau=0.2, slip=0.5)
+    hp = HyperParams(jax.tree.map(jnp.float32, hypers), env.params)
+    program = rlif.program(cfg, env, evals=2, episodes=3, base=base)
+    begin = program.stages[0].learner.init(jax.random.key(0), hp.agent, inputs)
+    return Case(
+        program=program,
+        agent=rlif.make(cfg, env.spec, base),
+        spec=env.spec,
+        hp=hp,
+        plain=hypers,
+        unread=frozenset({"probability"}),
+        inputs=inputs | {"reference": begin},
+    )
+
+
 def _hnpg() -> Case:
     """Episodes of five steps, two from the policy and two of the data's, per iteration."""
     sizes: dict[str, Any] = {"num_envs": 2, "total_steps": 40, "critic_steps": 2}
@@ -427,16 +501,22 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "dqn": functools.cache(_dqn),
     "sac": functools.cache(_sac),
     "mdpo_offpolicy": functools.cache(_mdpo_offpolicy),
+    "td3": functools.cache(_td3),
+    "rlpd": functools.cache(_rlpd),
     "bc": functools.cache(_bc),
     "td3bc": functools.cache(_td3bc),
     "rebrac": functools.cache(_rebrac),
     "prdc": functools.cache(_prdc),
     "cql": functools.cache(_cql),
+    "calql": functools.cache(_calql),
+    "awac": functools.cache(_awac),
     "iql": functools.cache(_iql),
     "famo2o": functools.cache(_famo2o),
     "edac": functools.cache(_edac),
     "ravl": functools.cache(_ravl),
     "cdsa": functools.cache(_cdsa),
+    "resfit": functools.cache(_resfit),
+    "rlif": functools.cache(_rlif),
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
@@ -451,6 +531,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
     *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
+    *("awac", "calql", "resfit", "rlif", "rlpd", "td3"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -133,7 +133,10 @@ def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
             ["make", "CartPole-v1", "--level", "random", "--steps", "0"],
             "--steps must be at least 1, not '0'",
         ),
-        (["make", "CartPole-v1", "--level", "good"], "medium-replay, medium-expert, expert; not"),
+        (
+            ["make", "CartPole-v1", "--level", "good"],
+            "medium-expert, expert, noisy; not",
+        ),
         (["make", "maze:umaze", "--level", "medium"], "random, play, diverse, expert; not"),
         (
             ["make", "maze:umaze", "--level", "play", "--seeds", "2"],
@@ -236,6 +239,21 @@ def test_make_trains_and_collects(jaxrl: Run, tmp_path: Path) -> None:
         _, lengths = datasets.episode_returns(t)
         assert lengths.max() <= tiny.LIMIT
         assert meta["training"]["agent"] == "ppo" and meta["seed"] == 3
+
+
+@pytest.mark.slow
+def test_noisy_experts_have_the_stated_success(jaxrl: Run, tmp_path: Path) -> None:
+    """In `reach:sparse`, whose expert always succeeds; from the file's own episodes too."""
+    words = ["make", "reach:sparse", "--level", "noisy", "--success", "0.6", "--steps", "6_000"]
+    code, _, err = jaxrl(*words, "--out", "noisy.npz")
+    assert code == 0, err
+    found = datasets.load(tmp_path / "noisy.npz")
+    meta = found.meta
+    assert meta["reference"]["expert"] == 1 and meta["success"] == 0.6 and meta["spread"] > 0.1
+    floor = meta["reference"]["random"]
+    np.testing.assert_allclose(meta["return"], floor + 0.6 * (1 - floor), atol=0.05)
+    returns, _ = datasets.episode_returns(found.transitions)
+    np.testing.assert_allclose(np.mean(returns), meta["return"], atol=0.12)
 
 
 def test_collected_episodes_are_complete() -> None:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
 }
 # An agent imports another one only where it is a variant of it: agent -> what it varies.
 VARIANTS = {
+    "calql": {"cql"},
     "cql": {"sac"},
     "ailboost": {"dac"},
     "dac": {"sac"},
@@ -45,6 +46,10 @@ VARIANTS = {
     "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
+    "awac": {"iql"},
+    "rlif": {"sac"},
+    "rlpd": {"sac"},
+    "td3": {"td3bc"},
     "uni_o4": {"iql", "ppo"},
     "trpo": {"ppo"},
 }

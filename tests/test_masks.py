@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import contract, envs
-from jaxrl.agents import dqn, mdpo, ppo, pqn, pqn_rnn, sac
+from jaxrl import contract, envs, policies
+from jaxrl.agents import dqn, mdpo, mdpo_offpolicy, ppo, pqn, pqn_rnn, sac
 from jaxrl.distributions import Categorical
 from jaxrl.envs import EnvError
 from jaxrl.envs.normalise import normalise
@@ -62,6 +62,11 @@ AGENTS = {
         dqn.Config(total_steps=4_000, warmup=64, batch_size=64, gradient_steps=4, **SMALL),
         {"lr": 1e-2},
     ),
+    "sac": (
+        sac,
+        sac.Config(total_steps=4_000, warmup=64, batch_size=64, gradient_steps=4, **SMALL),
+        {"lr": 1e-2},
+    ),
     "ppo": (
         ppo,
         ppo.Config(4_000, 4, 8, 1, 4, actor=(16,), critic=(16,)),
@@ -75,10 +80,11 @@ AGENTS = {
 }
 
 
-RELATED = pytest.param("mdpo", marks=pytest.mark.slow)  # acts by PPO's policy
+SLOW = ("mdpo", "sac")  # MDPO acts by PPO's policy, SAC by the head that is tested below
+slow = lambda name: pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
 
 
-@pytest.mark.parametrize("name", [*(n for n in AGENTS if n != "mdpo"), RELATED])
+@pytest.mark.parametrize("name", [slow(name) for name in AGENTS])
 def test_the_best_action_is_illegal_and_never_taken(name):
     """Neither in the warm-up, nor in training, nor in evaluations; legal actions become optimal."""
     module, cfg, hypers = AGENTS[name]
@@ -198,14 +204,14 @@ def test_agents_without_masks_are_refused():
     env = forbidden()
     hint = "masks=false"
     with pytest.raises(UserError, match=hint):
-        sac.program(sac.Config(num_envs=2, num_steps=2, hidden=(4,)), env)
+        mdpo_offpolicy.program(mdpo_offpolicy.Config(num_envs=2, num_steps=2, hidden=(4,)), env)
     cfg = pqn_rnn.Config(num_envs=2, num_steps=4, minibatches=1, hidden=(4,))
     with pytest.raises(UserError, match=hint):
         pqn_rnn.program(cfg, env)
     plain = without_masks(env)
     contract.check_env(plain)
     assert not plain.spec.masked and without_masks(plain) is plain
-    sac.program(sac.Config(num_envs=2, num_steps=2, hidden=(4,)), plain)
+    mdpo_offpolicy.program(mdpo_offpolicy.Config(num_envs=2, num_steps=2, hidden=(4,)), plain)
 
 
 def test_wrappers_keep_masks():
@@ -244,3 +250,24 @@ def test_option():
     with pytest.raises(EnvError, match="true or false"):
         envs.make("CartPole-v1", masks=3)
     assert envs.make("CartPole-v1", masks=False).spec == envs.make("CartPole-v1").spec
+
+
+def test_sac_is_a_softmax_over_legal_actions():
+    """Its policy, entropy and target entropy equal those of the legal actions alone."""
+    cfg = sac.Config(warmup=8, hidden=(4,))
+    head = sac.head_of(cfg, forbidden().spec)
+    actor = head.actor(jax.random.key(0))
+    obs = jnp.array([[0.0], [1.0]])
+    seen = Masked(obs, jnp.asarray(LEGAL))
+    logits = np.asarray(head.policy(actor, obs).logits)
+    odds = np.where(LEGAL, np.exp(logits), 0)
+    p = odds / odds.sum(-1, keepdims=True)
+    now = head.samples(head.policy(actor, seen), jnp.zeros((2, 3)))
+    np.testing.assert_allclose(now.weight, p, rtol=1e-5)
+    entropy = [-sum(x * np.log(x) for x in row if x > 0) for row in p]
+    np.testing.assert_allclose(policies.mean_entropy(now), np.mean(entropy), rtol=1e-5)
+    count = np.array(LEGAL).sum(-1)
+    np.testing.assert_allclose(
+        policies.target_entropy(head, seen), 0.98 * np.mean(np.log(count)), rtol=1e-5
+    )
+    assert policies.target_entropy(head, obs) == head.target_entropy

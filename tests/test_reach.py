@@ -75,3 +75,30 @@ def test_optimal_value_by_value_iteration() -> None:
         value = spread(reward + gamma * value)
     found = reach.optimal_value(jnp.asarray(PLANE), goal, gamma, 200)
     np.testing.assert_allclose(found, value, rtol=1e-4)
+
+
+def test_sparse_reward_and_its_controller() -> None:
+    """Reward 1 and termination within the radius; straight ways need max |goal - s| steps."""
+    env, policy = envs.make("reach:sparse"), reach.controller()
+
+    @jax.jit
+    @jax.vmap
+    def walk(key: jax.Array) -> Any:
+        state, obs = env.reset(key, env.params)
+
+        def go(carry: Any, _: None) -> Any:
+            state, obs = carry
+            action = policy.act((), (), obs[None], jnp.ones(1, bool), (), key, False)[0][0]
+            state, ts = env.step(key, state, action, env.params)
+            return (state, ts.next_obs), ts
+
+        return obs, jax.lax.scan(go, (state, obs), None, 12)[1]
+
+    obs, ts = walk(jax.random.split(jax.random.key(0), 200))
+    left = np.linalg.norm(np.asarray(ts.next_obs) - np.array(reach.GOAL), axis=-1)
+    np.testing.assert_array_equal(ts.terminated, left <= reach.RADIUS)
+    np.testing.assert_array_equal(ts.reward, ts.terminated)
+    assert not np.any(ts.terminated & ts.truncated) and ts.terminated[:, -1].all()
+    far = np.abs(np.array(reach.GOAL) - np.asarray(obs)).max(-1)
+    first = np.argmax(np.asarray(ts.terminated), 1) + 1
+    assert np.all((first <= np.ceil(far)) & (first >= np.ceil(far - reach.RADIUS)))

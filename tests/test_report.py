@@ -338,6 +338,30 @@ def test_axes_and_the_table_say_what_is_counted(
     assert labels == ["environment steps", "updates", "environment steps or updates"]
 
 
+def test_offline_training_beside_its_fine_tuning(
+    folder: Path, drawn: list[Figure], table: Callable
+) -> None:
+    """Two stages with returns: a row and a curve each, the last stage first; none in sweeps."""
+    rng = np.random.default_rng(0)
+    made = {"offline": rng.normal(0, 1, (2, SEEDS)), "online": rng.normal(4, 1, (3, SEEDS))}
+    with records.open_run(folder / "both", config("walk", [{}]), {"width": 1}) as run:
+        for stage, (name, returns) in enumerate(made.items()):
+            for chunk, row in enumerate(returns, start=1):
+                index = {"stage": name, "member": np.arange(SEEDS), "update": chunk}
+                index |= {"env_steps": 100 * chunk * stage}
+                columns = {"return": row, "finite": np.ones(SEEDS)}
+                run.write_part(part_name(stage, chunk, 0), index | columns)
+    rows, _ = table("both", "--over", "both (offline)")
+    assert [row["run"] for row in rows] == ["both", "both (offline)"]
+    for row, name in zip(rows, ("online", "offline"), strict=True):
+        np.testing.assert_allclose(float(row["return (IQM)"]), stats.iqm(made[name][-1]), rtol=1e-3)
+    better = improvement(made["online"][-1], made["offline"][-1])
+    np.testing.assert_allclose(float(rows[0]["P(better)"]), better, rtol=1e-3)
+    (axes,) = drawn[0].axes
+    assert sorted(len(line.get_xdata()) for line in axes.lines) == [2, 3]
+    assert axes.get_xlabel() == "environment steps or updates"
+
+
 def test_sensitivity_has_lines_for_few_combinations(folder: Path, drawn: list[Figure]) -> None:
     made = write_sweep(folder / "it")
     report.report([folder / "it"])

@@ -34,7 +34,7 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
                                                add rows of a dataset to demonstrations that they
                                                resemble
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
-                      [--agent AGENT] [options of `jaxrl train`]
+                      [--agent AGENT] [--success 0.5] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
                                                agent first, by default sac, or ppo for discrete
                                                actions
@@ -43,9 +43,10 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
 levels: random; expert, the best training snapshot (training keeps one snapshot per evaluation);
 medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
-to medium; medium-expert, half medium and half expert.
-Mazes and the lock need no training. Levels of mazes are play, diverse, expert and random, those of
-the lock guided, expert and random.
+to medium; medium-expert, half medium and half expert; noisy, the expert with so much noise that its
+mean return is --success 0.5 of the way from random to expert.
+Mazes, the lock and reach:sparse need no training. Levels of mazes are play, diverse, expert and
+random, those of the lock guided, expert and random, those of reach:sparse expert, noisy and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
@@ -134,7 +135,7 @@ def _make(envs: list[str], given: dict[str, Words]) -> None:
         files = {own.level: own.out}
     for file in files.values():
         _check_free(file)
-    for each, data in collect.make(env, levels, own.steps, own.agent, rest):
+    for each, data in collect.make(env, levels, own.steps, own.agent, rest, own.success):
         _keep(files[each], data)
 
 

@@ -7,10 +7,13 @@ Levels, after those of D4RL:
     expert          the snapshot with the highest evaluation
     medium-replay   equal shares of all snapshots up to and including the medium one
     medium-expert   half and half
+    noisy           the expert's greedy actions with noise, so much that its mean return is a stated
+                    fraction of the way from random to expert: its success, where returns are 0 or 1
 
-Policies act as in training, with exploration. Mazes and the lock need no training. In mazes a
-shortest-path controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse, expert and
-random; in the lock a guide (`jaxrl.envs.lock.guide`), at the levels guided, expert and random.
+Policies act as in training, with exploration. Mazes, the lock and `reach:sparse` need no training.
+In mazes a shortest-path controller (`jaxrl.envs.maze_walks`) acts, at the levels play, diverse,
+expert and random; in the lock a guide (`jaxrl.envs.lock.guide`), at the levels guided, expert and
+random; in `reach:sparse` a controller, at the levels expert, noisy and random.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import drive, envs
-from jaxrl.envs import lock, maze_walks
+from jaxrl.envs import lock, maze_walks, reach
 from jaxrl.envs.datasets import Dataset, action_bounds
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
@@ -36,6 +39,8 @@ from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.experiments.train_loop import PACE_S
 from jaxrl.experiments.values import fill
 from jaxrl.exploration import random_policy
+from jaxrl.ope.targets import target
+from jaxrl.policies import Trained
 from jaxrl.ranges import bounded
 from jaxrl.rollout import rollout
 from jaxrl.runs import provenance
@@ -52,10 +57,13 @@ from jaxrl.types import (
     Transition,
 )
 
-LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert", "noisy")
 MAZE_LEVELS = ("random", *maze_walks.LEVELS)
+REACH_LEVELS = ("random", "expert", "noisy")
 LOCK_LEVELS = ("random", *lock.LEVELS)
 EPISODES = 128  # per reference return
+LARGEST = {"box": 3.0, "discrete": 1.0}  # spread of the noise of noisy experts, see `ope.targets`
+HALVINGS = 12  # of the interval of spreads
 ENVS, WINDOW = 16, 50  # parallel environments, and steps per call
 PATIENCE = 1000  # longest wait, in steps, for the end of an episode without a time limit
 
@@ -111,40 +119,47 @@ class Behaviour(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MazeOptions:
-    """Options for maze datasets, in addition to --level and --steps."""
+class ScriptOptions:
+    """Options for datasets of controllers, in addition to those of `data make`."""
 
     seed: int = bounded(0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class LockOptions(MazeOptions):
+class LockOptions(ScriptOptions):
     """Options for datasets of the lock, in addition to --level and --steps."""
 
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def make(
-    env: str, levels: Sequence[str], steps: int, agent: str | None, options: Mapping[str, Any]
+    env: str,
+    levels: Sequence[str],
+    steps: int,
+    agent: str | None,
+    options: Mapping[str, Any],
+    success: float = 0.5,
 ) -> Iterator[tuple[str, Dataset]]:
     """Yields (level, `Dataset` of `steps` rows) for each level.
 
     Args:
       agent: name of the agent to train; None: SAC for boxes, PPO for discrete actions.
-      options: further training options, see `settings.resolve`; mazes accept only `seed`, the lock
-        `seed` and `env_options`.
+      options: further training options, see `settings.resolve`; mazes and `reach:sparse` accept
+        only `seed`, the lock `seed` and `env_options`.
+      success: return of the noisy expert, from 0 for random to 1 for expert.
 
     Raises:
       UserError: unknown level or invalid request, before training.
     """
     known = MAZE_LEVELS if env.startswith("maze:") else LEVELS
+    known = REACH_LEVELS if env == "reach:sparse" else known
     known = LOCK_LEVELS if env == "lock" else known
     for level in levels:
         if level not in known:
             raise UserError(f"{env} has the levels {', '.join(known)}; not {level!r}")
-    if env.startswith("maze:"):
-        training, seed = {}, fill(MazeOptions, options).seed
-        behaviours = of_maze(env, levels)
+    if env.startswith("maze:") or env == "reach:sparse":
+        training, seed = {}, fill(ScriptOptions, options).seed
+        behaviours = of_reach() if env == "reach:sparse" else of_maze(env, levels)
     elif env == "lock":
         own = fill(LockOptions, options)
         training, seed = {"env_options": own.env_options}, own.seed
@@ -159,7 +174,7 @@ def make(
         ready = prepare(settings)
         behaviours, training = of_training(ready), {"training": ready.identity}
     key_random, key_expert, key_rows = jax.random.split(jax.random.key(seed), 3)
-    reference = {
+    reference: dict[str, float] = {
         "random": mean_return(behaviours["random"][0], key_random),
         "expert": mean_return(behaviours["expert"][0], key_expert),
     }
@@ -174,12 +189,19 @@ def make(
         **training,
     }
     for level in levels:
+        told: dict[str, Any] = {"level": level}
+        if level == "noisy":
+            floor = reference["random"]
+            wanted = floor + success * (reference["expert"] - floor)
+            noisy, spread, mean = with_noise(behaviours["expert"][0], wanted, key_expert)
+            behaviours["noisy"] = [noisy]
+            told |= {"success": success, "return": mean, "spread": spread}
         found = behaviours[level]
         ends = np.linspace(0, steps, len(found) + 1).round().astype(int)
         keys = jax.random.split(jax.random.fold_in(key_rows, known.index(level)), len(found))
         each = zip(found, keys, np.diff(ends), strict=True)
         parts = [collect(who, key, rows) for who, key, rows in each if rows]
-        yield level, Dataset(join(parts), meta | {"level": level})
+        yield level, Dataset(join(parts), meta | told)
 
 
 def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settings:
@@ -208,6 +230,45 @@ def of_maze(name: str, levels: Sequence[str]) -> dict[str, list[Behaviour]]:
     }
     maze = envs.make(name)
     return found | {"random": [at_random(maze)]}
+
+
+def of_reach() -> dict[str, list[Behaviour]]:
+    """The controller of `reach:sparse`, and uniformly random actions."""
+    env, policy = envs.make("reach:sparse"), reach.controller()
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        return policy.act(state, hp, obs[0], start, memory, noise, explore)
+
+    expert = Behaviour(Actor(showing(env), dataclasses.replace(policy, act=act)))
+    return {"random": [at_random(env)], "expert": [expert]}
+
+
+def with_noise(
+    expert: Behaviour, wanted: float, key: Array, halvings: int = HALVINGS
+) -> tuple[Behaviour, float, float]:
+    """The greedy expert with so much noise that its mean return is `wanted`.
+
+    The spread of the noise (`jaxrl.ope.targets`) is found by halving an interval: returns are taken
+    to fall with it.
+
+    Returns:
+      (behaviour, spread, mean return of `EPISODES` episodes).
+    """
+    actor, spec = expert.actor, expert.actor.env.spec
+    policy = target(spec).policy(actor.policy)
+    noisy = Behaviour(dataclasses.replace(actor, policy=policy))
+    at = lambda spread: noisy._replace(
+        state=(Trained(expert.state, expert.hp), jnp.float32(spread))
+    )
+    low, high = 0.0, LARGEST["discrete" if isinstance(spec.action, Discrete) else "box"]
+    spread, mean = low, mean_return(at(low), key)
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        found = mean_return(at(middle), key)
+        if abs(found - wanted) <= abs(mean - wanted):
+            spread, mean = middle, found
+        low, high = (middle, high) if found > wanted else (low, middle)
+    return at(spread), spread, mean
 
 
 def of_lock(env: Env) -> dict[str, list[Behaviour]]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxrl.distributions import TruncatedNormal
 from jaxrl.errors import UserError
 from jaxrl.fitting import by_pieces
-from jaxrl.policies import Trained
+from jaxrl.policies import Trained, greedy
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Discrete, EnvSpec, Policy, PyTree
 
@@ -132,11 +132,4 @@ def greedy_actions(
 ) -> Array:
     """Greedy actions [D, ...] at observations [D, *obs], as `Target.unit` gives them."""
 
-    def some(obs: Array) -> Array:
-        rows = len(obs)
-        noise, start = agent.noise(jax.random.key(0), rows), jnp.ones(rows, bool)
-        memory = agent.memory(rows)
-        action, _, _ = agent.act(trained.state, trained.hp, obs, start, memory, noise, False)
-        return unit(action)
-
-    return by_pieces(some, obs)
+    return by_pieces(lambda obs: unit(greedy(agent, trained, obs)), obs)

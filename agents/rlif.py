@@ -1,0 +1,223 @@
+"""RLIF: reinforcement learning whose only reward is that an expert does not intervene.
+
+RLIF: Interactive Imitation Learning as Reinforcement Learning. Jianlan Luo, Perry Dong, Yuexiang
+Zhai, Yi Ma, Sergey Levine. ICLR 2024, arXiv:2311.12996.
+
+The expert is the policy of an earlier run (`--base`), without exploration. In training it takes
+over for `intervention_steps` steps: with `intervention` "value" mostly where the policy's action is
+worth less than δ times its own by a reference Q-function, with "random" at a constant probability.
+The step of the policy that led to an intervention has reward -1, all others 0; the rewards of the
+task are not used. The learner is that of `jaxrl.agents.rlpd`: SAC with RED-Q critics and
+LayerNorm, on rows of the dataset, with rewards 0, and of the replay buffer.
+
+The reference Q-function belongs to the intervener, not to the learner. It is that of the expert,
+fitted to the dataset with the task's rewards (`jaxrl.ope.fqe`), in a stage of its own.
+
+Deviations from the authors' code:
+- The reference is the Q-function of the expert; there it is that of a converged agent.
+- Steps of the expert are in the replay buffer, with reward 0. There -1 goes to each step before one
+  of the expert's, its own included.
+- Data and replay are drawn separately; there the data are put into the buffer first.
+- Control goes back to the policy after `intervention_steps` steps, unless the expert at once wants
+  to go on; there the policy has one step in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl.agents import sac
+from jaxrl.algorithm import Algorithm
+from jaxrl.errors import at_least
+from jaxrl.evaluate import evaluator
+from jaxrl.interventions import EXTRA, relabelled, take_over, unrewarded, value_based
+from jaxrl.ope import fqe
+from jaxrl.ope.targets import target
+from jaxrl.policies import Trained, check_base, greedy
+from jaxrl.program import Program, Stage
+from jaxrl.ranges import bounded
+from jaxrl.recipes import check_share
+from jaxrl.rollout import rollout
+from jaxrl.sources import mix, replay, uniform
+from jaxrl.spaces import box_scale
+from jaxrl.types import Agent, Batch, Env, EnvSpec, Learner, Policy, PyTree, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(sac.Config):
+    """Static configuration: a new value compiles a new program."""
+
+    warmup: int = 1_000
+    """environment steps of policy and expert before the first update"""
+    intervention: Literal["value", "random"] = "value"
+    """the expert takes over where the policy's action is worse, or at random"""
+    intervention_steps: int = 4
+    """steps for which the expert takes over"""
+    reference_updates: int = 20_000
+    """gradient steps of the reference Q-function, for intervention=value"""
+    reference_batch: int = 256
+    """transitions per gradient step of the reference Q-function"""
+    critics: int = 10
+    """number N of critics"""
+    mean_critic: bool = True
+    """the policy maximises the mean of all critics instead of their minimum"""
+    layer_norm: bool = True
+    """LayerNorm before the activations of the critics"""
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """widths of the hidden layers"""
+    data_share: float = 0.5
+    """fraction of each batch drawn from the dataset"""
+
+
+@struct.dataclass
+class Hypers(sac.Hypers):
+    """Traced hyperparameters: members of one run may differ in each."""
+
+    temperature: Any = bounded(1.0, above=0)
+    """weight α of the entropy; the initial value if learned"""
+    delta: Any = bounded(0.97, least=0)
+    """fraction δ of the expert's value below which the expert takes over, for intervention=value"""
+    slip: Any = bounded(0.05, least=0, most=1)
+    """probability that the expert decides the other way, for intervention=value"""
+    probability: Any = bounded(0.5, least=0, most=1)
+    """probability that the expert takes over in a step, for intervention=random"""
+
+
+class State(NamedTuple):
+    sac: sac.State
+    expert: Trained  # the frozen expert
+    reference: fqe.State | tuple[()]  # the intervener's Q-function; () for random interventions
+
+
+def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
+    """The points of a run over `runs` experts: one each."""
+    return tuple({"base": run} for run in range(runs))
+
+
+def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
+    """The learner with the expert `base`, whose `Trained` of this member is inputs["base"].
+
+    For intervention=value, inputs["reference"] is the state of the reference Q-function.
+
+    Raises:
+      UserError: there is no base, or one with memory; the action space is not a bounded box of
+        one axis, or sizes do not fit together.
+    """
+    check_share(cfg)
+    at_least(1, intervention_steps=cfg.intervention_steps, reference_updates=cfg.reference_updates)
+    expert, space = check_base("rlif", base), box_scale("rlif", spec)
+    if cfg.target_entropy is None:
+        cfg = dataclasses.replace(cfg, target_entropy=-space.size / 2)
+    inner, judge = sac.make(cfg, spec), fqe.critic(fqe.Config(), spec)
+    by_value = cfg.intervention == "value"
+
+    def init(key, hp, inputs):
+        own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
+        return State(inner.init(key, hp, inputs), own, inputs["reference"] if by_value else ())
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        drawn, coin = noise
+        own = inner.act(state.sac, hp, obs, start, (), drawn, explore)[0]
+        if not explore:
+            return own, memory, {}
+        taught = greedy(expert, state.expert, obs)
+        if by_value:
+            q = state.reference
+            value = lambda action: judge.value(q, q.params, obs, space.unit(action)) * q.scale
+            wanted = value_based(value(own), value(taught), hp.delta, hp.slip, coin)
+        else:
+            wanted = coin < hp.probability
+        intervened, memory = take_over(memory, start, wanted, cfg.intervention_steps)
+        return jnp.where(intervened[:, None], taught, own), memory, {EXTRA: intervened}
+
+    def noise(key: jax.Array, n: int) -> PyTree:
+        key_own, key_coin = jax.random.split(key)
+        return inner.noise(key_own, n), jax.random.uniform(key_coin, (n,))
+
+    def update(state, hp, batch, key, step):
+        learnt, metrics = inner.update(state.sac, hp, batch, key, step)
+        return state._replace(sac=learnt), metrics
+
+    return Agent(
+        init=init,
+        update=update,
+        act=act,
+        memory=lambda n: jnp.zeros(n, jnp.int32),
+        noise=noise,
+        hypers=Hypers(),
+    )
+
+
+def reference(spec: EnvSpec) -> Learner:
+    """FQE with the rates of `Hypers`, on batches of `expert_rows`."""
+    inner = fqe.learner(fqe.Config(), spec, target(spec))
+    rates = lambda hp: fqe.Hypers(lr=hp.lr, gamma=hp.gamma, tau=hp.tau)
+
+    def init(key, hp, inputs):
+        return inner.init(key, rates(hp), inputs)
+
+    def update(state, hp, batch, key, step):
+        return inner.update(state, rates(hp), batch, key, step)
+
+    return Learner(init=init, update=update)
+
+
+def expert_rows(base: Policy, spec: EnvSpec, batch_size: int) -> Source:
+    """`uniform` with unit actions and the expert's actions at s', extras["next_mode"] [B, A]."""
+    inner, unit = uniform(batch_size), box_scale("rlif", spec).unit
+
+    def next(src, learner_state, hp, inputs, key, step):
+        src, batch, seen = inner.next(src, learner_state, hp, inputs, key, step)
+        t, trained = batch.transitions, Trained(*inputs["base"])
+        ahead = {"next_mode": unit(greedy(base, trained, t.next_obs))}
+        return src, Batch(t._replace(action=unit(t.action), extras=ahead)), seen
+
+    return dataclasses.replace(inner, next=next)
+
+
+def program(
+    cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, base: Policy | None = None
+) -> Program:
+    """The reference Q-function if it is needed, then the agent with `evals` evaluations of
+    `episodes` episodes of the policy's mode, without interventions.
+
+    Args:
+      base: the expert, the same in all members but for inputs["base"], see `make`.
+    """
+    agent = make(cfg, env.spec, base)
+    assert base is not None  # `make` refuses this
+    rows = cfg.gradient_steps * cfg.batch_size
+    windows = relabelled(rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=1))
+    own = replay(
+        windows, cfg.capacity, rows, warmup=math.ceil(cfg.warmup / cfg.window), n_step=cfg.n_step
+    )
+    data = unrewarded(uniform(rows, n_step=cfg.n_step))
+    learning = Stage(
+        name="agent",
+        learner=agent,
+        source=mix(data, own, cfg.data_share, rows, cfg.gradient_steps),
+        updates=cfg.updates,
+        evals=evals,
+        evaluate=evaluator(env, agent, episodes),
+    )
+    if cfg.intervention == "random":
+        return Program((learning,))
+    judging = Stage(
+        name="reference",
+        learner=reference(env.spec),
+        source=expert_rows(base, env.spec, cfg.reference_batch),
+        updates=cfg.reference_updates,
+        evals=evals,
+    )
+    return Program((judging, learning))
+
+
+ALGORITHM = Algorithm(
+    Config, Hypers, make, program, offline=True, base_points=base_points, base_data=False
+)

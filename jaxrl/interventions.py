@@ -1,0 +1,81 @@
+"""Interventions: when an expert takes over from a policy, and rewards made of interventions.
+
+RLIF: Interactive Imitation Learning as Reinforcement Learning. Jianlan Luo, Perry Dong, Yuexiang
+Zhai, Yi Ma, Sergey Levine. ICLR 2024, arXiv:2311.12996.
+
+An intervener is a pure function of what it sees; its state is the number of steps [n] int32 for
+which the expert stays in control.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.types import Array, Source, Transition, mean_where
+
+EXTRA = "intervened"  # [T, N] bool: the expert acted
+
+
+def take_over(left: Array, start: Array, wanted: Array, steps: int) -> tuple[Array, Array]:
+    """Whether the expert acts [n] bool, and for how many steps it then stays in control [n].
+
+    Args:
+      left: [n] int32, steps for which the expert stays in control; ignored as episodes start.
+      start: [n] bool, first steps of episodes.
+      wanted: [n] bool, whether the expert would take over where it is not in control.
+      steps: number of steps of an intervention.
+    """
+    left = jnp.where(start, 0, left)
+    left = jnp.where((left == 0) & wanted, steps, left)
+    return left > 0, jnp.maximum(left - 1, 0)
+
+
+def value_based(own: Array, expert: Array, delta: Array, slip: Array, coin: Array) -> Array:
+    """Whether the expert wants to take over [n] bool: if Q(s, π(s)) < δ Q(s, a_expert), except with
+    probability `slip`, in which it decides the other way.
+
+    Args:
+      own, expert: [n] values of the policy's and the expert's action.
+      coin: [n] in [0, 1).
+    """
+    return (own < delta * expert) ^ (coin < slip)
+
+
+def intervention_rewards(t: Transition) -> Array:
+    """Rewards [T - 1, N] of the first T - 1 steps of a window [T, N]: -1 where the policy acted and
+    the expert took over at the next step of the episode, 0 elsewhere."""
+    expert = t.extras[EXTRA]
+    led = ~expert[:-1] & expert[1:] & ~t.done[:-1]
+    return -led.astype(jnp.float32)
+
+
+def relabelled(windows: Source) -> Source:
+    """Windows [T, N] of `windows`, [T + 1, N] with `EXTRA`, with rewards of interventions.
+
+    Metric: `intervention_rate`, the fraction of steps in which the expert acted.
+    """
+
+    def next(src, learner_state, hp, inputs, key, step):
+        src, batch, seen = windows.next(src, learner_state, hp, inputs, key, step)
+        t = batch.transitions
+        rate = t.extras[EXTRA][1:].astype(jnp.float32)
+        first: Transition = jax.tree.map(lambda x: x[:-1], t)
+        told = first._replace(reward=intervention_rewards(t), extras={})
+        rated = {"intervention_rate": mean_where(rate, jnp.ones(rate.shape, bool))}
+        return src, batch._replace(transitions=told), seen | rated
+
+    return dataclasses.replace(windows, next=next)
+
+
+def unrewarded(source: Source) -> Source:
+    """`source` with rewards of 0."""
+
+    def next(src, learner_state, hp, inputs, key, step):
+        src, batch, seen = source.next(src, learner_state, hp, inputs, key, step)
+        t = batch.transitions
+        return src, batch._replace(transitions=t._replace(reward=jnp.zeros_like(t.reward))), seen
+
+    return dataclasses.replace(source, next=next)
