@@ -127,7 +127,8 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
 
     def init(key, hp, inputs):
         key_learner, key_net = jax.random.split(key)
-        learner = sac.begin(head, key_learner, hp, learned=cfg.learn_temperature)
+        own = {"learned": cfg.learn_temperature, "critics": cfg.critics}
+        learner = sac.begin(head, key_learner, hp, **own)
         params = net.init(key_net)
         return State(learner, params, optax.adam(hp.discriminator_lr).init(params))
 

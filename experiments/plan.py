@@ -134,7 +134,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     devices = jax.local_devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise UserError(f"--devices must be between 1 and {len(devices)}, the number of devices")
-    check_split(settings, len(devices[: options.devices]))
+    check_split(settings, env, len(devices[: options.devices]))
     points = len(settings.points)
     count = points * options.seeds
     check_table(settings, env, count)
@@ -293,9 +293,11 @@ def places_of(options: Options, processes: Processes) -> list[int]:
     return [min(int(n), limit or int(n)) // each for n in found]
 
 
-def check_split(settings: Settings, devices: int) -> None:
+def check_split(settings: Settings, env: Env, devices: int) -> None:
     """Raises UserError if the devices of a member cannot share its rows equally."""
     each, cfg = settings.options.devices_per_member, settings.cfg
+    if each > 1 and env.host is not None:
+        raise UserError(f"{env.spec.name} runs on the host: remove --devices-per-member {each}")
     sizes = {"the number of devices": devices}
     sizes |= {name: getattr(cfg, name, 0) for name in ("num_envs", "batch_size")}
     if hasattr(cfg, "minibatches") and hasattr(cfg, "num_envs"):
