@@ -167,7 +167,9 @@ def check_name(name: str) -> None:
         return  # gymnasium suggests its nearest name itself
     module, attribute = own_code.split(name)
     reason, is_file = own_code.missing(module), module.endswith(".py")
-    is_own = module not in ("maze", "probe", "tokens") and (attribute or is_file or not reason)
+    is_own = module not in ("maze", "probe", "reach", "tokens") and (
+        attribute or is_file or not reason
+    )
     if not is_own or (":" in name and not attribute):
         raise UnknownEnv(
             f"unknown environment {name!r}{_nearest_env(name)}; `jaxrl list envs` lists all, and "
@@ -206,6 +208,6 @@ def _nearest_env(name: str) -> str:
     table = {}
     for known in [*BRAX, *OWN, *GYMNAX, *PROBES]:  # later ones win: "reacher" finds Reacher-misc
         full = known.lower()
-        table |= {full: known, re.sub("^(brax|maze|probe|tokens):|-.*$", "", full): known}
+        table |= {full: known, re.sub("^(brax|maze|probe|reach|tokens):|-.*$", "", full): known}
     close = difflib.get_close_matches(name.lower(), table, n=1)
     return f", did you mean {table[close[0]]!r}?" if close else ""

@@ -168,7 +168,9 @@ def test_values_of_an_environment_that_cuts_every_third_step() -> None:
     cfg = pqn.Config(
         total_steps=9600, num_envs=4, num_steps=16, minibatches=2, epochs=4, hidden=(16,)
     )
-    hp = pqn.Hypers(gamma=0.8, lam=0.5, lr=5e-3, lr_end=0.1, reward_scale=1.0)
+    # Both actions are often tried, since all of them are worth the same.
+    tried = {"eps_end": 0.2, "eps_decay": 0.2}
+    hp = pqn.Hypers(gamma=0.8, lam=0.5, lr=5e-3, lr_end=0.1, reward_scale=1.0, **tried)
     result = jax.jit(train(pqn.program(cfg, env, evals=1, episodes=1)))(jax.random.key(0), hp)
     obs = jnp.array([[-1.0], [1.0]])
     agent = pqn.make(cfg, env.spec)

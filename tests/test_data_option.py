@@ -146,7 +146,7 @@ def test_equal_returns_have_no_range(file: Path) -> None:
 @pytest.mark.parametrize(
     ("agent", "env", "others"),
     [
-        ("pqn", "probe:aim", "pqn_continuous, ppo, trpo, props, mdpo, mdpo_offpolicy, sac"),
+        ("pqn", "probe:aim", "pqn_continuous, ppo, trpo, props, mdpo, mdpo_offpolicy, sac, td3"),
         (
             "pqn_continuous",
             "probe:match",

@@ -437,7 +437,7 @@ def test_unknown_names(name, hint):
     ("name", "options", "hint"),
     [
         ("CartPole-v1", {"lenght": 1}, "no option 'lenght', did you mean 'length'?"),
-        ("CartPole-v1", {"zzz": 1}, "it has force_mag, gravity"),
+        ("CartPole-v1", {"zzz": 1}, "it has absorbing, force_mag, gravity"),
         ("CartPole-v1", {"name": "x"}, "CartPole-v1 has no option 'name'"),
         ("probe:delay", {"name": "x"}, "probe:delay has no option 'name'"),
         ("reach", {"name": "x"}, "reach has no option 'name'"),
