@@ -52,6 +52,7 @@ def test_gradient_of_bounded_values_is_zero() -> None:
     np.testing.assert_array_equal(slope[:, 2:] > 0, above)
 
 
+@pytest.mark.slow
 def test_without_a_bound_it_is_cql() -> None:
     """G = -∞ gives CQL's update, bit for bit; G above all values changes the critics."""
     t = jax.tree.map(jnp.asarray, rows(BOX))

@@ -92,6 +92,7 @@ def test_score_of_normal_data() -> None:
         assert error < 0.05, (level, error)
 
 
+@pytest.mark.slow
 def test_the_ladder_brings_actions_back() -> None:
     """Actions moved away by 0.5: by 80 % and more. And α = 1 once gives the posterior mean."""
     cfg = cdsa.Config(updates=3000, correction="action", hidden=(48, 48), normalise_obs=False)

@@ -531,7 +531,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
     *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
-    *("awac", "calql", "resfit", "rlif", "rlpd", "td3"),
+    *("awac", "calql", "resfit", "rlif", "rlpd", "td3", "mdpo", "token_pg"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -53,6 +53,7 @@ def test_ddpg_bc_by_hand() -> None:
     np.testing.assert_allclose(jax.grad(loss)(q), np.full(3, -2.0 / 3 / (8 / 3)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_critics_do_not_depend_on_the_policy() -> None:
     """The critics of all three losses are equal, the policies differ."""
     t, states = rows(BOX), {}

@@ -129,6 +129,7 @@ def test_interrupt_during_start(tmp_path: Path) -> None:
             assert "Traceback" not in err, err
 
 
+@pytest.mark.slow
 def test_stages_are_reported_before_the_next_one_is_compiled() -> None:
     """An interrupted compilation loses no finished stage."""
     program = toys.row_offline_online()

@@ -73,6 +73,7 @@ def learnt() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(actions).reshape(shape), np.asarray(q).reshape(shape)
 
 
+@pytest.mark.slow
 def test_probes(learnt: tuple[np.ndarray, np.ndarray]) -> None:
     actions, q = learnt
     no, far = np.nan, 1 / (1 - GAMMA)

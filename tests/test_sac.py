@@ -237,6 +237,7 @@ def learn(module: Any, cfg: Any, kinds: list[Env], hp: Any) -> PyTree:
 SHOWN = jnp.array([-1.0, 0.0, 1.0])[:, None]
 
 
+@pytest.mark.slow
 def test_probes_in_a_box() -> None:
     """Values of the mode, with an entropy bonus too small to see, and the best action of `aim`.
 
