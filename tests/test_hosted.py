@@ -259,7 +259,8 @@ def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     assert summary["return"]["iqm"] > 300, summary["return"]
     assert cli.main(["eval", "pqn", "--episodes", "2"]) == 0
     steps = ["--agent.total-steps", "2000", "--evals", "2"]
-    small = {"ppo": ["--agent.num-steps", "32", "--agent.num-envs", "8", "--agent.hidden", "8"]}
+    small = {"ppo": ["--agent.num-steps", "32", "--agent.num-envs", "8"]}
+    small["ppo"] += ["--agent.actor", "8", "--agent.critic", "8", "--agent.minibatches", "4"]
     small["dqn"] = ["--agent.warmup", "200", "--agent.num-envs", "4", "--agent.hidden", "8"]
     for agent, own in small.items():
         assert cli.main(["train", agent, *words, agent, *steps, *own, "--seeds", "2"]) == 0

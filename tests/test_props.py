@@ -72,7 +72,7 @@ def test_counts() -> None:
 @pytest.mark.slow
 def test_sampling_errors_of_a_table() -> None:
     """PROPS < ROS < on-policy, of which the error is near (A - 1) S / (2 n) for n samples."""
-    after, steps, replicas = jnp.array([[1, 1, 1], [0, 0, 0]]), 128, 64
+    after, steps, replicas = jnp.array([[1, 1, 1], [0, 0, 0]]), 128, 256
     keys = jax.random.split(jax.random.key(0), replicas)
     hp = numbers(props.Hypers(sampling_lr=0.02, sampling_kl=0.1))
     last = {}

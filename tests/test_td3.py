@@ -61,7 +61,10 @@ def test_exploration_is_clipped_noise_in_half_action_ranges() -> None:
 
 @pytest.mark.slow
 def test_probes() -> None:
-    """Values behind one step, a delay and a time limit, and the best action of `aim`."""
+    """Values behind one step, a delay and a time limit, and the best action of `aim`.
+
+    Critics of 16 units, which suffice for SAC, put the maximum of `aim` up to 0.17 beside its place.
+    """
     gamma, no = test_sac.GAMMA, np.nan
     kinds = [
         probes.obs(continuous=True),
@@ -71,7 +74,7 @@ def test_probes() -> None:
     ]
     answers = [[-1, no, 1], [no, gamma, 1], [no, 1 / (1 - gamma), no], [1, no, 1]]
     sizes = {k: v for k, v in test_sac.PROBE.items() if k != "learn_temperature"}
-    cfg = td3.Config(**sizes, total_steps=8_000)
+    cfg = td3.Config(**(sizes | {"hidden": (64,)}), total_steps=8_000)
     hp = td3.Hypers(lr=0.005, gamma=gamma, tau=0.1, exploration=0.5, policy_noise=0.05)
     states = test_sac.learn(td3, cfg, kinds, hp)
     agent = td3.make(cfg, kinds[0].spec)
@@ -80,7 +83,7 @@ def test_probes() -> None:
         state: Any = jax.tree.map(lambda x: x[i], states)  # noqa: B023
         given = (jnp.asarray(shown), jnp.ones(3, bool), (), jnp.zeros((3, 1)), False)
         action = np.asarray(agent.act(state, hp, *given)[0])
-        value = relu_net(np.asarray(state.critic[0]), np.concatenate([shown, action], -1), 16, 1)
+        value = relu_net(np.asarray(state.critic[0]), np.concatenate([shown, action], -1), 64, 1)
         name, expected = kinds[i % 4].spec.name, np.array(answers[i % 4])
         assert np.nanmax(np.abs(value[:, 0] - expected) / np.abs(expected)) < 0.07, name
         if name == "probe:aim":
