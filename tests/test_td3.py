@@ -63,7 +63,7 @@ def test_exploration_is_clipped_noise_in_half_action_ranges() -> None:
 def test_probes() -> None:
     """Values behind one step, a delay and a time limit, and the best action of `aim`.
 
-    Critics of 16 units, which suffice for SAC, put the maximum of `aim` up to 0.17 beside its place.
+    Critics of 16 units, which suffice for SAC, put the maximum of `aim` up to 0.17 off its place.
     """
     gamma, no = test_sac.GAMMA, np.nan
     kinds = [
