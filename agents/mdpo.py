@@ -35,13 +35,13 @@ from jaxrl.agents import ppo
 from jaxrl.agents.ppo import State
 from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
-from jaxrl.errors import UserError, at_least
+from jaxrl.errors import at_least
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.optim import linear
 from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import on_policy
+from jaxrl.recipes import check_minibatches, on_policy
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
@@ -188,11 +188,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     """Raises UserError if the environment is not supported or sizes do not fit together."""
     ppo.check(cfg, spec)
     at_least(1, policy_epochs=cfg.policy_epochs, policy_minibatches=cfg.policy_minibatches)
-    if cfg.num_envs * cfg.num_steps % cfg.policy_minibatches:
-        raise UserError(
-            f"policy_minibatches={cfg.policy_minibatches} does not divide num_envs * num_steps = "
-            f"{cfg.num_envs * cfg.num_steps}"
-        )
+    check_minibatches(cfg, "policy_minibatches")
     ppo.check_advantages(cfg, "policy_minibatches", cfg.policy_minibatches)
 
 

@@ -36,15 +36,13 @@ from flax import struct
 from jaxrl import flow, nets
 from jaxrl.agents.dql import Generator, check, learner, timed_net
 from jaxrl.algorithm import Algorithm
-from jaxrl.errors import UserError, at_least
+from jaxrl.errors import at_least
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import offline_program
+from jaxrl.recipes import check_share, offline_program
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
-
-MANY = 20  # Euler steps of the reference samples in `diagnose`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +125,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     check(cfg)
     at_least(1, eval_steps=cfg.eval_steps, diagnose_every=cfg.diagnose_every)
-    if not 0 <= cfg.flow_ratio <= 1:
-        raise UserError(f"flow_ratio={cfg.flow_ratio} must be between 0 and 1")
+    check_share(cfg, "flow_ratio")
     space = box_scale("ofql", spec)
     agent = learner(cfg, spec, space, generator(cfg, spec, space), Hypers())
     net = timed_net(cfg, spec, space, 2)
@@ -141,7 +138,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             t = batch.transitions
             obs = standardise_obs(cfg, state.obs, t.obs).reshape(t.reward.shape[0], -1)
             noise = jax.random.normal(key_look, t.action.shape)
-            found = diagnose(velocity(net, new.actor), space.unit(t.action), noise, obs)
+            found = flow.one_step_fit(velocity(net, new.actor), space.unit(t.action), noise, obs)
             return {name: as_mean(x) for name, x in found.items()}
 
         # A conditional branch: the diagnostics cost as much as several updates.
@@ -186,20 +183,6 @@ def generator(cfg: Config, spec: EnvSpec, space: BoxScale) -> Generator:
         act=act,
         cloning=cloning,
     )
-
-
-def diagnose(u: flow.Field, action: Array, noise: Array, obs: Array) -> dict[str, Array]:
-    """Fit of the flow for one-step sampling; unit actions [B, A].
-
-    step_gap: mean distance between one-step and many-step samples of the same noise.
-    corner_loss: mean-flow loss at (r, t) = (0, 1).
-    """
-    zeros = jnp.zeros(action.shape[0])
-    gap = flow.one_step(u, noise, obs) - flow.euler(u, noise, MANY, obs)
-    return {
-        "step_gap": jnp.mean(jnp.linalg.norm(gap, axis=-1)),
-        "corner_loss": flow.mean_flow_loss(u, action, noise, zeros, zeros + 1, obs),
-    }
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

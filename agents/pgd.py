@@ -19,15 +19,13 @@ compounding errors of model rollouts. An offline agent learns from batches with 
   none            nothing
 
 Guidance uses log-probabilities of actions under the agent's policy. A deterministic agent counts
-as N(π(s), 1) over actions scaled to [-1, 1], as published (`unit_log_prob`).
+as N(π(s), 1) over actions scaled to [-1, 1], as published (`policies.unit_normal`).
 
 Deviations from the authors' code:
-- A terminating last step is kept, since it needs no successor (there synthetic transitions only
-  terminate when a model trained on shorter windows is sampled longer).
-- Nothing follows a terminating step.
+- A terminating last step is kept, since it needs no successor, and nothing follows it (there
+  synthetic transitions only terminate when a model trained on shorter windows is sampled longer).
 - Channels are standardised with the moments of the dataset's rows, not of its windows.
-- Windows begin at every `stride`-th row of an episode.
-- Trajectories have the length of the training windows.
+- Windows begin at every `stride`-th row of an episode; trajectories have their length.
 - Narrow networks have fewer channel groups (`jaxrl.unet`).
 - The stochastic Heun step predicts from the state with its fresh noise, as algorithm 2 of EDM does;
   there it predicts from the state without it.
@@ -54,12 +52,11 @@ from jaxrl import diffusion, dynamics, trajectories
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Rule, imagined, known_outcomes
 from jaxrl.normalise import Moments
-from jaxrl.policies import LogProb, unit_normal
+from jaxrl.policies import LogProb
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
-from jaxrl.recipes import offline_program
-from jaxrl.sources import mix, uniform, whole
-from jaxrl.spaces import box_scale
+from jaxrl.recipes import check_share, offline_program
+from jaxrl.sources import mix, uniform
 from jaxrl.trajectories import Codec, DiffusionState, codec, diffuser, raw
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Source
 from jaxrl.windows import find, windows
@@ -100,8 +97,7 @@ class Settings:
     model_blocks: int = 3
     """blocks of the diffusion model; each but the last halves the time axis"""
     model_ema_every: int = 10
-    """gradient steps between updates of the EMA of the diffusion model's weights, used for
-    sampling"""
+    """gradient steps between updates of the diffusion model's EMA, which samples"""
     sampler_steps: int = 32
     """steps N of the Heun sampler, two network calls each"""
     stochastic: bool = True
@@ -184,20 +180,12 @@ def guidance(
     return guide
 
 
-def unit_log_prob(make: Callable[[Any, EnvSpec], Agent]) -> Callable[[Any, EnvSpec], LogProb]:
-    """`log_prob(cfg, spec)` of a deterministic agent: N(π(s), 1) over unit actions."""
-    return lambda cfg, spec: unit_normal(make(cfg, spec), box_scale("pgd", spec))
-
-
 # --- synthetic experience ------------------------------------------------------------------------
 
 
 def sampler(cfg: Settings, spec: EnvSpec, log_prob: LogProb | None) -> Callable[..., Array]:
-    """Function (model, agent_state, hp, key, count, strength) -> raw trajectories
-    [count, T, channels], see `trajectories.sampler`.
-
-    `strength` scales the guidance; with `log_prob` None there is none.
-    """
+    """Function (model, agent_state, hp, key, count, strength) -> raw trajectories [count, T,
+    channels], see `trajectories.sampler`; guided by `log_prob`, if any, scaled by `strength`."""
     code, draw = codec(spec), trajectories.sampler(cfg, spec)
 
     def sample(
@@ -226,11 +214,7 @@ def stepwise(cfg: Settings, rule: Rule | None = None) -> dynamics.Ensemble:
 
 
 def given_rewards(cfg: Settings, env: Env) -> Rule | None:
-    """The environment's rule if `rewards` is "given".
-
-    Raises:
-      UserError: the environment has none.
-    """
+    """The environment's rule if `rewards` is "given"; raises UserError if there is none."""
     if cfg.rewards == "learned" or cfg.synthetic == "none":
         return None
     return known_outcomes(env, "--agent.rewards learned")
@@ -261,29 +245,24 @@ def experience(cfg: Any, env: Env, agent: Agent, log_prob: LogProb) -> Source:
 
 def modelling(cfg: Any, env: Env, evals: int) -> tuple[Stage, ...]:
     """The stage that trains the model of the synthetic experience; () without a model."""
-    spec = env.spec
     if cfg.synthetic == "none":
         return ()
+    alone: Any = {"shared": cfg.share_model, "unshared": "pass --agent.no-share-model"}
     if cfg.synthetic == "autoregressive":
-        learner, source = dynamics.ensemble(stepwise(cfg, given_rewards(cfg, env)), spec), whole()
-        name, updates, reads = "dynamics", cfg.ensemble_epochs, ("model_lr",)
-    else:
-        held = max(cfg.model_batch // 16, 1)
-        size, share = cfg.model_batch + held, cfg.rare_share
-        source = windows(size, cfg.horizon, cfg.stride, held=held, rare=share)
-        learner, name, updates = diffuser(cfg, spec), "diffusion", cfg.model_updates
-        reads = ("model_lr", "model_ema")
-    stage = Stage(
-        name=name,
-        learner=learner,
-        source=source,
-        updates=updates,
+        own = stepwise(cfg, given_rewards(cfg, env))
+        return (dynamics.stage(own, env.spec, epochs=cfg.ensemble_epochs, evals=evals, **alone),)
+    held = max(cfg.model_batch // 16, 1)
+    size, rare = cfg.model_batch + held, cfg.rare_share
+    diffusing = Stage(
+        name="diffusion",
+        learner=diffuser(cfg, env.spec),
+        source=windows(size, cfg.horizon, cfg.stride, held=held, rare=rare),
+        updates=cfg.model_updates,
         evals=evals,
-        shared=cfg.share_model,
-        reads=reads,
-        unshared="pass --agent.no-share-model",
+        reads=("model_lr", "model_ema"),
+        **alone,
     )
-    return (stage,)
+    return (diffusing,)
 
 
 def program(
@@ -301,10 +280,8 @@ def program(
 
     Args:
       cfg: the agent's Config, with `Settings`.
-      agent: with default hypers that include `Rates`.
-      log_prob: of the agent's policy, for guidance.
-      explore: whether evaluations explore, as in `offline_program`.
-      after: stages that continue from the agent's, as in `offline_program`.
+      agent: with default hypers that include `Rates`; log_prob is that of its policy.
+      explore, after: as in `offline_program`.
     """
     check(cfg)
     source = experience(cfg, env, agent, log_prob)
@@ -325,8 +302,7 @@ def check(cfg: Any) -> None:
         raise UserError(
             f"sample_batch={cfg.sample_batch} does not divide trajectories={cfg.trajectories}"
         )
-    if not 0 <= cfg.real_share <= 1:
-        raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
+    check_share(cfg, "real_share")
 
 
 def check_request(cfg: Any, hp: Any, inputs: PyTree) -> None:

@@ -11,10 +11,10 @@ import dataclasses
 from flax import struct
 
 from jaxrl.agents import ofql, pgd
+from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program
-from jaxrl.types import Env
-
-make, log_prob = ofql.make, pgd.unit_log_prob(ofql.make)
+from jaxrl.spaces import box_scale
+from jaxrl.types import Env, EnvSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,14 @@ class Config(pgd.Settings, ofql.Config):
 @struct.dataclass
 class Hypers(pgd.Rates, ofql.Hypers):
     """Traced hyperparameters: members of one run may differ in each."""
+
+
+make = ofql.make
+
+
+def log_prob(cfg: Config, spec: EnvSpec) -> LogProb:
+    """log N(π(s), 1) of unit actions."""
+    return unit_normal(make(cfg, spec), box_scale("pgd", spec))
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -30,15 +30,17 @@ from typing import Any, Literal
 
 from flax import struct
 
+from jaxrl import dynamics
 from jaxrl.agents import edac
 from jaxrl.algorithm import Algorithm
-from jaxrl.dynamics import Ensemble, ensemble, model
+from jaxrl.dynamics import Ensemble, model
 from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, known_outcomes, penalised, true_model
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
-from jaxrl.sources import labelled, mix, uniform, whole
+from jaxrl.recipes import check_share
+from jaxrl.sources import labelled, mix, uniform
 from jaxrl.types import Agent, Env, EnvSpec, Source
 
 
@@ -90,8 +92,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: the action space is not a bounded box of one axis, or a size is too small.
     """
-    if not 0 <= cfg.real_share <= 1:
-        raise UserError(f"real_share={cfg.real_share} must be between 0 and 1")
+    check_share(cfg, "real_share")
     return dataclasses.replace(edac.make(cfg, spec), hypers=Hypers())
 
 
@@ -144,14 +145,12 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
             raise UserError(f"{env.spec.name} runs on the host only: pass --agent.dynamics learned")
         return Program((learning(cfg, env, true_model(env), evals, episodes),))
     own = networks(cfg, env)
-    modelling = Stage(
-        name="dynamics",
-        learner=ensemble(own, env.spec),
-        source=whole(),
-        updates=cfg.model_epochs,
+    modelling = dynamics.stage(
+        own,
+        env.spec,
+        epochs=cfg.model_epochs,
         evals=evals,
         shared=cfg.share_dynamics,
-        reads=("model_lr",),
         unshared="pass --agent.no-share-dynamics",
     )
     world = model(own, env.spec)

@@ -32,13 +32,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import interventions
 from jaxrl.agents import sac
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
-from jaxrl.interventions import EXTRA, relabelled, take_over, unrewarded, value_based
 from jaxrl.ope import fqe
-from jaxrl.ope.targets import target
 from jaxrl.policies import Trained, check_base, greedy
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
@@ -46,7 +45,7 @@ from jaxrl.recipes import check_share
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Batch, Env, EnvSpec, Learner, Policy, PyTree, Source
+from jaxrl.types import Agent, Env, EnvSpec, Policy, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +129,15 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
         if by_value:
             q = state.reference
             value = lambda action: judge.value(q, q.params, obs, space.unit(action)) * q.scale
-            wanted = value_based(value(own), value(taught), hp.delta, hp.slip, coin)
+            wanted = interventions.value_based(value(own), value(taught), hp.delta, hp.slip, coin)
         else:
             wanted = coin < hp.probability
-        intervened, memory = take_over(memory, start, wanted, cfg.intervention_steps)
-        return jnp.where(intervened[:, None], taught, own), memory, {EXTRA: intervened}
+        intervened, memory = interventions.take_over(memory, start, wanted, cfg.intervention_steps)
+        return (
+            jnp.where(intervened[:, None], taught, own),
+            memory,
+            {interventions.EXTRA: intervened},
+        )
 
     def noise(key: jax.Array, n: int) -> PyTree:
         key_own, key_coin = jax.random.split(key)
@@ -154,33 +157,6 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     )
 
 
-def reference(spec: EnvSpec) -> Learner:
-    """FQE with the rates of `Hypers`, on batches of `expert_rows`."""
-    inner = fqe.learner(fqe.Config(), spec, target(spec))
-    rates = lambda hp: fqe.Hypers(lr=hp.lr, gamma=hp.gamma, tau=hp.tau)
-
-    def init(key, hp, inputs):
-        return inner.init(key, rates(hp), inputs)
-
-    def update(state, hp, batch, key, step):
-        return inner.update(state, rates(hp), batch, key, step)
-
-    return Learner(init=init, update=update)
-
-
-def expert_rows(base: Policy, spec: EnvSpec, batch_size: int) -> Source:
-    """`uniform` with unit actions and the expert's actions at s', extras["next_mode"] [B, A]."""
-    inner, unit = uniform(batch_size), box_scale("rlif", spec).unit
-
-    def next(src, learner_state, hp, inputs, key, step):
-        src, batch, seen = inner.next(src, learner_state, hp, inputs, key, step)
-        t, trained = batch.transitions, Trained(*inputs["base"])
-        ahead = {"next_mode": unit(greedy(base, trained, t.next_obs))}
-        return src, Batch(t._replace(action=unit(t.action), extras=ahead)), seen
-
-    return dataclasses.replace(inner, next=next)
-
-
 def program(
     cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128, base: Policy | None = None
 ) -> Program:
@@ -193,11 +169,11 @@ def program(
     agent = make(cfg, env.spec, base)
     assert base is not None  # `make` refuses this
     rows = cfg.gradient_steps * cfg.batch_size
-    windows = relabelled(rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=1))
+    windows = interventions.relabelled(rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=1))
     own = replay(
         windows, cfg.capacity, rows, warmup=math.ceil(cfg.warmup / cfg.window), n_step=cfg.n_step
     )
-    data = unrewarded(uniform(rows, n_step=cfg.n_step))
+    data = interventions.unrewarded(uniform(rows, n_step=cfg.n_step))
     learning = Stage(
         name="agent",
         learner=agent,
@@ -210,8 +186,8 @@ def program(
         return Program((learning,))
     judging = Stage(
         name="reference",
-        learner=reference(env.spec),
-        source=expert_rows(base, env.spec, cfg.reference_batch),
+        learner=interventions.reference(env.spec),
+        source=interventions.expert_rows(base, env.spec, cfg.reference_batch),
         updates=cfg.reference_updates,
         evals=evals,
     )

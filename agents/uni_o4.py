@@ -41,7 +41,7 @@ from jaxrl import dynamics, nets
 from jaxrl.agents import iql, ppo
 from jaxrl.algorithm import Algorithm
 from jaxrl.cloning import diverse_clones
-from jaxrl.dynamics import Ensemble, ensemble
+from jaxrl.dynamics import Ensemble
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import critic_loss, expectile_loss, scaled_rewards, td_target
@@ -50,7 +50,7 @@ from jaxrl.optim import Trainable, linear, minimise, polyak
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
 from jaxrl.rollout import rollout
-from jaxrl.sources import expand, uniform, whole
+from jaxrl.sources import expand, uniform
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Learner, PyTree
 
@@ -344,14 +344,12 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
         source = uniform(cfg.batch_size)
         return Stage(name=name, learner=learner, source=source, updates=updates, evals=evals)
 
-    modelling = Stage(
-        name="dynamics",
-        learner=ensemble(cfg.ensemble(), spec),
-        source=whole(),
-        updates=cfg.model_epochs,
+    modelling = dynamics.stage(
+        cfg.ensemble(),
+        spec,
+        epochs=cfg.model_epochs,
         evals=evals,
         shared=cfg.share_dynamics,
-        reads=("model_lr",),
         unshared="pass --agent.no-share-dynamics",
     )
     offline = learning("offline", agent, cfg.updates)

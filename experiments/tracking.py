@@ -19,7 +19,7 @@ from jaxrl.experiments.console import print_line, short_path
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.own_code import load_attribute
-from jaxrl.runs import records
+from jaxrl.runs import metrics, records
 from jaxrl.runs.trackers import TRACKERS, TrackedRun, Tracker, aggregates
 
 _STATISTICS = ("iqm", "mean", "std", "min", "max")
@@ -85,9 +85,8 @@ class Tracked:
             return
         points = self._points()
         for order, step, columns in points if all_written else points[:-1]:
-            if order > self._sent:
-                self._tracker.log(step, aggregates(columns))
-                self._sent = order
+            self._tracker.log(step, aggregates(columns))
+            self._sent = order
 
     def close(self) -> None:
         """Sends the last points and the results, which are there if the run is finished."""
@@ -100,13 +99,14 @@ class Tracked:
         self._tracker = None
 
     def _points(self) -> list[tuple[tuple[int, int], int, dict[str, np.ndarray]]]:
-        """((stage, update), step, columns [P]) of each evaluation; the last may lack members."""
-        found = records.read_metrics(self._run)
+        """((stage, update), step, columns [P]) of each evaluation that was not sent; the last may
+        lack members."""
+        found, _ = metrics.read_parts(self._run.path / "metrics", after=self._sent)
         if not found:
             return []
-        stages, context = list(dict.fromkeys(found["stage"])), self._config["context"]
+        context = self._config["context"]
         before, points = 0, []
-        for i, name in enumerate(stages):
+        for i, (name, stage) in enumerate(context["stages"].items()):
             rows = found["stage"] == name
             for update in np.unique(found["update"][rows]):
                 here = rows & (found["update"] == update)
@@ -115,7 +115,7 @@ class Tracked:
                     step = before + int(update)
                 columns = {k: x[here] for k, x in found.items() if k not in _INDEX}
                 points.append(((i, int(update)), step, columns))
-            before += context.get("stages", {}).get(name, {}).get("updates", 0)
+            before += stage["updates"]
         return points
 
 

@@ -29,7 +29,8 @@ from jax.flatten_util import ravel_pytree
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
 from jaxrl.normalise import Moments, row_moments, standardise
-from jaxrl.sources import below, expand
+from jaxrl.program import Stage
+from jaxrl.sources import below, expand, whole
 from jaxrl.types import Array, EnvSpec, HyperParams, Learner, PyTree, Transition
 
 CLIP = 10.0  # bound of standardised inputs
@@ -168,6 +169,23 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
         )
 
     return Learner(init=init, update=update)
+
+
+def stage(
+    cfg: Ensemble, spec: EnvSpec, *, epochs: int, evals: int, shared: bool, unshared: str
+) -> Stage:
+    """The stage "dynamics" that trains the ensemble; see `program.Stage` for `shared` and
+    `unshared`."""
+    return Stage(
+        name="dynamics",
+        learner=ensemble(cfg, spec),
+        source=whole(),
+        updates=epochs,
+        evals=evals,
+        shared=shared,
+        reads=("model_lr",),
+        unshared=unshared,
+    )
 
 
 def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 
 from jaxrl.types import Array
 
+MANY = 20  # Euler steps of the reference samples in `one_step_fit`
+
 Field = Callable[..., Array]
 
 _SMALLEST = 1e-2  # c of the adaptive weight, as in the authors' code
@@ -142,3 +144,17 @@ def _down(step: Field, z: Array, steps: int) -> Array:
         return z - step(z, time(i + 1), time(i)) / steps
 
     return jax.lax.fori_loop(0, steps, move, z)
+
+
+def one_step_fit(u: Field, action: Array, noise: Array, obs: Array) -> dict[str, Array]:
+    """Fit of the flow for one-step sampling; unit actions [B, A].
+
+    step_gap: mean distance between one-step and many-step samples of the same noise.
+    corner_loss: mean-flow loss at (r, t) = (0, 1).
+    """
+    zeros = jnp.zeros(action.shape[0])
+    gap = one_step(u, noise, obs) - euler(u, noise, MANY, obs)
+    return {
+        "step_gap": jnp.mean(jnp.linalg.norm(gap, axis=-1)),
+        "corner_loss": mean_flow_loss(u, action, noise, zeros, zeros + 1, obs),
+    }

@@ -33,12 +33,11 @@ class HostStage:
 
     def open(self, keys: Array, step: int, placement: Placement) -> None:
         """New episodes in all environments; `keys` [padded P] are those of the members' states."""
-        count, last = self.rollout.num_envs, self.rollout.num_steps
+        count, steps = self.rollout.num_envs, self.rollout.num_steps
 
         def draw(key: Array) -> Array:
-            key = jax.random.fold_in(
-                acting_key(key, jnp.int32(step)), last
-            )  # actions have 0 to T-1
+            # Actions have the numbers 0 to T - 1 of this key.
+            key = jax.random.fold_in(acting_key(key, jnp.int32(step)), steps)
             return jax.random.randint(key, (count,), 0, np.iinfo(np.int32).max)
 
         self.close()

@@ -14,7 +14,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxrl.types import Array, Source, Transition, mean_where
+from jaxrl.ope import fqe
+from jaxrl.ope.targets import target
+from jaxrl.policies import Trained, greedy
+from jaxrl.sources import uniform
+from jaxrl.spaces import box_scale
+from jaxrl.types import Array, Batch, EnvSpec, Learner, Policy, Source, Transition, mean_where
 
 EXTRA = "intervened"  # [T, N] bool: the expert acted
 
@@ -79,3 +84,34 @@ def unrewarded(source: Source) -> Source:
         return src, batch._replace(transitions=t._replace(reward=jnp.zeros_like(t.reward))), seen
 
     return dataclasses.replace(source, next=next)
+
+
+# --- the reference Q-function --------------------------------------------------------------------
+
+
+def reference(spec: EnvSpec) -> Learner:
+    """The learner of the intervener's Q-function: FQE on batches of `expert_rows`, with the agent's
+    hyperparameters lr, gamma and tau."""
+    inner = fqe.learner(fqe.Config(), spec, target(spec))
+    rates = lambda hp: fqe.Hypers(lr=hp.lr, gamma=hp.gamma, tau=hp.tau)
+
+    def init(key, hp, inputs):
+        return inner.init(key, rates(hp), inputs)
+
+    def update(state, hp, batch, key, step):
+        return inner.update(state, rates(hp), batch, key, step)
+
+    return Learner(init=init, update=update)
+
+
+def expert_rows(base: Policy, spec: EnvSpec, batch_size: int) -> Source:
+    """`uniform` with unit actions and the expert's actions at s', extras["next_mode"] [B, A]."""
+    inner, unit = uniform(batch_size), box_scale("an intervener", spec).unit
+
+    def next(src, learner_state, hp, inputs, key, step):
+        src, batch, seen = inner.next(src, learner_state, hp, inputs, key, step)
+        t, trained = batch.transitions, Trained(*inputs["base"])
+        ahead = {"next_mode": unit(greedy(base, trained, t.next_obs))}
+        return src, Batch(t._replace(action=unit(t.action), extras=ahead)), seen
+
+    return dataclasses.replace(inner, next=next)

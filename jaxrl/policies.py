@@ -285,9 +285,7 @@ def unit_normal(agent: Agent, space: BoxScale) -> LogProb:
     """log N(π(s), 1) of unit actions, π(s) being the agent's action without exploration."""
 
     def log_prob(state: PyTree, hp: Any, obs: Array, action: Array) -> Array:
-        n = obs.shape[0]
-        noise = agent.noise(jax.random.key(0), n)  # unused without exploration
-        chosen = agent.act(state, hp, obs, jnp.ones(n, bool), agent.memory(n), noise, False)[0]
+        chosen = greedy(agent, Trained(state, hp), obs)
         away = space.unit(action) - jax.lax.stop_gradient(space.unit(chosen))
         return -0.5 * jnp.sum(away**2 + jnp.log(2 * jnp.pi), -1)
 

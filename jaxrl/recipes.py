@@ -142,10 +142,10 @@ def check_fine_tuning(cfg: Any) -> None:
         at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
 
 
-def check_share(cfg: Any) -> None:
-    """Raises UserError if the fraction of data in batches is not in [0, 1]."""
-    if not 0 <= cfg.data_share <= 1:
-        raise UserError(f"data_share={cfg.data_share} must be between 0 and 1")
+def check_share(cfg: Any, option: str = "data_share") -> None:
+    """Raises UserError if a fraction of batches is not in [0, 1]."""
+    if not 0 <= (share := getattr(cfg, option)) <= 1:
+        raise UserError(f"{option}={share} must be between 0 and 1")
 
 
 def check_offline(cfg: Any) -> None:
@@ -171,12 +171,15 @@ def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
     )
     if resets < 0 or (resets and cfg.num_steps % resets):
         raise UserError(f"resets={resets} does not divide num_steps={cfg.num_steps}")
-    rows = cfg.num_envs * cfg.num_steps
-    if rows % cfg.minibatches:
-        raise UserError(
-            f"minibatches={cfg.minibatches} does not divide num_envs * num_steps = {rows}"
-        )
+    check_minibatches(cfg, "minibatches")
     check_length(cfg)
+
+
+def check_minibatches(cfg: Any, option: str) -> None:
+    """Raises UserError if a number of minibatches does not divide the rows of a rollout."""
+    count, rows = getattr(cfg, option), cfg.num_envs * cfg.num_steps
+    if rows % count:
+        raise UserError(f"{option}={count} does not divide num_envs * num_steps = {rows}")
 
 
 def check_replay(cfg: Any) -> None:

@@ -85,7 +85,7 @@ def test_diagnostics_by_hand() -> None:
     keys = jax.random.split(jax.random.key(0))
     action, e = (jax.random.normal(key, (6, 2)) for key in keys)
     c, obs = 0.4, jnp.zeros((6, 1))
-    got = ofql.diagnose(lambda z, r, t, obs: c * z, action, e, obs)
+    got = flow.one_step_fit(lambda z, r, t, obs: c * z, action, e, obs)
     gap = np.linalg.norm(e, axis=-1) * abs((1 - c / 20) ** 20 - (1 - c))
     np.testing.assert_allclose(got["step_gap"], gap.mean(), rtol=1e-4)
     loss = np.mean(np.square(c * e - (1 - c) * (e - action)))

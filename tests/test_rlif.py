@@ -12,7 +12,13 @@ from logged import rows
 
 from jaxrl.agents import rlif
 from jaxrl.errors import UserError
-from jaxrl.interventions import EXTRA, intervention_rewards, take_over, value_based
+from jaxrl.interventions import (
+    EXTRA,
+    expert_rows,
+    intervention_rewards,
+    take_over,
+    value_based,
+)
 from jaxrl.policies import Trained
 from jaxrl.types import Box, EnvSpec, Policy, Transition
 
@@ -85,7 +91,7 @@ def test_the_expert_acts_at_random_and_only_in_training(probability: float) -> N
 def test_the_reference_learns_the_experts_value_of_the_task() -> None:
     """Batches have unit actions and the expert's next action; rewards are the task's."""
     data: Any = jax.tree.map(jnp.asarray, rows(SPEC, 6))
-    source = rlif.expert_rows(EXPERT, SPEC, 16)
+    source = expert_rows(EXPERT, SPEC, 16)
     given = {"data": data, "base": Trained((), ())}
     _, batch, _ = source.next((), (), (), given, jax.random.key(0), jnp.int32(0))
     t = batch.transitions

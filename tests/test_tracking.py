@@ -12,7 +12,7 @@ import yaml
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, tracking
 from jaxrl.runs import records
-from jaxrl.runs.metrics import part_name
+from jaxrl.runs.metrics import part_name, read_parts
 
 OWN = """
 import json, pathlib
@@ -92,6 +92,19 @@ def test_a_run_of_two_processes(run: records.RunDir) -> None:
     assert last[0] == 2000 and last[1]["return/median"] == 25
     assert [row["agent.lr"] for row in end[1]] == [0.1, 0.2]
     assert end[1][0]["return/iqm"] == 5 and end[1][0]["return/ci95_high"] == 6
+
+
+def test_points_that_were_sent_are_not_read_again(run: records.RunDir) -> None:
+    write(run, 10, 0, 1)
+    write(run, 20, 0, 1)
+    for member in (0, 1):
+        columns = {"stage": "later", "member": np.array([member]), "update": 5, "env_steps": 0}
+        run.write_part(part_name(1, 5, member), columns)
+    folder = run.path / "metrics"
+    (folder / part_name(0, 10, 0)).write_text("not read")
+    updates = lambda after: read_parts(folder, after=after)[0]["update"].tolist()
+    assert updates((0, 10)) == [20, 20, 5, 5] and updates((0, 20)) == [5, 5]
+    assert read_parts(folder, after=(0, 10))[1] == [] != read_parts(folder)[1]
 
 
 def test_a_resumed_and_interrupted_run(run: records.RunDir) -> None:

@@ -101,13 +101,14 @@ def _float(x: np.ndarray) -> type:
 
 
 def read_parts(
-    path: str | Path, stage: str | None = None
+    path: str | Path, stage: str | None = None, after: tuple[int, int] = (-1, -1)
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """All metrics written so far, ordered by stage (as first met), update and member.
 
     Args:
       path: the folder of the parts, to which a run in progress may be writing.
       stage: only this stage, and only the metrics of this stage.
+      after: only parts beyond this one: (index of the stage, update).
 
     Returns:
       Columns [R]: "stage" (strings), "member", "update", "env_steps" (int64), and float64 metrics,
@@ -120,7 +121,10 @@ def read_parts(
     import pyarrow.parquet as pq
 
     tables, damaged = [], []
+    last = part_name(*after, "~") if min(after) >= 0 else ""  # "~" is behind all numbers
     for file in sorted(Path(path).glob("part-*.parquet")):
+        if file.name <= last:
+            continue
         try:
             tables.append(pq.read_table(io.BytesIO(_unseal(file.read_bytes()))))
         except (_Damaged, OSError):
