@@ -1,6 +1,7 @@
 """A side of a duel that has `make_train(config)` in one file: purejaxql's and purejaxrl's.
 
-Sizes: file, members and config, which turns logging and evaluations off.
+Sizes: file, members and config, which turns logging and evaluations off. Steps before
+LEARNING_STARTS train nothing and are not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def build(sizes: dict[str, Any]) -> Job:
     if members > 1:
         train, key = jax.vmap(train), jax.random.split(key, members)
     run, seconds = compiled(lambda: jax.jit(train).lower(key), (key,), jax.block_until_ready)
-    return Job(run, config["TOTAL_TIMESTEPS"] * members, seconds)
+    trained = config["TOTAL_TIMESTEPS"] - config.get("LEARNING_STARTS", 0)
+    return Job(run, trained * members, seconds)
 
 
 if __name__ == "__main__":

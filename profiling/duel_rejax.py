@@ -1,6 +1,7 @@
 """rejax's side of a duel: `train` of one of its algorithms, without evaluations.
 
-Sizes: algorithm, env, members, steps and options, the keyword arguments of `create`.
+Sizes: algorithm, env, members, steps and options, the keyword arguments of `create`. Steps that only
+fill the replay buffer train nothing and are not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def build(sizes: dict[str, Any]) -> Job:
     if members > 1:
         train, key = jax.vmap(train), jax.random.split(key, members)
     run, seconds = compiled(lambda: jax.jit(train).lower(key), (key,), jax.block_until_ready)
-    return Job(run, steps * members, seconds)
+    trained = steps - sizes["options"].get("fill_buffer", 0)
+    return Job(run, trained * members, seconds)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def brax(task: str = "hopper") -> tuple[Side, ...]:
 
 def dqn_rejax(members: int = 1) -> tuple[Side, ...]:
     """CartPole-v1 at rejax's sizes: 10 environments, 5 gradient steps on 100 rows per 10 steps."""
-    steps = 20_000 // members
+    steps = max(20_000 // members, 10_000)  # of which the first 1,000 fill rejax's buffer
     config = {
         "total_steps": 10**9,
         "num_envs": 10,
