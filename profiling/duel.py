@@ -1,13 +1,15 @@
 """Speed and compile time of jaxrl beside its peers, interleaved on one machine.
 
-    python profiling/duel.py [--rows pqn iql] [--source unifloral=DIR] [--quick] [--json FILE]
+    python profiling/duel.py [--rows pqn iql] [--source unifloral=DIR] [--cores 1] [--quick]
+        [--json FILE]
 
 A row is a task with equal networks, batches and environments for all sides (`duel_rows.py`). Every
 side is a process with one compiled program, in a virtual environment of its own (`--envs DIR`,
 created if missing; needs a package index). The sides launch in turn, A B A B. Reported are
 environment steps, or gradient steps of offline agents, per CPU second (all threads) without
 compilation, as medians over the turns; the ratio is the median of ours to a peer's, turn by turn.
-Compile times are CPU seconds of tracing and XLA.
+Compile times are CPU seconds of tracing and XLA. With `--cores 1` all processes are pinned to one
+core: XLA's thread pool costs small programs more than their operations.
 
 Peers whose code is not on PyPI are given by `--source NAME=DIR`: purejaxql, purejaxrl, unifloral.
 Peers without a source are left out.
@@ -114,11 +116,19 @@ def record(row: str, worker: Worker, first: Worker) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Records as a Markdown table: a line per side, with the ratio of jaxrl's rate to its own."""
-    lines = ["| row | side | per CPU s | compile, CPU s | jaxrl / side |", "|---|---|---|---|---|"]
+    """Records as a Markdown table: a line per peer of a row."""
+    lines = [
+        "| row | peer | jaxrl, per CPU s | peer, per CPU s | jaxrl / peer | compile, CPU s |",
+        "|---" * 6 + "|",
+    ]
+    first: dict[str, Any] = {}
     for each in records:
-        numbers = f"{each['rate']:,.1f} | {each['compile_s']:.1f} | {each['ratio']:.2f}"
-        lines.append(f"| {each['row']} | {each['side']} | {numbers} |")
+        if each["row"] != first.get("row"):
+            first = each
+            continue
+        rates = f"{first['rate']:,.0f} | {each['rate']:,.0f} | {each['ratio']:.2f}"
+        compile_s = f"{first['compile_s']:.1f}, {each['compile_s']:.1f}"
+        lines.append(f"| `{each['row']}` | {each['side']} | {rates} | {compile_s} |")
     return "\n".join(lines)
 
 
@@ -145,6 +155,7 @@ def main() -> None:
     parser.add_argument("--source", type=source, nargs="+", default=[], metavar="NAME=DIR")
     parser.add_argument("--envs", type=Path, default=Path(".duel"))
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--cores", type=int, help="pin all sides to this number of cores")
     parser.add_argument("--quick", action="store_true", help="three turns")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
@@ -152,6 +163,8 @@ def main() -> None:
     if args.table:
         print(table(json.loads(args.table.read_text())["rows"]))
         return
+    if args.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # workers inherit it
     print("row          side         per CPU s   per wall s  compile CPU s  jaxrl / side")
     records = []
     for row in args.rows:
@@ -163,7 +176,9 @@ def main() -> None:
                 flush=True,
             )
         if args.json:
-            files.write_json(args.json, {"versions": provenance.versions(), "rows": records})
+            cores = len(os.sched_getaffinity(0))
+            about = {"versions": provenance.versions(), "cores": cores}
+            files.write_json(args.json, about | {"rows": records})
     print(table(records))
 
 

@@ -1,7 +1,7 @@
 """rejax's side of a duel: `train` of one of its algorithms, without evaluations.
 
-Sizes: algorithm, env, members, steps and options, the keyword arguments of `create`. Steps that only
-fill the replay buffer train nothing and are not counted.
+Sizes: algorithm, env, members, steps and options, the keyword arguments of `create`. Steps that
+only fill the replay buffer train nothing and are not counted.
 """
 
 from __future__ import annotations

@@ -232,6 +232,7 @@ def dqn() -> tuple[Side, ...]:
         "capacity": 10_000,
         "warmup": 10_000,
         "target_every": 50,
+        "double": False,
         "hidden": [120, 84],
     }
     theirs = {

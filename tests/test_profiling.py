@@ -70,5 +70,7 @@ def test_exponents_are_slopes_of_logarithms():
 def test_the_table_of_a_duel():
     from duel import table
 
-    row = {"row": "iql", "side": "peer", "rate": 1234.56, "compile_s": 3.21, "ratio": 1.104}
-    assert table([row]).splitlines()[-1] == "| iql | peer | 1,234.6 | 3.2 | 1.10 |"
+    ours = {"row": "iql", "side": "jaxrl", "rate": 1234.56, "compile_s": 3.21, "ratio": 1.0}
+    peer = ours | {"side": "peer", "rate": 1118.2, "ratio": 1.104}
+    lines = table([ours, peer, peer, ours | {"row": "bc"}]).splitlines()
+    assert lines[2:] == ["| `iql` | peer | 1,235 | 1,118 | 1.10 | 3.2, 3.2 |"] * 2

@@ -1,6 +1,6 @@
 """Study: objectives of language-model RL under stale responses, on token tasks.
 
-    python -m jaxrl.experiments.studies.staleness --seeds 8 --out DIR
+    python -m jaxrl.experiments.studies.staleness --seeds 8 --updates 600 --out DIR
 
 Responses come from the policy of S updates ago. For each environment and objective one sweep of
 `token_pg` over staleness and learning rate is trained in DIR/ENV-OBJECTIVE; sweeps that are
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl.experiments import jax_setup
 from jaxrl.experiments.sweep import sweep
 from jaxrl.runs import figures, files, provenance
 from jaxrl.runs.metrics import by_chunk
@@ -46,14 +47,14 @@ WIDE = Kind("rec_wide", "rec", {"clip_low": 0.6, "clip_high": 2.0})
 KINDS = (*(Kind(n, n) for n in PLAIN.split()), WIDE, *(Kind(n, n) for n in MORE.split()))
 
 
-def train(env: str, kind: Kind, seeds: int, out: Path) -> Path:
+def train(env: str, kind: Kind, seeds: int, updates: int, out: Path) -> Path:
     """Trains the sweep of one objective, or finds it finished; returns its folder."""
     path = out / f"{env}-{kind.name}"
     sweep(
         "token_pg",
         env=f"tokens:{env}",
         env_options=ENVS[env],
-        agent={"objective": kind.objective, **kind.hypers},
+        agent={"objective": kind.objective, "updates": updates, **kind.hypers},
         sweep={"agent.staleness": list(STALENESS), "agent.lr": list(RATES)},
         seeds=seeds,
         evals=6,
@@ -68,7 +69,7 @@ def rows(env: str, kind: Kind, path: Path) -> list[dict[str, Any]]:
     found = []
     for staleness, folder in zip(STALENESS, sorted(path.glob("[0-9]*")), strict=True):
         run = RunDir(folder)
-        assert run.config()["config"]["agent"]["staleness"] == staleness
+        assert run.config()["config"]["settings"]["staleness"] == staleness
         members = run.members()
         last = {
             name: values[-1]
@@ -141,13 +142,15 @@ def main() -> None:
     known = [kind.name for kind in KINDS]
     parser.add_argument("--objectives", nargs="+", default=known, choices=known)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    jax_setup.start()
     found: list[dict[str, Any]] = []
     for env in args.envs:
         for kind in KINDS:
             if kind.name in args.objectives:
-                found += rows(env, kind, train(env, kind, args.seeds, args.out))
+                found += rows(env, kind, train(env, kind, args.seeds, args.updates, args.out))
 
     files.write_json(
         args.out / "staleness.json", {"versions": provenance.versions(), "rows": found}
