@@ -114,13 +114,13 @@ def train(name: str, variant: str, seeds: int, updates: int, out: Path) -> RunDi
         eval_episodes=500,
         out=path,
     )
-    return RunDir(next(path.glob("000-*")))
+    return RunDir(path / "000")
 
 
 def outcome(run: RunDir, seeds: int) -> dict[str, Any]:
     """The rate that the second half of the seeds chooses, and the first half's accuracies."""
     members = run.members()
-    rows = by_chunk(read_metrics(run), len(members["member"]))
+    rows = by_chunk(read_metrics(run), len(members["id"]))
     accuracy = rows["return"].astype(float)  # [C, P]; with fine-tuning first, also its chunks
     accuracy = accuracy[np.isfinite(accuracy).all(1)][-EVALS:]
     own = lambda rate, half: np.isclose(members["agent.lr"], rate) & half
