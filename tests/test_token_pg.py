@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import types
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ import tiny
 from jaxrl import envs
 from jaxrl.agents import token_pg
 from jaxrl.errors import UserError
+from jaxrl.experiments.studies import staleness, token_claims
 from jaxrl.groups import Steering, delayed, groups
 from jaxrl.objectives import SpoTracker
 from jaxrl.objectives.table import OBJECTIVES, Tokens, chosen
@@ -302,3 +306,32 @@ def test_every_objective_learns(name: str) -> None:
     if name == "sft_hinted":  # trains the policy with privileged context only
         return
     assert accuracy.mean() > 0.5, accuracy  # chance is 1/9
+
+
+def test_claims_report_other_seeds_than_those_that_choose_the_rate(monkeypatch) -> None:
+    lr, seed = np.repeat(token_claims.RATES, 4), np.tile(np.arange(4), 3)
+    end = np.where(lr == 3e-3, np.where(seed < 2, 0.1, 0.9), 0.5)  # best for seeds 2 and 3 alone
+    never = np.full((1, 12), np.nan)  # fine-tuning before: no evaluation
+    rows = {"return": np.concatenate([never, np.zeros((5, 12)), end[None]])}
+    monkeypatch.setattr(token_claims, "read_metrics", lambda run: run)
+    monkeypatch.setattr(token_claims, "by_chunk", lambda metrics, members: rows)
+    members = {"id": np.arange(12), "agent.lr": lr, "seed": seed}
+    run = types.SimpleNamespace(members=lambda: members)
+    found = token_claims.outcome(run, seeds=2)
+    assert found == {"lr": 3e-3, "early": [0.0, 0.0], "end": [0.1, 0.1]}
+
+
+@pytest.mark.slow
+def test_the_study_of_staleness(tmp_path, monkeypatch) -> None:
+    """Trains with two seeds, and again finds the sweep finished."""
+    words = "staleness --envs modsum --objectives topr --seeds 2 --updates 6 --out"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(tmp_path)])
+    staleness.main()
+    before = (tmp_path / "staleness.json").read_text()
+    staleness.main()
+    rows = json.loads(before)["rows"]
+    assert (tmp_path / "staleness.json").read_text() == before
+    assert (tmp_path / "staleness.png").stat().st_size > 1000
+    settings = [(row["staleness"], row["lr"]) for row in rows]
+    assert settings == list(itertools.product(staleness.STALENESS, staleness.RATES))
+    assert all(len(row["accuracy"]) == 2 and row["drift"] >= 0 for row in rows)
