@@ -159,7 +159,7 @@ def _train(words: list[str]) -> int:
     from jaxrl.experiments import jax_setup, restore, train
 
     jax_setup.start()
-    summary = train.train(restore.settle(request.agent, request.options))
+    summary = train.train(restore.settle(request.agent, request.options), hint=True)
     return int("failure" in summary)
 
 
@@ -173,14 +173,15 @@ def _sweep(words: list[str]) -> int:
     return int("best" in summary and not summary["best"])
 
 
-def _search(words: list[str]) -> None:
+def _search(words: list[str]) -> int:
     request = _request("search", words)
 
     from jaxrl.experiments import jax_setup
     from jaxrl.experiments.search import loop
 
     jax_setup.start()
-    loop.run(request)
+    summary = loop.run(request)
+    return int("best" in summary and not summary["best"])
 
 
 def _request(command: str, words: list[str]) -> Request:

@@ -45,11 +45,14 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
     return train(settle(request.agent, request.options))
 
 
-def train(settings: Settings) -> dict[str, Any]:
+def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
     """Trains to the end, from the last checkpoint if there is one, and returns the summary.
 
     A finished run is reported and not repeated. `jaxrl.runs.records` describes the files. All
     processes of a cluster call this function; the leader prints, and writes the results.
+
+    Args:
+      hint: print at the end which commands show the run.
     """
     tracking.check(settings.options.track)
     options, own = settings.options, identity(settings, digests_of(settings.options))
@@ -71,7 +74,11 @@ def train(settings: Settings) -> dict[str, Any]:
         opened = records.open_run(path, own, context(ready), options.overwrite)
         run = open_together(processes, path, "run", lambda: stack.enter_context(opened))
         run = run or records.RunDir(path.resolve()).as_found()
-        return _train(placed(ready, processes, width_of(run)), run, processes, member_bytes)
+        summary = _train(placed(ready, processes, width_of(run)), run, processes, member_bytes)
+    if hint and processes.leads:
+        where = short_path(path)
+        print_line(f"next: jaxrl report {where}; jaxrl eval {where}; jaxrl render {where}")
+    return summary
 
 
 def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str, Any] | None:

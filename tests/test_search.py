@@ -291,7 +291,8 @@ def test_a_search_whose_trials_all_fail(
 ) -> None:
     asked = [*ASKED, "--range", "agent.lr=log:1e-4:1e-1", "agent.lam=0.95,0.99"]
     asked += ["--trials", "8", "--batch", "4", "--out", "it", "--confirm", "2"]
-    found = loop.run(requests.read("search", asked))
+    assert cli.main(["search", *asked]) == 1
+    found = json.loads(Path("it/summary.json").read_text())
     assert (found["failed"], found["best"], found["confirmed"]) == (8, {}, [])
     assert "8 failed" in capsys.readouterr().out and "command" not in found
     assert [len(each["points"]) for each in formula] == [4, 4]
