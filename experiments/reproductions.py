@@ -376,6 +376,30 @@ IQL = (
     ),
 )
 
+# --- objectives of language-model RL --------------------------------------------------------------
+
+TOKENS = (
+    Reproduction(
+        "token-staleness",
+        "token_pg",
+        "Objectives for off-policy responses learn where plain REINFORCE fails.",
+        study(
+            "staleness --envs modsum --objectives reinforce ppo topr opmd --updates 400 "
+            "--out runs/token-staleness"
+        ),
+        study("staleness --out runs/token-staleness-full"),
+        "curves of large models",
+    ),
+    Reproduction(
+        "token-claims",
+        "token_pg",
+        "Traces, prefixes, corrections and teachers help in the way that their papers say.",
+        study("token_claims --claims prefixrl pi_distill --out runs/token-claims"),
+        study("token_claims --updates 600 --out runs/token-claims-full"),
+        "benchmarks of large models",
+    ),
+)
+
 REPRODUCTIONS: dict[str, Reproduction] = {
-    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL)
+    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS)
 }
