@@ -46,6 +46,8 @@ class Options:
     """number of evaluations during training, the last one at the end; by default up to 20"""
     eval_episodes: int = bounded(32, least=1)
     """complete episodes per member and evaluation"""
+    eval_first: bool = False
+    """evaluate once more, before the first update"""
     eval_explore: bool = False
     """evaluate the policy with exploration, as it acts in training, instead of greedily"""
     out: Path | None = None
@@ -103,7 +105,7 @@ INCIDENTAL = (
 
 # Options that older runs do not have: they are recorded if they differ from the default.
 LATER = (
-    *("eval_explore", "validation_share", "ope_updates", "normalise_returns"),
+    *("eval_explore", "eval_first", "validation_share", "ope_updates", "normalise_returns"),
     *("matmul_precision", "compute_dtype"),
 )
 

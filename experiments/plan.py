@@ -183,6 +183,7 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
         program = program.exploring() if own.eval_explore else program
+        program = program.from_the_start() if own.eval_first else program
         if own.ope_updates:
             program = with_fqe(program, env.spec, own.ope_updates)
         return validation.validated(program) if own.validation_share else program
@@ -243,7 +244,7 @@ def check_evals(settings: Settings, program: Program) -> None:
     if asked == Options.evals:
         return
     for stage in program.stages:
-        room = len(stage.chunks)
+        room = len(stage.chunks) - stage.first
         if stage.evaluate is not None and stage.updates and room < asked:
             raise UserError(
                 f"--evals {asked} is more than {stage.updates} updates of stage {stage.name!r} "

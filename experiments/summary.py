@@ -212,6 +212,7 @@ def context(ready: Plan) -> dict[str, Any]:
                 "updates": stage.updates,
                 "evals": stage.evals,
                 "every": stage.source.every,
+                **({"first": True} if stage.first else {}),
             }
             for stage in ready.program.stages
         },

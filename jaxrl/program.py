@@ -64,13 +64,14 @@ def _no_batch(src, learner_state, hp, inputs, key, step):
 NO_SOURCE = Source(init=_nothing, next=_no_batch)
 
 
-def chunk_ends(updates: int, evals: int, every: int) -> list[int]:
+def chunk_ends(updates: int, evals: int, every: int, first: bool = False) -> list[int]:
     """The updates after which a stage is evaluated, see `Stage`; [0] for one without updates."""
     if not updates:
         return [0]
     blocks = updates / every
     ends = {round(blocks * i / evals) * every for i in range(1, evals)}
-    return sorted({updates} | {end for end in ends if 0 < end < updates})
+    begin = [0] if first else []
+    return [*begin, *sorted({updates} | {end for end in ends if 0 < end < updates})]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Stage:
       source: source of the batches; required if there are updates.
       evals: number of evaluations, evenly spaced, the last at the end of the stage. Their intervals
         are multiples of `source.every` updates, so a short stage may have fewer.
+      first: one more evaluation, before the first update; its training metrics are NaN.
       shared: train one learner for all members instead of one per member.
       reads: the agent's hyperparameters that a shared stage reads. They must be equal in all
         members; see `check_shared`.
@@ -98,6 +100,7 @@ class Stage:
     source: Source = NO_SOURCE
     updates: int
     evals: int = 1
+    first: bool = False
     shared: bool = False
     reads: tuple[str, ...] = ()
     unshared: str = "start one run per value"
@@ -118,7 +121,7 @@ class Stage:
     @property
     def chunks(self) -> list[tuple[int, int]]:
         """(first update, number of updates) of each chunk; a chunk ends with an evaluation."""
-        ends = chunk_ends(self.updates, self.evals, self.source.every)
+        ends = chunk_ends(self.updates, self.evals, self.source.every, self.first)
         return [(a, b - a) for a, b in zip([0, *ends], ends, strict=False)]
 
     @functools.cached_property  # so that `initialise` and `advance` share one trace
@@ -158,6 +161,21 @@ class Program:
         """The program computed with another precision."""
         change = lambda stage: dataclasses.replace(stage, precision=precision)
         return Program(tuple(map(change, self.stages)))
+
+    def from_the_start(self) -> Program:
+        """The program with an evaluation before the first update of the first evaluated stage.
+
+        Raises:
+          UserError: this stage acts on the host.
+        """
+        stages = list(self.stages)
+        for index, stage in enumerate(stages):
+            if stage.updates and stage.evaluate is not None:
+                if stage.source.host is not None:
+                    raise UserError(f"stage {stage.name!r} acts on the host, without a first look")
+                stages[index] = dataclasses.replace(stage, first=True)
+                break
+        return Program(tuple(stages))
 
     def exploring(self) -> Program:
         """The program with evaluations that act as in training instead of greedily.

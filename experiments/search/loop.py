@@ -92,6 +92,8 @@ def run(request: Request) -> dict[str, Any]:
     )
     sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
     width = slots.check(Engine(goal, processes, {}, its.width), space.programs[0], sizes[0])
+    if its.eval_first:
+        raise UserError("a search compares trained policies: remove --eval-first")
     if its.overwrite:
         raise UserError("a search is not overwritten: remove its folder, or pass another --out")
     check_processes(processes, "search", path, its.overwrite, config)

@@ -31,15 +31,17 @@ EVALS = 6
 
 
 class Claim(NamedTuple):
-    """A claim, its environment, and variants by name: options of `token_pg`; the first is ours."""
+    """A claim, its task, and variants by name: options of `token_pg`; the first is the claim's."""
 
     text: str
     env: str
     variants: dict[str, dict[str, Any]]
 
 
-# 24 of the 625 prompts of carry-add have an expert trace, or are trained on.
-FEW = {"pool": 24}
+# Sums of numbers of two digits in base 3: 81 prompts, of which a random response solves 1 in 27.
+SUMS = "tokens:carry-add"
+BASE = {SUMS: {"alphabet": 3}}
+FEW = {"pool": 40}  # prompts that are trained on, or have an expert trace
 TEACHER = {"sft_updates": 40}
 CLAIMS = {
     "spo": Claim(
@@ -57,7 +59,7 @@ CLAIMS = {
     ),
     "chord": Claim(
         "Fading traces in beats fine-tuning, RL, and one after the other, with few traces",
-        "tokens:carry-add",
+        SUMS,
         {
             "chord": {"objective": "chord", **FEW},
             "sft": {"objective": "sft", **FEW},
@@ -67,22 +69,22 @@ CLAIMS = {
     ),
     "otr": Claim(
         "Own tokens against an expert's generalise better than likelihood of the traces",
-        "tokens:carry-add",
+        SUMS,
         {"otr": {"objective": "otr", **FEW}, "sft": {"objective": "sft", **FEW}},
     ),
     "prefixrl": Claim(
         "RL after an expert's prefixes also solves prompts without prefixes",
-        "tokens:carry-add",
+        SUMS,
         {"prefixrl": {"objective": "prefixrl"}, "ppo": {"objective": "ppo"}},
     ),
     "scope_step": Claim(
         "Corrections from the first wrong token on help where success is rare",
-        "tokens:carry-add",
+        SUMS,
         {"scope_step": {"objective": "scope_step"}, "ppo": {"objective": "ppo"}},
     ),
     "pi_distill": Claim(
         "A teacher with privileged context improves the student without it",
-        "tokens:carry-add",
+        SUMS,
         {
             "pi_distill": {"objective": "pi_distill", **TEACHER},
             "opsd": {"objective": "opsd", **TEACHER},
@@ -91,7 +93,7 @@ CLAIMS = {
     ),
     "lightning_opd": Claim(
         "Distillation on fixed responses ends as well as on own ones",
-        "tokens:carry-add",
+        SUMS,
         {
             "lightning_opd": {"objective": "lightning_opd", **TEACHER},
             "opd": {"objective": "opd", **TEACHER},
@@ -107,6 +109,7 @@ def train(name: str, variant: str, seeds: int, updates: int, out: Path) -> RunDi
     sweep(
         "token_pg",
         env=claim.env,
+        env_options=BASE.get(claim.env, {}),
         agent=options,
         sweep={"agent.lr": list(RATES)},
         seeds=2 * seeds,
