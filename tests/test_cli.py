@@ -562,7 +562,7 @@ def test_own_agents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its config.json, of which options take the place."""
     seen: list[Settings] = []
-    monkeypatch.setattr(train, "train", lambda asked: seen.append(asked) or {})
+    monkeypatch.setattr(train, "train", lambda asked, **_: seen.append(asked) or {})
     asked = ["--env", "probe:match", "--seeds", "2", "--lr", "1e-9"]
     asked += ["--env-options", "max_steps=3"]
     made = parse(*asked)
