@@ -128,11 +128,12 @@ def draw(path: Path, found: Sequence[dict[str, Any]]) -> None:
             axes.set_title(f"tokens:{env}, staleness {staleness}", fontsize=8)
             axes.set_yticks(range(len(names)), names, fontsize=7)
             axes.set_xlim(-0.02, 1.02)
+            axes.tick_params(axis="x", labelsize=7)
             axes.grid(axis="x", alpha=0.3)
-        line[0].invert_yaxis()
+    grid[0][0].invert_yaxis()  # all panels share it
     for axes in grid[-1]:
         axes.set_xlabel("accuracy of the greedy policy", fontsize=8)
-    grid[0][0].legend(fontsize=7, loc="best")
+    grid[0][0].legend(fontsize=7, loc="lower left")
     figures.save(figure, path)
 
 
