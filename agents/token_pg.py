@@ -191,8 +191,14 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             mean = lambda x: token_mean(x, tokens.mask)
             entropy = mean(-jnp.sum(jnp.exp(tokens.log_probs) * tokens.log_probs, -1))
             total = objective.loss(tokens, hp) - hp.entropy_weight * entropy
-            drift = mean(jnp.abs(tokens.log_prob - tokens.behaviour))
-            return total, {"entropy": entropy, "drift": drift}
+            gap = jnp.where(tokens.mask, jnp.abs(tokens.log_prob - tokens.behaviour), 0.0)
+            own = part.advantage[:, : cfg.group]
+            return total, {
+                "entropy": entropy,
+                "drift": mean(gap),
+                "drift_max": jnp.max(gap),
+                "informative": jnp.mean(own != 0, dtype=jnp.float32),  # advantages
+            }
 
         (params, opt), metrics = sgd_epochs(
             loss,

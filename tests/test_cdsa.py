@@ -258,7 +258,8 @@ def test_the_length_of_scores() -> None:
     np.testing.assert_allclose(got, 0.2 * np.linalg.norm(noise, axis=-1), rtol=1e-3)
 
 
-@pytest.mark.parametrize("correction", ["both", pytest.param("current", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("correction", ["both", "current"])
 def test_strengths_of_zero_leave_the_bits(correction: Any) -> None:
     """Of each member of two different runs, alone and vmapped; others do not."""
     cfg = dataclasses.replace(SMALL, correction=correction)

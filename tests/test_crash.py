@@ -203,6 +203,7 @@ def assert_continues(lab: Lab, kind: str, images: list[crash.Image]) -> None:
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_some_images_continue(lab: Lab) -> None:
     found = lab.images("train")
     assert {image.kind for image in found} == set(KINDS)

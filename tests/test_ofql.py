@@ -39,7 +39,7 @@ def parts(**settings: Any) -> tuple[Any, Any, Any]:
     "settings",
     [
         pytest.param({}, marks=pytest.mark.slow),
-        {"flow_ratio": 0.25, "uniform_times": True},
+        pytest.param({"flow_ratio": 0.25, "uniform_times": True}, marks=pytest.mark.slow),
         *(pytest.param({"flow_ratio": x}, marks=pytest.mark.slow) for x in (0.0, 0.75, 1.0)),
         {"sum_dims": True},
     ],
@@ -92,6 +92,7 @@ def test_diagnostics_by_hand() -> None:
     np.testing.assert_allclose(got["corner_loss"], loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_diagnostics_are_a_branch() -> None:
     """At every third update only, also under vmap; the update itself is that of the learner."""
     cfg = ofql.Config(**SIZES, diagnose_every=3)

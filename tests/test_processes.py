@@ -225,6 +225,7 @@ def test_a_run_without_progress_is_ended(tmp_path: Path) -> None:
     assert "no progress for 2 s (--watchdog), ended; the same command continues" in ended.text
 
 
+@pytest.mark.slow
 def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = cluster.start(out, inject=[SLOW])

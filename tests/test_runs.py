@@ -271,7 +271,9 @@ def test_plain_lines_tell_of_compiling_and_progress(whole: tuple[Path, str]) -> 
     told = r" *(\d+)%  return \S+  \S+ steps/s  .+ left"
     percents = [int(found[1]) for line in lines if (found := re.fullmatch(told, line))]
     assert len(percents) == EVALS and percents == sorted(percents) and percents[-1] == 100
-    assert lines[-2].startswith("return ") and lines[-1].endswith(f"; runs/{whole[0].name}")
+    name = f"runs/{whole[0].name}"
+    assert lines[-3].startswith("return ") and lines[-2].endswith(f"; {name}")
+    assert lines[-1] == f"next: jaxrl report {name}; jaxrl eval {name}; jaxrl render {name}"
     assert "\x1b" not in whole[1] and "\r" not in whole[1]
 
 

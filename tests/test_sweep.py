@@ -147,7 +147,7 @@ def test_the_line_wins_over_the_file(folder: Path) -> None:
 def test_train_takes_a_file_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "it.yaml").write_text(FILE.partition("sweep:")[0])
     seen: list[Settings] = []
-    monkeypatch.setattr(train, "train", lambda settings: seen.append(settings) or {})
+    monkeypatch.setattr(train, "train", lambda settings, **_: seen.append(settings) or {})
     assert cli.main(["train", "it.yaml", *CONFIRMED, "--agent.lr", "0.5"]) == 0
     (settings,) = seen
     assert (settings.hp.lr, settings.cfg.hidden, settings.options.seeds) == (0.5, (8, 8), 3)

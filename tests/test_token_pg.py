@@ -242,6 +242,27 @@ def test_acting_and_reading_give_the_same_probabilities() -> None:
     assert not after.last.obs[index].any() and (after.last.obs[3:] == obs[3:]).all()
 
 
+def test_metrics_of_groups_of_equal_rewards() -> None:
+    """The responses to the first prompt are all right, of those to the second one is."""
+    cfg = token_pg.Config(objective="grpo", prompts=2, group=2, embedding=4, memory=4)
+    env = envs.make("tokens:reverse", alphabet=2, digits=2)
+    agent, source = token_pg.make(cfg, env.spec), token_pg.source(cfg, env)
+
+    @jax.jit
+    def update() -> Any:
+        key, hp, step = jax.random.key(0), HyperParams(token_pg.Hypers(), env.params), jnp.int32(0)
+        state = agent.init(key, hp.agent, {})
+        src = source.init(key, state, hp, {})
+        batch = source.next(src, state, hp, {}, key, step)[1]
+        reward = jnp.zeros((2, 4)).at[1].set(jnp.array([1.0, 1.0, 0.0, 1.0]))
+        found = batch._replace(transitions=batch.transitions._replace(reward=reward))
+        return agent.update(state, hp.agent, found, key, step)[1]
+
+    metrics = jax.device_get(update())
+    assert metrics["informative"] == 0.5
+    assert 0 <= metrics["drift"] <= metrics["drift_max"] < 1e-5  # the policy that responded
+
+
 @pytest.mark.slow
 def test_learns_and_sweeps_as_one_program() -> None:
     """TOPR at staleness 4: two learning rates and two seeds, vmapped; 0 learns nothing."""
@@ -313,12 +334,14 @@ def test_claims_report_other_seeds_than_those_that_choose_the_rate(monkeypatch) 
     end = np.where(lr == 3e-3, np.where(seed < 2, 0.1, 0.9), 0.5)  # best for seeds 2 and 3 alone
     never = np.full((1, 12), np.nan)  # fine-tuning before: no evaluation
     rows = {"return": np.concatenate([never, np.zeros((5, 12)), end[None]])}
+    rows |= dict.fromkeys(token_claims.METRICS, np.stack([end, seed]))
     monkeypatch.setattr(token_claims, "read_metrics", lambda run: run)
     monkeypatch.setattr(token_claims, "by_chunk", lambda metrics, members: rows)
     members = {"id": np.arange(12), "agent.lr": lr, "seed": seed}
     run = types.SimpleNamespace(members=lambda: members)
     found = token_claims.outcome(run, seeds=2)
-    assert found == {"lr": 3e-3, "early": [0.0, 0.0], "end": [0.1, 0.1]}
+    last = dict.fromkeys(token_claims.METRICS, 0.5)  # of seeds 0 and 1
+    assert found == {"lr": 3e-3, "early": [0.0, 0.0], "end": [0.1, 0.1]} | last
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@
 
 Each claim says that one variant of `token_pg` ends better than others. Every variant is trained in
 DIR/CLAIM-VARIANT at three learning rates; finished runs are not repeated. Half of the seeds choose
-the rate by the accuracy at the end; the table, printed and written to DIR/token_claims.json, is of
-the other half. Accuracy is that of the greedy policy on all prompts, without prefixes, experts or
-privileged context, mean over seeds with its 95 % interval; `better` is the probability that a seed
-of the variant ends above one of the first variant, ties counting half.
+the rate by the accuracy at the end. The table, printed and written to DIR/token_claims.json, is of
+the other half; the file has training metrics of the last part, too. Accuracy is that of the greedy
+policy on all prompts, without prefixes, experts or privileged context, mean over seeds with its
+95 % interval. `better` is the probability that a seed of the variant ends above one of the first
+variant, ties counting half.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from jaxrl.runs.stats import bootstrap_ci, probability_of_improvement
 
 RATES = (1e-3, 3e-3, 1e-2)
 EVALS = 6
+METRICS = ("entropy", "drift", "drift_max", "informative")
 
 
 class Claim(NamedTuple):
@@ -50,6 +52,14 @@ CLAIMS = {
         {
             "spo": {"objective": "spo", "prompts": 128, "group": 1, "pool": 128},
             "grpo": {"objective": "grpo", "pool": 128},
+        },
+    ),
+    "alp": Claim(
+        "Noise in the hidden states keeps ratios to a stale behaviour policy small",
+        "tokens:modsum",
+        {
+            "alp": {"objective": "alp", "staleness": 32},
+            "grpo": {"objective": "grpo", "staleness": 32},
         },
     ),
     "remix": Claim(
@@ -99,6 +109,14 @@ CLAIMS = {
             "opd": {"objective": "opd", **TEACHER},
         },
     ),
+    "scope_opd": Claim(
+        "Weights by the student's and the teacher's confidence improve distillation",
+        SUMS,
+        {
+            "scope_opd": {"objective": "scope_opd", **TEACHER},
+            "opd": {"objective": "opd", **TEACHER},
+        },
+    ),
 }
 
 
@@ -130,7 +148,9 @@ def outcome(run: RunDir, seeds: int) -> dict[str, Any]:
     choosing = members["seed"] >= seeds
     rate = max(RATES, key=lambda rate: accuracy[-1, own(rate, choosing)].mean())
     found = accuracy[:, own(rate, ~choosing)]
-    return {"lr": rate, "early": found[EVALS // 3 - 1].tolist(), "end": found[-1].tolist()}
+    last = {name: float(np.mean(rows[name][-1, own(rate, ~choosing)])) for name in METRICS}
+    ends = {"early": found[EVALS // 3 - 1].tolist(), "end": found[-1].tolist()}
+    return {"lr": rate, **ends, **last}
 
 
 def told(found: Sequence[dict[str, Any]]) -> str:

@@ -145,7 +145,7 @@ def read_parts(
 
 def missing(
     columns: Mapping[str, np.ndarray],
-    stages: Mapping[str, Mapping[str, int]],
+    stages: Mapping[str, Mapping[str, Any]],
     members: int,
     only: str | None = None,
     complete: bool = False,
