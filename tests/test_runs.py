@@ -104,12 +104,15 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen, seconds: float
     raise TimeoutError
 
 
+CALM = ("--tensorboard", "--checkpoint-seconds", "600")  # also if the machine is busy
+
+
 @pytest.fixture(scope="session")
 def whole(lab: Path) -> tuple[Path, str]:
     """A run that nothing disturbs, at its default place, and what it printed."""
     with once(lab / "whole.txt") as missing:
         if missing:
-            (lab / "whole.txt").write_text(run(lab, *WORDS, "--tensorboard"))
+            (lab / "whole.txt").write_text(run(lab, *WORDS, *CALM))
     (path,) = (lab / "runs").glob("pqn-mine_walk-*")
     return path, (lab / "whole.txt").read_text()
 
@@ -243,7 +246,7 @@ def test_folder_holds_what_it_should(whole: tuple[Path, str]) -> None:
     assert config["config"]["settings"]["hidden"] == [8] and config["config"]["seeds"] == 3
     assert config["context"]["width"] == 2 and config["context"]["command"][1:] == [
         *WORDS,
-        "--tensorboard",
+        *CALM,
     ]
     assert checkpoints(path) == [UPDATES]
     assert not [file for file in path.rglob("*") if "tmp" in file.name]
