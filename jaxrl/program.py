@@ -172,7 +172,10 @@ class Program:
         for index, stage in enumerate(stages):
             if stage.updates and stage.evaluate is not None:
                 if stage.source.host is not None:
-                    raise UserError(f"stage {stage.name!r} acts on the host, without a first look")
+                    raise UserError(
+                        f"stage {stage.name!r} acts on the host, where an evaluation before the "
+                        "first update is not supported"
+                    )
                 stages[index] = dataclasses.replace(stage, first=True)
                 break
         return Program(tuple(stages))
