@@ -70,6 +70,8 @@ class Config:
     """age in updates of the policy whose responses are learned from"""
     older: int = 2
     """further age in updates of the older responses of remix, at most"""
+    rollout_mantissa: int = 23
+    """mantissa bits of the parameters that respond, as in inference of low precision; 23 is all"""
     epochs: int = 1
     """passes over the responses of an update"""
     minibatches: int = 1
@@ -153,6 +155,8 @@ def acting(cfg: Config, spec: EnvSpec, who: Literal["itself", "hinted", "referen
         if who == "hinted":
             obs, context = obs[..., :-actions], obs[..., -actions:]
         params = state.reference if who == "reference" else state.params
+        if explore:
+            params = rounded(params, cfg.rollout_mantissa)
         memory, log_probs = model.step(params, memory, obs, start, context)
         dist = Categorical(log_probs)
         action = dist.sample(noise) if explore else dist.mode
@@ -160,6 +164,13 @@ def acting(cfg: Config, spec: EnvSpec, who: Literal["itself", "hinted", "referen
 
     noise = lambda key, n: Categorical.noise(key, (n, actions))
     return Policy(act=act, memory=lambda n: jnp.zeros((n, cfg.memory)), noise=noise)
+
+
+def rounded(params: PyTree, mantissa: int) -> PyTree:
+    """Parameters with `mantissa` bits of mantissa; the same ones if that is all 23."""
+    if mantissa == 23:
+        return params
+    return jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, mantissa), params)
 
 
 # --- the agent -----------------------------------------------------------------------------------
@@ -290,6 +301,8 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     at_least(1, updates=cfg.updates, prompts=cfg.prompts, group=cfg.group, epochs=cfg.epochs)
     at_least(1, minibatches=cfg.minibatches, embedding=cfg.embedding, memory=cfg.memory)
     at_least(0, staleness=cfg.staleness, sft_updates=cfg.sft_updates, pool=cfg.pool)
+    if not 0 <= cfg.rollout_mantissa <= 23:
+        raise UserError(f"rollout_mantissa={cfg.rollout_mantissa} must be from 0 to 23")
     if cfg.prompts % cfg.minibatches:
         raise UserError(f"minibatches={cfg.minibatches} does not divide prompts={cfg.prompts}")
     objective = OBJECTIVES[name]

@@ -67,6 +67,13 @@ class TokenTask:
         right = jax.nn.one_hot(self.answer(prompt, params)[at], self.alphabet)
         return jnp.where(self.free(at), 1 / self.alphabet, right)
 
+    def observe(self, state: TokenState) -> Array:
+        """[P M + M + L]: prompt, previous token and position, one-hot."""
+        size = self.alphabet
+        prompt = jax.nn.one_hot(state.prompt, size).reshape(-1)
+        last, at = jax.nn.one_hot(state.last, size), jax.nn.one_hot(state.t, self.length)
+        return jnp.concatenate([prompt, last, at])
+
 
 class TokenState(NamedTuple):
     prompt: Array  # [P] int32
@@ -80,15 +87,10 @@ def make(name: str, alphabet: int = 5, digits: int | None = None, length: int | 
     rule = task(name, alphabet, digits, length)
     size, count = rule.alphabet, rule.length
 
-    def observe(state: TokenState) -> Array:
-        prompt = jax.nn.one_hot(state.prompt, size).reshape(-1)
-        last, at = jax.nn.one_hot(state.last, size), jax.nn.one_hot(state.t, count)
-        return jnp.concatenate([prompt, last, at])
-
     def reset(key: Array, params: PyTree) -> tuple[TokenState, Array]:
         prompt = jax.random.randint(key, (rule.prompt_length,), 0, size)
         state = TokenState(prompt, jnp.ones((), bool), jnp.int32(-1), jnp.int32(0))
-        return state, observe(state)
+        return state, rule.observe(state)
 
     def step(
         key: Array, state: TokenState, action: Array, params: PyTree
@@ -98,7 +100,7 @@ def make(name: str, alphabet: int = 5, digits: int | None = None, length: int | 
         after = TokenState(state.prompt, state.correct & right, token, state.t + 1)
         over = after.t >= count
         reward = (over & after.correct).astype(jnp.float32)
-        return after, TimeStep(observe(after), reward, over, jnp.zeros((), bool))
+        return after, TimeStep(rule.observe(after), reward, over, jnp.zeros((), bool))
 
     def expert(state: TokenState, params: PyTree) -> Array:
         return rule.expert(state.prompt, state.t, params)

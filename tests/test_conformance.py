@@ -532,7 +532,7 @@ RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
     *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
     *("awac", "calql", "resfit", "rlif", "rlpd", "td3", "mdpo", "token_pg"),
-    *("pqn_continuous", "pgd_iql"),
+    *("pqn_continuous", "pgd_iql", "ravl"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

@@ -63,6 +63,7 @@ def test_the_option_is_part_of_the_identity_only_if_given() -> None:
     assert isinstance(stage.evaluate, Evaluator) and stage.evaluate.explore
 
 
+@pytest.mark.slow
 def test_command_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

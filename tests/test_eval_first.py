@@ -25,6 +25,7 @@ from jaxrl.types import HyperParams
 TINY: Any = {"total_steps": 96, "num_envs": 4, "num_steps": 8, "hidden": (4,), "minibatches": 2}
 
 
+@pytest.mark.slow
 def test_one_more_row_and_the_same_bits() -> None:
     env = tiny.walk()
     program = pqn.program(pqn.Config(**TINY), env, evals=2, episodes=4)

@@ -108,6 +108,7 @@ def test_update_by_hand(kind: str) -> None:
     np.testing.assert_allclose(new.target, moved, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_policy_decays() -> None:
     """Behind the schedule it stands still, while V and Q learn; in fine-tuning it learns too."""
     t, hp = rows(BOX), numbers(iql.Hypers())

@@ -366,6 +366,7 @@ def test_report_after_a_run(
     assert (tmp_path / "all.png").is_file()
 
 
+@pytest.mark.slow
 def test_members_do_not_depend_on_the_population(lab: Path, whole: tuple[Path, str]) -> None:
     """Seeds 1 and 2 among other seeds, in other places, are the same."""
     run(lab, *WORDS, "--seed", "1", "--seeds", "4", "--out", "others")

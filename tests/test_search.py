@@ -429,6 +429,7 @@ def survivors(whole: dict[str, np.ndarray]) -> tuple[np.ndarray, int]:
     return alive, int(alive[np.argmax(returns[1][alive])])
 
 
+@pytest.mark.slow
 def test_halving_stops_the_worst_and_changes_nothing_else(
     folder: Path, shared: None, plain: Callable[[], dict[str, np.ndarray]]
 ) -> None:

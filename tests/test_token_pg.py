@@ -16,8 +16,9 @@ import tiny
 
 from jaxrl import envs
 from jaxrl.agents import token_pg
+from jaxrl.envs import tokens
 from jaxrl.errors import UserError
-from jaxrl.experiments.studies import staleness, token_claims
+from jaxrl.experiments.studies import enumerated, staleness, token_claims, token_signal
 from jaxrl.groups import Steering, delayed, groups
 from jaxrl.objectives import SpoTracker
 from jaxrl.objectives.table import OBJECTIVES, Tokens, chosen
@@ -263,6 +264,83 @@ def test_metrics_of_groups_of_equal_rewards() -> None:
     assert 0 <= metrics["drift"] <= metrics["drift_max"] < 1e-5  # the policy that responded
 
 
+def test_responses_of_rounded_parameters() -> None:
+    """With one bit of mantissa the probabilities of responses are those of rounded parameters;
+    greedy acting takes all bits."""
+    cfg = token_pg.Config(rollout_mantissa=1, embedding=4, memory=4)
+    spec = envs.make("tokens:modsum").spec
+    model, policy = sequence_model(4, 4, spec), token_pg.acting(cfg, spec, "itself")
+    obs, start = jnp.eye(*spec.obs_shape)[:2], jnp.ones(2, bool)
+
+    @jax.jit
+    def run() -> Any:
+        params = model.init(jax.random.key(0))
+        params = jax.tree.map(lambda x: x + 0.1, params)
+        state = types.SimpleNamespace(params=params)
+        args = (None, obs, start, policy.memory(2), jnp.zeros((2, 5)))
+        acted = [policy.act(state, *args, explore)[2]["log_probs"] for explore in (True, False)]
+        return params, acted
+
+    params, (explored, greedy) = jax.device_get(run())
+
+    def nearest(x: np.ndarray) -> np.ndarray:
+        """Multiples of 1/2 between powers of two."""
+        power = 2.0 ** np.floor(np.log2(np.abs(x)))
+        return np.float32(np.round(x / power * 2) / 2 * power)
+
+    read = jax.jit(lambda params: model.step(params, jnp.zeros((2, 4)), obs, start, None)[1])
+    np.testing.assert_allclose(explored, read(jax.tree.map(nearest, params)), atol=1e-6)
+    np.testing.assert_allclose(greedy, read(params), atol=1e-6)
+    assert np.abs(explored - greedy).max() > 0.01
+
+
+def test_enumerated_expectations() -> None:
+    """Of a teacher, whose success is known, and of a network, whose responses are drawn."""
+    rule = tokens.task("carry-add", M)
+    task = enumerated.listed(rule)
+    shape = (*task.action.shape, M)
+    noise, other = 0.3, 0.6
+    guide, right = tokens.teacher(task.expert, noise), 1 - noise + noise / M
+    guide = jnp.broadcast_to(guide, shape)
+    success = np.asarray(enumerated.success(guide, task))
+    np.testing.assert_allclose(success, right**3, rtol=1e-5)
+    assert float(enumerated.pass_at(4, success)) == pytest.approx(1 - (1 - right**3) ** 4, rel=1e-5)
+    assert float(enumerated.divergence(guide, task, noise)) == pytest.approx(0, abs=1e-6)
+    p, q = (np.array([1 - x + x / M, x / M, x / M]) for x in (noise, other))
+    expected = 3 * np.sum(p * np.log(p / q))  # three tokens
+    assert float(enumerated.divergence(guide, task, other)) == pytest.approx(expected, rel=1e-5)
+
+    env = envs.make("tokens:carry-add", alphabet=M)
+    cfg = token_pg.Config(prompts=512, embedding=8, memory=8)
+    source = token_pg.source(cfg, env)
+
+    @jax.jit
+    def run() -> Any:
+        model = sequence_model(8, 8, env.spec)
+        params = jax.tree.map(lambda x: 2 * x, model.init(jax.random.key(1)))
+        log_probs = enumerated.every_log_prob(model, params, task)
+        state, hp = types.SimpleNamespace(params=params), HyperParams(token_pg.Hypers())
+        key = jax.random.key(0)
+        drawn = source.next((), state, hp, {}, key, jnp.int32(0))[1].transitions.reward
+        total = jnp.sum(enumerated.probability(log_probs, task), -1)
+        return total, jnp.mean(enumerated.success(log_probs, task)), jnp.sum(drawn, 0)
+
+    total, expected, drawn = jax.device_get(run())
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+    error = drawn.reshape(512, -1).mean(1).std() / np.sqrt(512)  # prompts are independent
+    assert abs(drawn.mean() - expected) < 4 * error
+
+
+def test_signal_and_cosine_of_gradients() -> None:
+    """Of two orthogonal gradients of length 1, and of noise of known size around a mean."""
+    found = token_signal.about(jnp.eye(2), jnp.array([1.0, 0.0]))
+    assert found == {"cosine": pytest.approx(0.5), "signal": pytest.approx(0, abs=1e-6)}
+    mean = jnp.full(16, 0.5)  # |E g|^2 = 4
+    drawn = jnp.asarray(0.5 + np.random.default_rng(0).normal(size=(4000, 16)))
+    found = token_signal.about(drawn, mean)
+    assert found["signal"] == pytest.approx(4 / 20, abs=0.01)
+
+
 @pytest.mark.slow
 def test_learns_and_sweeps_as_one_program() -> None:
     """TOPR at staleness 4: two learning rates and two seeds, vmapped; 0 learns nothing."""
@@ -284,6 +362,7 @@ def test_learns_and_sweeps_as_one_program() -> None:
         ({"group": 1}, "objective=ppo compares responses to a prompt: group must be 2 or more"),
         ({"objective": "spo"}, "objective=spo needs a pool of at least prompts=16 prompts"),
         ({"minibatches": 3}, "minibatches=3 does not divide prompts=16"),
+        ({"rollout_mantissa": 24}, "rollout_mantissa=24 must be from 0 to 23"),
         ({"staleness": -1}, "staleness=-1 must be at least 0"),
     ],
 )

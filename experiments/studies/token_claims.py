@@ -62,6 +62,14 @@ CLAIMS = {
             "grpo": {"objective": "grpo", "staleness": 32},
         },
     ),
+    "alp_rounded": Claim(
+        "The same where responses come from parameters of one bit of mantissa",
+        "tokens:modsum",
+        {
+            "alp": {"objective": "alp", "rollout_mantissa": 1},
+            "grpo": {"objective": "grpo", "rollout_mantissa": 1},
+        },
+    ),
     "remix": Claim(
         "Old responses make training faster at first",
         "tokens:modsum",
