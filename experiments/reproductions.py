@@ -398,6 +398,22 @@ TOKENS = (
         study("token_claims --updates 600 --out runs/token-claims-full"),
         "benchmarks of large models",
     ),
+    Reproduction(
+        "token-exact",
+        "token_pg",
+        "Two paths keep pass@k; distillation on fixed responses needs the teacher of the start.",
+        study("token_exact --parts paths --seeds 3 --updates 100 --out runs/token_exact.json"),
+        study("token_exact --out runs/token_exact-full.json"),
+        "benchmarks of large models",
+    ),
+    Reproduction(
+        "token-signal",
+        "token_pg",
+        "A tracker of success rates gives gradients with less noise than groups of responses.",
+        study("token_signal --seeds 3 --updates 20 --out runs/token_signal.json"),
+        study("token_signal --out runs/token_signal-full.json"),
+        "variances at large models",
+    ),
 )
 
 REPRODUCTIONS: dict[str, Reproduction] = {

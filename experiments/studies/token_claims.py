@@ -67,6 +67,7 @@ CLAIMS = {
         "tokens:modsum",
         {
             "alp": {"objective": "alp", "rollout_mantissa": 1},
+            "alp-0.1": {"objective": "alp", "rollout_mantissa": 1, "sigma": 0.1},
             "grpo": {"objective": "grpo", "rollout_mantissa": 1},
         },
     ),

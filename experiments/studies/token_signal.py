@@ -3,9 +3,9 @@
     python -m jaxrl.experiments.studies.token_signal --out FILE
 
 `token_pg` with SPO is trained on a pool of 128 sums mod 5. At policy and tracker after some
-updates, 256 batches of 128 responses are drawn: SPO's, one response to each prompt, and 16 groups
-of 8 with the mean of the group as baseline. The table compares the gradients of PPO's loss with
-the exact gradient of the success rate on the pool:
+updates, 256 batches of 128 responses are drawn: SPO's, one response to each prompt, and groups of 8
+and of 2 responses with the mean of the group as baseline. The table compares the gradients of PPO's
+loss with the exact gradient of the success rate on the pool:
 
     cosine   mean cosine between the gradient of a batch and the exact gradient
     signal   |E g|² / E |g|², the share of the squared gradient that is not noise
@@ -37,7 +37,8 @@ from jaxrl.types import Array, HyperParams
 
 BATCHES = 256
 SINGLE = token_pg.Config(objective="spo", prompts=128, group=1, pool=128)
-GROUPED = dataclasses.replace(SINGLE, objective="ppo", prompts=16, group=8)
+EIGHT = dataclasses.replace(SINGLE, objective="ppo", prompts=16, group=8)
+TWO = dataclasses.replace(EIGHT, prompts=64, group=2)
 
 
 def gradients(cfg: token_pg.Config, state: token_pg.State, pool: Any, key: Array) -> Array:
@@ -67,7 +68,7 @@ def compared(key: Array, updates: int) -> dict[str, dict[str, Array]]:
     model = sequence_model(SINGLE.embedding, SINGLE.memory, env.spec)
     rule = tokens.task("modsum")
     task = listed(rule)
-    key_init, key_pool, key_train, key_single, key_grouped = jax.random.split(key, 5)
+    key_init, key_pool, key_train, key_batches = jax.random.split(key, 4)
     state = agent.init(key_init, hp.agent, {})
     pool = source.init(key_pool, state, hp, {})
 
@@ -87,8 +88,9 @@ def compared(key: Array, updates: int) -> dict[str, dict[str, Array]]:
     exact = ravel_pytree(exact)[0]
     without = state._replace(tracked=None)
     batches = {
-        "tracker, 128 x 1": gradients(SINGLE, state, pool, key_single),
-        "group mean, 16 x 8": gradients(GROUPED, without, pool, key_grouped),
+        "tracker, 128 x 1": gradients(SINGLE, state, pool, key_batches),
+        "group mean, 64 x 2": gradients(TWO, without, pool, key_batches),
+        "group mean, 16 x 8": gradients(EIGHT, without, pool, key_batches),
     }
     return {name: about(g, exact) | {"success": value} for name, g in batches.items()}
 
