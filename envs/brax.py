@@ -69,7 +69,12 @@ def make(
     try:
         with _allowances(), _without_mujoco_log():
             environment = envs.get_environment(task, backend=named, **options)
-        return adapt(environment, name=name, max_steps=limit)
+        env = adapt(environment, name=name, max_steps=limit)
+        if options:  # brax reads some of them in `step` only; a trace takes seconds
+            state, _ = jax.eval_shape(env.reset, jax.random.key(0), {})
+            action = jnp.zeros(env.spec.action.shape)
+            jax.eval_shape(env.step, jax.random.key(0), state, action, {})
+        return env
     except EnvError:
         raise
     except Exception as error:
@@ -130,8 +135,7 @@ def adapt(environment: Any, *, name: str, max_steps: int = LIMIT) -> Env:
 
     size = int(environment.action_size)
     key = jax.random.key(0)
-    state, obs = jax.eval_shape(reset, key, {})
-    jax.eval_shape(step, key, state, jnp.zeros(size), {})  # so that errors of `step` show up here
+    _, obs = jax.eval_shape(reset, key, {})
     box = Box((-1.0,) * size, (1.0,) * size, (size,))
     return time_limit(Env(EnvSpec(name, obs.shape, box), {}, reset, step, render=render), max_steps)
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxrl.errors import UserError
 from jaxrl.experiments.plan import Plan
 from jaxrl.hosted import SHAPES
+from jaxrl.population import lift
 from jaxrl.program import Stage
 from jaxrl.runs.device_memory import tree_bytes
-from jaxrl.snapshot import RunState, abstract_state
+from jaxrl.snapshot import RunState, abstract_state, rows
 from jaxrl.types import PyTree
 
 
@@ -24,7 +25,7 @@ def abstract_states(ready: Plan) -> list[RunState]:
     """
     try:
         return [
-            abstract_state(ready.program, ready.hp, ready.inputs, index, ready.own)
+            abstract_state(ready.program, ready.hp, ready.inputs, index, ready.own, ready.layout)
             for index in range(len(ready.program.stages))
         ]
     except (OverflowError, TypeError) as error:
@@ -56,16 +57,24 @@ def batch_bytes(ready: Plan, states: Sequence[RunState]) -> int:
 
 
 def _batch_bytes(ready: Plan, stage: Stage, state: RunState) -> int:
-    def first(tree: PyTree) -> PyTree:
-        """The first member's part of leaves [P, ...]."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+    """As initialisation and updates call the source, so that they reuse its trace."""
+
+    def batch(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
+        own, inputs = members["state"], shared["inputs"] | members["inputs"]
+        if stage.source.host is not None:
+            inputs = {SHAPES: ()} | inputs
+        args = (own.source, own.learner, own.hp, inputs, own.key, jnp.int32(0))
+        return carry, stage.next(*args)[1]
 
     shared = {each.name: each.shared for each in ready.program.stages}
-    member, inputs = state.member, {SHAPES: (), **ready.inputs}
-    inputs |= {name: x for name, x in state.results.items() if shared[name]}
+    inputs = ready.inputs | {name: x for name, x in state.results.items() if shared[name]}
+    members, count = {"state": state.member, "inputs": {}}, 1
     if not stage.shared:
-        own = {name: x for name, x in state.results.items() if not shared[name]}
-        member, inputs = first(member), inputs | first(ready.own | own)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    args = (member.source, member.learner, member.hp, inputs, member.key, step)
-    return tree_bytes(jax.eval_shape(stage.source.next, *args)[1])
+        count = ready.layout.padded(ready.members)
+        members["inputs"] = ready.own | {
+            name: x for name, x in state.results.items() if not shared[name]
+        }
+        members = rows(members, count)
+    lifted = lift(ready.layout)(stage.precision.within(batch), stage)
+    found = jax.eval_shape(lifted, (), members, {"inputs": inputs})[1]
+    return tree_bytes(found) // count

@@ -79,7 +79,7 @@ def run(
 
     def target(meta: dict[str, int], members: Range) -> PyTree:
         hp, own = some((ready.hp, ready.own), *members)
-        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own)
+        return abstract_state(ready.program, hp, ready.inputs, meta["stage"], own, ready.layout)
 
     shards = Shards(
         folder.checkpoints, ready.identity, ready.ranges, options.keep, processes, display.say

@@ -96,6 +96,8 @@ class Layout:
 
     def pad(self, tree: PyTree, members: int) -> PyTree:
         """Repeats the last of `members` rows up to the padded count: [P, ...] -> [padded, ...]."""
+        if self.padded(members) == members:
+            return tree  # indexing would compile a gather for each shape
         index = np.minimum(np.arange(self.padded(members)), members - 1)
         return jax.tree.map(lambda x: x[index], tree)
 

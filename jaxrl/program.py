@@ -34,6 +34,7 @@ from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
 from jaxrl.types import (
     Array,
+    Batch,
     HyperParams,
     Learner,
     Mean,
@@ -124,6 +125,11 @@ class Stage:
         ends = chunk_ends(self.updates, self.evals, self.source.every, self.first)
         return [(a, b - a) for a, b in zip([0, *ends], ends, strict=False)]
 
+    @functools.cached_property  # one trace for `update` and for the size of batches
+    def next(self) -> Callable[..., tuple[PyTree, Batch, dict[str, PyTree]]]:
+        """`source.next`, traced once."""
+        return jax.jit(self.source.next, inline=True)
+
     @functools.cached_property  # so that `initialise` and `advance` share one trace
     def update(self) -> Callable[..., tuple[tuple[PyTree, PyTree], dict[str, Mean]]]:
         """One update: (learner state, source state, hp, inputs, key, step) -> (states, metrics)."""
@@ -133,7 +139,7 @@ class Stage:
             learner: PyTree, src: PyTree, hp: HyperParams, inputs: PyTree, key: Array, step: Array
         ) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
             key_source, key_learner, *_ = streams(key, step)
-            src, batch, seen = self.source.next(src, learner, hp, inputs, key_source, step)
+            src, batch, seen = self.next(src, learner, hp, inputs, key_source, step)
             learner, learnt = self.learner.update(learner, hp.agent, batch, key_learner, step)
             return (learner, src), {name: as_mean(value) for name, value in (seen | learnt).items()}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.population import first
+from jaxrl.population import Layout, first, layout, lift
 from jaxrl.program import MemberState, Program, initialise_fn
 from jaxrl.types import Array, PyTree, as_hyperparams
 
@@ -106,32 +106,40 @@ def abstract_learner(
     return init(stage)
 
 
+def rows(tree: PyTree, count: int) -> PyTree:
+    """Shapes and dtypes of `count` rows of leaves [P, ...]."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), tree)
+
+
 def abstract_state(
     program: Program,
     hp: PyTree,
     inputs: dict[str, PyTree],
     stage: int,
     own: dict[str, PyTree] | None = None,
+    plan: Layout | None = None,
 ) -> RunState:
     """Shapes and dtypes of the `RunState` of a snapshot taken in `stage`, for restoring.
 
-    `own` are inputs of each member, leaves [P, ...].
+    Args:
+      own: inputs of each member, leaves [P, ...].
+      plan: the layout of the run, whose programs then reuse what is traced here.
     """
     hp = as_hyperparams(hp)
     count = len(jax.tree.leaves(hp)[0])
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    plan = plan or layout(1)
     shared, members = dict(inputs), dict(own or {})
 
     def start(index: int) -> MemberState:
-        init = initialise_fn(program.stages[index])
-
-        def one(key: Array, hp: PyTree, own: PyTree, shared: PyTree) -> MemberState:
-            return init((), {"key": key, "hp": hp, "inputs": own}, {"inputs": shared})[1]
-
-        if program.stages[index].shared:
-            return jax.eval_shape(one, key, jax.eval_shape(first, hp), {}, shared)
+        each = program.stages[index]
+        init = lift(plan)(initialise_fn(each), each)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        if each.shared:
+            given = {"key": key, "hp": jax.eval_shape(first, hp), "inputs": {}}
+            return jax.eval_shape(init, (), given, {"inputs": shared})[1]
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-        return jax.eval_shape(jax.vmap(one, (0, 0, 0, None)), keys, hp, members, shared)
+        given = rows({"key": keys, "hp": hp, "inputs": members}, plan.padded(count))
+        return rows(jax.eval_shape(init, (), given, {"inputs": shared})[1], count)
 
     for index in range(stage):
         done = program.stages[index]

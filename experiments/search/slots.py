@@ -29,7 +29,6 @@ from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.ope.during import NAME as OPE
 from jaxrl.runs import device_memory, metrics, records
 from jaxrl.runs.processes import Processes
-from jaxrl.snapshot import abstract_state
 
 
 class Outcome(NamedTuple):
@@ -140,9 +139,8 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     its = dataclasses.replace(settings.options, width=engine.width)
     padded = filled(dataclasses.replace(settings, options=its), size)
     ready = prepare(padded, engine.processes)
-    last = len(ready.program.stages) - 1
-    state = abstract_state(ready.program, ready.hp, ready.inputs, last, ready.own).member
-    known = ["return", "length", *state.metrics]
+    states = abstract_states(ready)
+    known = ["return", "length", *states[-1].member.metrics]
     if settings.options.ope_updates:
         known.append(OPE)
     elif engine.objective.metric == OPE:
@@ -154,7 +152,6 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
         )
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
-    states = abstract_states(ready)
     device_memory.check(state_bytes(ready, states), end - first, ready.layout, free)
     device_memory.check_temporary("a batch", batch_bytes(ready, states), ready.layout)
     return ready.layout.width
