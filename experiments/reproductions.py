@@ -26,7 +26,7 @@ class Reproduction(NamedTuple):
     small: tuple[str, ...]
     full: tuple[str, ...]
     published: str  # the paper's result, or what is known of it
-    minutes: float | None = None  # of the small form on two CPU cores, compiled, where measured
+    minutes: float | None = None  # of the small form on one CPU core, where measured
 
 
 def each(template: str, **values: str | float | tuple[str | float, ...]) -> tuple[str, ...]:
