@@ -41,7 +41,10 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: the formats are {', '.join(FORMATS)}")
-    _need("flatbuffers" if to in ("jax", "hub") else "jax2onnx" if to == "onnx" else "numpy", to)
+    if to == "onnx" and importlib.util.find_spec("jax2onnx") is None:
+        raise UserError(
+            "--to onnx needs jax2onnx: pip install --no-deps jax2onnx, see docs/after-training.md"
+        )
     run = open_run_folder(path)
     settings = settings_of(run, trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
@@ -67,12 +70,6 @@ def export(
         f"({size(total)}); README.md shows how to load the policy"
     )
     return folder
-
-
-def _need(package: str, to: str) -> None:
-    """Raises UserError if a package that only this format needs is missing."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"--to {to} needs {package}: pip install {package}")
 
 
 def policy_files(found: Greedy, to: str) -> dict[str, bytes]:

@@ -51,8 +51,7 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
     """Data of one environment: rows of the table, curves and profiles; numbers or None."""
     points = [result.point for result in compared]
     names = legends(points)
-    known = np.concatenate([*(p.scores[np.isfinite(p.scores)] for p in points), np.zeros(0)])
-    taus = np.linspace(known.min(), known.max(), 101) if known.size else np.zeros(0)
+    taus = thresholds(np.concatenate([*(point.scores for point in points), np.zeros(0)]))
     rows = []
     for name, result in zip(names, compared, strict=True):
         found, point = result.found, result.point
@@ -79,6 +78,16 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
         "target": target,
         "few": few,
     }
+
+
+def thresholds(scores: np.ndarray) -> np.ndarray:
+    """101 returns τ of a performance profile, from a little below all scores to a little above."""
+    known = scores[np.isfinite(scores)]
+    if not known.size:
+        return known
+    low, high = known.min(), known.max()
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return np.linspace(low - margin, high + margin, 101)
 
 
 def curve(point: Point) -> dict[str, list[Any]]:

@@ -275,8 +275,8 @@ def test_plain_lines_tell_of_compiling_and_progress(whole: tuple[Path, str]) -> 
     percents = [int(found[1]) for line in lines if (found := re.fullmatch(told, line))]
     assert len(percents) == EVALS and percents == sorted(percents) and percents[-1] == 100
     name = f"runs/{whole[0].name}"
-    assert lines[-3].startswith("return ") and lines[-2].endswith(f"; {name}")
-    assert lines[-1] == f"next: jaxrl report {name}; jaxrl eval {name}; jaxrl render {name}"
+    assert lines[-7].startswith("return ") and lines[-6].endswith(f"; {name}")
+    assert lines[-5:-3] == ["next:", f"  jaxrl report {name}   table and learning curves"]
     assert "\x1b" not in whole[1] and "\r" not in whole[1]
 
 
