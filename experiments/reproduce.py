@@ -187,16 +187,21 @@ def page(folder: Path) -> str:
         "`jaxrl reproduce NAME` runs the small setting of a claim, `--full` the paper's sizes. "
         "Results are interquartile means of the last return with 95 % intervals, or the table that "
         "a study prints. Verdicts are on the [pages of the agents](../agents.md).",
+        "",
     ]
+    missing = []
     for name, each in REPRODUCTIONS.items():
-        lines += ["", f"## {name}", "", each.claim, "", f"Published: {each.published}.", ""]
-        for size in ("small", "full"):
-            file = folder / f"{name}-{size}.json"
-            if file.is_file():
-                lines += [*_measured(json.loads(file.read_text(encoding="utf-8"))), ""]
-        if not any((folder / f"{name}-{size}.json").is_file() for size in ("small", "full")):
-            lines += ["No results of `jaxrl reproduce` are recorded."]
-    return "\n".join([*lines, ""])
+        files = [folder / f"{name}-{size}.json" for size in ("small", "full")]
+        found = [json.loads(x.read_text(encoding="utf-8")) for x in files if x.is_file()]
+        if not found:
+            missing.append(f"| `{name}` | {each.claim} | {each.published} |")
+            continue
+        lines += [f"## {name}", "", each.claim, "", f"Published: {each.published}.", ""]
+        for record in found:
+            lines += [*_measured(record), ""]
+    if missing:
+        lines += ["## Not yet recorded", "", "| name | claim | published |", "|---|---|---|"]
+    return "\n".join([*lines, *missing, ""])
 
 
 def _measured(record: dict[str, Any]) -> Iterator[str]:

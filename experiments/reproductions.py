@@ -104,6 +104,7 @@ PQN = (
         study("baird --seeds 5 --out runs/pqn-stability"),
         study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
         "Baird's counterexample converges with both",
+        minutes=0.5,
     ),
     Reproduction(
         "pqn-memory",
@@ -365,6 +366,7 @@ IQL = (
         (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=2_000, seeds=5)),
         (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=50_000, seeds=20)),
         "AntMaze: total of six tasks 378 before fine-tuning",
+        minutes=3.25,
     ),
     Reproduction(
         "iql-offline",

@@ -88,13 +88,13 @@ def test_results(toy: Reproduction) -> None:
 
 def test_page(toy: Reproduction) -> None:
     """The results of a file, beside the claim and the published result."""
-    section = reproduce.page(Path("reproductions")).partition("## toy\n")[2]
-    assert section.startswith(f"\n{CLAIM}\n\nPublished: 7 of 8.\n\nNo results")
+    assert f"\n| `toy` | {CLAIM} | 7 of 8 |\n" in reproduce.page(Path("reproductions"))
     run = {"run": "runs/a", "values": {"agent.lr": 0.1}, "return": FOUND}
     record = {"full": False, "cpu_minutes": 1.234, "versions": {"jax": "0.10.2"}}
     record |= {"runs": [run], "tables": {"python -m step one": ["ℓ2  0.1"]}}
     write_json(Path("reproductions/toy-small.json"), record)
     section = reproduce.page(Path("reproductions")).partition("## toy\n")[2]
+    assert section.startswith(f"\n{CLAIM}\n\nPublished: 7 of 8.\n\n")
     assert "in the small setting, 1.2 minutes of CPU time, JAX 0.10.2:" in section
     assert "| `runs/a agent.lr=0.1` | return 5 (4 to 6), n = 8 |" in section
     assert "```text\n$ python -m step one\nℓ2  0.1\n```" in section
