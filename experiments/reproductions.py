@@ -113,6 +113,7 @@ PQN = (
         each(f"{CHAIN} --env-options memory_length={{length}}", length=10, seeds=4),
         each(f"{CHAIN} --preset 100", length=100, seeds=5),
         "learning curve, length 100",
+        minutes=5.35,
     ),
 )
 
@@ -171,6 +172,7 @@ MDPO = (
         off_policy("Pendulum-v1", 20_000),
         off_policy("brax:ant", 1_000_000),
         "Ant, minimal version: 2348 ± 338 (q = 2) against SAC 378 ± 33",
+        minutes=5.6,
     ),
 )
 
