@@ -41,10 +41,10 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: the formats are {', '.join(FORMATS)}")
-    if to == "onnx" and importlib.util.find_spec("jax2onnx") is None:
-        raise UserError(
-            "--to onnx needs jax2onnx: pip install --no-deps jax2onnx, see docs/after-training.md"
-        )
+    if to in ("jax", "hub"):
+        _need("flatbuffers", to, "pip install flatbuffers")  # absent in old environments
+    if to == "onnx":
+        _need("jax2onnx", to, "pip install --no-deps jax2onnx, see docs/after-training.md")
     run = open_run_folder(path)
     settings = settings_of(run, trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
@@ -70,6 +70,12 @@ def export(
         f"({size(total)}); README.md shows how to load the policy"
     )
     return folder
+
+
+def _need(package: str, to: str, remedy: str) -> None:
+    """Raises UserError if a package that this format needs is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--to {to} needs {package}: {remedy}")
 
 
 def policy_files(found: Greedy, to: str) -> dict[str, bytes]:

@@ -86,6 +86,7 @@ def test_numpy(tmp_path: Path) -> None:
 
 def test_jax_with_a_memory(tmp_path: Path) -> None:
     """Memory goes in and out; `start` begins anew; the number of rows is free."""
+    pytest.importorskip("flatbuffers")
     own = member(pqn_rnn, memory=3, num_envs=4, minibatches=1)
     found = exporting.greedy(own, tiny.walk().spec)
     assert [port.name for port in found.inputs[:2]] == ["obs", "start"]
