@@ -91,7 +91,7 @@ def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | 
             print(f"jaxrl: the command failed ({code}); the same `jaxrl reproduce` continues there")
             return code
         if printed:
-            tables[command] = printed
+            tables[command] = after_training(printed)
     found = list(results(commands))
     file = out or Path("reproductions") / f"{name}-{'full' if full else 'small'}.json"
     record = {"name": name, "claim": each.claim, "published": each.published, "full": full}
@@ -117,6 +117,12 @@ def _run(command: str) -> tuple[int, list[str]]:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
     return process.returncode, lines
+
+
+def after_training(lines: list[str]) -> list[str]:
+    """The lines of a study below those of the sweeps that the study runs."""
+    ends = [i for i, line in enumerate(lines) if line.startswith("best on ")]
+    return lines[ends[-1] + 1 :] if ends else lines
 
 
 def _cpu_seconds() -> float:
@@ -215,4 +221,7 @@ def _measured(record: dict[str, Any]) -> Iterator[str]:
         yield "|---|---|"
         yield from (f"| `{_name(row)}` | {_result(row)} |" for row in record["runs"])
     for command, printed in record["tables"].items():
-        yield from ("```text", f"$ {command}", *printed, "```")
+        if printed[0].startswith("| "):
+            yield from (f"`{command}`", "", *printed)
+        else:
+            yield from ("```text", f"$ {command}", *printed, "```")

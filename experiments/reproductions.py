@@ -393,6 +393,7 @@ TOKENS = (
         ),
         study("staleness --out runs/token-staleness-full"),
         "curves of large models",
+        minutes=6.91,
     ),
     Reproduction(
         "token-claims",

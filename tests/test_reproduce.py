@@ -115,6 +115,20 @@ def test_recorded_results_are_of_the_present_commands() -> None:
             assert each.minutes == pytest.approx(record["cpu_minutes"], rel=0.1), file.name
 
 
+def test_tables_of_studies_that_train(tmp_path: Path) -> None:
+    """Progress is left out; a table in Markdown stays one."""
+    rows = ["| a | b |", "|---|---|", "| 1 | 2 |"]
+    assert (
+        reproduce.after_training(["100%  ...", "best on x: 1", "50%", "best on x: 2", *rows])
+        == rows
+    )
+    assert reproduce.after_training(rows) == rows
+    record = {"name": "toy", "full": True, "cpu_minutes": 1.0, "versions": {"jax": "0.10.2"}}
+    write_json(tmp_path / "toy-full.json", record | {"runs": [], "tables": {"python -m x": rows}})
+    section = reproduce.page(tmp_path).partition("## toy\n")[2]
+    assert "\n`python -m x`\n\n| a | b |\n" in section and "full setting" in section
+
+
 def test_words() -> None:
     assert reproduce.words("jaxrl train pqn")[:3] == [sys.executable, "-m", "jaxrl.experiments.cli"]
     assert reproduce.words("python -m x")[1:] == ["-m", "x"]
