@@ -174,6 +174,17 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['run']} {values}".strip()
 
 
+def _row(row: dict[str, Any]) -> str:
+    """A row of a table in Markdown."""
+    found, shown = row["return"], [f"`{row['run'].removeprefix('runs/')}`"]
+    shown.append(", ".join(f"{k.removeprefix('agent.')} {v}" for k, v in row["values"].items()))
+    if found["iqm"] is None:
+        shown += ["no return", ""]
+    else:
+        shown += [f"{found['iqm']:.4g}", "{:.4g} to {:.4g}".format(*found["ci95"])]
+    return f"| {' | '.join([*shown, str(found['members'])])} |"
+
+
 def _result(row: dict[str, Any]) -> str:
     """Return of a row with its interval, and the normalised score if there is one."""
     found = row["return"]
@@ -217,9 +228,9 @@ def _measured(record: dict[str, Any]) -> Iterator[str]:
     yield f"Measured in the {setting} setting, {minutes:.2g} minutes of CPU time, JAX {jax}:"
     yield ""
     if record["runs"]:
-        yield "| run | result |"
-        yield "|---|---|"
-        yield from (f"| `{_name(row)}` | {_result(row)} |" for row in record["runs"])
+        yield "| run | setting | return (IQM) | 95 % interval | members |"
+        yield "|---|---|---|---|---|"
+        yield from map(_row, record["runs"])
     for command, printed in record["tables"].items():
         if printed[0].startswith("| "):
             yield from (f"`{command}`", "", *printed)

@@ -96,7 +96,7 @@ def test_page(toy: Reproduction) -> None:
     section = reproduce.page(Path("reproductions")).partition("## toy\n")[2]
     assert section.startswith(f"\n{CLAIM}\n\nPublished: 7 of 8.\n\n")
     assert "in the small setting, 1.2 minutes of CPU time, JAX 0.10.2:" in section
-    assert "| `runs/a agent.lr=0.1` | return 5 (4 to 6), n = 8 |" in section
+    assert "\n| `a` | lr 0.1 | 5 | 4 to 6 | 8 |\n" in section
     assert "```text\n$ python -m step one\nℓ2  0.1\n```" in section
 
 
