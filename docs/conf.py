@@ -117,6 +117,8 @@ def _page(module: str) -> str:
 
 
 def _write_reference() -> None:
+    from jaxrl.experiments import reproduce
+
     folder = Path(__file__).parent / "reference"
     folder.mkdir(exist_ok=True)
     (folder / "index.md").write_text(
@@ -126,6 +128,7 @@ def _write_reference() -> None:
     )
     for module in REFERENCE:
         (folder / f"{module}.md").write_text(_page(module))
+    (folder / "reproductions.md").write_text(reproduce.page(folder.parent / "reproductions"))
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

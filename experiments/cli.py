@@ -95,25 +95,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except UserError as error:
         # One line, even if the message quotes a multi-line error of a library.
-        print(f"jaxrl: {streams.printable(' '.join(str(error).split()))}", file=sys.stderr)
+        _complain(streams.printable(" ".join(str(error).split())))
         return 2
     except BrokenPipeError:  # the reader closed the pipe, as in `jaxrl list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Stopped as stop:
-        print(f"jaxrl: {stop}; the same command continues from there", file=sys.stderr)
+        _complain(f"{stop}; the same command continues from there")
         return 128 + stop.number
     except KeyboardInterrupt:
-        print(f"jaxrl: interrupted{hint}", file=sys.stderr)
+        _complain(f"interrupted{hint}")
         return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             traceback.print_exc()
             return _fail(1)
-        print(
-            "jaxrl: the disk is full; with space freed, the same command continues from the last "
-            "checkpoint",
-            file=sys.stderr,
+        _complain(
+            "the disk is full; with space freed, the same command continues from the last "
+            "checkpoint"
         )
         return _fail(74)  # EX_IOERR
     except Exception:
@@ -140,6 +139,11 @@ def _run(words: list[str]) -> int:
             "`jaxrl --help` lists the commands"
         )
     return COMMANDS[words[0]](words[1:]) or 0
+
+
+def _complain(message: str) -> None:
+    """Prints one line on stderr, broken between words in a terminal."""
+    print(streams.wrapped(f"jaxrl: {message}", streams.terminal_width(sys.stderr)), file=sys.stderr)
 
 
 def _fail(code: int) -> int:

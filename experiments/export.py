@@ -41,7 +41,10 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: the formats are {', '.join(FORMATS)}")
-    _need("flatbuffers" if to in ("jax", "hub") else "jax2onnx" if to == "onnx" else "numpy", to)
+    if to in ("jax", "hub"):
+        _need("flatbuffers", to, "pip install flatbuffers")  # absent in old environments
+    if to == "onnx":
+        _need("jax2onnx", to, "pip install --no-deps jax2onnx, see docs/after-training.md")
     run = open_run_folder(path)
     settings = settings_of(run, trust)
     env = envs.make(settings.options.env, **settings.options.env_options)
@@ -69,10 +72,10 @@ def export(
     return folder
 
 
-def _need(package: str, to: str) -> None:
-    """Raises UserError if a package that only this format needs is missing."""
+def _need(package: str, to: str, remedy: str) -> None:
+    """Raises UserError if a package that this format needs is missing."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"--to {to} needs {package}: pip install {package}")
+        raise UserError(f"--to {to} needs {package}: {remedy}")
 
 
 def policy_files(found: Greedy, to: str) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def _watch(reading: int, hint: str) -> None:
     number = _next(reading)
     first, name = time.monotonic(), signal.Signals(number).name
     time.sleep(QUIET_S)
-    _tell(f"{name}: stopping as soon as possible; a second one ends the process at once")
+    _tell(f"{name}: stopping soon; a second one ends the process at once")
     while not is_second(number := _next(reading), time.monotonic() - first):
         pass
     if sys.__stdout__ is not None and sys.__stdout__.isatty():

@@ -38,7 +38,7 @@ def draw(compared: Sequence[Result], curves: Path, sensitivity: Path) -> list[Pa
         points = [result.point for result in own]
         found = panels(points)
         if found:
-            plots.sensitivity(named(sensitivity), found, title=_title(points))
+            plots.sensitivity(named(sensitivity), found, title=title(points))
             files.append(named(sensitivity))
     return files
 
@@ -46,23 +46,23 @@ def draw(compared: Sequence[Result], curves: Path, sensitivity: Path) -> list[Pa
 def _draw_curves(compared: Sequence[Result], file: Path) -> Path:
     """Draws one curve per point; of many points, the best ones and the worst."""
     points = [result.point for result in compared]
-    title, members = _title(points), sum(point.seeds.size for point in points)
+    heading, members = title(points), sum(point.seeds.size for point in points)
     if len({point.agent for point in points}) == 1:
-        title += f", {members:,} member{'s' if members > 1 else ''}"
+        heading += f", {members:,} member{'s' if members > 1 else ''}"
     if len(compared) > _LINES:
         ranked = sorted(compared, key=lambda r: -np.inf if math.isnan(r.iqm) else r.iqm)[::-1]
         points = [result.point for result in (*ranked[: _LINES - 1], ranked[-1])]
-        title += f"\nthe {_LINES - 1} best of {len(compared):,} points, and the worst"
+        heading += f"\nthe {_LINES - 1} best of {len(compared):,} points, and the worst"
     lines = {
         name: (point.steps, point.returns)
         for name, point in zip(legends(points), points, strict=True)
     }
     units = dict.fromkeys(_UNITS[point.unit] for point in points)
-    plots.learning_curves(file, lines, " or ".join(units), title=title)
+    plots.learning_curves(file, lines, " or ".join(units), title=heading)
     return file
 
 
-def _title(points: Sequence[Point]) -> str:
+def title(points: Sequence[Point]) -> str:
     """The environment, and the agent if there is only one."""
     agents = {point.agent for point in points}
     env = points[0].env

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 from jaxrl.experiments.console import clock, rate, size
-from jaxrl.experiments.streams import printable
+from jaxrl.experiments.streams import printable, wrapped
 
 
 class Display:
@@ -80,7 +80,8 @@ class Display:
             self.say(self._line())
 
     def say(self, line: str, end: str = "\n") -> None:
-        self.console.print(printable(line), markup=False, soft_wrap=True, end=end)
+        line = wrapped(printable(line), self.console.width if self.live else None)
+        self.console.print(line, markup=False, soft_wrap=True, end=end)
 
     def _line(self) -> str:
         """Text beside the bar; the clock also advances between chunks."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxrl.errors import UserError
 from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import label, rate
-from jaxrl.experiments.pictures import legends
+from jaxrl.experiments.pictures import legends, title
 from jaxrl.experiments.report_table import gap
 from jaxrl.runs import stats
 from jaxrl.runs.figures import COLOURS
@@ -26,7 +26,7 @@ from jaxrl.runs.files import atomic_write
 _PAGE = Path(__file__).with_name("report_page.html")
 _INSTANTS = 80  # points of a curve
 _REPS = 500  # resamples of an interval
-_LINES = 12  # lines that are shown at first
+_LINES = 6  # lines that are shown at first, and up to which intervals are drawn
 
 
 def write(file: Path, compared: Sequence[Result], target: float | None = None) -> None:
@@ -39,7 +39,9 @@ def write(file: Path, compared: Sequence[Result], target: float | None = None) -
     tasks = [task([r for r in compared if r.point.env == env], target) for env in envs]
     data = json.dumps({"tasks": tasks, "colours": COLOURS, "lines": _LINES}, allow_nan=False)
     page = _PAGE.read_text(encoding="utf-8")
-    page = page.replace("{{TITLE}}", html.escape(", ".join(envs) or "no results"))
+    page = page.replace(
+        "{{TITLE}}", html.escape(", ".join(task["title"] for task in tasks) or "no results")
+    )
     page = page.replace("{{DATA}}", data.replace("<", "\\u003c"))
     try:
         atomic_write(file, page.encode())
@@ -51,8 +53,7 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
     """Data of one environment: rows of the table, curves and profiles; numbers or None."""
     points = [result.point for result in compared]
     names = legends(points)
-    known = np.concatenate([*(p.scores[np.isfinite(p.scores)] for p in points), np.zeros(0)])
-    taus = np.linspace(known.min(), known.max(), 101) if known.size else np.zeros(0)
+    taus = thresholds(np.concatenate([*(point.scores for point in points), np.zeros(0)]))
     rows = []
     for name, result in zip(names, compared, strict=True):
         found, point = result.found, result.point
@@ -72,6 +73,7 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
     few = sorted({row["members"] for row in rows if row["members"] < stats.FEW})
     return {
         "env": points[0].env,
+        "title": title(points),
         "unit": points[0].unit,
         "rows": rows,
         "best": best,
@@ -79,6 +81,16 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
         "target": target,
         "few": few,
     }
+
+
+def thresholds(scores: np.ndarray) -> np.ndarray:
+    """101 returns τ of a performance profile, from a little below all scores to a little above."""
+    known = scores[np.isfinite(scores)]
+    if not known.size:
+        return known
+    low, high = known.min(), known.max()
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return np.linspace(low - margin, high + margin, 101)
 
 
 def curve(point: Point) -> dict[str, list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,23 +15,32 @@ from typing import Any
 
 from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.reproductions import REPRODUCTIONS, Reproduction
+from jaxrl.runs import provenance
 from jaxrl.runs.files import write_json
 from jaxrl.runs.records import RESULTS, read_summary
 
 _WIDTH = 96
 _TRAINS = ("train", "sweep")
+_UNKNOWN = "not measured"
+_ABOUT = (
+    "minutes: of the small setting on one CPU core. --full runs the paper's sizes, whose times "
+    "were not measured. `jaxrl reproduce NAME --dry-run` shows the published result and the "
+    "commands."
+)
 
 
 def listing() -> str:
-    """The text of `jaxrl list reproductions`."""
-    width, lines = max(map(len, REPRODUCTIONS)) + 2, []
+    """The text of `jaxrl list reproductions`: names, times of the small setting, claims."""
     columns = min(_WIDTH, shutil.get_terminal_size().columns)
+    name_width, time_width = max(map(len, REPRODUCTIONS)) + 2, len(_UNKNOWN) + 2
+    lines = [f"{'':{name_width}}{'minutes':{time_width}}claim"]
     for name, each in REPRODUCTIONS.items():
-        text = each.claim if each.minutes is None else f"{each.claim} {_time(each)}"
+        time = _UNKNOWN if each.minutes is None else f"{each.minutes:.2g}"
+        start = f"{name:{name_width}}{time:{time_width}}"
         lines += textwrap.wrap(
-            text, columns, initial_indent=f"{name:{width}}", subsequent_indent=" " * width
+            each.claim, columns, initial_indent=start, subsequent_indent=" " * len(start)
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *textwrap.wrap(_ABOUT, columns)])
 
 
 def find(name: str) -> Reproduction:
@@ -54,11 +65,9 @@ def _commands(each: Reproduction, full: bool) -> tuple[str, ...]:
 
 
 def _time(each: Reproduction, full: bool = False) -> str:
-    if full:
-        return "of the paper's sizes; its time was not measured"
-    if each.minutes is None:
-        return "(time not measured)"
-    return f"(about {each.minutes:.3g} minutes on two CPU cores)"
+    if full or each.minutes is None:
+        return f"time {_UNKNOWN}"
+    return f"about {each.minutes:.2g} minutes on one CPU core"
 
 
 def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | None = None) -> int:
@@ -71,22 +80,55 @@ def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | 
     print(describe(each, full), flush=True)
     if dry_run:
         return 0
-    commands = _commands(each, full)
+    commands, tables, before = _commands(each, full), {}, _cpu_seconds()
     for i, command in enumerate(commands):
         if _is_made(command):
             print(f"\n[{i + 1} of {len(commands)}] there already: {command}", flush=True)
             continue
         print(f"\n[{i + 1} of {len(commands)}] {command}", flush=True)
-        code = subprocess.run(words(command), check=False).returncode
+        code, printed = _run(command)
         if code:
             print(f"jaxrl: the command failed ({code}); the same `jaxrl reproduce` continues there")
             return code
+        if printed:
+            tables[command] = after_training(printed)
     found = list(results(commands))
     file = out or Path("reproductions") / f"{name}-{'full' if full else 'small'}.json"
     record = {"name": name, "claim": each.claim, "published": each.published, "full": full}
-    write_json(file, {**record, "commands": commands, "runs": found})
+    record |= {"commands": commands, "runs": found, "tables": tables}
+    minutes = (_cpu_seconds() - before) / 60  # of the commands that this call ran
+    context = {"cpu_minutes": round(minutes, 2), "versions": provenance.versions()}
+    write_json(file, record | context)
     print(f"\n{beside(each, found)}\n{file}")
     return 0
+
+
+def _run(command: str) -> tuple[int, list[str]]:
+    """Runs a command; returns its exit code and the lines that a study prints.
+
+    Other commands keep the terminal for their progress; their results are in summaries.
+    """
+    if shlex.split(command)[0] == "jaxrl":
+        return subprocess.run(words(command), check=False).returncode, []
+    lines = []
+    with subprocess.Popen(words(command), stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return process.returncode, lines
+
+
+def after_training(lines: list[str]) -> list[str]:
+    """The lines of a study below those of the sweeps that the study runs."""
+    ends = [i for i, line in enumerate(lines) if line.startswith("best on ")]
+    return lines[ends[-1] + 1 :] if ends else lines
+
+
+def _cpu_seconds() -> float:
+    """CPU time of all commands that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def words(command: str) -> list[str]:
@@ -123,17 +165,74 @@ def results(commands: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def beside(each: Reproduction, found: Sequence[dict[str, Any]]) -> str:
     """The results of the runs, with the claim and the published result below them."""
-    lines = []
-    for row in found:
-        low, high = row["return"]["ci95"]
-        values = ",".join(f"{k}={v}" for k, v in row["values"].items())
-        name = f"{row['run']} {values}".strip()
-        if row["return"]["iqm"] is None:
-            lines.append(f"{name}: no return")
-            continue
-        score = row.get("score", {}).get("iqm")
-        more = "" if score is None else f", normalised {score:.1f}"
-        count = row["return"]["members"]
-        numbers = f"{row['return']['iqm']:.4g} ({low:.4g} to {high:.4g}), n = {count}"
-        lines.append(f"{name}: return {numbers}{more}")
+    lines = [f"{_name(row)}: {_result(row)}" for row in found]
     return "\n".join([*lines, f"claim: {each.claim}", f"published: {each.published}"])
+
+
+def _name(row: dict[str, Any]) -> str:
+    values = ",".join(f"{k}={v}" for k, v in row["values"].items())
+    return f"{row['run']} {values}".strip()
+
+
+def _row(row: dict[str, Any]) -> str:
+    """A row of a table in Markdown."""
+    found, shown = row["return"], [f"`{row['run'].removeprefix('runs/')}`"]
+    shown.append(", ".join(f"{k.removeprefix('agent.')} {v}" for k, v in row["values"].items()))
+    if found["iqm"] is None:
+        shown += ["no return", ""]
+    else:
+        shown += [f"{found['iqm']:.4g}", "{:.4g} to {:.4g}".format(*found["ci95"])]
+    return f"| {' | '.join([*shown, str(found['members'])])} |"
+
+
+def _result(row: dict[str, Any]) -> str:
+    """Return of a row with its interval, and the normalised score if there is one."""
+    found = row["return"]
+    if found["iqm"] is None:
+        return "no return"
+    low, high = found["ci95"]
+    score = row.get("score", {}).get("iqm")
+    more = "" if score is None else f", normalised {score:.1f}"
+    return f"return {found['iqm']:.4g} ({low:.4g} to {high:.4g}), n = {found['members']}{more}"
+
+
+def page(folder: Path) -> str:
+    """Markdown with each claim, its published result, and the results of the files in `folder`."""
+    lines = [
+        "# Reproductions",
+        "",
+        "`jaxrl reproduce NAME` runs the small setting of a claim, `--full` the paper's sizes. "
+        "Results are interquartile means of the last return with 95 % intervals, or the table that "
+        "a study prints. Verdicts are on the [pages of the agents](../agents.md).",
+        "",
+    ]
+    missing = []
+    for name, each in REPRODUCTIONS.items():
+        files = [folder / f"{name}-{size}.json" for size in ("small", "full")]
+        found = [json.loads(x.read_text(encoding="utf-8")) for x in files if x.is_file()]
+        if not found:
+            missing.append(f"| `{name}` | {each.claim} | {each.published} |")
+            continue
+        lines += [f"## {name}", "", each.claim, "", f"Published: {each.published}.", ""]
+        for record in found:
+            lines += [*_measured(record), ""]
+    if missing:
+        lines += ["## Not yet recorded", "", "| name | claim | published |", "|---|---|---|"]
+    return "\n".join([*lines, *missing, ""])
+
+
+def _measured(record: dict[str, Any]) -> Iterator[str]:
+    """The lines of one file that `reproduce` wrote."""
+    setting, minutes = "full" if record["full"] else "small", record["cpu_minutes"]
+    jax = record["versions"]["jax"]
+    yield f"Measured in the {setting} setting, {minutes:.2g} minutes of CPU time, JAX {jax}:"
+    yield ""
+    if record["runs"]:
+        yield "| run | setting | return (IQM) | 95 % interval | members |"
+        yield "|---|---|---|---|---|"
+        yield from map(_row, record["runs"])
+    for command, printed in record["tables"].items():
+        if printed[0].startswith("| "):
+            yield from (f"`{command}`", "", *printed)
+        else:
+            yield from ("```text", f"$ {command}", *printed, "```")

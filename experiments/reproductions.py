@@ -26,7 +26,7 @@ class Reproduction(NamedTuple):
     small: tuple[str, ...]
     full: tuple[str, ...]
     published: str  # the paper's result, or what is known of it
-    minutes: float | None = None  # of the small form on two CPU cores, compiled, where measured
+    minutes: float | None = None  # of the small form on one CPU core, where measured
 
 
 def each(template: str, **values: str | float | tuple[str | float, ...]) -> tuple[str, ...]:
@@ -104,6 +104,7 @@ PQN = (
         study("baird --seeds 5 --out runs/pqn-stability"),
         study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
         "Baird's counterexample converges with both",
+        minutes=0.5,
     ),
     Reproduction(
         "pqn-memory",
@@ -112,6 +113,7 @@ PQN = (
         each(f"{CHAIN} --env-options memory_length={{length}}", length=10, seeds=4),
         each(f"{CHAIN} --preset 100", length=100, seeds=5),
         "learning curve, length 100",
+        minutes=5.35,
     ),
 )
 
@@ -170,6 +172,7 @@ MDPO = (
         off_policy("Pendulum-v1", 20_000),
         off_policy("brax:ant", 1_000_000),
         "Ant, minimal version: 2348 ± 338 (q = 2) against SAC 378 ± 33",
+        minutes=5.6,
     ),
 )
 
@@ -365,6 +368,7 @@ IQL = (
         (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=2_000, seeds=5)),
         (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=50_000, seeds=20)),
         "AntMaze: total of six tasks 378 before fine-tuning",
+        minutes=3.25,
     ),
     Reproduction(
         "iql-offline",
@@ -389,6 +393,7 @@ TOKENS = (
         ),
         study("staleness --out runs/token-staleness-full"),
         "curves of large models",
+        minutes=6.91,
     ),
     Reproduction(
         "token-claims",

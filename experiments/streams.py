@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any, TextIO
 
 
@@ -16,6 +18,24 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(x if x.isprintable() or x in "\n\t\xa0" else "?" for x in text)
+
+
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal; None if `stream`, by default stdout, is a file or a pipe."""
+    stream = stream or sys.stdout
+    return shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """`text` with its long lines broken between words; a longer word, such as a path, stays whole.
+
+    A width of None, of a file or a pipe, breaks no line.
+    """
+    if width is None:
+        return text
+    keep: Any = {"break_long_words": False, "break_on_hyphens": False}
+    lines = (textwrap.wrap(x, width, **keep) if len(x) > width else [x] for x in text.split("\n"))
+    return "\n".join(part for parts in lines for part in parts)
 
 
 class _Outlasting(io.FileIO):

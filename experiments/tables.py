@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.table import Table
 
 from jaxrl.experiments.console import print_line
+from jaxrl.experiments.streams import terminal_width, wrapped
 
 _GAP = 2  # spaces between columns
 
@@ -34,11 +32,6 @@ class Column(NamedTuple):
     @property
     def width(self) -> int:
         return max(map(cell_len, (self.name, *self.cells)))
-
-
-def terminal_width() -> int | None:
-    """Columns of the terminal; None if the output is a file or a pipe, which have no limit."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_table(columns: Sequence[Column]) -> list[str]:
@@ -68,10 +61,7 @@ def print_table(columns: Sequence[Column]) -> list[str]:
 
 def print_words(text: str) -> None:
     """Prints a sentence, wrapped between words in a terminal."""
-    width = terminal_width()
-    keep: Any = {"break_long_words": False, "break_on_hyphens": False}
-    for line in textwrap.wrap(text, width, **keep) if width else [text]:
-        print_line(line)
+    print_line(wrapped(text, terminal_width()))
 
 
 def _width(columns: Sequence[Column]) -> int:

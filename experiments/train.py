@@ -21,6 +21,12 @@ from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
 
+_NEXT = {
+    "report": "table and learning curves",
+    "eval": "fresh episodes",
+    "render": "an episode as a GIF",
+    "export": "a policy without jaxrl",
+}
 ON_HOST = "a resumed run starts new episodes there, so its bits differ from those of a whole run"
 
 
@@ -76,9 +82,16 @@ def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
         run = run or records.RunDir(path.resolve()).as_found()
         summary = _train(placed(ready, processes, width_of(run)), run, processes, member_bytes)
     if hint and processes.leads:
-        where = short_path(path)
-        print_line(f"next: jaxrl report {where}; jaxrl eval {where}; jaxrl render {where}")
+        for line in next_commands(short_path(path)):
+            print_line(line)
     return summary
+
+
+def next_commands(path: Path) -> list[str]:
+    """Lines with the commands that show a finished run."""
+    lines = [f"  jaxrl {command:6} {path}" for command in _NEXT]
+    width = max(map(len, lines)) + 3
+    return ["next:", *(f"{x:{width}}{y}" for x, y in zip(lines, _NEXT.values(), strict=True))]
 
 
 def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str, Any] | None:

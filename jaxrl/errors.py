@@ -20,7 +20,7 @@ class Stopped(Exception):
     """The run was stopped by signal `number`, after saving; it can be continued."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}, and all is saved")
+        super().__init__(f"stopped by {signal.Signals(number).name} and saved")
         self.number = number
 
 

@@ -166,4 +166,4 @@ def test_model_card_and_what_is_missing() -> None:
     assert card.startswith('---\ntags:\n- "reinforcement-learning"\n') and "[n, 3]" in card
     assert "jax.export.deserialize" in card and "import policy" not in card
     with pytest.raises(UserError, match="--to onnx needs nowhere2onnx: pip install nowhere2onnx"):
-        export._need("nowhere2onnx", "onnx")
+        export._need("nowhere2onnx", "onnx", "pip install nowhere2onnx")

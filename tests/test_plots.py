@@ -186,6 +186,29 @@ def test_the_best_trial_is_dark_on_white(tmp_path: Path, drawn: list[Figure]) ->
     assert {"lr", "hidden", "objective"} <= texts and "agent.lr" not in texts
 
 
+def test_axes_of_trials_have_ticks_at_round_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Few different numbers have a tick each; the objective's axis is linear, as its colours."""
+    rng = np.random.default_rng(0)
+    lrs = (10 ** np.linspace(-5.1, -0.9, 20)).tolist()
+    columns: dict[str, list[Any]] = {"epochs": [1, 2, 4, 2] * 5, "lr": lrs}
+    y = np.append(rng.uniform(10, 490, 18), [2, 500])
+    trial_plots.parallel(tmp_path / "a.png", columns, y, "return", "PQN on x")
+    trial_plots.slices(tmp_path / "b.png", columns, y, "return", "PQN on x")
+    axes = drawn[0].axes[0]
+    texts: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for text in axes.texts:
+        x, height = text.get_position()
+        if 0 <= height <= 1:
+            texts[int(x)].append(text.get_text())
+    assert texts[0] == ["1", "2", "4"]
+    assert texts[1] == ["1e-05", "0.0001", "0.001", "0.01", "0.1"]
+    assert texts[2] == ["100", "200", "300", "400", "500"]
+    assert "PQN on x: 20 trials, darker for a higher return" in [x.get_text() for x in axes.texts]
+    panels = drawn[1].axes
+    assert panels[0].get_xticks().tolist() == [1, 2, 4] and panels[1].get_xscale() == "log"
+    assert panels[0].get_title(loc="left") == "PQN on x: 20 trials, later ones darker"
+
+
 def test_histograms_say_what_is_counted(tmp_path: Path, drawn: list[Figure]) -> None:
     panels = {"return": (np.arange(6), "episodes"), "action": (np.zeros((4, 2)), "steps")}
     trial_plots.histograms(tmp_path / "a.svg", panels, "data")

@@ -103,7 +103,7 @@ def test_own_environment_and_trained_agent(folder: Path) -> None:
     words = shlex.split(command)
     assert words[0] == "jaxrl"
     out = python(folder, "-m", "jaxrl.experiments.cli", *words[1:], *SMALL)
-    assert "\nreturn " in out and "\nnext: jaxrl report runs/gusts; jaxrl eval runs/gusts; " in out
+    assert "\nreturn " in out and "\nnext:\n  jaxrl report runs/gusts   table and" in out
     shown = python(folder, "-c", "from my_policy import *; print(action, action.dtype)")
     assert re.fullmatch(r"\[([012] ){4}[012]\] int32\n", shown)
     files = {path.name for path in (folder / "runs/gusts").glob("[!.]*")}
@@ -128,8 +128,7 @@ def test_commands_exist() -> None:
 
 def test_every_agent_has_a_row() -> None:
     for name in agents.AGENTS:
-        assert f"| `{name}` |" in README, name
-        assert f"`agents/{name}.py`" in README
+        assert f"\n| [`{name}`](agents/{name}.py) |" in README, name
 
 
 def test_links_and_folders() -> None:

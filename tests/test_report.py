@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, pictures, report, tables
+from jaxrl.experiments import cli, pictures, report, report_html, tables
 from jaxrl.experiments.console import label, shown
 from jaxrl.runs import files, folders, records, stats
 from jaxrl.runs.metrics import part_name
@@ -448,6 +448,15 @@ def test_names_of_points() -> None:
     assert shown([]) == "[]" and shown("gru") == "gru"
 
 
+@pytest.mark.parametrize("scores", ([500.0, 500.0], [0.0], [-3.0, np.nan], [-1.0, 4.0]))
+def test_thresholds_of_profiles(scores: list[float]) -> None:
+    """All scores exceed the first threshold, none the last, also if all scores are equal."""
+    taus = report_html.thresholds(np.array(scores))
+    known = np.array(scores)[np.isfinite(scores)]
+    assert taus[0] < known.min() and known.max() < taus[-1]
+    assert not report_html.thresholds(np.array([np.nan])).size
+
+
 def test_a_page_holds_its_data_and_no_addresses(table: Callable[..., Any], folder: Path) -> None:
     """The numbers of the table, curves and profiles; nothing is fetched when it is opened."""
     returns = np.stack([np.arange(6.0), 100 + 10 * np.arange(6.0)])
@@ -468,6 +477,6 @@ def test_a_page_holds_its_data_and_no_addresses(table: Callable[..., Any], folde
     assert [float(row["gap to 140"]) for row in rows] == pytest.approx(
         [first["gap"], second["gap"]], rel=1e-3
     )
-    assert task["taus"][0] == 100 and task["taus"][-1] == 170
-    assert first["profile"][0] == pytest.approx(5 / 6, rel=1e-5) and first["profile"][-1] == 0
+    assert task["taus"][0] == 96.5 and task["taus"][-1] == 173.5
+    assert first["profile"][0] == 1 and first["profile"][-1] == 0
     assert first["curve"]["low"][1] < 125 < first["curve"]["high"][1]

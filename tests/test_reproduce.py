@@ -22,7 +22,8 @@ CLAIM = "One is better than two."
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
     """A record whose commands write files, in an empty current directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "step.py").write_text("import sys\nopen('log', 'a').write(sys.argv[1] + ' ')\n")
+    lines = ("import sys", "open('log', 'a').write(sys.argv[1] + ' ')", "print('ℓ2', sys.argv[1])")
+    (tmp_path / "step.py").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "stop.py").write_text("raise SystemExit(3)\n")
     small = ("python -m step one", "jaxrl data make CartPole-v1 --out d.npz", "python -m step two")
     found = Reproduction("toy", "pqn", CLAIM, small, ("python -m stop", *small), "7 of 8", 1.5)
@@ -44,8 +45,11 @@ def test_commands_in_order(toy: Reproduction, capfd: pytest.CaptureFixture[str])
     assert Path("log").read_text() == "one two "
     record = json.loads(Path("reproductions/toy-small.json").read_text())
     assert record["claim"] == CLAIM and record["runs"] == [] and record["full"] is False
+    assert record["tables"] == {f"python -m step {x}": [f"ℓ2 {x}"] for x in ("one", "two")}
+    assert 0 <= record["cpu_minutes"] < 1 and record["versions"]["jax"]
     out = capfd.readouterr().out
-    assert "about 1.5 minutes on two CPU cores" in out and "[2 of 3] there already" in out
+    assert "about 1.5 minutes on one CPU core" in out and "[2 of 3] there already" in out
+    assert "\nℓ2 two\n" in out
     assert "published: 7 of 8\nreproductions/toy-small.json\n" in out
 
 
@@ -80,6 +84,49 @@ def test_results(toy: Reproduction) -> None:
     assert shown[0] == "runs/a: return 5 (4 to 6), n = 8, normalised 81.2"
     assert shown[1].startswith("runs/b/x agent.lr=0.1: return 3 ")
     assert shown[-2:] == [f"claim: {CLAIM}", "published: 7 of 8"]
+
+
+def test_page(toy: Reproduction) -> None:
+    """The results of a file, beside the claim and the published result."""
+    assert f"\n| `toy` | {CLAIM} | 7 of 8 |\n" in reproduce.page(Path("reproductions"))
+    run = {"run": "runs/a", "values": {"agent.lr": 0.1}, "return": FOUND}
+    record = {"full": False, "cpu_minutes": 1.234, "versions": {"jax": "0.10.2"}}
+    record |= {"runs": [run], "tables": {"python -m step one": ["ℓ2  0.1"]}}
+    write_json(Path("reproductions/toy-small.json"), record)
+    section = reproduce.page(Path("reproductions")).partition("## toy\n")[2]
+    assert section.startswith(f"\n{CLAIM}\n\nPublished: 7 of 8.\n\n")
+    assert "in the small setting, 1.2 minutes of CPU time, JAX 0.10.2:" in section
+    assert "\n| `a` | lr 0.1 | 5 | 4 to 6 | 8 |\n" in section
+    assert "```text\n$ python -m step one\nℓ2  0.1\n```" in section
+
+
+def test_recorded_results_are_of_the_present_commands() -> None:
+    """Each file under docs/reproductions; a measured time is that of its file."""
+    files = sorted((Path(__file__).parent.parent / "docs" / "reproductions").glob("*.json"))
+    assert files
+    for file in files:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        each = REPRODUCTIONS[record["name"]]
+        commands = each.full if record["full"] else each.small
+        assert tuple(record["commands"]) == commands, file.name
+        assert (record["claim"], record["published"]) == (each.claim, each.published), file.name
+        assert record["runs"] or record["tables"], file.name
+        if not record["full"]:
+            assert each.minutes == pytest.approx(record["cpu_minutes"], rel=0.1), file.name
+
+
+def test_tables_of_studies_that_train(tmp_path: Path) -> None:
+    """Progress is left out; a table in Markdown stays one."""
+    rows = ["| a | b |", "|---|---|", "| 1 | 2 |"]
+    assert (
+        reproduce.after_training(["100%  ...", "best on x: 1", "50%", "best on x: 2", *rows])
+        == rows
+    )
+    assert reproduce.after_training(rows) == rows
+    record = {"name": "toy", "full": True, "cpu_minutes": 1.0, "versions": {"jax": "0.10.2"}}
+    write_json(tmp_path / "toy-full.json", record | {"runs": [], "tables": {"python -m x": rows}})
+    section = reproduce.page(tmp_path).partition("## toy\n")[2]
+    assert "\n`python -m x`\n\n| a | b |\n" in section and "full setting" in section
 
 
 def test_words() -> None:

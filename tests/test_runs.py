@@ -275,8 +275,8 @@ def test_plain_lines_tell_of_compiling_and_progress(whole: tuple[Path, str]) -> 
     percents = [int(found[1]) for line in lines if (found := re.fullmatch(told, line))]
     assert len(percents) == EVALS and percents == sorted(percents) and percents[-1] == 100
     name = f"runs/{whole[0].name}"
-    assert lines[-3].startswith("return ") and lines[-2].endswith(f"; {name}")
-    assert lines[-1] == f"next: jaxrl report {name}; jaxrl eval {name}; jaxrl render {name}"
+    assert lines[-7].startswith("return ") and lines[-6].endswith(f"; {name}")
+    assert lines[-5:-3] == ["next:", f"  jaxrl report {name}   table and learning curves"]
     assert "\x1b" not in whole[1] and "\r" not in whole[1]
 
 
@@ -474,8 +474,6 @@ def test_terminal_shows_live_progress_until_interrupted(lab: Path, whole: tuple[
     assert re.search(r"[1-9]%  return \S+  \S+ steps/s  .+ left", text)
     assert all(len(line) <= 80 for line in lines if " left" in line)
     told = [line for line in lines if line.startswith("jaxrl: ")]
-    assert told[-1] == (
-        "jaxrl: stopped by SIGINT, and all is saved; the same command continues from there"
-    )
-    assert all("stopping as soon as possible" in line for line in told[:-1])
+    assert told[-1] == "jaxrl: stopped by SIGINT and saved; the same command continues from there"
+    assert all("stopping soon; " in line for line in told[:-1])
     assert "Traceback" not in text and lines[-2:] == [told[-1], ""], lines[-4:]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import clock, interval, plural, print_line, shown, write_csv
+from jaxrl.experiments.pictures import agent_title
 from jaxrl.experiments.search import study
 from jaxrl.runs import folders, records, trial_plots
 
@@ -55,7 +56,7 @@ def report(path: Path) -> None:
     For population-based training, the table has the final settings; trials.csv, the plots and the
     importance use the initial ones.
     """
-    read_search(path)
+    known = read_search(path)
     book = study.read_study(path)
     found = summary(book)
     stored = records.read_summary(path / "summary.json", ("trials", "best"), print_line) or {}
@@ -89,7 +90,8 @@ def report(path: Path) -> None:
         print_line(f"importance (PED-ANOVA): {shares}")
     if "command" in stored:
         print_line(f"to train the best trial: {stored['command']}")
-    files = draw(book, path / "plots")
+    title = f"{agent_title(known['agent'])} on {known['settings']['env']}"
+    files = draw(book, path / "plots", known["search"]["objective"], title)
     write_trials(book, path / "trials.csv")
     print_line(f"trials: {path / 'trials.csv'}, pictures: {', '.join(map(str, files))}")
 
@@ -105,7 +107,7 @@ def _confirmed(result: Mapping[str, Any]) -> str:
     )
 
 
-def draw(book: Study, folder: Path) -> list[Path]:
+def draw(book: Study, folder: Path, objective: str, title: str) -> list[Path]:
     """Draws slices and parallel coordinates of all trials with a value; [] if there are none."""
     trials = [trial for trial in study.current(book) if _value(trial) is not None]
     if not trials:
@@ -114,8 +116,8 @@ def draw(book: Study, folder: Path) -> list[Path]:
     columns = {name: [trial.params[name] for trial in trials] for name in names}
     values = np.array([_value(trial) for trial in trials], np.float64)
     files = [folder / "slices.png", folder / "parallel.png"]
-    trial_plots.slices(files[0], columns, values)
-    trial_plots.parallel(files[1], columns, values)
+    trial_plots.slices(files[0], columns, values, objective, title)
+    trial_plots.parallel(files[1], columns, values, objective, title)
     return files
 
 
