@@ -400,6 +400,123 @@ TOKENS = (
     ),
 )
 
+# --- offline: baselines, extraction, selection, retrieval, merging --------------------------------
+
+RIVALS = "td3bc iql rebrac prdc"
+ON_DMSD = f"--data {DMSD} "
+
+
+def ranked(task: str, level: str, seeds: int) -> tuple[str, ...]:
+    """Estimators on datasets of several seeds, then the summary."""
+    words = f"ope_ranking --task {task} --level {level} --out runs/ope-{task}"
+    single = each(f"{words} --seed {{seed}}", seed=tuple(range(seeds)))
+    return tuple(line for one in (*single, words) for line in study(one))
+
+
+SELECTION = (
+    Reproduction(
+        "rebrac-offline",
+        "rebrac",
+        "Small changes make TD3+BC the best of its kind.",
+        (
+            *study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/offline"),
+            *study(f"baselines --task maze --agent {RIVALS} --out runs/offline"),
+        ),
+        each(
+            "jaxrl train {agent} --env dmsd --data {data} --seeds 5 --out runs/rebrac/{agent}",
+            agent=("td3bc", "iql", "rebrac", "prdc"),
+            data=DMSD,
+        ),
+        "D4RL: best mean of the ensemble-free methods on Gym-MuJoCo and AntMaze",
+    ),
+    Reproduction(
+        "prdc-hole",
+        "prdc",
+        "The nearest pair of the whole dataset is a better constraint than the action of the row.",
+        study(f"baselines --task hole --agent {RIVALS} --out runs/prdc-hole"),
+        (
+            *study(f"baselines --task hole --agent {RIVALS} --out runs/prdc-hole"),
+            *study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/prdc"),
+        ),
+        "D4RL: better than TD3+BC on most tasks",
+    ),
+    Reproduction(
+        "iql-extraction",
+        "iql",
+        "With the same critics, cloning the best of N actions gives better policies than AWR.",
+        study(
+            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-4 iql-16 "
+            "--out runs/iql-extraction"
+        ),
+        study(
+            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-4 iql-16 iql-64 "
+            "--out runs/iql-extraction-full"
+        ),
+        "Digi-Q: best-of-N ahead of AWR on Android in the Wild",
+    ),
+    Reproduction(
+        "cql-peak",
+        "cql",
+        "The checkpoint at the peak of Q is better than the last one, where CQL overfits.",
+        tuple(
+            line
+            for count in (20, 100, 500)
+            for line in study(
+                f"peak --task dmsd {ON_DMSD}--trajectories {count} --out runs/cql-peak"
+            )
+        ),
+        tuple(
+            line
+            for count in (20, 100, 500)
+            for task in ("maze", f"dmsd {ON_DMSD}")
+            for line in study(f"peak --task {task} --trajectories {count} --out runs/cql-peak-full")
+        ),
+        "figures of robot tasks with 100 and 500 trajectories",
+    ),
+    Reproduction(
+        "bc-retrieval",
+        "bc",
+        "Cloning demonstrations with retrieved rows beats cloning demonstrations or all rows.",
+        study("retrieval --out runs/bc-retrieval"),
+        study("retrieval --seeds 20 --out runs/bc-retrieval-full"),
+        "20 % more success than methods conditioned on goals",
+    ),
+    Reproduction(
+        "ppo-merging",
+        "ppo",
+        "The mean of the weights before and after fine-tuning keeps the old and the new task.",
+        study(
+            "merging --new g=-10 --lr-factor 1 --steps 200000 100000 --seeds 10 "
+            "--out runs/ppo-merging"
+        ),
+        (
+            *study(
+                "merging --new g=-10 --lr-factor 1 --steps 200000 100000 --seeds 20 "
+                "--out runs/ppo-merging-full"
+            ),
+            *study("merging_goals --out runs/ppo-merging-full"),
+        ),
+        "RETAIN and WiSE-FT: robot tasks and images",
+    ),
+    Reproduction(
+        "ope-ranking",
+        "ppo",
+        "Estimators of equal accuracy differ in the risk of the policies that they put on top.",
+        ranked("cartpole", "medium", 2),
+        tuple(
+            line
+            for task, level in (
+                ("cartpole", "medium"),
+                ("cartpole", "expert"),
+                ("acrobot", "medium"),
+                ("pendulum", "medium"),
+            )
+            for line in ranked(task, level, 5)
+        ),
+        "SCOPE-RL: no estimator is best on all tasks",
+    ),
+)
+
 REPRODUCTIONS: dict[str, Reproduction] = {
-    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS)
+    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS, *SELECTION)
 }
