@@ -9,12 +9,15 @@ Tasks:
     maze   the maze `umaze`, 10,000 rows of walks between cells (`jaxrl data make`, level play),
            rewards less 1; the score is the fraction of episodes that reach the goal
     hole   one step: states in [-1, 1], reward -(a - 0.5)²; where |s| < 0.3 the data have actions
-           near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole; a policy
-           that follows the data there has -1, the best one 0
+           near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole, -1 for the
+           data's actions there and 0 for the best one
+    cliff  the same states and data; reward a + 0.5 up to a = 0.7, where the data end, and -1
+           beyond. The score is that of all states: 0.7 for the data's actions, 1.2 for the best one
 
-Each agent tries three points on the seeds 100 and 101 and is trained again at the best one with the
-seeds 0 to 5. `--agent iql-16` is IQL with `best_of_n` and 16 candidates, `iql-awr` and
-`iql-ddpg_bc` have the other policy losses; the critics of these are the same for a seed.
+Each agent tries three points, in the hole and at the cliff seven strengths, on the seeds 100 and
+101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
+`best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
+half as many updates, and for a seed the same critics.
 DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
 agents given, of which the first is the reference.
 """
@@ -44,12 +47,13 @@ from jaxrl.runs import files, provenance, stats
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 SEEDS, TRIED = 6, (100, 101)
-SIZES: dict[str, Any] = {"batch_size": 128, "hidden": (64, 64)}
-UPDATES = {"dmsd": 10_000, "maze": 10_000, "hole": 3_000}
+SIZES: dict[str, Any] = {"batch_size": 64, "hidden": (64, 64)}
+UPDATES = {"dmsd": 8_000, "maze": 8_000, "hole": 2_000, "cliff": 2_000}
 COMMON = {
     "dmsd": {"lr": 1e-3, "tau": 0.01, "reward_shift": -5.0},
     "maze": {"lr": 1e-3, "tau": 0.02, "reward_shift": -1.0},
     "hole": {"lr": 1e-3},
+    "cliff": {"lr": 1e-3},
 }
 # Values that each agent, or each policy loss of IQL, tries: (of `Config`, of `Hypers`).
 Point = tuple[dict[str, Any], dict[str, float]]
@@ -70,10 +74,16 @@ POINTS: dict[str, tuple[Point, ...]] = {
         ({}, {"alpha": 7.5, "beta": 7.5}),
         ({}, {"alpha": 10.0, "beta": 0.5}),
     ),
-    # On the same critics: the expectile is one, and the policy loss has three points.
+    # On the same critics: one expectile, and points of the policy loss.
     "iql-awr": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (1.0, 3.0, 10.0)),
     "iql-ddpg_bc": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (0.3, 1.0, 3.0)),
-    "iql-N": tuple(({"threshold": x}, {"expectile": 0.9}) for x in (0.0, 0.1, 0.5)),
+    "iql-N": tuple(({"threshold": x}, {"expectile": 0.9}) for x in (0.0, 0.5)),
+}
+STRENGTHS = (0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+GRIDS: dict[str, tuple[Point, ...]] = {
+    "td3bc": tuple(({}, {"alpha": x}) for x in STRENGTHS),
+    "prdc": tuple(({}, {"alpha": x, "beta": 0.5}) for x in STRENGTHS),
+    "rebrac": tuple(({}, {"actor_penalty": 1 / x}) for x in STRENGTHS),
 }
 AGENTS = {
     "td3bc": td3bc.ALGORITHM,
@@ -84,35 +94,41 @@ AGENTS = {
 HOLE = EnvSpec("hole", (1,), Box((-1.0,), (1.0,), (1,)), 1)
 
 
-def hole() -> Env:
-    """The environment of the hole, which starts in the hole: |s| < 0.3."""
+def reward_of(task: str, action: Any) -> Any:
+    """Rewards [...] of actions [...] of the tasks hole and cliff."""
+    return -((action - 0.5) ** 2) if task == "hole" else jnp.where(action <= 0.7, action + 0.5, -1)
+
+
+def one_step(task: str) -> Env:
+    """The environment of the hole, which starts in the hole, or of the cliff."""
+    width = 0.3 if task == "hole" else 1.0
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
-        obs = jax.random.uniform(key, (1,), minval=-0.3, maxval=0.3)
+        obs = jax.random.uniform(key, (1,), minval=-width, maxval=width)
         return obs, obs
 
     def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
-        reward = -((action[0] - 0.5) ** 2)
+        reward = reward_of(task, action[0])
         return state, TimeStep(state, reward, jnp.bool_(True), jnp.bool_(False))
 
     return Env(HOLE, {}, reset, step)
 
 
-def hole_data(rows: int = 2_000) -> Transition:
-    """Episodes of one step; actions scatter by 0.1."""
+def one_step_data(task: str, rows: int = 2_000) -> Transition:
+    """Episodes of one step; actions scatter by 0.1, up to 0.7."""
     rng = np.random.default_rng(0)
     obs: Any = rng.uniform(-1, 1, (rows, 1)).astype(np.float32)
     centre = np.where(np.abs(obs) < 0.3, -0.5, 0.5)
-    action: Any = np.clip(centre + 0.1 * rng.normal(size=(rows, 1)), -1, 1).astype(np.float32)
+    action: Any = np.clip(centre + 0.1 * rng.normal(size=(rows, 1)), -1, 0.7).astype(np.float32)
     yes: Any = np.ones(rows, bool)
-    reward: Any = -((action[:, 0] - 0.5) ** 2)
+    reward: Any = np.asarray(reward_of(task, action[:, 0]))
     return Transition(obs, action, reward, obs, yes, ~yes, yes)
 
 
 def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
     """The environment and the rows of a task."""
-    if name == "hole":
-        return hole(), hole_data()
+    if name in ("hole", "cliff"):
+        return one_step(name), one_step_data(name)
     if name == "maze":
         ((_, found),) = collect.make("maze:umaze", ["play"], 10_000, None, {"seed": 0})
         return envs.make("maze:umaze"), found.transitions._replace(extras={})
@@ -135,7 +151,9 @@ def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, 
 def run(task: str, agent: str, data: Path | None, out: Path) -> None:
     """Tries the points, trains the best one with further seeds, and writes all returns."""
     env, rows = task_of(task, data)
-    algorithm, cfg, points = algorithm_of(agent, UPDATES[task])
+    updates = UPDATES[task] // (2 if "-" in agent else 1)
+    algorithm, cfg, points = algorithm_of(agent, updates)
+    points = GRIDS.get(agent, points) if task in ("hole", "cliff") else points
 
     statics = list({repr(static): static for static, _ in points}.values())
     trainers = [
@@ -164,7 +182,7 @@ def run(task: str, agent: str, data: Path | None, out: Path) -> None:
     point = best[0] | best[1]
     print(task, agent, point, *(f"{k} {offline.told(x)}" for k, x in found.items()), flush=True)
     own = {"agent": agent, "point": point, "common": COMMON[task], "tried": tried}
-    own |= {"updates": UPDATES[task], "sizes": SIZES}
+    own |= {"updates": updates, "sizes": SIZES}
     files.write_json(out / f"{task}-{agent}.json", own | found)
 
 
