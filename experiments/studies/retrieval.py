@@ -33,7 +33,8 @@ from jaxrl.types import Transition
 CFG = bc.Config(batch_size=128, hidden=(64, 64), normalise_obs=False)
 UPDATES, RATE, VAE = 2_000, 1e-3, 2_500
 GOAL, OTHER = 0, 2
-THRESHOLDS = (0.8, 0.9, 0.95)
+PRIOR, ROWS = 4_000, 40  # prior rows, and rows per demonstration, whose rows are repeated
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 PADDED = 16_384  # rows of all datasets, so that one program serves all
 
 
@@ -48,7 +49,11 @@ def data_of(seed: int, demonstrations: int) -> tuple[Transition, Transition, np.
         reaching.demonstrations(env, random_policy(env.spec.action), 50, 4000 + seed),
     ]
     useful = np.repeat([True, False, False], [len(t.reward) for t in parts])
-    return demos, reaching.joined(parts), useful
+    # Equal numbers of rows for all seeds, so that programs are compiled once.
+    some = np.random.default_rng(seed).permutation(len(useful))[:PRIOR]
+    prior = jax.tree.map(lambda x: x[some], reaching.joined(parts))
+    again = np.resize(np.arange(len(demos.reward)), ROWS * demonstrations)
+    return jax.tree.map(lambda x: x[again], demos), prior, useful[some]
 
 
 def main() -> None:
