@@ -17,7 +17,7 @@ Tasks:
 Each agent tries three points, in the hole and at the cliff seven strengths, on the seeds 100 and
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
-half as many updates, and for a seed the same critics.
+half as many updates, and for a seed the same critics. `prdc-close` tries three other points.
 DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
 agents given, of which the first is the reference.
 """
@@ -73,6 +73,12 @@ POINTS: dict[str, tuple[Point, ...]] = {
         ({}, {"alpha": 2.5, "beta": 2.0}),
         ({}, {"alpha": 7.5, "beta": 7.5}),
         ({}, {"alpha": 10.0, "beta": 0.5}),
+    ),
+    # Closer to the data: a smaller weight of Q, or a larger weight of states in the distance.
+    "prdc-close": (
+        ({}, {"alpha": 0.5, "beta": 2.0}),
+        ({}, {"alpha": 1.0, "beta": 10.0}),
+        ({}, {"alpha": 1.0, "beta": 100.0}),
     ),
     # On the same critics: one expectile, and points of the policy loss.
     "iql-awr": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (1.0, 3.0, 10.0)),
@@ -140,7 +146,7 @@ def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
 def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, ...]]:
     """The record and configuration of an agent, and the points to try."""
     base, _, loss = name.partition("-")
-    more: dict[str, Any] = {"extraction": loss} if loss else {}
+    more: dict[str, Any] = {"extraction": loss} if base == "iql" and loss else {}
     if loss.isdigit():
         more = {"extraction": "best_of_n", "candidates": int(loss)}
     more |= {"normalise_obs": True}
@@ -151,7 +157,7 @@ def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, 
 def run(task: str, agent: str, data: Path | None, out: Path) -> None:
     """Tries the points, trains the best one with further seeds, and writes all returns."""
     env, rows = task_of(task, data)
-    updates = UPDATES[task] // (2 if "-" in agent else 1)
+    updates = UPDATES[task] // (2 if agent.startswith("iql-") else 1)
     algorithm, cfg, points = algorithm_of(agent, updates)
     points = GRIDS.get(agent, points) if task in ("hole", "cliff") else points
 
