@@ -406,22 +406,12 @@ RIVALS = "td3bc iql rebrac prdc"
 ON_DMSD = f"--data {DMSD} "
 
 
-def ranked(task: str, level: str, seeds: int) -> tuple[str, ...]:
-    """Estimators on datasets of several seeds, then the summary."""
-    words = f"ope_ranking --task {task} --level {level} --out runs/ope-{task}"
-    single = each(f"{words} --seed {{seed}}", seed=tuple(range(seeds)))
-    return tuple(line for one in (*single, words) for line in study(one))
-
-
 SELECTION = (
     Reproduction(
         "rebrac-offline",
         "rebrac",
         "Small changes make TD3+BC the best of its kind.",
-        (
-            *study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/offline"),
-            *study(f"baselines --task maze --agent {RIVALS} --out runs/offline"),
-        ),
+        study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/offline"),
         each(
             "jaxrl train {agent} --env dmsd --data {data} --seeds 5 --out runs/rebrac/{agent}",
             agent=("td3bc", "iql", "rebrac", "prdc"),
@@ -433,11 +423,11 @@ SELECTION = (
         "prdc-hole",
         "prdc",
         "The nearest pair of the whole dataset is a better constraint than the action of the row.",
-        study(f"baselines --task hole --agent {RIVALS} --out runs/prdc-hole"),
         (
-            *study(f"baselines --task hole --agent {RIVALS} --out runs/prdc-hole"),
-            *study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/prdc"),
+            *study("baselines --task hole --agent td3bc prdc --out runs/prdc-hole"),
+            *study("baselines --task cliff --agent td3bc prdc --out runs/prdc-hole"),
         ),
+        study(f"baselines --task dmsd {ON_DMSD}--agent td3bc prdc prdc-close --out runs/prdc-dmsd"),
         "D4RL: better than TD3+BC on most tasks",
     ),
     Reproduction(
@@ -445,7 +435,7 @@ SELECTION = (
         "iql",
         "With the same critics, cloning the best of N actions gives better policies than AWR.",
         study(
-            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-4 iql-16 "
+            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-16 "
             "--out runs/iql-extraction"
         ),
         study(
@@ -460,16 +450,13 @@ SELECTION = (
         "The checkpoint at the peak of Q is better than the last one, where CQL overfits.",
         tuple(
             line
-            for count in (20, 100, 500)
-            for line in study(
-                f"peak --task dmsd {ON_DMSD}--trajectories {count} --out runs/cql-peak"
-            )
+            for count in (20, 100)
+            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
         ),
         tuple(
             line
             for count in (20, 100, 500)
-            for task in ("maze", f"dmsd {ON_DMSD}")
-            for line in study(f"peak --task {task} --trajectories {count} --out runs/cql-peak-full")
+            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak-full")
         ),
         "figures of robot tasks with 100 and 500 trajectories",
     ),
@@ -482,38 +469,12 @@ SELECTION = (
         "20 % more success than methods conditioned on goals",
     ),
     Reproduction(
-        "ppo-merging",
-        "ppo",
+        "bc-merging",
+        "bc",
         "The mean of the weights before and after fine-tuning keeps the old and the new task.",
-        study(
-            "merging --new g=-10 --lr-factor 1 --steps 200000 100000 --seeds 10 "
-            "--out runs/ppo-merging"
-        ),
-        (
-            *study(
-                "merging --new g=-10 --lr-factor 1 --steps 200000 100000 --seeds 20 "
-                "--out runs/ppo-merging-full"
-            ),
-            *study("merging_goals --out runs/ppo-merging-full"),
-        ),
+        study("merging --out runs/bc-merging"),
+        study("merging --seeds 30 --out runs/bc-merging-full"),
         "RETAIN and WiSE-FT: robot tasks and images",
-    ),
-    Reproduction(
-        "ope-ranking",
-        "ppo",
-        "Estimators of equal accuracy differ in the risk of the policies that they put on top.",
-        ranked("cartpole", "medium", 2),
-        tuple(
-            line
-            for task, level in (
-                ("cartpole", "medium"),
-                ("cartpole", "expert"),
-                ("acrobot", "medium"),
-                ("pendulum", "medium"),
-            )
-            for line in ranked(task, level, 5)
-        ),
-        "SCOPE-RL: no estimator is best on all tasks",
     ),
 )
 

@@ -1,13 +1,11 @@
 """Study: ReBRAC and PRDC beside TD3+BC and IQL; IQL's policy losses on the same critics.
 
     python -m jaxrl.experiments.studies.baselines --task dmsd --data FILE --agent prdc --out DIR
-    python -m jaxrl.experiments.studies.baselines --task maze --agent prdc --out DIR
+    python -m jaxrl.experiments.studies.baselines --task hole --agent prdc --out DIR
 
 Tasks:
 
     dmsd   the first 200 episodes (20,000 rows) of a dataset of DMSD, rewards less 5
-    maze   the maze `umaze`, 10,000 rows of walks between cells (`jaxrl data make`, level play),
-           rewards less 1; the score is the fraction of episodes that reach the goal
     hole   one step: states in [-1, 1], reward -(a - 0.5)²; where |s| < 0.3 the data have actions
            near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole, -1 for the
            data's actions there and 0 for the best one
@@ -40,7 +38,6 @@ from jaxrl.agents import iql, prdc, rebrac, td3bc
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.experiments import jax_setup
-from jaxrl.experiments.data import collect
 from jaxrl.experiments.studies import offline
 from jaxrl.program import Result
 from jaxrl.runs import files, provenance, stats
@@ -48,10 +45,9 @@ from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 SEEDS, TRIED = 6, (100, 101)
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden": (64, 64)}
-UPDATES = {"dmsd": 8_000, "maze": 8_000, "hole": 2_000, "cliff": 2_000}
+UPDATES = {"dmsd": 8_000, "hole": 2_000, "cliff": 2_000}
 COMMON = {
     "dmsd": {"lr": 1e-3, "tau": 0.01, "reward_shift": -5.0},
-    "maze": {"lr": 1e-3, "tau": 0.02, "reward_shift": -1.0},
     "hole": {"lr": 1e-3},
     "cliff": {"lr": 1e-3},
 }
@@ -135,9 +131,6 @@ def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
     """The environment and the rows of a task."""
     if name in ("hole", "cliff"):
         return one_step(name), one_step_data(name)
-    if name == "maze":
-        ((_, found),) = collect.make("maze:umaze", ["play"], 10_000, None, {"seed": 0})
-        return envs.make("maze:umaze"), found.transitions._replace(extras={})
     if data is None:
         raise SystemExit("dmsd needs --data FILE")
     return envs.make("dmsd"), offline.episodes_of(datasets.load(data), 0, 200)

@@ -1,126 +1,69 @@
-"""Study: do means of the weights before and after fine-tuning keep both tasks?
+"""Study: success on old and new goals against the weight of merging (`jaxrl.merging`).
 
-    python -m jaxrl.experiments.studies.merging --new l=1.5 --seeds 5 --out DIR
+    python -m jaxrl.experiments.studies.merging --out DIR
 
-PPO learns Pendulum-v1 and is then fine-tuned on the same task with another physical parameter, its
-learning rate multiplied by `--lr-factor`. The policies between both, θ = (1 - α) θ_old + α θ_new
-(`jaxrl.merging`, as in `jaxrl merge`), are played greedily in both tasks, for eleven α. One program
-trains all seeds.
-
-DIR/merging.json has, for each α, the returns of both tasks, their sum, and the gain of each seed in
-the sum over the better one of the two policies. Settings were chosen on seeds from 100.
+Behaviour cloning on 300 demonstrations of three goals of `reaching`, then fine-tuning on ten
+demonstrations of the fourth goal alone, ten seeds. θ = (1 - α) θ_old + α θ_new is evaluated on the
+old goals and on the new one. DIR/merging.json has the success rates of all seeds, their mean
+over both tasks, and the gain of each seed in this mean over the better one of the two policies.
+Settings were chosen on seeds from 100.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import envs
-from jaxrl.agents import ppo
-from jaxrl.evaluate import evaluator
+from jaxrl.agents import bc
 from jaxrl.experiments import jax_setup
-from jaxrl.experiments.studies import offline
+from jaxrl.experiments.studies import offline, reaching
+from jaxrl.fitting import fit
 from jaxrl.merging import merge
-from jaxrl.program import Program, Stage, train
-from jaxrl.rollout import rollout
 from jaxrl.runs import files, provenance
-from jaxrl.types import Array, Env, HyperParams
 
-ALPHAS = np.linspace(0, 1, 11)
-SIZES: dict[str, Any] = {"num_envs": 4, "num_steps": 1024, "minibatches": 64, "epochs": 10}
-HYPERS = {"lr": 1e-3, "lr_end": 1.0, "gamma": 0.9}
-EPISODES = 200
-
-
-def program(steps: tuple[int, int], changed: dict[str, float], factor: float) -> Program:
-    """The stages "old" and "new", the second from the state of the first."""
-    stages = []
-    for name, total, options in zip(("old", "new"), steps, ({}, changed), strict=True):
-        env = envs.make("Pendulum-v1", **options)
-        cfg = ppo.Config(total_steps=total, **SIZES)
-        agent = ppo.make(cfg, env.spec)
-        if name == "new":
-            agent = dataclasses.replace(agent, update=slower(agent.update, factor))
-        stages.append(
-            Stage(
-                name=name,
-                learner=agent,
-                source=rollout(env, agent, cfg.num_envs, cfg.num_steps),
-                updates=cfg.updates,
-                start="old" if name == "new" else None,
-                evaluate=evaluator(env, agent, EPISODES),
-            )
-        )
-    return Program(tuple(stages))
-
-
-def slower(update: Any, factor: float) -> Any:
-    """`update` with a learning rate `factor` times as large."""
-
-    def changed(state, hp, batch, key, step):
-        return update(state, dataclasses.replace(hp, lr=factor * hp.lr), batch, key, step)
-
-    return changed
+CFG = bc.Config(batch_size=128, hidden=(64, 64), normalise_obs=False)
+BEFORE, AFTER, RATE = 5_000, 1_000, 1e-3
+ALPHAS = tuple(np.linspace(0, 1, 11).round(2).tolist())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Returns of merged policies on both tasks")
-    parser.add_argument("--new", nargs="+", default=["l=1.5"], help="NAME=VALUE of Pendulum-v1")
-    parser.add_argument("--steps", type=int, nargs=2, default=(200_000, 50_000))
-    parser.add_argument("--lr-factor", type=float, default=0.3)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = argparse.ArgumentParser(description="Merging of policies before and after fine-tuning")
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=AFTER, help="of fine-tuning")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax_setup.start()
-    changed = {name: float(value) for name, value in (word.split("=") for word in args.new)}
-    made = program(tuple(args.steps), changed, args.lr_factor)
+    old, new = reaching.make((0, 1, 2)), reaching.make((3,))
+    walker, agent = reaching.walker(None), bc.make(CFG, old.spec)
+    hp = jax.tree.map(jnp.float32, bc.Hypers(lr=RATE))
+    first = reaching.demonstrations(old, walker, 300, 500 + args.first_seed)
     keys = offline.keys_of(args.first_seed, args.seeds)
-    hp = offline.hypers_of(ppo.ALGORITHM, [HYPERS] * args.seeds)
-    result = jax.jit(jax.vmap(train(made)))(keys, hp)
-    states = [result.states[name] for name in ("old", "new")]
-    found = {}
-    for name, options in (("old", {}), ("new", changed)):
-        env = envs.make("Pendulum-v1", **options)
-        found[name] = played(env, made.stages[0].learner, states, hp)
-    write(args, found)
-
-
-def played(env: Env, agent: Any, states: list[Any], hp: Any) -> np.ndarray:
-    """Mean returns [W, P] of the merged greedy policies of P members, for all α."""
-    play = evaluator(env, agent, EPISODES)
-
-    def of_one(old: Any, new: Any, hp: Any, alpha: Array) -> Array:
-        state = merge(old, new, alpha)
-        found: Any = play(state, HyperParams(hp), {}, jax.random.key(1))
-        return jnp.mean(found.returns)
-
-    members = jax.vmap(of_one, (0, 0, 0, None))
-    every = jax.jit(jax.vmap(members, (None, None, None, 0)))
-    return np.asarray(every(*states, hp, jnp.float32(ALPHAS)))
-
-
-def write(args: argparse.Namespace, found: dict[str, np.ndarray]) -> None:
-    """Prints and writes intervals of the returns [W, P] of both tasks."""
-    both = found["old"] + found["new"]
-    ends = np.maximum(both[0], both[-1])
-    rows = []
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    learn = lambda key, rows: fit(agent, hp, rows, key, BEFORE, CFG.batch_size)
+    before = jax.jit(jax.vmap(learn, (0, None)))(keys, jax.tree.map(jnp.asarray, first))
+    second = [reaching.demonstrations(new, walker, 10, 1000 + seed) for seed in seeds]
+    size = min(len(t.reward) for t in second)  # rows of one shape for all members
+    rows = jax.tree.map(lambda *x: jnp.stack([each[:size] for each in x]), *second)
+    tune = lambda key, rows, state: fit(agent, hp, rows, key, args.updates, CFG.batch_size, state)
+    after = jax.jit(jax.vmap(tune))(keys, rows, before)
+    rates = {
+        name: np.array([reaching.success(env, agent, merge(before, after, x), hp) for x in ALPHAS])
+        for name, env in (("old", old), ("new", new))
+    }
+    rates["mean"] = (rates["old"] + rates["new"]) / 2
+    rates["gain"] = rates["mean"] - np.maximum(rates["mean"][0], rates["mean"][-1])
+    found = []
     for i, alpha in enumerate(ALPHAS):
-        row = {name: offline.interval(x[i]) for name, x in found.items()}
-        row |= {"sum": offline.interval(both[i]), "gain": offline.interval(both[i] - ends)}
+        row = {name: offline.interval(x[i]) for name, x in rates.items()}
         print(f"{alpha:.1f}", *(f"{name} {offline.told(x)}" for name, x in row.items()), sep="  ")
-        rows.append({"alpha": float(alpha)} | row)
-    settings = {"sizes": SIZES, "hypers": HYPERS, "episodes": EPISODES}
-    settings |= {name: str(value) for name, value in vars(args).items()}
-    told = {"versions": provenance.versions(), "settings": settings, "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
+        found.append({"alpha": alpha} | row)
+    settings = {"before": BEFORE, "after": args.updates, "lr": RATE}
+    told = {"versions": provenance.versions(), "settings": settings, "rows": found}
     files.write_json(args.out / "merging.json", told)
 
 

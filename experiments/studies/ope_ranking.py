@@ -1,17 +1,15 @@
 """Study: which estimator ranks policies best without playing them?
 
-    python -m jaxrl.experiments.studies.ope_ranking --task cartpole --seed 0 --out DIR
-    python -m jaxrl.experiments.studies.ope_ranking --task cartpole --out DIR
+    python -m jaxrl.experiments.studies.ope_ranking --seed 0 --out DIR
+    python -m jaxrl.experiments.studies.ope_ranking --out DIR
 
-CartPole, Acrobot or Pendulum with episodes of at most 200 steps. Ten candidates: PPO with five
-learning rates, each with two amounts of noise (epsilon or std, `NOISE`). Data: 50,000 rows of
-another PPO run for every seed. `--level medium` takes the first snapshot that is a third of the way
-to the best one, `--level expert` the best one. Log-probabilities are recorded ones in CartPole and
-Acrobot, those of a fitted policy in Pendulum.
+CartPole with episodes of at most 200 steps. Ten candidates: PPO with five learning rates, each with
+epsilon 0 and 0.3. Data: 50,000 rows of the first snapshot of another PPO run that is a third of the
+way to the best one, with its log-probabilities; another run for every seed.
 
-`--seed` evaluates one dataset: DIR/TASK-LEVEL-SEED.json. Without it, those of all seeds are
-summarised: DIR/ope_TASK_LEVEL.json has intervals of each metric over datasets. True values are
-means of 10,000 episodes of each candidate.
+`--seed` evaluates one dataset: DIR/cartpole-SEED.json. Without it, those of all seeds are
+summarised: DIR/ope_cartpole.json has intervals of each metric over datasets. True values are means
+of 10,000 episodes of each candidate.
 """
 
 from __future__ import annotations
@@ -36,47 +34,40 @@ from jaxrl.runs import files, provenance
 EPISODES = 10_000
 SHORT = {"max_steps": 200}
 FQE: dict[str, Any] = {"updates": 10_000, "hidden": (64, 64), "lr": 1e-3}
-ENVS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
-NOISE: dict[str, dict[str, Any]] = {
-    "cartpole": {"epsilon": (0.0, 0.3)},
-    "acrobot": {"epsilon": (0.0, 0.3)},
-    "pendulum": {"std": (0.1, 0.5)},
-}
-STEPS = {"cartpole": 60_000, "acrobot": 100_000, "pendulum": 100_000}  # of training
-RATES = [1e-5, 3e-5, 1e-4, 3e-4, 2.5e-3]
+EPSILON = (0.0, 0.3)
 
 
-def candidates(task: str, out: Path) -> Path:
+def candidates(out: Path) -> Path:
     """The finished run of the five policies; trained once."""
-    path = out / f"candidates-{task}"
+    path = out / "candidates-cartpole"
     if not (path / "summary.json").is_file():
         sweep.sweep(
             "ppo",
-            env=ENVS[task],
+            env="CartPole-v1",
             env_options=SHORT,
-            sweep={"agent.lr": RATES},
-            agent={"total_steps": STEPS[task]},
+            sweep={"agent.lr": [1e-5, 3e-5, 1e-4, 3e-4, 2.5e-3]},
+            agent={"total_steps": 60_000},
             evals=1,
             out=path,
         )
     return path
 
 
-def logged(task: str, level: str, out: Path, seed: int) -> Path:
+def logged(out: Path, seed: int) -> Path:
     """The file of the dataset of one seed."""
-    file = out / f"{task}-{level}-{seed}.npz"
-    settings = {"agent.total_steps": STEPS[task], "env_options": SHORT, "seed": 1000 + seed}
-    ((_, found),) = collect.make(ENVS[task], [level], 50_000, "ppo", settings)
+    file = out / f"cartpole-{seed}.npz"
+    settings = {"agent.total_steps": 60_000, "env_options": SHORT, "seed": 1000 + seed}
+    ((_, found),) = collect.make("CartPole-v1", ["medium"], 50_000, "ppo", settings)
     datasets.save(file, found)
     return file
 
 
-def evaluate(task: str, level: str, out: Path, seed: int) -> None:
+def evaluate(out: Path, seed: int) -> None:
     """Writes the agreement of all estimators on the dataset of one seed."""
-    run, file = candidates(task, out), logged(task, level, out, seed)
-    truth = out / f"true-{task}.json"
+    run, file = candidates(out), logged(out, seed)
+    truth = out / "true-cartpole.json"
     known = json.loads(truth.read_text()) if truth.is_file() else None
-    options = OpeOptions(data=file, **NOISE[task], **FQE)
+    options = OpeOptions(data=file, epsilon=EPSILON, **FQE)
     options = dataclasses.replace(options, episodes=0 if known else EPISODES)
     found: Found = ope.run([run], options)
     if known is None:
@@ -86,12 +77,12 @@ def evaluate(task: str, level: str, out: Path, seed: int) -> None:
     rows = {name: agreement(found, name) for name in names}
     curves = {name: {key: x.tolist() for key, x in by_k(found, name).items()} for name in names}
     own = {"behaviour": found.behaviour, "columns": dict(found.columns)}
-    files.write_json(out / f"{task}-{level}-{seed}.json", own | {"metrics": rows, "by_k": curves})
+    files.write_json(out / f"cartpole-{seed}.json", own | {"metrics": rows, "by_k": curves})
 
 
-def summarise(task: str, level: str, out: Path) -> None:
+def summarise(out: Path) -> None:
     """Prints and writes the intervals over all seeds in `out`."""
-    every = [json.loads(file.read_text()) for file in sorted(out.glob(f"{task}-{level}-*.json"))]
+    every = [json.loads(file.read_text()) for file in sorted(out.glob("cartpole-*.json"))]
     found, scale = {}, np.ptp(every[0]["columns"]["true"])
     for name in every[0]["metrics"]:
         columns = {
@@ -105,28 +96,26 @@ def summarise(task: str, level: str, out: Path) -> None:
         print(f"{name:<7}", *(f"{key} {offline.told(x)}" for key, x in found[name].items()))
     told = {
         "versions": provenance.versions(),
-        "settings": {"fqe": FQE, "noise": NOISE[task], "level": level, "episodes": EPISODES},
+        "settings": {"fqe": FQE, "epsilon": EPSILON, "episodes": EPISODES},
         "true": every[0]["columns"]["true"],
         "behaviour": [each["behaviour"] for each in every],
         "effective": [each["columns"]["effective"] for each in every],
         "estimators": found,
     }
-    files.write_json(out / f"ope_{task}_{level}.json", told)
+    files.write_json(out / "ope_cartpole.json", told)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Estimators of values against true values")
-    parser.add_argument("--task", choices=list(ENVS), default="cartpole")
-    parser.add_argument("--level", choices=["medium", "medium-expert", "expert"], default="medium")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax_setup.start()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.seed is None:
-        summarise(args.task, args.level, args.out)
+        summarise(args.out)
     else:
-        evaluate(args.task, args.level, args.out, args.seed)
+        evaluate(args.out, args.seed)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
 """Study: does the peak of the mean Q of the dataset's actions show the checkpoint to choose?
 
-    python -m jaxrl.experiments.studies.peak --task dmsd --data FILE --trajectories 20 --out DIR
-    python -m jaxrl.experiments.studies.peak --task maze --trajectories 20 --out DIR
+    python -m jaxrl.experiments.studies.peak --data FILE --trajectories 20 --out DIR
 
-CQL on the first N episodes of a dataset, ten seeds as members of one program, twenty evaluations.
-The tasks are DMSD with a dataset of NeoRL-2, and the maze `umaze` with rewards of 0 and 1 and walks
-between any two cells (`jaxrl data make`, level diverse).
-
-For each seed the return at the peak of Q (`jaxrl.diagnosis.peak`), at the end, and at the best
-evaluation, which needs the environment; Spearman's rank correlation of Q and return over
+CQL on the first N episodes of a dataset of DMSD, ten seeds as members of one program, twenty
+evaluations. For each seed the return at the peak of Q (`jaxrl.diagnosis.peak`), at the end, and at
+the best evaluation, which needs the environment; Spearman's rank correlation of Q and return over
 evaluations; the fall of Q. `--correction` trains with one of `jaxrl.corrections`.
 
-DIR/peak-TASK-N-CORRECTION.json has all values. Settings were chosen on seeds from 100.
+DIR/peak-N-CORRECTION.json has all values. Settings were chosen on seeds from 100.
 """
 
 from __future__ import annotations
@@ -25,35 +21,18 @@ from jaxrl import diagnosis, envs
 from jaxrl.agents import cql
 from jaxrl.envs import datasets
 from jaxrl.experiments import jax_setup
-from jaxrl.experiments.data import collect
 from jaxrl.experiments.studies import offline
 from jaxrl.ope.metrics import rank_correlation
 from jaxrl.runs import files, provenance
-from jaxrl.types import Env, Transition
 
 SIZES = {"batch_size": 64, "samples": 2, "hidden": (64, 64)}
-COMMON = {"lr": 1e-3, "actor_lr": 3e-4}
-HYPERS = {
-    "dmsd": COMMON | {"weight": 5.0, "reward_shift": -4.0},
-    "maze": COMMON | {"weight": 2.0, "reward_scale": 10.0, "tau": 0.02},
-}
+HYPERS = {"lr": 1e-3, "actor_lr": 3e-4, "weight": 5.0, "reward_shift": -4.0}
 STRENGTH = {"none": 0.0, "vib": 1e-2, "dropout": 0.1, "dr3": 1e-3}
-
-
-def task_of(name: str, data: Path | None, count: int) -> tuple[Env, Transition]:
-    """The environment of a task, and the rows of the first `count` episodes."""
-    if name == "maze":
-        ((_, found),) = collect.make("maze:umaze", ["diverse"], 10_000, None, {"seed": 0})
-        return envs.make("maze:umaze"), offline.episodes_of(found, 0, count)
-    if data is None:
-        raise SystemExit("dmsd needs --data FILE")
-    return envs.make("dmsd"), offline.episodes_of(datasets.load(data), 0, count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The checkpoint at the peak of Q against the last")
-    parser.add_argument("--task", choices=list(HYPERS), default="dmsd")
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trajectories", type=int, required=True)
     parser.add_argument("--correction", default="none", choices=list(STRENGTH))
     parser.add_argument("--strength", type=float)
@@ -63,13 +42,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax_setup.start()
-    env, rows = task_of(args.task, args.data, args.trajectories)
+    rows = offline.episodes_of(datasets.load(args.data), 0, args.trajectories)
     cfg = cql.Config(**SIZES, updates=args.updates, correction=args.correction)  # type: ignore[arg-type]
     strength = STRENGTH[args.correction] if args.strength is None else args.strength
-    hypers = HYPERS[args.task] | {"strength": strength}
+    hypers = HYPERS | {"strength": strength}
     keys = offline.keys_of(args.first_seed, args.seeds)
     hp = offline.hypers_of(cql.ALGORITHM, [hypers] * args.seeds)
-    run = offline.trainer(cql.ALGORITHM, cfg, env, evals=20)
+    run = offline.trainer(cql.ALGORITHM, cfg, envs.make("dmsd"), evals=20)
     result = run(keys, hp, rows)
     q, returns = offline.metric(result, "q"), offline.returns(result)
     at = np.array([diagnosis.peak(x) for x in q])
@@ -84,7 +63,7 @@ def main() -> None:
         ),
         "fall": offline.interval(np.array([diagnosis.fall(x) for x in q])),
     }
-    name = f"peak-{args.task}-{args.trajectories}-{args.correction}"
+    name = f"peak-{args.trajectories}-{args.correction}"
     print(name, *(f"{key} {offline.told(x)}" for key, x in found.items()), sep="\n  ", flush=True)
     curves = {key: offline.metric(result, key).tolist() for key in ("q", "td_error", "regulariser")}
     settings = {"sizes": SIZES, "hypers": hypers} | {k: str(v) for k, v in vars(args).items()}
