@@ -450,7 +450,7 @@ SELECTION = (
         "The checkpoint at the peak of Q is better than the last one, where CQL overfits.",
         tuple(
             line
-            for count in (20, 100)
+            for count in (20, 100, 500)
             for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
         ),
         tuple(
