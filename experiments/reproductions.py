@@ -421,6 +421,84 @@ TOKENS = (
     ),
 )
 
+# --- offline: baselines, extraction, selection, retrieval, merging --------------------------------
+
+RIVALS = "td3bc iql rebrac prdc"
+ON_DMSD = f"--data {DMSD} "
+
+
+SELECTION = (
+    Reproduction(
+        "rebrac-offline",
+        "rebrac",
+        "Small changes make TD3+BC the best of its kind.",
+        study(f"baselines --task dmsd {ON_DMSD}--agent {RIVALS} --out runs/offline"),
+        each(
+            "jaxrl train {agent} --env dmsd --data {data} --seeds 5 --out runs/rebrac/{agent}",
+            agent=("td3bc", "iql", "rebrac", "prdc"),
+            data=DMSD,
+        ),
+        "D4RL: best mean of the ensemble-free methods on Gym-MuJoCo and AntMaze",
+    ),
+    Reproduction(
+        "prdc-hole",
+        "prdc",
+        "The nearest pair of the whole dataset is a better constraint than the action of the row.",
+        (
+            *study("baselines --task hole --agent td3bc prdc --out runs/prdc-hole"),
+            *study("baselines --task cliff --agent td3bc prdc --out runs/prdc-hole"),
+        ),
+        study(f"baselines --task dmsd {ON_DMSD}--agent td3bc prdc prdc-close --out runs/prdc-dmsd"),
+        "D4RL: better than TD3+BC on most tasks",
+    ),
+    Reproduction(
+        "iql-extraction",
+        "iql",
+        "With the same critics, cloning the best of N actions gives better policies than AWR.",
+        study(
+            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-16 "
+            "--out runs/iql-extraction"
+        ),
+        study(
+            f"baselines --task dmsd {ON_DMSD}--agent iql-awr iql-ddpg_bc iql-1 iql-4 iql-16 iql-64 "
+            "--out runs/iql-extraction-full"
+        ),
+        "Digi-Q: best-of-N ahead of AWR on Android in the Wild",
+    ),
+    Reproduction(
+        "cql-peak",
+        "cql",
+        "The checkpoint at the peak of Q is better than the last one, where CQL overfits.",
+        tuple(
+            line
+            for count in (20, 100, 500)
+            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
+        ),
+        tuple(
+            line
+            for count in (20, 100, 500)
+            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak-full")
+        ),
+        "figures of robot tasks with 100 and 500 trajectories",
+    ),
+    Reproduction(
+        "bc-retrieval",
+        "bc",
+        "Cloning demonstrations with retrieved rows beats cloning demonstrations or all rows.",
+        study("retrieval --out runs/bc-retrieval"),
+        study("retrieval --seeds 20 --out runs/bc-retrieval-full"),
+        "20 % more success than methods conditioned on goals",
+    ),
+    Reproduction(
+        "bc-merging",
+        "bc",
+        "The mean of the weights before and after fine-tuning keeps the old and the new task.",
+        study("merging --out runs/bc-merging"),
+        study("merging --seeds 30 --out runs/bc-merging-full"),
+        "RETAIN and WiSE-FT: robot tasks and images",
+    ),
+)
+
 REPRODUCTIONS: dict[str, Reproduction] = {
-    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS)
+    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS, *SELECTION)
 }

@@ -15,12 +15,22 @@ PIECE = 4096  # rows on which a network is applied at a time
 
 
 def fit(
-    learner: Learner, hp: Any, data: Transition, key: Array, updates: int, batch_size: int
+    learner: Learner,
+    hp: Any,
+    data: Transition,
+    key: Array,
+    updates: int,
+    batch_size: int,
+    begin: PyTree = None,
 ) -> PyTree:
-    """The state of a learner after `updates` batches [B] of the rows of `data` [D]."""
+    """The state of a learner after `updates` batches [B] of the rows of `data` [D].
+
+    Args:
+      begin: the state to continue from; None for a new one.
+    """
     source, inputs = uniform(batch_size), {"data": data}
     key_init, key_steps = jax.random.split(key)
-    state = learner.init(key_init, hp, inputs)
+    state = learner.init(key_init, hp, inputs) if begin is None else begin
 
     def update(step: Array, state: PyTree) -> PyTree:
         key_rows, key = jax.random.split(jax.random.fold_in(key_steps, step))

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from logged import BOX, rows
 
 from jaxrl import retrieval
+from jaxrl.agents import bc
 from jaxrl.envs import datasets
 from jaxrl.envs.datasets import Dataset
 from jaxrl.experiments import cli
+from jaxrl.experiments.studies import reaching
+from jaxrl.fitting import fit
 
 
 def test_divergence_and_scores_by_hand() -> None:
@@ -56,3 +60,22 @@ def test_the_rows_of_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert t.start[36] and not (t.terminated & t.truncated).any()
     assert cli.main(["data", "retrieve", str(paths[0])]) == 2
     assert "data retrieve needs two datasets" in capsys.readouterr().err
+
+
+def test_demonstrations_of_a_goal() -> None:
+    """Whole episodes, which end at the goal; a fit continues from a given state."""
+    env = reaching.make((0,), told=False)
+    t = reaching.demonstrations(env, reaching.walker(0), 4, seed=1)
+    assert t.reward.sum() == t.start.sum() == t.terminated.sum() == 4
+    assert t.start[0] and t.terminated[-1] and t.obs.shape[1:] == (2,)
+    away = np.linalg.norm(t.next_obs[t.terminated] - np.array(reaching.GOALS[:1]), axis=1)
+    assert (away < reaching.CLOSE).all()
+    cfg = bc.Config(batch_size=4, hidden=(4,), updates=1)
+    agent, hp = bc.make(cfg, env.spec), jax.tree.map(jnp.float32, bc.Hypers())
+    rows, key = jax.tree.map(jnp.asarray, t), jax.random.key(0)
+    run = lambda updates, begin: fit(agent, hp, rows, key, updates, 4, begin)
+    state = run(2, None)
+    same, other = (jax.tree.leaves(run(updates, state)) for updates in (0, 1))
+    for a, b in zip(jax.tree.leaves(state), same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(same, other, strict=True))
