@@ -380,6 +380,40 @@ IQL = (
     ),
 )
 
+# --- offline, then online ------------------------------------------------------------------------
+
+DEMOS = "data/reach-noisy.npz"
+SWITCHED = (
+    "jaxrl train {agent} --env reach:sparse --data {data} --seeds {seeds} --evals 20 "
+    "--eval-episodes 200 --agent.hidden 64 64 --agent.lr 1e-3 --agent.gamma 0.95 --agent.tau 0.01 "
+    "--agent.batch-size 64 --agent.updates 1500 --agent.finetune-steps {steps} "
+    "--agent.capacity 5000 {own} --out runs/offline-to-online/{agent}-{steps}"
+)
+PESSIMIST = "--agent.actor-lr 3e-4 --agent.samples 2 --agent.weight 1"
+
+
+def switched(seeds: int, steps: int) -> tuple[str, ...]:
+    """Cal-QL, CQL, AWAC and IQL from the same noisy demonstrations, then online."""
+    task = {"data": DEMOS, "seeds": seeds, "steps": steps}
+    return (
+        f"jaxrl data make reach:sparse --level noisy --success 0.25 --steps 200 --out {DEMOS}",
+        *each(SWITCHED, agent=("calql", "cql"), own=PESSIMIST, **task),
+        *each(SWITCHED, agent="awac", own="--agent.lam 0.1", **task),
+        *each(SWITCHED, agent="iql", own="--agent.beta 10", **task),
+    )
+
+
+ONLINE = (
+    Reproduction(
+        "offline-to-online",
+        "calql",
+        "Calibrated values keep Cal-QL from falling when online training begins.",
+        switched(5, 2_000),
+        switched(20, 50_000),
+        "learning curves of AntMaze, Kitchen and Adroit tasks",
+    ),
+)
+
 # --- objectives of language-model RL --------------------------------------------------------------
 
 TOKENS = (
@@ -500,5 +534,6 @@ SELECTION = (
 )
 
 REPRODUCTIONS: dict[str, Reproduction] = {
-    one.name: one for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *TOKENS, *SELECTION)
+    one.name: one
+    for one in (*PQN, *MDPO, *RAVL, *CDSA, *PGD, *OFQL, *IQL, *ONLINE, *TOKENS, *SELECTION)
 }
