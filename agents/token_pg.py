@@ -71,7 +71,7 @@ class Config:
     older: int = 2
     """further age in updates of the older responses of remix, at most"""
     rollout_mantissa: int = 23
-    """mantissa bits of the parameters that respond, as in inference of low precision; 23 is all"""
+    """bits of mantissa that parameters keep for responses, as in low-precision inference"""
     epochs: int = 1
     """passes over the responses of an update"""
     minibatches: int = 1

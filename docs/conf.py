@@ -117,8 +117,6 @@ def _page(module: str) -> str:
 
 
 def _write_reference() -> None:
-    from jaxrl.experiments import reproduce
-
     folder = Path(__file__).parent / "reference"
     folder.mkdir(exist_ok=True)
     (folder / "index.md").write_text(
@@ -128,7 +126,9 @@ def _write_reference() -> None:
     )
     for module in REFERENCE:
         (folder / f"{module}.md").write_text(_page(module))
-    (folder / "reproductions.md").write_text(reproduce.page(folder.parent / "reproductions"))
+    (folder / "reproductions.md").write_text(
+        import_module("jaxrl.experiments.reproduce").page(folder.parent / "reproductions")
+    )
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -443,6 +443,16 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     assert np.isnan(table["x"][1]).tolist() == [True, False]
 
 
+def test_chunks_are_of_one_stage(tmp_path: Path) -> None:
+    """Two stages may have rows of the same update."""
+    run = opened(tmp_path, CONFIG)
+    run.write_part(part_name(0, 10, 0), part("a", [0, 1], 10, x=[1.0, 2.0]))
+    run.write_part(part_name(1, 10, 0), part("b", [0, 1], 10, x=[3.0, 4.0]))
+    with pytest.raises(ValueError, match="rows of several stages"):
+        by_chunk(read_metrics(run), 2)
+    assert by_chunk(read_metrics(run, "b"), 2)["x"].tolist() == [[3.0, 4.0]]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"finished": true}', "é" * 9])
 def test_damaged_summary_is_none_and_told(tmp_path: Path, text: str) -> None:
     run = opened(tmp_path, CONFIG)

@@ -411,10 +411,9 @@ def test_every_objective_learns(name: str) -> None:
 def test_claims_report_other_seeds_than_those_that_choose_the_rate(monkeypatch) -> None:
     lr, seed = np.repeat(token_claims.RATES, 4), np.tile(np.arange(4), 3)
     end = np.where(lr == 3e-3, np.where(seed < 2, 0.1, 0.9), 0.5)  # best for seeds 2 and 3 alone
-    never = np.full((1, 12), np.nan)  # fine-tuning before: no evaluation
-    rows = {"return": np.concatenate([never, np.zeros((5, 12)), end[None]])}
+    rows = {"return": np.concatenate([np.zeros((5, 12)), end[None]])}
     rows |= dict.fromkeys(token_claims.METRICS, np.stack([end, seed]))
-    monkeypatch.setattr(token_claims, "read_metrics", lambda run: run)
+    monkeypatch.setattr(token_claims, "read_metrics", lambda run, stage: run)
     monkeypatch.setattr(token_claims, "by_chunk", lambda metrics, members: rows)
     members = {"id": np.arange(12), "agent.lr": lr, "seed": seed}
     run = types.SimpleNamespace(members=lambda: members)

@@ -73,7 +73,7 @@ def rows(env: str, kind: Kind, path: Path) -> list[dict[str, Any]]:
         members = run.members()
         last = {
             name: values[-1]
-            for name, values in by_chunk(read_metrics(run), len(members["id"])).items()
+            for name, values in by_chunk(read_metrics(run, "agent"), len(members["id"])).items()
         }
         for rate in RATES:
             own = np.isclose(members["agent.lr"], rate)

@@ -150,9 +150,8 @@ def train(name: str, variant: str, seeds: int, updates: int, out: Path) -> RunDi
 def outcome(run: RunDir, seeds: int) -> dict[str, Any]:
     """The rate that the second half of the seeds chooses, and the first half's accuracies."""
     members = run.members()
-    rows = by_chunk(read_metrics(run), len(members["id"]))
-    accuracy = rows["return"].astype(float)  # [C, P]; with fine-tuning first, also its chunks
-    accuracy = accuracy[np.isfinite(accuracy).all(1)][-EVALS:]
+    rows = by_chunk(read_metrics(run, "agent"), len(members["id"]))
+    accuracy = rows["return"].astype(float)  # [C, P]
     own = lambda rate, half: np.isclose(members["agent.lr"], rate) & half
     choosing = members["seed"] >= seeds
     rate = max(RATES, key=lambda rate: accuracy[-1, own(rate, choosing)].mean())

@@ -20,12 +20,10 @@ Further seeds choose the learning rate, by pass@1 and by the KL.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxrl
@@ -40,6 +38,7 @@ from jaxrl.experiments.studies.enumerated import (
     pass_at,
     success,
 )
+from jaxrl.experiments.studies.offline import keys_of
 from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.runs import files, provenance
 from jaxrl.runs.stats import bootstrap_ci
@@ -59,13 +58,13 @@ PARTS: dict[str, tuple[str, list[tuple[str, float]]]] = {  # measure, (objective
 
 
 def measures(
-    objective: str, noise: float, lr: float, updates: int, seeds: Iterable[int]
+    objective: str, noise: float, lr: float, updates: int, seeds: range
 ) -> list[dict[str, np.ndarray]]:
     """Measures [P] of the policies of the seeds, after fine-tuning and at the end."""
     env = envs.make("tokens:carry-add", alphabet=ALPHABET)
     cfg = token_pg.Config(objective=objective, updates=updates, pool=LEARNED, sft_updates=40)
     run = jaxrl.train(token_pg.program(cfg, env, evals=1, episodes=1))
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(0), seed) for seed in seeds])
+    keys = keys_of(seeds.start, len(seeds))
     taught = "teacher_noise" in OBJECTIVES[objective].uses
     hp = token_pg.Hypers(lr=lr, teacher_noise=noise) if taught else token_pg.Hypers(lr=lr)
     state = jax.jit(jax.vmap(run, (0, None)))(keys, hp).state

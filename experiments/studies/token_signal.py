@@ -28,6 +28,7 @@ from jaxrl.agents import token_pg
 from jaxrl.envs import tokens
 from jaxrl.experiments import jax_setup
 from jaxrl.experiments.studies.enumerated import every_log_prob, listed, success
+from jaxrl.experiments.studies.offline import keys_of
 from jaxrl.objectives.table import OBJECTIVES
 from jaxrl.responses import Responses, responses, tokens_of
 from jaxrl.runs import files, provenance
@@ -120,7 +121,7 @@ def main() -> None:
     rows = []
     print("| updates | batch | success | cosine | signal |\n" + "|---" * 5 + "|")
     for updates in args.updates:
-        keys = [jax.random.fold_in(jax.random.key(0), seed) for seed in range(args.seeds)]
+        keys = keys_of(0, args.seeds)
         each = [jax.device_get(run(key, jnp.int32(updates))) for key in keys]
         for name in each[0]:
             found = {what: [float(one[name][what]) for one in each] for what in each[0][name]}

@@ -204,8 +204,14 @@ def by_chunk(columns: Mapping[str, Any], members: int) -> dict[str, np.ndarray]:
     """Columns [R] of one stage as [C, P], by chunk and member.
 
     A member without a row has NaN, but "update" and "env_steps" of the chunk.
+
+    Raises:
+      ValueError: a member has two rows of an update, as in the columns of several stages.
     """
     updates, chunk = np.unique(columns["update"], return_inverse=True)
+    places = chunk * members + columns["member"]
+    if len(np.unique(places)) < len(places):
+        raise ValueError("rows of several stages: pass read_metrics the name of one")
     found = {}
     for name in (name for name in columns if name != "stage"):
         values = columns[name]
