@@ -74,6 +74,7 @@ def test_result(results: Any) -> None:
     np.testing.assert_array_equal(together.hp.agent.lr, np.float32([1e-2, 1e-2]))
 
 
+@pytest.mark.slow
 def test_hypers_by_default_and_with_parameters_of_the_environment(results: Any) -> None:
     _, _, train = results
     key = jax.random.key(5)
@@ -125,6 +126,7 @@ def test_a_wrong_record_of_hypers_is_refused() -> None:
         jax.eval_shape(train, jax.random.key(0), bc.Hypers())
 
 
+@pytest.mark.slow
 def test_bits_of_a_member_of_a_run() -> None:
     """Member s of a population of one begins from fold_in(key(0), s), as `--seed s` does."""
     program = pqn.program(CFG, tiny.walk(), evals=2, episodes=3)

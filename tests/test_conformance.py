@@ -527,12 +527,12 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "token_pg": functools.cache(_token_pg),
 }
 
-# Relatives of other agents: by default only what takes no compiling.
+# By default only what takes no compiling: relatives of other agents, and long compilations.
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
     *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
     *("awac", "calql", "resfit", "rlif", "rlpd", "td3", "mdpo", "token_pg"),
-    *("pqn_continuous", "pgd_iql", "ravl"),
+    *("pqn_continuous", "pgd_iql", "ravl", "ofql", "cdsa"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

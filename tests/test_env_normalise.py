@@ -184,7 +184,8 @@ def mirror() -> Env:
 SAYS = Policy(act=lambda state, hp, obs, start, memory, noise, explore: (obs, memory, {}))
 
 
-@pytest.mark.parametrize("nested", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nested", [True, False])
 def test_evaluation_goes_on_with_the_statistics_of_training(nested: bool) -> None:
     """Paid by what it sees, an episode earns its standardised observation, and that as it is."""
     env = normalised_rewards(normalised_observations(mirror()), GAMMA)

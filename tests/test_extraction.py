@@ -78,6 +78,7 @@ def test_critics_do_not_depend_on_the_policy() -> None:
         iql.make(iql.Config(candidates=0), BOX)
 
 
+@pytest.mark.slow
 def test_best_of_n_leaves_the_data() -> None:
     """One step of reward -(a - 0.8)², actions up to 0.5, beyond which no weights of AWR can go."""
     rng = np.random.default_rng(0)
