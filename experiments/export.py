@@ -44,7 +44,7 @@ def export(
     if to in ("jax", "hub"):
         _need("flatbuffers", to, "pip install flatbuffers")  # absent in old environments
     if to == "onnx":
-        _need("jax2onnx", to, "pip install --no-deps jax2onnx, see docs/after-training.md")
+        _need("jax2onnx", to, "pip install --no-deps jax2onnx onnx onnx-ir onnxscript")
     run = open_run_folder(path)
     settings = settings_of(run, trust)
     env = envs.make(settings.options.env, **settings.options.env_options)

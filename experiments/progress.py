@@ -13,6 +13,15 @@ from rich.text import Text
 from jaxrl.experiments.console import clock, rate, size
 from jaxrl.experiments.streams import printable, wrapped
 
+# `drive.Compiled.what` in a user's words.
+_SHOWN = {
+    "initialise": "initialisation",
+    "advance": "training",
+    "evaluate": "evaluation",
+    "act": "acting",
+    "warm up": "warm-up",
+}
+
 
 class Display:
     """Context manager that shows the progress of a run; `say` prints above the live line."""
@@ -55,16 +64,17 @@ class Display:
         self._bar.update(self._task, completed=done_steps)
 
     def compiling(self, what: str) -> None:
-        self._doing, self._since = f"compiling {what}", time.perf_counter()
+        """Shows that `what`, one of the programs of `drive.Compiled`, is being compiled."""
+        self._doing, self._since = f"compiling {_SHOWN[what]}", time.perf_counter()
         if not self.live:
-            self.say(f"compiling {what} ...", end=" ")
+            self.say(f"{self._doing} ...", end=" ")
 
     def compiled(self, what: str, seconds: float, temporary_bytes: int) -> None:
         """Reports a finished compilation; `temporary_bytes` excludes the training state."""
         self.compile_s += seconds
         self._doing, self._since = "running", time.perf_counter()
         took = f"{seconds:.1f} s, {size(temporary_bytes)} of temporary memory"
-        self.say(f"compiled {what} in {took}" if self.live else took)
+        self.say(f"compiled {_SHOWN[what]} in {took}" if self.live else took)
 
     def advance(self, done_steps: int, numbers: dict[str, float] | None) -> None:
         """Updates the steps done and the metrics shown; `numbers` is None within a chunk."""

@@ -109,12 +109,12 @@ def test_signal_while_compiling(tmp_path: Path, number: int) -> None:
     with start("jaxrl.experiments.main", *TRAIN, "run", cwd=tmp_path, env=env) as process:
         assert process.stdout is not None
         seen = ""
-        while "compiling advance" not in seen:
+        while "compiling training" not in seen:
             seen += process.stdout.read(1)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert "compiling evaluate" not in out and "and saved" in err.splitlines()[-1]
+    assert "compiling evaluation" not in out and "and saved" in err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -270,7 +270,7 @@ def test_plain_lines_tell_of_compiling_and_progress(whole: tuple[Path, str]) -> 
     assert lines[0] == "pqn on mine:walk: 3 members x 62 updates = 5.952k environment steps"
     assert lines[1].startswith("2 cpu devices, tiles of 2 members")
     compiled = [line for line in lines if re.match(r"compiling \w+ \.\.\. \d+\.\d s, \d+", line)]
-    assert [line.split()[1] for line in compiled] == ["initialise", "advance", "evaluate"]
+    assert [line.split()[1] for line in compiled] == ["initialisation", "training", "evaluation"]
     told = r" *(\d+)%  return \S+  \S+ steps/s  .+ left"
     percents = [int(found[1]) for line in lines if (found := re.fullmatch(told, line))]
     assert len(percents) == EVALS and percents == sorted(percents) and percents[-1] == 100
@@ -469,7 +469,7 @@ def test_terminal_shows_live_progress_until_interrupted(lab: Path, whole: tuple[
     assert process.wait(60) == 130, seen
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     lines = re.split(r"[\r\n]+", text)
-    assert "compiled advance in" in text
+    assert "compiled training in" in text
     assert re.search(r"0%  compiling \w+, \d+ s", text)
     assert re.search(r"[1-9]%  return \S+  \S+ steps/s  .+ left", text)
     assert all(len(line) <= 80 for line in lines if " left" in line)
