@@ -162,7 +162,7 @@ def main() -> None:
     jax_setup.start()
     keys = jax.random.split(jax.random.key(0), args.seeds)
     curves: dict[str, dict[str, np.ndarray]] = {}
-    print("task     method                   RMS of values, end to start: median (lowest to highest)")
+    print("task     method                   RMS of values, end to start: median (range)")
     for name, make in TASKS.items():
         curves[name] = {}
         for method in METHODS:
