@@ -33,6 +33,7 @@ AGENTS = {
     "rlpd": "SAC with RED-Q critics, half of each batch from a dataset (arXiv:2302.02948)",
     "resfit": "off-policy residual on a trained base policy (arXiv:2509.19301)",
     "rlif": "SAC whose reward is that an expert does not intervene (arXiv:2311.12996)",
+    "dagger": "clones an expert in the states of the clone, and HG-DAgger (arXiv:1011.0686)",
     "iql": "implicit Q-learning, offline, with online fine-tuning (arXiv:2110.06169)",
     "famo2o": "IQL with a balance of improvement and constraint per state (arXiv:2310.17966)",
     "uni_o4": "offline and online PPO, gated by off-policy evaluation (arXiv:2311.03351)",

@@ -10,8 +10,7 @@ The step of the policy that led to an intervention has reward -1, all others 0; 
 task are not used. The learner is that of `jaxrl.agents.rlpd`: SAC with RED-Q critics and
 LayerNorm, on rows of the dataset, with rewards 0, and of the replay buffer.
 
-The reference Q-function belongs to the intervener, not to the learner. It is that of the expert,
-fitted to the dataset with the task's rewards (`jaxrl.ope.fqe`), in a stage of its own.
+The reference Q-function belongs to the intervener, not to the learner (`jaxrl.interventions`).
 
 Deviations from the authors' code:
 - The reference is the Q-function of the expert; there it is that of a converged agent.
@@ -37,8 +36,7 @@ from jaxrl.agents import sac
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
-from jaxrl.ope import fqe
-from jaxrl.policies import Trained, check_base, greedy
+from jaxrl.policies import check_base
 from jaxrl.program import Program, Stage
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_share
@@ -90,8 +88,7 @@ class Hypers(sac.Hypers):
 
 class State(NamedTuple):
     sac: sac.State
-    expert: Trained  # the frozen expert
-    reference: fqe.State | tuple[()]  # the intervener's Q-function; () for random interventions
+    watch: interventions.Watch  # the frozen expert and the Q-function of interventions
 
 
 def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
@@ -113,31 +110,19 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     expert, space = check_base("rlif", base), box_scale("rlif", spec)
     if cfg.target_entropy is None:
         cfg = dataclasses.replace(cfg, target_entropy=-space.size / 2)
-    inner, judge = sac.make(cfg, spec), fqe.critic(fqe.Config(), spec)
-    by_value = cfg.intervention == "value"
+    inner, watcher = sac.make(cfg, spec), interventions.intervener(cfg, spec, expert, "rlif")
 
     def init(key, hp, inputs):
-        own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
-        return State(inner.init(key, hp, inputs), own, inputs["reference"] if by_value else ())
+        return State(inner.init(key, hp, inputs), watcher.init(inputs))
 
     def act(state, hp, obs, start, memory, noise, explore):
         drawn, coin = noise
         own = inner.act(state.sac, hp, obs, start, (), drawn, explore)[0]
         if not explore:
             return own, memory, {}
-        taught = greedy(expert, state.expert, obs)
-        if by_value:
-            q = state.reference
-            value = lambda action: judge.value(q, q.params, obs, space.unit(action)) * q.scale
-            wanted = interventions.value_based(value(own), value(taught), hp.delta, hp.slip, coin)
-        else:
-            wanted = coin < hp.probability
-        intervened, memory = interventions.take_over(memory, start, wanted, cfg.intervention_steps)
-        return (
-            jnp.where(intervened[:, None], taught, own),
-            memory,
-            {interventions.EXTRA: intervened},
-        )
+        seen = (obs, start, memory, own, coin)
+        action, memory, intervened, _ = watcher.act(state.watch, hp, *seen)
+        return action, memory, {interventions.EXTRA: intervened}
 
     def noise(key: jax.Array, n: int) -> PyTree:
         key_own, key_coin = jax.random.split(key)
@@ -182,16 +167,7 @@ def program(
         evals=evals,
         evaluate=evaluator(env, agent, episodes),
     )
-    if cfg.intervention == "random":
-        return Program((learning,))
-    judging = Stage(
-        name="reference",
-        learner=interventions.reference(env.spec),
-        source=interventions.expert_rows(base, env.spec, cfg.reference_batch),
-        updates=cfg.reference_updates,
-        evals=evals,
-    )
-    return Program((judging, learning))
+    return Program((*interventions.judging(cfg, env.spec, base, evals), learning))
 
 
 ALGORITHM = Algorithm(

@@ -30,6 +30,7 @@ CONTINUOUS = (
     "cdsa",
     "resfit",
     "rlif",
+    "dagger",
     "dql",
     "ofql",
     "famo2o",

@@ -28,6 +28,7 @@ from jaxrl.agents import (
     cdsa,
     cql,
     dac,
+    dagger,
     dql,
     dqn,
     edac,
@@ -389,16 +390,27 @@ def _resfit() -> Case:
 
 def _rlif() -> Case:
     """A cloned policy intervenes by a Q-function that the last stage gets as it begins."""
+    cfg = rlif.Config(**REPLAYED, critics=3, reference_updates=8, reference_batch=4)
+    return _watched(rlif, cfg, rlif.Hypers(lr=0.01, tau=0.2, slip=0.5))
+
+
+def _dagger() -> Case:
+    """The same for a clone that learns from the steps of the expert."""
+    sizes = {name: x for name, x in REPLAYED.items() if name != "n_step"}
+    own = {"labels": "interventions", "reference_updates": 8, "reference_batch": 4}
+    return _watched(dagger, dagger.Config(**sizes | own), dagger.Hypers(lr=0.01, tau=0.2, slip=0.5))
+
+
+def _watched(module: Any, cfg: Any, hypers: Any) -> Case:
+    """A learner with an expert that intervenes by value."""
     env = tiny.glide()
     base, inputs = _cloned(env)
-    cfg = rlif.Config(**REPLAYED, critics=3, reference_updates=8, reference_batch=4)
-    hypers = rlif.Hypers(lr=0.01, tau=0.2, slip=0.5)
     hp = HyperParams(jax.tree.map(jnp.float32, hypers), env.params)
-    program = rlif.program(cfg, env, evals=2, episodes=3, base=base)
+    program = module.program(cfg, env, evals=2, episodes=3, base=base)
     begin = program.stages[0].learner.init(jax.random.key(0), hp.agent, inputs)
     return Case(
         program=program,
-        agent=rlif.make(cfg, env.spec, base),
+        agent=module.make(cfg, env.spec, base),
         spec=env.spec,
         hp=hp,
         plain=hypers,
@@ -517,6 +529,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "cdsa": functools.cache(_cdsa),
     "resfit": functools.cache(_resfit),
     "rlif": functools.cache(_rlif),
+    "dagger": functools.cache(_dagger),
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
     "pgd_iql": functools.cache(_pgd_iql),
@@ -531,7 +544,8 @@ AGENTS: dict[str, Callable[[], Case]] = {
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
     *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
-    *("awac", "calql", "resfit", "rlif", "rlpd", "td3", "mdpo", "token_pg"),
+    *("awac", "calql", "dagger", "resfit", "rlif", "rlpd", "td3", "mdpo"),
+    "token_pg",
     *("pqn_continuous", "pgd_iql", "ravl", "ofql", "cdsa"),
 )
 

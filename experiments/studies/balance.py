@@ -1,14 +1,15 @@
 """Study: does FamO2O's balance β(s) follow the quality of the data (`jaxrl.agents.famo2o`)?
 
-    python -m jaxrl.experiments.studies.balance --out DIR
+    python -m jaxrl.experiments.studies.balance --grid small --out DIR
 
 The plane `reach`, with data whose quality depends on the state: above the diagonal the actions are
 those of the controller with a little noise, below they are uniformly random, so that there is more
-to improve. FamO2O with three ranges of β, and IQL with four fixed ones, on the seeds 100 and 101
-(`POINTS`); the best point of each on six other seeds, and all fixed β of IQL beside them. Training
-on the data is followed by fine-tuning in the environment.
+to improve. FamO2O with three ranges of β, and IQL with four fixed ones, on the seeds 100 and 101; the
+best range on six other seeds, and all fixed β of IQL beside it. `--grid` has large values of β
+(`large`), or values so small that the worst ones hardly improve on the data (`small`). Training on
+the data is followed by fine-tuning in the environment.
 
-DIR/balance.json has the returns after both stages, and for FamO2O the mean of β(s) over the
+DIR/balance_GRID.json has the returns after both stages, and for FamO2O the mean of β(s) over the
 dataset's states of both regions, as a fraction of its range.
 """
 
@@ -40,14 +41,11 @@ SIZES: dict[str, Any] = {
     "capacity": 2_000,
 }
 RATES = {"lr": 1e-3, "gamma": 0.95, "tau": 0.01}
-FIXED = (1.0, 3.0, 10.0, 30.0)
-POINTS: dict[str, list[dict[str, float]]] = {
-    "famo2o": [
-        {"beta_low": low, "beta_high": high}
-        for low, high in ((1.0, 10.0), (1.0, 30.0), (3.0, 30.0))
-    ],
-    "iql": [{"beta": beta} for beta in FIXED],
+RANGES = {
+    "large": ((1.0, 10.0), (1.0, 30.0), (3.0, 30.0)),
+    "small": ((0.0, 0.3), (0.0, 1.0), (0.0, 3.0)),
 }
+FIXED = {"large": (1.0, 3.0, 10.0, 30.0), "small": (0.03, 0.1, 0.3, 1.0)}
 ALGORITHMS: dict[str, Algorithm] = {"famo2o": famo2o.ALGORITHM, "iql": iql.ALGORITHM}
 TUNED = (100, 101)
 
@@ -117,14 +115,23 @@ def learn(agent: str, points: list[dict[str, float]], seeds: tuple[int, ...]) ->
     return found
 
 
+def points_of(grid: str) -> dict[str, list[dict[str, float]]]:
+    """The points of both agents."""
+    return {
+        "famo2o": [{"beta_low": low, "beta_high": high} for low, high in RANGES[grid]],
+        "iql": [{"beta": beta} for beta in FIXED[grid]],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="FamO2O's balance per state")
+    parser.add_argument("--grid", choices=list(RANGES), default="small")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax_setup.start()
     told: dict[str, Any] = {"versions": provenance.versions(), "rates": RATES, "sizes": SIZES}
-    for agent, points in POINTS.items():
+    for agent, points in points_of(args.grid).items():
         tuned = learn(agent, points, TUNED)
         means = {name: x.mean(1).tolist() for name, x in tuned.items()}
         # The agents are chosen by what fine-tuning ends with.
@@ -136,7 +143,7 @@ def main() -> None:
             row = {name: offline.interval(x[i]) for name, x in found.items()}
             print(agent, point, *(f"{k} {offline.told(x)}" for k, x in row.items()), flush=True)
             told[agent]["reported"].append({"point": point} | row)
-    files.write_json(args.out / "balance.json", told)
+    files.write_json(args.out / f"balance_{args.grid}.json", told)
 
 
 if __name__ == "__main__":
