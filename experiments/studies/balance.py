@@ -4,8 +4,8 @@
 
 The plane `reach`, with data whose quality depends on the state: above the diagonal the actions are
 those of the controller with a little noise, below they are uniformly random, so that there is more
-to improve. FamO2O with three ranges of β, and IQL with four fixed ones, on the seeds 100 and 101; the
-best range on six other seeds, and all fixed β of IQL beside it. `--grid` has large values of β
+to improve. FamO2O with three ranges of β, and IQL with four fixed ones, on the seeds 100 and 101;
+the best range on six other seeds, and all fixed β of IQL beside it. `--grid` has large values of β
 (`large`), or values so small that the worst ones hardly improve on the data (`small`). Training on
 the data is followed by fine-tuning in the environment.
 
