@@ -35,7 +35,7 @@ from jaxrl import nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError
-from jaxrl.masks import ILLEGAL_LOGIT, legal_only, unmask
+from jaxrl.masks import ILLEGAL_LOGIT, critic_shape, critic_view, legal_only, unmask
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import linear
@@ -189,7 +189,7 @@ class Networks(NamedTuple):
 def networks(cfg: Config, spec: EnvSpec) -> Networks:
     """Networks of observations; with action masks, illegal actions have probability 0."""
     actor = nets.from_linen(Actor(cfg, spec.action), spec.obs_shape)
-    critic = nets.from_linen(Network(cfg, cfg.critic, 1, 1.0), spec.obs_shape)
+    critic = nets.from_linen(Network(cfg, cfg.critic, 1, 1.0), critic_shape(spec))
 
     def policy(params: PyTree, seen: Any) -> Categorical | Normal:
         obs, legal = unmask(seen)
@@ -198,7 +198,7 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
             found if legal is None else Categorical(legal_only(found.logits, legal, ILLEGAL_LOGIT))
         )
 
-    value = lambda params, seen: critic.apply(params, unmask(seen)[0])
+    value = lambda params, seen: critic.apply(params, critic_view(seen))
     return Networks(nets.Net(actor.init, policy), nets.Net(critic.init, value))
 
 
@@ -255,7 +255,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
         }
         return clip_to_box(space, scaled(sample)), memory, extras
 
-    return Policy(act=act, noise=noise, masks=True, bytes=True)
+    return Policy(act=act, noise=noise, masks=True, bytes=True, views=True)
 
 
 def with_statistics(cfg: Config, spec: EnvSpec, agent: Agent) -> Agent:
@@ -351,6 +351,8 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     """Raises UserError if the environment is not supported or sizes do not fit together."""
     if isinstance(spec.action, Box) and len(spec.action.shape) != 1:
         raise UserError(f"box actions must have one axis; {spec.name} has {spec.action.shape}")
+    if cfg.conv and spec.critic_shape is not None:
+        raise UserError(f"conv takes one observation for all networks; {spec.name} has two")
     nets.check_images(spec, cfg.conv)
     check_rollouts(cfg, (*cfg.actor, *cfg.critic, *cfg.conv), cfg.resets)
 

@@ -79,7 +79,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         scaled = t._replace(reward=hp.reward_scale * t.reward)
         return inner.update(state, hp, batch._replace(transitions=scaled), key, step)
 
-    return dataclasses.replace(inner, update=update, masks=False, hypers=Hypers())
+    return dataclasses.replace(inner, update=update, masks=False, views=False, hypers=Hypers())
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

@@ -178,7 +178,15 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return learn(cfg, head, state, hp, batch, key, objective, sum_log_probs)
 
     act = acting(head)
-    return Agent(init=init, update=update, act=act, noise=head.noise, masks=True, hypers=Hypers())
+    return Agent(
+        init=init,
+        update=update,
+        act=act,
+        noise=head.noise,
+        masks=True,
+        views=True,
+        hypers=Hypers(),
+    )
 
 
 def begin(

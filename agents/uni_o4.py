@@ -308,7 +308,7 @@ def online_agent(cfg: Config, spec: EnvSpec) -> Agent:
         adam = ppo.optimiser(hp.lr, hp.max_grad_norm)
         return ppo.State(params, adam.init(ravel_pytree(params)[0]))
 
-    return dataclasses.replace(agent, init=init, hypers=Hypers())
+    return dataclasses.replace(agent, init=init, views=False, hypers=Hypers())
 
 
 def check(cfg: Config, spec: EnvSpec) -> None:

@@ -118,6 +118,11 @@ def normalise(env: Env, obs: Any = None, reward: Any = None) -> Env:
         raise EnvError(f"normalise_obs of {env.spec.name} must be true or false, got {obs!r}")
     if obs and env.spec.obs_dtype == "uint8":
         raise EnvError(f"normalise_obs does not take the bytes of {env.spec.name}")
+    if obs and env.spec.critic_shape is not None:
+        raise EnvError(
+            f"normalise_obs does not take the two observations of {env.spec.name}: use "
+            "--agent.normalise-obs"
+        )
     if obs or reward is not None:
         check_single(env.spec, "normalise_obs or normalise_reward")
     env = normalised_observations(env) if obs else env

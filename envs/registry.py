@@ -52,6 +52,7 @@ def make(name: str, /, **options: Any) -> Env:
         max_steps: time limit; None for the environment's own;
         masks: False to play without the environment's action masks;
         hide: indices of the elements to remove from observations, as [1, 3];
+        hide_from: "policy" to leave these elements to value functions; by default "all";
         sticky: probability that the previous action is repeated;
         absorbing: True for an absorbing state in place of terminations, up to the time limit;
         normalise_obs: True to standardise observations by running statistics;
@@ -112,7 +113,8 @@ def describe(spec: EnvSpec) -> str:
     limit = spec.max_steps
     steps = "no time limit" if limit is None else "1 step" if limit == 1 else f"{limit} steps"
     team = "" if spec.agents is None else f", team of {spec.agents}"
-    return f"obs {spec.obs_shape}, {action}, {steps}{team}"
+    views = "" if spec.critic_shape is None else f", critic obs {spec.critic_shape}"
+    return f"obs {spec.obs_shape}{views}, {action}, {steps}{team}"
 
 
 def check_env(env: Env) -> None:
@@ -169,7 +171,11 @@ def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) 
     """`env` with other parameters and with wrappers; `known` is `also` of `with_params`."""
     options = dict(options)
     own = (options.pop(k, None) for k in OPTIONS)
-    steps, masks, hidden, sticky, absorbs, obs, reward, pool = own
+    steps, masks, hidden, hidden_from, sticky, absorbs, obs, reward, pool = own
+    if hidden_from not in (None, "all", "policy") or (hidden_from and hidden is None):
+        raise EnvError(
+            f"hide_from={hidden_from} of {env.spec.name} must be all or policy, and needs hide"
+        )
     if not (absorbs is None or isinstance(absorbs, bool)):
         raise EnvError(f"absorbing of {env.spec.name} must be true or false, got {absorbs!r}")
     if not (masks is None or isinstance(masks, bool)):
@@ -177,7 +183,7 @@ def _with_options(env: Env, options: dict[str, Any], known: Iterable[str] = ()) 
     env = with_params(env, known, **options)
     env = env if steps is None else time_limit(env, steps)
     env = without_masks(env) if masks is False else env
-    env = env if hidden is None else hide(env, hidden)
+    env = env if hidden is None else hide(env, hidden, hidden_from == "policy")
     env = env if sticky is None else sticky_actions(env, sticky)
     env = absorbing(env) if absorbs else env
     env = normalise(env, obs, reward)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl.envs.names import EnvError
 from jaxrl.errors import nearest
-from jaxrl.masks import map_obs, unmask
+from jaxrl.masks import Views, map_obs, unmask
 from jaxrl.teams import check_single
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
@@ -21,6 +21,7 @@ OPTIONS = (
     "max_steps",
     "masks",
     "hide",
+    "hide_from",
     "sticky",
     "absorbing",
     "normalise_obs",
@@ -109,9 +110,10 @@ def absorbing(env: Env) -> Env:
     """
     spec = env.spec
     check_single(spec, "absorbing")
-    if spec.max_steps is None or spec.masked or len(spec.obs_shape) != 1:
+    two = spec.critic_shape is not None
+    if spec.max_steps is None or spec.masked or two or len(spec.obs_shape) != 1:
         raise EnvError(
-            "absorbing needs a time limit, no action masks and observations of one axis; "
+            "absorbing needs a time limit, no action masks and one observation of one axis; "
             f"{spec.name} has max_steps={spec.max_steps} and observations {spec.obs_shape}"
         )
 
@@ -158,15 +160,20 @@ def without_masks(env: Env) -> Env:
     return dataclasses.replace(env, spec=spec, reset=reset, step=step)
 
 
-def hide(env: Env, indices: Sequence[int]) -> Env:
+def hide(env: Env, indices: Sequence[int], views: bool = False) -> Env:
     """Removes the elements `indices` of the last axis from observations.
 
     [1, 3] removes CartPole's velocities; of an image [H, W, C], `indices` are channels. The other
     elements keep their order.
 
+    Args:
+      views: remove them from what policies see, and not from what value functions see in training:
+        observations are `jaxrl.masks.Views`.
+
     Raises:
       EnvError: indices are no list of valid indices, or nothing remains, or `env.persist` is set,
-        since the normalising wrappers must come after this one.
+        since the normalising wrappers must come after this one; or `views` of bytes, of a team, or
+        of an environment that has them.
     """
     name, size = env.spec.name, env.spec.obs_shape[-1]
     whole = isinstance(indices, Sequence) and all(
@@ -180,15 +187,26 @@ def hide(env: Env, indices: Sequence[int]) -> Env:
     if env.persist is not None:  # `persist` needs whole observations
         raise EnvError(f"hide elements of {name} before wrappers that keep state across episodes")
 
-    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+    if views:
+        check_single(env.spec, "hide_from")
+        if env.spec.critic_shape is not None or env.spec.obs_dtype == "uint8":
+            raise EnvError(f"hide_from does not take the views or bytes of {name}")
+
+    def part(obs: Any) -> Any:
+        kept = map_obs(lambda x: x[..., seen], obs)
+        return Views(kept, unmask(obs)[0]) if views else kept
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Any]:
         state, obs = env.reset(key, params)
-        return state, map_obs(lambda x: x[..., seen], obs)
+        return state, part(obs)
 
     def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
         state, ts = env.step(key, state, action, params)
-        return state, ts._replace(next_obs=map_obs(lambda x: x[..., seen], ts.next_obs))
+        return state, ts._replace(next_obs=part(ts.next_obs))
 
     spec = dataclasses.replace(env.spec, obs_shape=(*env.spec.obs_shape[:-1], len(seen)))
+    if views:
+        spec = dataclasses.replace(spec, critic_shape=env.spec.obs_shape)
     return dataclasses.replace(env, spec=spec, reset=reset, step=step, outcome=None)
 
 

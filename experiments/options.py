@@ -18,8 +18,8 @@ class Options:
     custom environment"""
     env_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """settings of the environment, for example gravity=1.6; all environments accept max_steps=200,
-    hide=[1,3] (indices of hidden observation elements), sticky=0.25, normalise_obs=true,
-    normalise_reward=0.99"""
+    hide=[1,3] (indices of hidden observation elements; with hide_from=policy critics see them),
+    sticky=0.25, normalise_obs=true, normalise_reward=0.99"""
     data: Path | None = None
     """dataset for an offline agent: .npz, D4RL's .hdf5, or a Minari folder"""
     validation_share: float = bounded(0.0, least=0, below=1)

@@ -14,7 +14,7 @@ from jaxrl.experiments.console import clock, rate, size
 from jaxrl.experiments.streams import printable, wrapped
 
 # `drive.Compiled.what` in a user's words.
-_SHOWN = {
+SHOWN = {
     "initialise": "initialisation",
     "advance": "training",
     "evaluate": "evaluation",
@@ -65,7 +65,7 @@ class Display:
 
     def compiling(self, what: str) -> None:
         """Shows that `what`, one of the programs of `drive.Compiled`, is being compiled."""
-        self._doing, self._since = f"compiling {_SHOWN[what]}", time.perf_counter()
+        self._doing, self._since = f"compiling {SHOWN[what]}", time.perf_counter()
         if not self.live:
             self.say(f"{self._doing} ...", end=" ")
 
@@ -74,7 +74,7 @@ class Display:
         self.compile_s += seconds
         self._doing, self._since = "running", time.perf_counter()
         took = f"{seconds:.1f} s, {size(temporary_bytes)} of temporary memory"
-        self.say(f"compiled {_SHOWN[what]} in {took}" if self.live else took)
+        self.say(f"compiled {SHOWN[what]} in {took}" if self.live else took)
 
     def advance(self, done_steps: int, numbers: dict[str, float] | None) -> None:
         """Updates the steps done and the metrics shown; `numbers` is None within a chunk."""

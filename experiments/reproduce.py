@@ -23,9 +23,9 @@ _WIDTH = 96
 _TRAINS = ("train", "sweep")
 _UNKNOWN = "not measured"
 _ABOUT = (
-    "minutes: of the small setting on one CPU core. --full runs the paper's sizes, whose times "
-    "were not measured. `jaxrl reproduce NAME --dry-run` shows the published result and the "
-    "commands."
+    "minutes: of the small setting on one CPU core. It may be too short to decide the claim; the "
+    "agents' pages say what was run. --full runs the paper's sizes, whose times were not measured. "
+    "`jaxrl reproduce NAME --dry-run` shows the published result and the commands."
 )
 
 

@@ -14,7 +14,7 @@ from jaxrl.drive import Compiled, Report
 from jaxrl.errors import Stopped
 from jaxrl.experiments.interrupts import Signals, Watchdog
 from jaxrl.experiments.plan import Plan
-from jaxrl.experiments.progress import Display
+from jaxrl.experiments.progress import SHOWN, Display
 from jaxrl.runs import device_memory, memory, records, stats
 from jaxrl.runs.metrics import part_name
 from jaxrl.runs.processes import Processes
@@ -116,7 +116,8 @@ def run(
             watchdog.beat()
             display.compiled(program.what, program.seconds, program.temporary_bytes)
             memory.release_freed()
-            device_memory.check_temporary(program.what, program.temporary_bytes, ready.layout)
+            what = SHOWN[program.what]
+            device_memory.check_temporary(what, program.temporary_bytes, ready.layout)
             if number := processes.broadcast_int(asked()):  # everything is saved
                 shards.wait()
                 raise Stopped(number)

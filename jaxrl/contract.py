@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
-from jaxrl.masks import Masked, unmask
+from jaxrl.masks import Masked, Views, unmask
 from jaxrl.types import Array, Discrete, Env, PyTree, TimeStep
 
 STEP = "(state, TimeStep(next_obs, reward, terminated, truncated))"
@@ -154,6 +154,11 @@ def _fits(env: Env, x: Any) -> bool:
 
 def _check_obs(env: Env, what: str, obs: Any) -> None:
     what, space = f"{env.spec.name}: {what}", env.spec.action
+    if env.spec.critic_shape is not None:
+        if not isinstance(obs, Views):
+            raise UserError(f"{what} must be Views(obs, critic), since the spec has a critic_shape")
+        _expect(f"{what}, critic", obs.critic, _team(env, env.spec.critic_shape), "float32")
+        obs = obs.obs
     if env.spec.masked:
         if not isinstance(obs, Masked) or not isinstance(space, Discrete):
             raise UserError(f"{what} must be Masked(obs, legal), with discrete actions")

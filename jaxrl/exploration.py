@@ -80,4 +80,4 @@ def random_policy(space: Discrete | Box, masked: bool = False) -> Policy:
 
     if isinstance(space, Box) and not np.isfinite([space.low, space.high]).all():
         raise UserError(f"random actions need bounds; these are {space.low} to {space.high}")
-    return Policy(act=act, noise=noise, masks=True, bytes=True)
+    return Policy(act=act, noise=noise, masks=True, bytes=True, views=True)

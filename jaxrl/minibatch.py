@@ -16,17 +16,25 @@ from jaxrl.types import Array, PyTree
 def permutation(key: Array, n: int) -> Array:
     """A random permutation [n] int32 of 0 .. n-1.
 
-    Up to 2^16 elements, words of random high bits and the index in the low bits are sorted once.
-    `jax.random.permutation` is slower, since it sorts pairs and several times. Elements with equal
-    high bits keep their order, on average n² / 2^(33 - log2 n) pairs. Beyond 2^16 elements that
-    would be more pairs than elements, so `jax.random.permutation` is used.
+    Words of random high bits and the index in the low bits are sorted. Elements with equal high
+    bits keep their order: on average n² / 2^(33 - log2 n) pairs, fewer than n up to 2^16 elements.
+    Above, the result is shuffled once more, which leaves n² / 2^(65 - 2 log2 n) pairs, fewer than n
+    up to 2^21. `jax.random.permutation`, for more elements, is slower, since it sorts pairs and
+    several times.
     """
     bits = max(n - 1, 1).bit_length()
-    if bits > 16:
+    if bits > 21:
         return jax.random.permutation(key, n).astype(jnp.int32)
     low = jnp.uint32((1 << bits) - 1)
-    words = jax.random.bits(key, (n,), jnp.uint32) & ~low | jnp.arange(n, dtype=jnp.uint32)
-    return (jnp.sort(words) & low).astype(jnp.int32)
+
+    def shuffled(key: Array) -> Array:
+        words = jax.random.bits(key, (n,), jnp.uint32) & ~low | jnp.arange(n, dtype=jnp.uint32)
+        return (jnp.sort(words) & low).astype(jnp.int32)
+
+    if bits <= 16:
+        return shuffled(key)
+    first, second = jax.random.split(key)
+    return shuffled(first)[shuffled(second)]
 
 
 def minibatches(key: Array, data: PyTree, count: int) -> PyTree:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
-from jaxrl.masks import map_obs, unmask
+from jaxrl.masks import Views, critic_shape, critic_view, map_obs, unmask
 from jaxrl.sources import expand, known_rows
 from jaxrl.sums import add
 from jaxrl.teams import team_size
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 class Normalised(NamedTuple):
     inner: PyTree
-    obs: Moments  # [*obs]
+    obs: Any  # Moments [*obs]; with `EnvSpec.critic_shape` two, the second of critics' observations
     returns: Moments  # [] of discounted sums of rewards
     running: (
         Array  # [N], or [N * A] of teams: the discounted sum so far in each environment's episode
@@ -105,11 +105,31 @@ def normalised(
     if obs and spec.obs_dtype == "uint8":
         raise UserError(f"normalise_obs does not take the bytes of {spec.name}, which are scaled")
     rows = num_envs * team_size(spec)
-    see = (lambda m, x: map_obs(lambda x: standardise(m, x, clip), x)) if obs else (lambda m, x: x)
+
+    two = spec.critic_shape is not None  # observations may be `Views`
+
+    def see(m: Any, x: Any) -> Any:
+        if not obs:
+            return x
+        own = m[0] if two else m
+        found = map_obs(lambda x: standardise(own, x, clip), x)
+        if isinstance(found, Views):
+            found = found._replace(critic=standardise(m[1], found.critic, clip))
+        return found
+
+    def first_moments() -> Any:
+        own = moments(spec.obs_shape)
+        return (own, moments(critic_shape(spec))) if two else own
+
+    def observed(m: Any, x: Any) -> Any:
+        """The moments with the rows of a window [T, N]."""
+        rows = lambda m, x: include(m, x.reshape(-1, *m.mean.shape))
+        own = unmask(x)[0]
+        return (rows(m[0], own), rows(m[1], critic_view(x))) if two else rows(m, own)
 
     def init(key, hp, inputs):
         inner = agent.init(key, hp, inputs)
-        return Normalised(inner, moments(spec.obs_shape), moments(()), jnp.zeros(rows))
+        return Normalised(inner, first_moments(), moments(()), jnp.zeros(rows))
 
     def act(state, hp, obs, start, memory, noise, explore):
         return agent.act(state.inner, hp, see(state.obs, obs), start, memory, noise, explore)
@@ -125,10 +145,8 @@ def normalised(
             returns = include(returns, sums.reshape(-1))
             seen = seen._replace(reward=window.reward * jax.lax.rsqrt(returns.var + 1e-8))
         inner, metrics = agent.update(state.inner, hp, batch._replace(transitions=seen), key, step)
-        observed = state.obs
-        if obs:
-            observed = include(observed, unmask(window.obs)[0].reshape(-1, *spec.obs_shape))
-        return Normalised(inner, observed, returns, running), metrics
+        known = observed(state.obs, window.obs) if obs else state.obs
+        return Normalised(inner, known, returns, running), metrics
 
     return dataclasses.replace(agent, init=init, update=update, act=act)
 

@@ -15,7 +15,14 @@ from jaxrl import nets
 from jaxrl.distributions import Categorical, Normal, tanh_correction
 from jaxrl.errors import UserError
 from jaxrl.losses import q_of_action
-from jaxrl.masks import ILLEGAL_LOGIT, legal_only, some_legal, unmask
+from jaxrl.masks import (
+    ILLEGAL_LOGIT,
+    critic_shape,
+    critic_view,
+    legal_only,
+    some_legal,
+    unmask,
+)
 from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import ActFn, Agent, Array, Discrete, EnvSpec, Policy, PyTree
 
@@ -84,11 +91,11 @@ def squashed_head(
     space = box_scale("a squashed normal policy", spec)
     size = space.size
     actor_net = nets.packed(nets.from_linen(actor(hidden, 2 * size), spec.obs_shape))
-    inputs = (int(np.prod(spec.obs_shape)) + size,)
+    inputs = (int(np.prod(critic_shape(spec))) + size,)
     critic_net = nets.packed(nets.from_linen(critic(hidden, 1), inputs))
 
-    def policy(params: PyTree, obs: Array) -> Normal:
-        mean, log_std = jnp.split(actor_net.apply(params, obs), 2, -1)
+    def policy(params: PyTree, seen: Any) -> Normal:
+        mean, log_std = jnp.split(actor_net.apply(params, unmask(seen)[0]), 2, -1)
         return Normal(mean, jnp.clip(log_std, least_log_std, 2.0))
 
     def act(dist: Normal, noise: Array, explore: bool) -> Array:
@@ -103,7 +110,8 @@ def squashed_head(
         action = action[..., None]
         return (each.log_prob(action) - tanh_correction(action))[:, None]
 
-    def q(params: PyTree, obs: Array, action: Array) -> Array:
+    def q(params: PyTree, seen: Any, action: Array) -> Array:
+        obs = critic_view(seen)
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(params, x)
 
@@ -133,15 +141,15 @@ def categorical_head(
     """
     space = spec.action
     assert isinstance(space, Discrete)
-    net_of = lambda mlp: nets.packed(nets.from_linen(mlp(hidden, space.n), spec.obs_shape))
-    actor_net, critic_net = net_of(actor), net_of(critic)
+    net_of = lambda mlp, shape: nets.packed(nets.from_linen(mlp(hidden, space.n), shape))
+    actor_net, critic_net = net_of(actor, spec.obs_shape), net_of(critic, critic_shape(spec))
 
     def policy(params: PyTree, seen: Any) -> Categorical:
         obs, legal = unmask(seen)
         return Categorical(legal_only(actor_net.apply(params, obs), legal, ILLEGAL_LOGIT))
 
     def values(params: PyTree, seen: Any, action: PyTree) -> Array:
-        return critic_net.apply(params, unmask(seen)[0])
+        return critic_net.apply(params, critic_view(seen))
 
     def log_prob(dist: Categorical, action: PyTree) -> Array:
         return dist.log_probs[..., None]
@@ -182,6 +190,7 @@ def agent_of(policy: Policy, init: Any, update: Any, hypers: Any) -> Agent:
         noise=policy.noise,
         masks=policy.masks,
         bytes=policy.bytes,
+        views=policy.views,
         hypers=hypers,
     )
 

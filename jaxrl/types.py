@@ -75,6 +75,8 @@ class EnvSpec:
     `TimeStep.measured`. `agents` is the size of a team (`jaxrl.teams`): observations [A, *obs],
     actions [A, ...] and rewards [A]; None if there is one agent, without axis. `obs_dtype` is
     "uint8" for images that windows and replay buffers keep as bytes; networks divide them by 255.
+    `critic_shape` says that observations are `jaxrl.masks.Views`, with another observation of this
+    shape for value functions; None if they see the policy's.
     """
 
     name: str
@@ -85,6 +87,7 @@ class EnvSpec:
     measures: tuple[str, ...] = ()
     agents: int | None = None
     obs_dtype: Literal["float32", "uint8"] = "float32"
+    critic_shape: tuple[int, ...] | None = None
 
 
 class TimeStep(NamedTuple):
@@ -318,7 +321,7 @@ class Policy:
     splitting keys step by step. By default `noise` returns the key itself.
 
     `masks` says that `act` takes `jaxrl.masks.Masked` observations and only legal actions, `bytes`
-    that observations may be uint8.
+    that observations may be uint8, `views` that they may be `jaxrl.masks.Views`.
     """
 
     act: ActFn
@@ -326,6 +329,7 @@ class Policy:
     noise: Callable[[Array, int], PyTree] = _key_only
     masks: bool = False
     bytes: bool = False
+    views: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

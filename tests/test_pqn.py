@@ -418,7 +418,7 @@ def test_refuses_sizes_below_one(sizes: dict[str, Any]) -> None:
 # --- minibatches ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 64, 1000, 1 << 16])
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 1000, 1 << 16, 1 << 17])
 def test_permutation_is_one(n: int) -> None:
     order = jax.jit(permutation, static_argnums=1)(jax.random.key(n), n)
     assert order.dtype == jnp.int32
@@ -441,6 +441,14 @@ def test_permutations_are_uniform() -> None:
     places = np.asarray(many(keys[:18_000], 9))
     counts = np.array([np.bincount(places[:, i], minlength=9) for i in range(9)])
     assert chi_square(counts, 2000) < 114  # 64 degrees of freedom
+
+
+def test_neighbours_do_not_keep_their_order() -> None:
+    """Also where one sort would leave most elements with an equal: half of the pairs in order."""
+    n = 1 << 18
+    place = np.argsort(jax.jit(permutation, static_argnums=1)(jax.random.key(1), n))
+    apart = np.diff(place)
+    assert abs(np.mean(apart > 0) - 0.5) < 5 * 0.5 / np.sqrt(n) and np.sum(apart == 1) < 12
 
 
 @pytest.mark.parametrize("log_n", [11, 17, 21])

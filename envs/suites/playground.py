@@ -10,7 +10,8 @@ Differences from the suite:
     replaces it at the end of an episode, and repeats the same initial state.)
   - Episodes are truncated after `episode_length` simulated control steps; `terminated` is `done`.
   - Actions lie in [-1, 1] and are clipped.
-  - Of observations with several entries one is used, `obs`; the agent acts on what it learns from.
+  - Of observations with several entries one is used, `obs`, and with `critic_obs` another one by
+    value functions in training.
 """
 
 from __future__ import annotations
@@ -25,15 +26,25 @@ import jax.numpy as jnp
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.suites.common import allowances, check_task, lenient, load
 from jaxrl.envs.wrappers import positive, strong, time_limit
+from jaxrl.masks import Views, unmask
 from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep
 
 
-def make(task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | None = None) -> Env:
+def make(
+    task: str,
+    *,
+    impl: str = "jax",
+    obs: str = "state",
+    critic_obs: str | None = None,
+    max_steps: int | None = None,
+) -> Env:
     """An environment of MuJoCo Playground.
 
     Args:
       impl: implementation of the physics: "jax" (MJX), or "warp" on NVIDIA GPUs.
       obs: entry of observations with several, such as "state" or "privileged_state".
+      critic_obs: entry that value functions see in training (`jaxrl.masks.Views`), such as
+        "privileged_state"; None for that of the policy.
       max_steps: time limit; None for Playground's own, mostly 1000.
 
     Raises:
@@ -48,21 +59,26 @@ def make(task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | N
     steps = -(-int(config.episode_length) // repeat) if max_steps is None else max_steps
     limit = positive(steps, f"max_steps of playground:{task}")
 
-    def observe(found: Any) -> Array:
+    def entry(found: Any, option: str, name: str) -> Array:
+        told = f"{option}={name}"
         if hasattr(found, "keys"):
-            if obs not in found:
-                raise EnvError(f"playground:{task} has no obs={obs}: it has {', '.join(found)}")
-            found = found[obs]
-        elif obs != "state":
-            raise EnvError(f"observations of playground:{task} have one entry: remove obs={obs}")
+            if name not in found:
+                raise EnvError(f"playground:{task} has no {told}: it has {', '.join(found)}")
+            found = found[name]
+        elif name != "state":
+            raise EnvError(f"observations of playground:{task} have one entry: remove {told}")
         return jnp.asarray(found, jnp.float32)
+
+    def observe(found: Any) -> Any:
+        own = entry(found, "obs", obs)
+        return own if critic_obs is None else Views(own, entry(found, "critic_obs", critic_obs))
 
     def keep(state: Any) -> PyTree:
         # Steps of some tasks read the last observation and write into `metrics`.
         return strong((state.data, state.obs, state.metrics, state.info))
 
     @lenient
-    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Any]:
         state = environment.reset(jax.random.key_data(key))
         return keep(state), observe(state.obs)
 
@@ -99,7 +115,8 @@ def make(task: str, *, impl: str = "jax", obs: str = "state", max_steps: int | N
     size = int(environment.action_size)
     _, seen = jax.eval_shape(reset, jax.random.key(0), {})
     box = Box((-1.0,) * size, (1.0,) * size, (size,))
-    spec = EnvSpec(f"playground:{task}", seen.shape, box)
+    critic = None if critic_obs is None else seen.critic.shape
+    spec = EnvSpec(f"playground:{task}", unmask(seen)[0].shape, box, critic_shape=critic)
     return time_limit(Env(spec, {}, reset, step, render=render), limit)
 
 

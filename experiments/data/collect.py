@@ -361,13 +361,17 @@ def showing(env: Env) -> Env:
     """`env` with observations (obs, state), so that rollouts record both.
 
     Raises:
-      UserError: the environment has a team, or action masks, which datasets do not keep.
+      UserError: the environment has a team, action masks, or an observation for critics alone,
+        which datasets do not keep.
     """
     check_single(env.spec, "data make")
     if env.spec.masked:
         raise UserError(
             f"datasets have no action masks; {env.spec.name} has: add --env-options masks=false"
         )
+
+    if env.spec.critic_shape is not None:
+        raise UserError(f"datasets have one observation per row; {env.spec.name} has two")
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, obs = env.reset(key, params)

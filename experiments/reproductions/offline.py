@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from jaxrl.experiments.reproductions.record import DMSD, Reproduction, dataset, each, made, study
 
+SHORT = " --agent.updates 3000 --agent.hidden 64 64"  # of runs with many updates
+
 # --- RAVL ----------------------------------------------------------------------------------------
 
 TRUE = (
-    "jaxrl sweep ravl --env brax:hopper --preset small --data {data} --seeds 5 "
+    "jaxrl sweep ravl --env brax:hopper --preset small --data {data} --seeds {seeds} "
     "--agent.dynamics true --agent.tau 0.02 --agent.critics {critics} --agent.updates {updates} "
     "--sweep agent.eta=1,30 --out runs/ravl-hopper/{critics}-{updates}"
 )
 HOPPER = dataset("brax:hopper", "medium")
+
+
+def in_true_dynamics(critics: int, updates: int, seeds: int) -> tuple[str, ...]:
+    """Two weights of diversity on medium data, the environment as the model."""
+    sizes = {"critics": critics, "updates": updates, "seeds": seeds}
+    return (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, **sizes))
+
 
 RAVL = (
     Reproduction(
@@ -26,8 +35,14 @@ RAVL = (
         "ravl-hopper",
         "ravl",
         "RAVL learns in the true dynamics, where methods that penalise model errors diverge.",
-        (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, critics=10, updates=30_000)),
-        (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, critics=50, updates=1_000_000)),
+        (
+            *made("brax:hopper", "medium"),
+            *each(TRUE, data=HOPPER, critics=10, updates=2_000, seeds=2),
+        ),
+        (
+            *made("brax:hopper", "medium"),
+            *each(TRUE, data=HOPPER, critics=50, updates=1_000_000, seeds=5),
+        ),
         "table on D4RL; the settings per dataset are not in the code",
     ),
 )
@@ -46,12 +61,16 @@ GATED = (
 
 
 def corrected(
-    env: str, data: str, out: str, agents: tuple[str, ...] = ("iql", "td3bc", "bc")
+    env: str,
+    data: str,
+    out: str,
+    agents: tuple[str, ...] = ("iql", "td3bc", "bc"),
+    more: str = "",
 ) -> tuple[str, ...]:
     """Bases, and their actions corrected beyond the data's 95 % quantile of scores."""
     task = {"env": env, "data": data, "out": out}
     bases = "".join(f" --base runs/cdsa-gate/{out}-{agent}" for agent in agents)
-    return (*each(BASE, agent=agents, **task), *each(GATED + bases, **task))
+    return (*each(BASE + more, agent=agents, **task), *each(GATED + bases + more, **task))
 
 
 CDSA = (
@@ -59,7 +78,7 @@ CDSA = (
         "cdsa-gate",
         "cdsa",
         "One score model improves several policies, and lowers their risk, on all tasks.",
-        corrected("dmsd", DMSD, "dmsd"),
+        corrected("dmsd", DMSD, "dmsd-short", more=SHORT),
         (
             *made("brax:hopper", "medium-expert", "expert"),
             *made("maze:medium", "diverse"),
@@ -76,7 +95,11 @@ CDSA = (
 
 SYNTHETIC = (
     "jaxrl train pgd_iql --env {env} --data {data} --seeds 5 --agent.{option} {value} "
-    "--out runs/pgd-rewards/{env:file}-{value}"
+    "--out runs/pgd-rewards/{out}-{value}{more}"
+)
+SKETCH = (
+    " --agent.updates 3000 --agent.generate-every 1500 --agent.model-updates 1000 "
+    "--agent.trajectories 64"
 )
 (GUIDANCE,) = study(
     "guidance --env {env} --data {data} --model-updates {updates} --horizon {horizon} "
@@ -85,9 +108,9 @@ SYNTHETIC = (
 DIVERSE = dataset("maze:medium", "diverse")
 
 
-def guided(env: str, data: str) -> tuple[str, ...]:
+def guided(env: str, data: str, out: str, more: str = "") -> tuple[str, ...]:
     """Real, unguided and guided data; guided with given rewards and with more rare windows."""
-    task = {"env": env, "data": data}
+    task = {"env": env, "data": data, "out": out, "more": more}
     kinds = each(SYNTHETIC, option="synthetic", value=("none", "unguided", "guided"), **task)
     given = each(SYNTHETIC, option="rewards", value="given", **task)
     return (*kinds, *given, *each(SYNTHETIC, option="rare-share", value=0.25, **task))
@@ -113,8 +136,12 @@ PGD = (
         "pgd-rewards",
         "pgd_iql",
         "Agents gain from guided samples over real and over unguided data.",
-        guided("dmsd", DMSD),
-        (*made("maze:medium", "diverse"), *guided("dmsd", DMSD), *guided("maze:medium", DIVERSE)),
+        guided("dmsd", DMSD, "dmsd-short", SKETCH),
+        (
+            *made("maze:medium", "diverse"),
+            *guided("dmsd", DMSD, "dmsd"),
+            *guided("maze:medium", DIVERSE, "maze"),
+        ),
         "significant gains on D4RL for IQL and TD3+BC; numbers not obtained",
     ),
 )
@@ -123,20 +150,20 @@ PGD = (
 
 ETAS = (
     "jaxrl sweep {agent} --env {env} --data {data} --seeds 3 --sweep agent.eta={etas} "
-    "--out runs/ofql-eta/{agent}-{env:file}"
+    "--out runs/ofql-eta/{agent}-{out}"
 )
 RATIOS = (
     "jaxrl sweep ofql --env {env} --data {data} --seeds {seeds} "
-    "--sweep agent.flow_ratio=1.0,0.75,0.5,0.25,0.0 --out runs/ofql-flow-ratio/{env:file}"
+    "--sweep agent.flow_ratio=1.0,0.75,0.5,0.25,0.0 --out runs/ofql-flow-ratio/{out}"
 )
 CHEETAH = dataset("brax:halfcheetah", "medium")
 
 
-def searched(env: str, data: str) -> tuple[str, ...]:
+def searched(env: str, data: str, out: str, more: str = "") -> tuple[str, ...]:
     """η of both agents. The best of each is to be confirmed on fresh seeds, `--seed 100`."""
-    task = {"env": env, "data": data}
-    own = each(ETAS, agent="ofql", etas="0.001,0.01,0.1,0.3,0.5", **task)
-    return (*own, *each(ETAS, agent="dql", etas="0.01,0.1,0.3,1.0,3.0", **task))
+    task = {"env": env, "data": data, "out": out}
+    own = each(ETAS + more, agent="ofql", etas="0.001,0.01,0.1,0.3,0.5", **task)
+    return (*own, *each(ETAS + more, agent="dql", etas="0.01,0.1,0.3,1.0,3.0", **task))
 
 
 OFQL = (
@@ -144,13 +171,13 @@ OFQL = (
         "ofql-eta",
         "ofql",
         "A one-step flow policy is better than a diffusion policy of several steps, and faster.",
-        searched("dmsd", DMSD),
+        searched("dmsd", DMSD, "dmsd-short", SHORT),
         (
             *made("maze:medium", "diverse"),
             *made("brax:halfcheetah", "medium"),
-            *searched("dmsd", DMSD),
-            *searched("maze:medium", DIVERSE),
-            *searched("brax:halfcheetah", CHEETAH),
+            *searched("dmsd", DMSD, "dmsd"),
+            *searched("maze:medium", DIVERSE, "maze"),
+            *searched("brax:halfcheetah", CHEETAH, "halfcheetah"),
         ),
         "table on D4RL; η per dataset is not published",
     ),
@@ -158,11 +185,11 @@ OFQL = (
         "ofql-flow-ratio",
         "ofql",
         "Half of the rows with r = t is the best mixture of flow matching and mean flows.",
-        each(RATIOS, env="dmsd", data=DMSD, seeds=3),
+        each(RATIOS + SHORT, env="dmsd", data=DMSD, seeds=3, out="dmsd-short"),
         (
             *made("brax:halfcheetah", "medium"),
-            *each(RATIOS, env="dmsd", data=DMSD, seeds=5),
-            *each(RATIOS, env="brax:halfcheetah", data=CHEETAH, seeds=5),
+            *each(RATIOS, env="dmsd", data=DMSD, seeds=5, out="dmsd"),
+            *each(RATIOS, env="brax:halfcheetah", data=CHEETAH, seeds=5, out="halfcheetah"),
         ),
         "ablation of the paper",
     ),
@@ -202,7 +229,7 @@ IQL = (
         "iql-offline",
         "iql",
         "Without values of unseen actions IQL is as good as CQL and TD3+BC, and better than BC.",
-        offline("brax:hopper", LEVELS[:1], 3, " --agent.updates 50000"),
+        offline("brax:hopper", LEVELS[:1], 3, SHORT),
         (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
         "D4RL MuJoCo: total 692.4",
     ),
