@@ -267,6 +267,17 @@ ONLINE = (
         switched(20, 50_000),
         "learning curves of AntMaze, Kitchen and Adroit tasks",
     ),
+    Reproduction(
+        "famo2o-balance",
+        "famo2o",
+        "The balance of improvement and constraint is larger where the data are poor.",
+        study("balance --grid small --out runs/famo2o"),
+        (
+            *study("balance --grid small --seeds 20 --out runs/famo2o-full"),
+            *study("balance --grid large --seeds 20 --out runs/famo2o-full"),
+        ),
+        "significantly better than its base algorithms on D4RL",
+    ),
 )
 
 # --- offline: baselines, extraction, selection, retrieval, merging --------------------------------
