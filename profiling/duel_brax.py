@@ -14,15 +14,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from brax import envs
-from brax.training.agents.ppo import networks
-from brax.training.agents.ppo import train as ppo
 from duel_protocol import Job, serve
 
 ENVS, STEPS, MINIBATCHES, SEGMENTS = 64, 32, 8, 1000
 
 
 def build(sizes: dict[str, Any]) -> Job:
+    # Imported here because brax prints to standard output, which is for the protocol elsewhere.
+    from brax import envs
+    from brax.training.agents.ppo import networks
+    from brax.training.agents.ppo import train as ppo
+
     if not hasattr(jax, "device_put_replicated"):  # removed from JAX, but called by brax
         jax.device_put_replicated = lambda tree, devices: jax.tree.map(  # type: ignore[attr-defined]
             lambda x: jnp.stack([jnp.asarray(x)] * len(devices)), tree
@@ -34,7 +36,17 @@ def build(sizes: dict[str, Any]) -> Job:
         done.put(None)
         asked.get()
 
+    def wait() -> None:
+        if error := done.get():
+            raise error
+
     def train() -> None:
+        try:
+            brax_train()
+        except Exception as error:
+            done.put(error)
+
+    def brax_train() -> None:
         ppo.train(
             environment=envs.get_environment(sizes["task"], backend="spring"),
             num_timesteps=segment * SEGMENTS,
@@ -67,11 +79,11 @@ def build(sizes: dict[str, Any]) -> Job:
         )
 
     threading.Thread(target=train, daemon=True).start()
-    done.get()  # before the first segment
+    wait()  # before the first segment
 
     def launch() -> None:
         asked.put(None)
-        done.get()
+        wait()
 
     begin = time.process_time()
     launch()  # compiles
