@@ -1,16 +1,17 @@
 """Updates of an agent, compared with the matrix products of these updates alone.
 
-    python profiling/floors.py [--tasks pqn iql edac] [--json FILE]
+    python profiling/floors.py [--tasks pqn iql edac] [--json FILE] [--table JSON]
 
 The products are read from the traced update, with the lengths of its loops. The floor is a program
 that computes these products and nothing else; one element of each result is added to an operand, so
 that XLA cannot remove any. Reported are CPU seconds (all threads) per update of one member, without
-compilation, medians of alternating repeats.
+compilation, medians of alternating repeats, with the lowest and highest share of a repeat.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -35,6 +36,7 @@ TASKS = {
     "pqn256": (Task("pqn", {"total_steps": 10**9, "hidden": [256, 256]}, "CartPole-v1"), 10),
     "breakout": (Task("pqn", MINATAR, "Breakout-MinAtar"), 4),
     "iql": (Task("iql", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
+    "bc": (Task("bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 1000),
     "td3bc": (Task("td3bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
     "ofql": (Task("ofql", OFF, **OFFLINE), 50),
     "edac": (Task("edac", OFF, **OFFLINE), 30),
@@ -114,7 +116,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-def measure(task: Task, updates: int, repeats: int) -> dict[str, float]:
+def measure(task: Task, updates: int, repeats: int) -> dict[str, Any]:
     """CPU seconds of an update and of its products."""
     found = products_of(task)
     bare = jax.jit(floor(found, updates)).lower(jnp.float32(0)).compile()
@@ -128,7 +130,20 @@ def measure(task: Task, updates: int, repeats: int) -> dict[str, float]:
     each = {name: statistics.median(values[1:]) / updates for name, values in taken.items()}
     ratios = [b / a for a, b in zip(taken["update"][1:], taken["floor"][1:], strict=True)]
     work = sum(product.flops * count for product, count in found.items())
-    return {"gflop": work / 1e9, "share": statistics.median(ratios)} | each
+    share = {"share": statistics.median(ratios), "share_range": [min(ratios), max(ratios)]}
+    return {"gflop": work / 1e9} | share | each
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Shares as a Markdown table."""
+    lines = ["| task | GFLOP | update, ms | products, ms | share |", "|---" * 5 + "|"]
+    for row in rows:
+        low, high = row["share_range"]
+        numbers = f"{row['gflop']:.2f} | {1e3 * row['update']:.2f} | {1e3 * row['floor']:.2f}"
+        lines.append(
+            f"| `{row['task']}` | {numbers} | {row['share']:.2f} ({low:.2f}, {high:.2f}) |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -137,7 +152,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two updates, one repeat")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())["rows"]))
+        return
     jax_setup.start()
     print("task        GFLOP  update ms   floor ms  share")
     rows = []
