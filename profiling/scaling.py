@@ -7,7 +7,7 @@ seconds of all threads, or seconds of wall time on accelerators. All sizes of an
 in turn, five times, because the speed of a machine changes; a cost is the median of the rounds.
 Each axis is fitted by cost = a x^b, once over all sizes and once over the larger half, where fixed
 costs matter less; the interval of b is the lowest and highest of the rounds' own fits. DIR gets
-scaling.json and scaling.png. Expected exponents are at most 1, of width 2 (matrix products of width
+scaling.json and scaling.png; axes of an earlier run that are not measured again stay. Expected exponents are at most 1, of width 2 (matrix products of width
 x width) and of dataset rows 0. `--table` only prints the exponents of a file, as Markdown.
 """
 
@@ -55,6 +55,14 @@ AXES = {
     "members": Axis((1, 4, 16, 64, 256, 1024, 4096), (1, 4, 8), 256, 1.0, lambda n: pqn(members=n)),
     "environments": Axis(
         (16, 64, 256, 1024, 4096), (16, 32, 64), 4096, 1.0, lambda n: pqn(num_envs=n)
+    ),
+    # The number of minibatches grows, their rows do not.
+    "environments, 256 rows": Axis(
+        (16, 64, 256, 1024, 4096),
+        (16, 32, 64),
+        4096,
+        1.0,
+        lambda n: pqn(num_envs=n, minibatches=n // 4),
     ),
     "steps": Axis((16, 64, 256, 1024), (16, 32, 64), 4096, 1.0, lambda n: pqn(num_steps=n)),
     "width": Axis(
@@ -104,7 +112,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         launches.append(prepare(task, members, count))
     seconds = costs(launches, updates, 1 if quick else 5)
     for size, cost in zip(sizes.tolist(), np.median(seconds, 0), strict=True):
-        print(f"{name:<13} {size:>9,} {1e3 * cost:>12.3f} ms per update", flush=True)
+        print(f"{name:<22} {size:>9,} {1e3 * cost:>12.3f} ms per update", flush=True)
     half = len(sizes) // 2
     row = {
         "sizes": sizes.tolist(),
@@ -163,10 +171,13 @@ def main() -> None:
         return
     jax_setup.start()
     found, about = {}, {"device": jax.devices()[0].device_kind, "versions": provenance.versions()}
+    if args.out and (file := args.out / "scaling.json").exists():
+        found = json.loads(file.read_text())["axes"]
     for name in args.axes:
         found[name] = measure(name, args.quick)
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
+            found = {name: found[name] for name in AXES if name in found}
             files.write_json(args.out / "scaling.json", about | {"axes": found})
             draw(found, args.out / "scaling.png")
 
