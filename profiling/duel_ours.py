@@ -16,9 +16,11 @@ from jaxrl.experiments import jax_setup
 def build(sizes: dict[str, Any]) -> Job:
     jax_setup.start()
     members, updates = sizes.pop("members"), sizes.pop("updates")
-    launch = prepare(Task(**sizes), members, updates)
-    # The outer loop is over tiles of members, the inner one over updates.
-    found = executed(launch.text(), (1, updates), launch.units) if members == 1 else {}
+    task = Task(**sizes)
+    launch = prepare(task, members, updates)
+    found = {}
+    if task.offline and members == 1:  # the outer loop is over tiles, the inner one over updates
+        found = executed(launch.text(), (1, updates), launch.units)
     return Job(launch.run, launch.units, launch.compile_s, found)
 
 

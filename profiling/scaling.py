@@ -7,8 +7,9 @@ seconds of all threads, or seconds of wall time on accelerators. All sizes of an
 in turn, five times, because the speed of a machine changes; a cost is the median of the rounds.
 Each axis is fitted by cost = a x^b, once over all sizes and once over the larger half, where fixed
 costs matter less; the interval of b is the lowest and highest of the rounds' own fits. DIR gets
-scaling.json and scaling.png; axes of an earlier run that are not measured again stay. Expected exponents are at most 1, of width 2 (matrix products of width
-x width) and of dataset rows 0. `--table` only prints the exponents of a file, as Markdown.
+scaling.json and scaling.png; axes of an earlier run that are not measured again stay. Expected
+exponents are at most 1, of width 2 (matrix products of width x width) and of dataset rows 0.
+`--table` only prints the exponents of a file, as Markdown.
 """
 
 from __future__ import annotations
