@@ -14,6 +14,7 @@ no cache of compiled programs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -174,15 +175,38 @@ def threads(found: dict[str, Lowered], rounds: int) -> dict[str, list[tuple[floa
     return taken
 
 
+def line(row: dict[str, Any]) -> str:
+    """A program as a row of a Markdown table."""
+    level, xla = str(row["level"]), row["xla_s"]
+    numbers = [row["trace_s"], row["lower_s"], xla["0"], xla[level] - xla["0"], xla["3"]]
+    total = sum(row["sources"].values())
+    random = row["sources"]["random numbers"]
+    told = f"{' | '.join(f'{x:.1f}' for x in numbers)} | {total:,} | {random / total:.0%}"
+    return f"| {row['run']} | {row['keys']} | `{row['program']}` | {told} |"
+
+
+HEAD = (
+    "| run | keys | program | trace | lower | XLA at level 0 | more at the chosen level | "
+    "XLA at level 3 | instructions | of random numbers |\n" + "|---" * 10 + "|"
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Parts of compilation")
     parser.add_argument("--runs", nargs="+", choices=STARTS, default=["pqn", "iql"])
     parser.add_argument("--threads", action="store_true", help="compile in parallel threads")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keys", default="threefry2x32", help="other implementation of keys: rbg")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="only print files")
     args = parser.parse_args()
+    if args.table:
+        rows = [row for file in args.table for row in json.loads(file.read_text())["rows"]]
+        print(HEAD, *map(line, rows), sep="\n")
+        return
     jax_setup.start()
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_default_prng_impl", args.keys)
     rows = []
     for name in args.runs:
         found = programs(name)
@@ -194,8 +218,8 @@ def main() -> None:
                 print(f"| {name} | {way} | {' | '.join(told)} |", flush=True)
         else:
             for what in PROGRAMS:
-                rows.append({"run": name} | parts(what, found[what]))
-                print(rows[-1], flush=True)
+                rows.append({"run": name, "keys": args.keys} | parts(what, found[what]))
+                print(line(rows[-1]), flush=True)
         if args.json:
             about = {"versions": provenance.versions(), "cores": len(os.sched_getaffinity(0))}
             files.write_json(args.json, about | {"rows": rows})
