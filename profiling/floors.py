@@ -5,7 +5,8 @@
 The products are read from the traced update, with the lengths of its loops. The floor is a program
 that computes these products and nothing else; one element of each result is added to an operand, so
 that XLA cannot remove any. Reported are CPU seconds (all threads) per update of one member, without
-compilation, medians of alternating repeats, with the lowest and highest share of a repeat.
+compilation, medians of alternating repeats, with the lowest and highest share of a repeat. Rows of
+FILE that are not measured again stay.
 """
 
 from __future__ import annotations
@@ -59,12 +60,19 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """How often each product is computed; loops of unknown length count once, as do branches."""
+    """How often each product is computed at least.
+
+    Loops of unknown length count once. Of the branches of a conditional, the cheapest one counts.
+    """
     found: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             shapes = (tuple(x.aval.shape) for x in equation.invars)
             found[Product(*shapes, equation.params["dimension_numbers"])] += times
+        if equation.primitive.name == "cond":
+            branches = [products(branch.jaxpr, times) for branch in equation.params["branches"]]
+            found += min(branches, key=gflop)
+            continue
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for each in value if isinstance(value, tuple | list) else (value,):
@@ -72,6 +80,10 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
                 if hasattr(inner, "eqns"):
                     found += products(inner, times * length)
     return found
+
+
+def gflop(found: Counter[Product]) -> float:
+    return sum(product.flops * count for product, count in found.items()) / 1e9
 
 
 def products_of(task: Task) -> Counter[Product]:
@@ -129,9 +141,8 @@ def measure(task: Task, updates: int, repeats: int) -> dict[str, Any]:
         taken[name].append(seconds(runs[name]))
     each = {name: statistics.median(values[1:]) / updates for name, values in taken.items()}
     ratios = [b / a for a, b in zip(taken["update"][1:], taken["floor"][1:], strict=True)]
-    work = sum(product.flops * count for product, count in found.items())
     share = {"share": statistics.median(ratios), "share_range": [min(ratios), max(ratios)]}
-    return {"gflop": work / 1e9} | share | each
+    return {"gflop": gflop(found)} | share | each
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -159,18 +170,22 @@ def main() -> None:
         return
     jax_setup.start()
     print("task        GFLOP  update ms   floor ms  share")
-    rows = []
+    rows = {}
+    if args.json and args.json.exists():
+        rows = {row["task"]: row for row in json.loads(args.json.read_text())["rows"]}
     for name in args.tasks:
         task, updates = TASKS[name]
         row = measure(task, 2 if args.quick else updates, 1 if args.quick else args.repeats)
-        rows.append({"task": name} | row)
+        rows[name] = {"task": name} | row
         print(
             f"{name:<10} {row['gflop']:>6.2f} {1e3 * row['update']:>10.2f} "
             f"{1e3 * row['floor']:>10.2f} {row['share']:>6.2f}",
             flush=True,
         )
         if args.json:
-            files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
+            files.write_json(
+                args.json, {"versions": provenance.versions(), "rows": [*rows.values()]}
+            )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python profiling/looks.py [--quick] [--json FILE]
 
 Runs README's first command (PQN on CartPole-v1, eight seeds). At each of its evaluations, the same
-policies are evaluated again with a half and with a quarter of the episodes; the CPU seconds of all
-evaluations are counted separately from those of training. From the returns of the full evaluations,
-subsets of the episodes are drawn, the same number for each seed. The width of the 95 % interval
-of the IQM over seeds, as in a run's summary, is divided by the width with all episodes.
+policies are evaluated again with a half, a quarter and an eighth of the episodes; the CPU seconds
+of all evaluations are counted separately from those of training. From the returns of the full
+evaluations, subsets of the episodes are drawn, the same number for each seed. The width of the 95 %
+interval of the IQM over seeds, as in a run's summary, is divided by the width with all episodes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import numpy as np
 from jaxrl import drive, envs, population
 from jaxrl.compiling import compiled
 from jaxrl.experiments import agents, jax_setup, train
-from jaxrl.experiments.options import Options
 from jaxrl.program import Stage, evaluate_fn
 from jaxrl.runs import files, provenance, stats
 
 AGENT, ENV, SEEDS = "pqn", "CartPole-v1", 8
-EPISODES = Options.eval_episodes
-FEWER = (EPISODES // 2, EPISODES // 4)
+EPISODES = 128  # of this command
+FEWER = (EPISODES // 2, EPISODES // 4, EPISODES // 8)
 DRAWS = 200  # subsets of the episodes of a look
 
 
@@ -71,7 +70,8 @@ def watched(seeds: int, own: dict[str, Any]) -> Looks:
     drive._Run.advance = lambda *args, **more: looks.timed("training", advance, *args, **more)
     drive._Run.evaluate = lambda run, *args: looks.evaluate(run, *args)
     with tempfile.TemporaryDirectory() as folder:
-        train.run(AGENT, env=ENV, seeds=seeds, out=Path(folder) / "run", agent=own)
+        options = {"seeds": seeds, "eval_episodes": EPISODES, "out": Path(folder) / "run"}
+        train.run(AGENT, env=ENV, **options, agent=own)
     return looks
 
 

@@ -65,6 +65,13 @@ AXES = {
         1.0,
         lambda n: pqn(num_envs=n, minibatches=n // 4),
     ),
+    "environments, 256 rows, one epoch": Axis(
+        (16, 64, 256, 1024, 4096),
+        (16, 32, 64),
+        4096,
+        1.0,
+        lambda n: pqn(num_envs=n, minibatches=n // 4, epochs=1),
+    ),
     "steps": Axis((16, 64, 256, 1024), (16, 32, 64), 4096, 1.0, lambda n: pqn(num_steps=n)),
     "width": Axis(
         (16, 32, 64, 128, 256, 512, 1024), (16, 32, 64), 2048, 2.0, lambda n: pqn(hidden=[n, n])
@@ -113,7 +120,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         launches.append(prepare(task, members, count))
     seconds = costs(launches, updates, 1 if quick else 5)
     for size, cost in zip(sizes.tolist(), np.median(seconds, 0), strict=True):
-        print(f"{name:<22} {size:>9,} {1e3 * cost:>12.3f} ms per update", flush=True)
+        print(f"{name:<34} {size:>9,} {1e3 * cost:>12.3f} ms per update", flush=True)
     half = len(sizes) // 2
     row = {
         "sizes": sizes.tolist(),
@@ -138,10 +145,14 @@ def fits(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
-    """One panel per axis, with a line of the expected exponent through the last point."""
+    """One panel per axis, with a line of the expected exponent through the last point.
+
+    Further measurements of an axis have a comma in their names and are left out.
+    """
+    found = {name: row for name, row in found.items() if "," not in name}
     from matplotlib.figure import Figure
 
-    figure = Figure((2.6 * len(found), 2.6), layout="constrained")
+    figure = Figure((2.2 * len(found), 2.6), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for panel, (name, row) in zip(panels, found.items(), strict=True):
         sizes, rounds = np.array(row["sizes"]), 1e3 * np.array(row["seconds_per_update"])
@@ -151,8 +162,11 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
         panel.loglog(sizes, rounds, ".", color="C0", alpha=0.4)
         panel.loglog(sizes, middle, "-", color="C0")
         every, upper = (each["exponent"] for each in fits(row))
-        panel.set_title(f"exponent {every:.2f}, larger half {upper:.2f}", size=9)
+        panel.set_title(f"exponent {every:.2f},\nlarger half {upper:.2f}", size=9)
         panel.set_xlabel(name)
+        if middle.max() < 3 * middle.min():  # otherwise the axis shows noise
+            panel.set_ylim(middle.min() / 10, middle.max() * 10)
+        panel.minorticks_off()
     panels[0].set_ylabel("ms per update")
     figure.savefig(file, dpi=150)
 
