@@ -8,7 +8,7 @@ at LLVM's optimisation levels 0 and 3 and at the chosen one (`jaxrl.compiling`):
 level 0 are the passes over the HLO and the generation of unoptimised code. It also attributes the
 instructions of the optimised programs to what they come from. The second form compiles initialise,
 advance and evaluate, lowered already, one after the other and in three threads, in turn. There is
-no cache of compiled programs.
+no cache of compiled programs. Rows of FILE that are not measured again stay.
 """
 
 from __future__ import annotations
@@ -198,20 +198,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keys", default="threefry2x32", help="other implementation of keys: rbg")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="only print files")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
     if args.table:
-        rows = [row for file in args.table for row in json.loads(file.read_text())["rows"]]
-        print(HEAD, *map(line, rows), sep="\n")
+        print(HEAD, *map(line, json.loads(args.table.read_text())["rows"]), sep="\n")
         return
     jax_setup.start()
     jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_default_prng_impl", args.keys)
     rows = []
+    if args.json and args.json.exists():  # of other runs and keys
+        measured = [(name, args.keys) for name in args.runs]
+        rows = json.loads(args.json.read_text())["rows"]
+        rows = [row for row in rows if (row["run"], row["keys"]) not in measured]
     for name in args.runs:
         found = programs(name)
         if args.threads:
-            rows.append({"run": name, "seconds": threads(found, args.rounds)})
+            spent = threads(found, args.rounds)
+            rows.append({"run": name, "keys": args.keys, "seconds": spent})
             for way, taken in rows[-1]["seconds"].items():
                 columns = zip(*taken, strict=True)
                 told = (f"{statistics.median(x):.1f} ({min(x):.1f}, {max(x):.1f})" for x in columns)
