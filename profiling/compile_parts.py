@@ -80,7 +80,6 @@ def programs(name: str) -> dict[str, Lowered]:
         middle = time.process_time()
         lowered = traced.lower()
         seconds = middle - begin, time.process_time() - middle
-        # Without options, JAX would keep the first executable of a lowered program.
         chosen = compiler_options(traced, run.plan.platform) or {LEVEL: 3}
         found[what] = Lowered(lowered, chosen, equations(traced.jaxpr.jaxpr), *seconds)
         if len(found) == len(PROGRAMS):
@@ -171,6 +170,7 @@ def threads(found: dict[str, Lowered], rounds: int) -> dict[str, list[tuple[floa
     taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, run in ways.items():
+            jax.clear_caches()  # of executables for lowered programs
             taken[way].append(timed(lambda run=run: run(found)))
     return taken
 
