@@ -10,7 +10,7 @@ without compilation, medians of repeats in alternation. Observations have 11 ele
     pgd         trajectories of 32 steps, guided by IQL or not, networks of 32 features
     nearest     rows of a dataset of 100,000 compared with each of 256 queries in 8 dimensions, in
                 chunks and all at once; `nearest-6` with 1,000,000 rows
-    shuffle     elements of random permutations, and of one sort of random words with indices
+    shuffle     elements of random permutations, and of those of `jax.random`
 """
 
 from __future__ import annotations
@@ -117,16 +117,11 @@ def neighbours(rows: int) -> Iterator[Part]:
         yield Part(f"nearest, {rows:,} rows, chunks of {chunk}", call, (query, points), rows)
 
 
-def by_pairs(key: Array, n: int) -> Array:
-    """A random permutation [n] by one sort of pairs; equal words keep their order."""
-    words = jax.random.bits(key, (n,), jnp.uint32)
-    return jax.lax.sort((words, jnp.arange(n, dtype=jnp.int32)), num_keys=1)[1]
-
-
 def permutations(sizes: tuple[int, ...]) -> Iterator[Part]:
     for n in sizes:
         yield Part(f"permutation of {n:,}", lambda key, n=n: permutation(key, n), (KEY,), n)
-        yield Part(f"one sort of {n:,} pairs", lambda key, n=n: by_pairs(key, n), (KEY,), n)
+        theirs = lambda key, n=n: jax.random.permutation(key, n)
+        yield Part(f"jax.random.permutation of {n:,}", theirs, (KEY,), n)
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
