@@ -21,7 +21,7 @@ from jaxrl.experiments.plan import hypers_of
 from jaxrl.experiments.restore import load_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.experiments.trust import NOBODY, Trust
-from jaxrl.masks import unmask
+from jaxrl.masks import Views, critic_shape, critic_view
 from jaxrl.runs.files import atomic_write
 from jaxrl.teams import check_single
 from jaxrl.types import Array, Env, PyTree
@@ -32,7 +32,7 @@ class Played(NamedTuple):
 
     Attributes:
       states: states of the environment, numpy, [L + 1, ...]; random keys as their data.
-      observations: [L + 1, *obs]
+      observations: [L + 1, *obs]; what value functions see, if that is something else.
       returns: [L + 1] sum of rewards so far.
     """
 
@@ -47,23 +47,25 @@ def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> P
     steps = min(env.spec.max_steps or limit, limit)
 
     one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+    own = lambda obs: obs.obs if isinstance(obs, Views) else obs
 
     def step(carry: PyTree, key: Array) -> tuple[PyTree, PyTree]:
         env_state, obs, memory, start, live = carry
         key_noise, key_env = jax.random.split(key)
         noise = policy.noise(key_noise, 1)
-        action, memory, _ = policy.act(state, hp, one(obs), start, memory, noise, False)
+        action, memory, _ = policy.act(state, hp, one(own(obs)), start, memory, noise, False)
         env_state, ts = env.step(key_env, env_state, action[0], env.params)
         after = (env_state, ts.next_obs, memory, jnp.zeros(1, bool))
         ended = ts.terminated | ts.truncated
-        return (*after, live & ~ended), _plain((env_state, ts.next_obs, ts.reward, live))
+        seen = _plain((env_state, critic_view(ts.next_obs), ts.reward, live))
+        return (*after, live & ~ended), seen
 
     @jax.jit
     def play(key: Array) -> PyTree:
         key_reset, key_steps = jax.random.split(key)
         env_state, obs = env.reset(key_reset, env.params)
         carry = (env_state, obs, policy.memory(1), jnp.ones(1, bool), jnp.bool_(True))
-        first = _plain((env_state, obs, jnp.zeros(()), jnp.bool_(True)))
+        first = _plain((env_state, critic_view(obs), jnp.zeros(()), jnp.bool_(True)))
         return first, jax.lax.scan(step, carry, jax.random.split(key_steps, steps))[1]
 
     first, later = jax.device_get(play(key))
@@ -130,10 +132,13 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     """
     check_suffix(out)
     settings = settings_of(open_run_folder(path), trust)
-    env = envs.make(settings.options.env, **settings.options.env_options)
+    options = settings.options.env_options
+    env = envs.make(settings.options.env, **options)
     check_single(env.spec, "render")
     if env.render is None and env.host is None:
-        draw.frame(env.spec.name, np.zeros(env.spec.obs_shape))  # raises if there is no drawing
+        if "hide" in options:  # a drawing needs whole observations
+            env = envs.make(settings.options.env, **options | {"hide_from": "policy"})
+        draw.frame(env.spec.name, np.zeros(critic_shape(env.spec)))  # raises if there is no drawing
         if env.persist is not None:
             raise UserError(
                 f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
@@ -168,7 +173,7 @@ def pictures(env: Env, played: Played) -> Sequence[np.ndarray] | np.ndarray | st
       UserError: `env.render` returns something else.
     """
     if env.render is None:
-        return [draw.frame(env.spec.name, obs) for obs in unmask(played.observations)[0]]
+        return [draw.frame(env.spec.name, obs) for obs in played.observations]
     found = env.render(played.states, env.params)
     if isinstance(found, str):
         return found

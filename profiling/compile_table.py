@@ -78,7 +78,7 @@ class Account:
         return run
 
 
-def account(agent: str, options: dict[str, Any], own: dict[str, Any], random: bool) -> Any:
+def account(agent: str, options: dict[str, Any], own: dict[str, Any]) -> Any:
     """CPU seconds of a run by activity, and "first": those to the end of the first launch."""
     spent = Account()
     import jax
@@ -88,8 +88,6 @@ def account(agent: str, options: dict[str, Any], own: dict[str, Any], random: bo
     from jaxrl.runs import records, shards
 
     jax_setup.start()
-    if random:
-        options = options | {"data": random_data(options["env"])}
     run = drive._Run
     build, advance = run.build, spent.counted("training", run.advance, jax.block_until_ready)
 
@@ -137,22 +135,24 @@ def random_data(env: str) -> str:
     return str(file)
 
 
-def child(name: str, shares: bool) -> None:
+def child(name: str, shares: bool, data: str | None) -> None:
     agent, options, own = (SHARES if shares else STARTS)[name]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         few = {} if shares else {"evals": 1, "eval_episodes": 8}
-        random = agent in ("iql", "td3bc")
-        found = account(agent, {**options, **few, "out": out}, own, random)
+        rows = {"data": data} if data else {}
+        found = account(agent, {**options, **few, **rows, "out": out}, own)
     print(json.dumps(found))
 
 
 def measure(name: str, shares: bool) -> dict[str, dict[str, float]]:
     """{"cold": ..., "warm": ...} of processes with an empty and a full cache."""
     found = {}
+    agent, options, _ = (SHARES if shares else STARTS)[name]
+    data = ["--data", random_data(options["env"])] if agent in ("iql", "td3bc") else []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
-            words = [sys.executable, __file__, "--child", name, *["--shares"] * shares]
+            words = [sys.executable, __file__, "--child", name, *data, *["--shares"] * shares]
             env = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
             done = subprocess.run(words, env=env, capture_output=True, text=True)
             if done.returncode:
@@ -217,9 +217,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.shares)
+        child(args.child, args.shares, args.data)
         return
     show = fractions if args.shares else starts
     if args.table:

@@ -8,8 +8,9 @@ side is a process with one compiled program, in a virtual environment of its own
 created if missing; needs a package index). The sides launch in turn, A B A B. Reported are
 environment steps, or gradient steps of offline agents, per CPU second (all threads) without
 compilation, as medians over the turns; the ratio is the median of ours to a peer's, turn by turn.
-Compile times are CPU seconds of tracing and XLA. With `--cores 1` all processes are pinned to one
-core: XLA's thread pool costs small programs more than their operations.
+Compile times are CPU seconds of tracing and XLA. Of the offline rows with one member, the matrix
+products and other operations of the optimised programs are counted as well. With `--cores 1` all
+processes are pinned to one core: XLA's thread pool costs small programs more than their operations.
 
 Peers whose code is not on PyPI are given by `--source NAME=DIR`: purejaxql, purejaxrl, unifloral.
 Peers without a source are left out.
@@ -78,7 +79,7 @@ class Worker:
         """Units per CPU second of each launch."""
         return [self.about["units"] / each["cpu_s"] for each in self.launches]
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -112,6 +113,8 @@ def record(row: str, worker: Worker, first: Worker) -> dict[str, Any]:
         "wall_rate": statistics.median(walls),
         "compile_s": worker.about["compile_s"],
         "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "executed": worker.about["executed"],
     }
 
 
@@ -129,6 +132,20 @@ def table(records: list[dict[str, Any]]) -> str:
         rates = f"{first['rate']:,.0f} | {each['rate']:,.0f} | {each['ratio']:.2f}"
         compile_s = f"{first['compile_s']:.1f}, {each['compile_s']:.1f}"
         lines.append(f"| `{each['row']}` | {each['side']} | {rates} | {compile_s} |")
+    return "\n".join(lines)
+
+
+def executed_table(records: list[dict[str, Any]]) -> str:
+    """What the programs of both sides execute per unit, as a Markdown table."""
+    lines = [
+        "| row | side | products | GFLOP in products | other operations | MB of their results |",
+        "|---" * 6 + "|",
+    ]
+    for each in records:
+        if found := each.get("executed"):
+            products = f"{found['products']:.0f} | {found['gflop']:.3f}"
+            others = f"{found['others']:.0f} | {found['others_mb']:.1f}"
+            lines.append(f"| `{each['row']}` | {each['side']} | {products} | {others} |")
     return "\n".join(lines)
 
 
@@ -161,7 +178,8 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
     if args.table:
-        print(table(json.loads(args.table.read_text())["rows"]))
+        records = json.loads(args.table.read_text())["rows"]
+        print(table(records), executed_table(records), sep="\n\n")
         return
     if args.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # workers inherit it
@@ -179,7 +197,7 @@ def main() -> None:
             cores = len(os.sched_getaffinity(0))
             about = {"versions": provenance.versions(), "cores": cores}
             files.write_json(args.json, about | {"rows": records})
-    print(table(records))
+    print(table(records), executed_table(records), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import json
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import operations
 
 
 class Job(NamedTuple):
@@ -25,19 +27,26 @@ class Job(NamedTuple):
       run: launches the program and waits for its results.
       units: environment steps, or gradient steps, of one launch.
       compile_s: CPU seconds of tracing and compilation.
+      executed: operations per unit, see `executed`; empty where they are not counted.
     """
 
     run: Callable[[], Any]
     units: float
     compile_s: float
+    executed: dict[str, float] = {}  # noqa: RUF012
 
 
 def compiled(lower: Callable[[], Any], args: tuple[Any, ...], wait: Callable[[Any], Any]) -> Any:
-    """(function without arguments, CPU seconds) of a lowered program for `args`."""
+    """(function without arguments, CPU seconds, text) of a lowered program for `args`."""
     start = time.process_time()
     program = lower().compile()
     seconds = time.process_time() - start
-    return lambda: wait(program(*args)), seconds
+    return lambda: wait(program(*args)), seconds, program.as_text
+
+
+def executed(text: str, rounds: Sequence[int], units: float) -> dict[str, float]:
+    """Operations of the optimised program `text` per unit; `rounds` as for `operations.counts`."""
+    return operations.counts(text, rounds).times(1 / units)._asdict()
 
 
 def serve(build: Callable[[dict[str, Any]], Job]) -> None:
@@ -47,7 +56,7 @@ def serve(build: Callable[[dict[str, Any]], Job]) -> None:
     with _quiet():
         job = build(parser.parse_args().sizes)
         job.run()  # the first launch is slower
-    _tell(units=job.units, compile_s=job.compile_s)
+    _tell(units=job.units, compile_s=job.compile_s, executed=job.executed)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
         with _quiet():
@@ -70,7 +79,7 @@ def module_of(path: Path, absent: dict[str, str] | None = None) -> Any:
     return importlib.import_module(path.stem)
 
 
-def _tell(**numbers: float) -> None:
+def _tell(**numbers: Any) -> None:
     print(json.dumps(numbers), flush=True)
 
 

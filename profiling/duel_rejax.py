@@ -26,7 +26,7 @@ def build(sizes: dict[str, Any]) -> Job:
     train, key = algorithm.train, jax.random.PRNGKey(0)
     if members > 1:
         train, key = jax.vmap(train), jax.random.split(key, members)
-    run, seconds = compiled(lambda: jax.jit(train).lower(key), (key,), jax.block_until_ready)
+    run, seconds, _ = compiled(lambda: jax.jit(train).lower(key), (key,), jax.block_until_ready)
     trained = steps - sizes["options"].get("fill_buffer", 0)
     return Job(run, trained * members, seconds)
 

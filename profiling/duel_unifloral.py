@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from duel_protocol import Job, compiled, module_of, serve
+from duel_protocol import Job, compiled, executed, module_of, serve
 
 ROWS = 100_000  # of random data
 
@@ -58,8 +58,11 @@ def build(sizes: dict[str, Any]) -> Job:
     if members > 1:
         run, begin, key = jax.vmap(run), jax.vmap(begin), jax.random.split(key, members)
     state = jax.jit(begin)(key)
-    launch, seconds = compiled(lambda: jax.jit(run).lower(state), (state,), jax.block_until_ready)
-    return Job(launch, updates * members, seconds)
+    launch, seconds, text = compiled(
+        lambda: jax.jit(run).lower(state), (state,), jax.block_until_ready
+    )
+    found = executed(text(), (), updates) if members == 1 else {}
+    return Job(launch, updates * members, seconds, found)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Updates of an agent, compared with the matrix products of these updates alone.
 
-    python profiling/floors.py [--tasks pqn iql edac] [--json FILE]
+    python profiling/floors.py [--tasks pqn iql edac] [--json FILE] [--table JSON]
 
 The products are read from the traced update, with the lengths of its loops. The floor is a program
 that computes these products and nothing else; one element of each result is added to an operand, so
 that XLA cannot remove any. Reported are CPU seconds (all threads) per update of one member, without
-compilation, medians of alternating repeats.
+compilation, medians of alternating repeats, with the lowest and highest share of a repeat. Rows of
+FILE that are not measured again stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -35,6 +37,7 @@ TASKS = {
     "pqn256": (Task("pqn", {"total_steps": 10**9, "hidden": [256, 256]}, "CartPole-v1"), 10),
     "breakout": (Task("pqn", MINATAR, "Breakout-MinAtar"), 4),
     "iql": (Task("iql", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
+    "bc": (Task("bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 1000),
     "td3bc": (Task("td3bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
     "ofql": (Task("ofql", OFF, **OFFLINE), 50),
     "edac": (Task("edac", OFF, **OFFLINE), 30),
@@ -57,12 +60,19 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """How often each product is computed; loops of unknown length count once, as do branches."""
+    """How often each product is computed at least.
+
+    Loops of unknown length count once. Of the branches of a conditional, the cheapest one counts.
+    """
     found: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             shapes = (tuple(x.aval.shape) for x in equation.invars)
             found[Product(*shapes, equation.params["dimension_numbers"])] += times
+        if equation.primitive.name == "cond":
+            branches = [products(branch.jaxpr, times) for branch in equation.params["branches"]]
+            found += min(branches, key=gflop)
+            continue
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for each in value if isinstance(value, tuple | list) else (value,):
@@ -70,6 +80,10 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
                 if hasattr(inner, "eqns"):
                     found += products(inner, times * length)
     return found
+
+
+def gflop(found: Counter[Product]) -> float:
+    return sum(product.flops * count for product, count in found.items()) / 1e9
 
 
 def products_of(task: Task) -> Counter[Product]:
@@ -114,7 +128,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-def measure(task: Task, updates: int, repeats: int) -> dict[str, float]:
+def measure(task: Task, updates: int, repeats: int) -> dict[str, Any]:
     """CPU seconds of an update and of its products."""
     found = products_of(task)
     bare = jax.jit(floor(found, updates)).lower(jnp.float32(0)).compile()
@@ -127,8 +141,20 @@ def measure(task: Task, updates: int, repeats: int) -> dict[str, float]:
         taken[name].append(seconds(runs[name]))
     each = {name: statistics.median(values[1:]) / updates for name, values in taken.items()}
     ratios = [b / a for a, b in zip(taken["update"][1:], taken["floor"][1:], strict=True)]
-    work = sum(product.flops * count for product, count in found.items())
-    return {"gflop": work / 1e9, "share": statistics.median(ratios)} | each
+    share = {"share": statistics.median(ratios), "share_range": [min(ratios), max(ratios)]}
+    return {"gflop": gflop(found)} | share | each
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Shares as a Markdown table."""
+    lines = ["| task | GFLOP | update, ms | products, ms | share |", "|---" * 5 + "|"]
+    for row in rows:
+        low, high = row["share_range"]
+        numbers = f"{row['gflop']:.2f} | {1e3 * row['update']:.2f} | {1e3 * row['floor']:.2f}"
+        lines.append(
+            f"| `{row['task']}` | {numbers} | {row['share']:.2f} ({low:.2f}, {high:.2f}) |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -137,21 +163,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two updates, one repeat")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())["rows"]))
+        return
     jax_setup.start()
     print("task        GFLOP  update ms   floor ms  share")
-    rows = []
+    rows = {}
+    if args.json and args.json.exists():
+        rows = {row["task"]: row for row in json.loads(args.json.read_text())["rows"]}
     for name in args.tasks:
         task, updates = TASKS[name]
         row = measure(task, 2 if args.quick else updates, 1 if args.quick else args.repeats)
-        rows.append({"task": name} | row)
+        rows[name] = {"task": name} | row
         print(
             f"{name:<10} {row['gflop']:>6.2f} {1e3 * row['update']:>10.2f} "
             f"{1e3 * row['floor']:>10.2f} {row['share']:>6.2f}",
             flush=True,
         )
         if args.json:
-            files.write_json(args.json, {"versions": provenance.versions(), "rows": rows})
+            files.write_json(
+                args.json, {"versions": provenance.versions(), "rows": [*rows.values()]}
+            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ without compilation, medians of repeats in alternation. Observations have 11 ele
     pgd         trajectories of 32 steps, guided by IQL or not, networks of 32 features
     nearest     rows of a dataset of 100,000 compared with each of 256 queries in 8 dimensions, in
                 chunks and all at once; `nearest-6` with 1,000,000 rows
+    shuffle     elements of random permutations, and of those of `jax.random`
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from stages import random_rows
 from jaxrl import scores
 from jaxrl.agents import bc, cdsa, dql, iql, ofql, pgd, pgd_iql
 from jaxrl.experiments import jax_setup
+from jaxrl.minibatch import permutation
 from jaxrl.neighbours import nearest
 from jaxrl.policies import Trained
 from jaxrl.runs import files, provenance
@@ -115,6 +117,13 @@ def neighbours(rows: int) -> Iterator[Part]:
         yield Part(f"nearest, {rows:,} rows, chunks of {chunk}", call, (query, points), rows)
 
 
+def permutations(sizes: tuple[int, ...]) -> Iterator[Part]:
+    for n in sizes:
+        yield Part(f"permutation of {n:,}", lambda key, n=n: permutation(key, n), (KEY,), n)
+        theirs = lambda key, n=n: jax.random.permutation(key, n)
+        yield Part(f"jax.random.permutation of {n:,}", theirs, (KEY,), n)
+
+
 PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "cdsa": lambda quick: corrections(4 if quick else 1024),
     "cdsa-1": lambda quick: corrections(1),
@@ -123,6 +132,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "pgd": lambda quick: trajectories(2 if quick else 256),
     "nearest": lambda quick: neighbours(10_000 if quick else 100_000),
     "nearest-6": lambda quick: neighbours(10_000 if quick else 1_000_000),
+    "shuffle": lambda quick: permutations((2**6,) if quick else (2**12, 2**14, 2**16, 2**18)),
 }
 
 

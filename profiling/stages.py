@@ -49,12 +49,14 @@ class Launch(NamedTuple):
       units: environment steps, or gradient steps of offline agents, of all members.
       compile_s: CPU seconds of tracing and compilation.
       memory: the compiler's analysis of the program; None if the backend does not report it.
+      text: the optimised program, as XLA prints it.
     """
 
     run: Callable[[], PyTree]
     units: float
     compile_s: float
     memory: Any
+    text: Callable[[], str]
 
 
 def prepare(
@@ -86,6 +88,7 @@ def prepare(
         units=updates * per_update * members,
         compile_s=seconds,
         memory=advance.memory_analysis(),
+        text=advance.as_text,
     )
 
 

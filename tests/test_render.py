@@ -89,6 +89,18 @@ def test_an_episode_stops_at_its_end() -> None:
     np.testing.assert_allclose(total, (1 - positions[1:] ** 2).sum(), rtol=1e-5)
 
 
+def test_whole_observations_are_drawn_of_a_policy_that_sees_a_part() -> None:
+    env = make("CartPole-v1", hide=[1, 3], hide_from="policy", max_steps=5)
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        assert obs.shape == (1, 2)
+        return jnp.array([0]), memory, {}
+
+    played = episode(env, TrainedPolicy(Policy(act=act), (), ()), jax.random.key(0))
+    assert played.observations.shape == (len(played.returns), 4)
+    assert np.shape(pictures(env, played))[0] == len(played.returns)
+
+
 def test_an_environment_draws_its_own_states_below_wrappers() -> None:
     """`render` gets the states and parameters of the environment itself."""
     seen: list[Any] = []
