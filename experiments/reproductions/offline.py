@@ -88,6 +88,7 @@ CDSA = (
             *corrected("maze:medium", dataset("maze:medium", "diverse"), "maze"),
         ),
         "D4RL: higher means on most tasks and less risk on nearly all",
+        minutes=1.42,
     ),
 )
 
@@ -309,6 +310,7 @@ SELECTION = (
         ),
         study(f"baselines --task dmsd {ON_DMSD}--agent td3bc prdc prdc-close --out runs/prdc-dmsd"),
         "D4RL: better than TD3+BC on most tasks",
+        minutes=2.23,
     ),
     Reproduction(
         "iql-extraction",
@@ -347,6 +349,7 @@ SELECTION = (
         study("retrieval --out runs/bc-retrieval"),
         study("retrieval --seeds 20 --out runs/bc-retrieval-full"),
         "20 % more success than methods conditioned on goals",
+        minutes=1.24,
     ),
     Reproduction(
         "bc-merging",
@@ -355,5 +358,6 @@ SELECTION = (
         study("merging --out runs/bc-merging"),
         study("merging --seeds 30 --out runs/bc-merging-full"),
         "RETAIN and WiSE-FT: robot tasks and images",
+        minutes=0.48,
     ),
 )

@@ -31,6 +31,7 @@ PQN = (
         games("pqn-minatar", ("pqn",), GAMES[:1], 1_000_000, 2),
         games("pqn-minatar", ("pqn",), GAMES, 10_000_000, 5),
         "learning curves; no table in the authors' code",
+        minutes=2.75,
     ),
     Reproduction(
         "pqn-against-dqn",
@@ -39,6 +40,7 @@ PQN = (
         games("pqn-against-dqn", ("pqn", "dqn"), ("Breakout",), 200_000, 2),
         games("pqn-against-dqn", ("pqn", "dqn"), ("Breakout", "SpaceInvaders"), 10_000_000, 5),
         "up to 50 times",
+        minutes=10.4,
     ),
     Reproduction(
         "pqn-stability",
@@ -107,6 +109,7 @@ MDPO = (
             *on_policy("brax:hopper", LOADED, 10_000_000),
         ),
         "MuJoCo, 1e7 steps: Ant 5211 ± 43 against TRPO 4682 ± 278 and PPO 59 ± 133",
+        minutes=2.53,
     ),
     Reproduction(
         "mdpo-off-policy",

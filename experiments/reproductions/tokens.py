@@ -24,6 +24,7 @@ TOKENS = (
         study("token_claims --claims prefixrl pi_distill --out runs/token-claims"),
         study("token_claims --updates 600 --out runs/token-claims-full"),
         "benchmarks of large models",
+        minutes=2.76,
     ),
     Reproduction(
         "token-exact",
@@ -32,6 +33,7 @@ TOKENS = (
         study("token_exact --parts paths --seeds 3 --updates 100 --out runs/token_exact.json"),
         study("token_exact --out runs/token_exact-full.json"),
         "benchmarks of large models",
+        minutes=1.67,
     ),
     Reproduction(
         "token-signal",
@@ -40,5 +42,6 @@ TOKENS = (
         study("token_signal --seeds 3 --updates 20 --out runs/token_signal.json"),
         study("token_signal --out runs/token_signal-full.json"),
         "variances at large models",
+        minutes=0.47,
     ),
 )
