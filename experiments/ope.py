@@ -67,7 +67,12 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
     data = restore.dataset(options.data)
     datasets.check(data, env.spec)
     cfg = fqe.Config(batch_size=options.batch_size, hidden=options.hidden)
-    hp = fqe.Hypers(lr=options.lr, gamma=options.gamma, spread=np.array(spreads, np.float32))
+    hp = fqe.Hypers(
+        lr=options.lr,
+        gamma=options.gamma,
+        tau=options.tau,
+        spread=np.array(spreads, np.float32),
+    )
     hp = jax.tree.map(jnp.float32, hp)
     logged = _logged(data, env.spec, target, options, cfg, hp)
     counts = [count_members(path) for path in paths]

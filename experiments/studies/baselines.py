@@ -9,6 +9,8 @@ Tasks:
     hole   one step: states in [-1, 1], reward -(a - 0.5)²; where |s| < 0.3 the data have actions
            near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole, -1 for the
            data's actions there and 0 for the best one
+    maze   a dataset of maze:medium, rewards less 1; the score is the success rate
+    hopper a dataset of brax:hopper
     cliff  the same states and data; reward a + 0.5 up to a = 0.7, where the data end, and -1
            beyond. The score is that of all states: 0.7 for the data's actions, 1.2 for the best one
 
@@ -45,9 +47,12 @@ from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 SEEDS, TRIED = 6, (100, 101)
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden": (64, 64)}
-UPDATES = {"dmsd": 8_000, "hole": 2_000, "cliff": 2_000}
+UPDATES = {"dmsd": 8_000, "maze": 20_000, "hopper": 20_000, "hole": 2_000, "cliff": 2_000}
+EPISODES = {"dmsd": 200, "maze": 100, "hopper": 20, "hole": 200, "cliff": 200}
 COMMON = {
     "dmsd": {"lr": 1e-3, "tau": 0.01, "reward_shift": -5.0},
+    "maze": {"lr": 1e-3, "tau": 0.01, "reward_shift": -1.0},
+    "hopper": {"lr": 1e-3, "tau": 0.01},
     "hole": {"lr": 1e-3},
     "cliff": {"lr": 1e-3},
 }
@@ -132,8 +137,12 @@ def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
     if name in ("hole", "cliff"):
         return one_step(name), one_step_data(name)
     if data is None:
-        raise SystemExit("dmsd needs --data FILE")
-    return envs.make("dmsd"), offline.episodes_of(datasets.load(data), 0, 200)
+        raise SystemExit(f"{name} needs --data FILE")
+    rows = datasets.load(data)
+    if name == "dmsd":
+        return envs.make("dmsd"), offline.episodes_of(rows, 0, 200)
+    env = envs.make({"maze": "maze:medium", "hopper": "brax:hopper"}[name])
+    return env, rows.transitions._replace(extras={})
 
 
 def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, ...]]:
@@ -156,7 +165,9 @@ def run(task: str, agent: str, data: Path | None, out: Path) -> None:
 
     statics = list({repr(static): static for static, _ in points}.values())
     trainers = [
-        offline.trainer(algorithm, dataclasses.replace(cfg, **static), env, episodes=200)
+        offline.trainer(
+            algorithm, dataclasses.replace(cfg, **static), env, episodes=EPISODES[task]
+        )
         for static in statics
     ]
 
