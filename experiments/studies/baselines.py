@@ -47,7 +47,7 @@ from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 SEEDS, TRIED = 6, (100, 101)
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden": (64, 64)}
-UPDATES = {"dmsd": 8_000, "maze": 20_000, "hopper": 20_000, "hole": 2_000, "cliff": 2_000}
+UPDATES = {"dmsd": 8_000, "maze": 8_000, "hopper": 8_000, "hole": 2_000, "cliff": 2_000}
 EPISODES = {"dmsd": 200, "maze": 100, "hopper": 20, "hole": 200, "cliff": 200}
 COMMON = {
     "dmsd": {"lr": 1e-3, "tau": 0.01, "reward_shift": -5.0},
