@@ -67,11 +67,14 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
     data = restore.dataset(options.data)
     datasets.check(data, env.spec)
     cfg = fqe.Config(batch_size=options.batch_size, hidden=options.hidden)
+    lowest, highest = fqe.value_range(jnp.asarray(data.transitions.reward), options.gamma)
     hp = fqe.Hypers(
         lr=options.lr,
         gamma=options.gamma,
         tau=options.tau,
         spread=np.array(spreads, np.float32),
+        lowest=lowest,
+        highest=highest,
     )
     hp = jax.tree.map(jnp.float32, hp)
     logged = _logged(data, env.spec, target, options, cfg, hp)

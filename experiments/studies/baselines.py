@@ -165,9 +165,7 @@ def run(task: str, agent: str, data: Path | None, out: Path) -> None:
 
     statics = list({repr(static): static for static, _ in points}.values())
     trainers = [
-        offline.trainer(
-            algorithm, dataclasses.replace(cfg, **static), env, episodes=EPISODES[task]
-        )
+        offline.trainer(algorithm, dataclasses.replace(cfg, **static), env, episodes=EPISODES[task])
         for static in statics
     ]
 

@@ -38,7 +38,7 @@ from jaxrl.runs import figures, files, provenance
 
 EPISODES = 10_000
 SHORT = {"max_steps": 200}
-FQE: dict[str, Any] = {"updates": 10_000, "hidden": (64, 64), "lr": 1e-3}
+FQE: dict[str, Any] = {"updates": 5_000, "hidden": (64, 64), "lr": 1e-3}
 TAU = 0.1  # Polyak step size of FQE
 DRAWN = ("fqe", "dr", "sndr", "snpdis", "sntis")
 TUNING = 100  # first seed of the datasets for choosing it
