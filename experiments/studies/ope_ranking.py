@@ -160,8 +160,8 @@ def draw(paths: Sequence[Path], out: Path) -> None:
             axes.plot(
                 k, [x["iqm"] for x in points], dash, color=colour, marker="o", ms=3, label=name
             )
-        axes.set_yscale("symlog", linthresh=1)
         figures.dress(axes, "k", "" if i else "SharpeRatio@k")
+        axes.set_yscale("symlog", linthresh=1)
         figures.title(axes, path.stem.removeprefix("ope_").removesuffix("_cpu").replace("_", ", "))
         if i == 0:
             figures.legend(axes, len(DRAWN))
