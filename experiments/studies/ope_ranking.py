@@ -101,12 +101,18 @@ def evaluate(task: str, level: str, out: Path, seed: int, tau: float) -> None:
 
 def summarise(task: str, level: str, out: Path) -> None:
     """Prints and writes the intervals over all seeds in `out`."""
-    tuning = sorted(out.glob(f"{task}-{level}-tuning-*.json"))
-    every = [
-        json.loads(file.read_text()) for file in sorted(out.glob(f"{task}-{level}-[0-9]*.json"))
-    ]
+    start = f"{task}-{level}-tuning-"
+    tuning = {  # by seed and tau
+        path.stem.removeprefix(start): json.loads(path.read_text())["metrics"]
+        for path in sorted(out.glob(f"{start}*.json"))
+    }
+    paths = sorted(out.glob(f"{task}-{level}-[0-9]*.json"))
+    every = [json.loads(path.read_text()) for path in paths]
+    rows = [datasets.load(path.with_suffix(".npz")).transitions for path in paths]
     found, scale = {}, np.ptp(every[0]["columns"]["true"])
-    for name in every[0]["metrics"]:
+    for name in NAMES:
+        if not all(name in each["metrics"] for each in every):
+            continue  # no finite estimate of a candidate
         columns = {
             key: np.array([each["metrics"][name][key] for each in every], float)
             for key in every[0]["metrics"][name]
@@ -132,13 +138,10 @@ def summarise(task: str, level: str, out: Path) -> None:
         },
         "true": every[0]["columns"]["true"],
         "behaviour": [each["behaviour"] for each in every],
+        "episodes": [int(each.start.sum()) for each in rows],
+        "terminated": [int(each.terminated.sum()) for each in rows],
         "effective": [each["columns"]["effective"] for each in every],
-        "tuning": {
-            file.stem.removeprefix(f"{task}-{level}-tuning-"): json.loads(file.read_text())[
-                "metrics"
-            ]
-            for file in tuning
-        },
+        "tuning": tuning,
         "estimators": found,
         "by_k": curves,
     }
@@ -146,12 +149,16 @@ def summarise(task: str, level: str, out: Path) -> None:
 
 
 def draw(paths: Sequence[Path], out: Path) -> None:
-    """Draws SharpeRatio@k with its intervals against k, one panel per summary."""
-    figure = figures.new(4.2 * len(paths), 3.6 + figures.below(len(DRAWN)))
+    """Draws SharpeRatio@k with its intervals against k, one panel per summary, three in a row."""
+    wide = min(3, len(paths))
+    tall = -(-len(paths) // wide)
+    figure = figures.new(4.2 * wide, 3.4 * tall + figures.below(len(DRAWN)))
     for i, path in enumerate(paths):
         found = json.loads(path.read_text())
-        axes = figure.add_subplot(1, len(paths), i + 1)
+        axes = figure.add_subplot(tall, wide, i + 1)
         for j, name in enumerate(DRAWN):
+            if name not in found["by_k"]:
+                continue
             points = found["by_k"][name]
             k = np.arange(2, len(points) + 2)
             colour, dash = figures.style(j)
@@ -160,10 +167,12 @@ def draw(paths: Sequence[Path], out: Path) -> None:
             axes.plot(
                 k, [x["iqm"] for x in points], dash, color=colour, marker="o", ms=3, label=name
             )
-        figures.dress(axes, "k", "" if i else "SharpeRatio@k")
+        figures.dress(
+            axes, "k" if i >= len(paths) - wide else "", "" if i % wide else "SharpeRatio@k"
+        )
         axes.set_yscale("symlog", linthresh=1)
         figures.title(axes, path.stem.removeprefix("ope_").removesuffix("_cpu").replace("_", ", "))
-        if i == 0:
+        if i == len(paths) - wide:
             figures.legend(axes, len(DRAWN))
     figures.save(figure, out)
 
