@@ -68,20 +68,20 @@ def candidates(task: str, out: Path) -> Path:
     return path
 
 
-def logged(task: str, level: str, out: Path, seed: int) -> Path:
-    """The file of the dataset of one seed."""
+def logged(task: str, level: str, out: Path, seed: int, steps: int) -> Path:
+    """The file of the dataset of one seed, whose PPO run has so many steps."""
     file = out / f"{task}-{level}-{seed}.npz"
     if file.is_file():
         return file
-    settings = {"agent.total_steps": STEPS[task], "env_options": SHORT, "seed": 1000 + seed}
+    settings = {"agent.total_steps": steps, "env_options": SHORT, "seed": 1000 + seed}
     ((_, found),) = collect.make(ENVS[task], [level], 50_000, "ppo", settings)
     datasets.save(file, found)
     return file
 
 
-def evaluate(task: str, level: str, out: Path, seed: int, tau: float) -> None:
+def evaluate(task: str, level: str, out: Path, seed: int, tau: float, steps: int) -> None:
     """Writes the agreement of all estimators on the dataset of one seed."""
-    run, file = candidates(task, out), logged(task, level, out, seed)
+    run, file = candidates(task, out), logged(task, level, out, seed, steps)
     truth = out / f"true-{task}.json"
     known = json.loads(truth.read_text()) if truth.is_file() else None
     options = OpeOptions(data=file, tau=tau, **NOISE[task], **FQE)
@@ -93,7 +93,7 @@ def evaluate(task: str, level: str, out: Path, seed: int, tau: float) -> None:
     names = [name for name in NAMES if np.isfinite(found.estimate(name)).all()]
     rows = {name: agreement(found, name) for name in names}
     curves = {name: {key: x.tolist() for key, x in by_k(found, name).items()} for name in names}
-    own = {"behaviour": found.behaviour, "tau": tau, "columns": dict(found.columns)}
+    own = {"behaviour": found.behaviour, "tau": tau, "steps": steps, "columns": dict(found.columns)}
     name = f"{seed}" if seed < TUNING else f"tuning-{seed}-{tau:g}"
     own |= {"metrics": rows, "by_k": curves}
     files.write_json(out / f"{task}-{level}-{name}.json", own)
@@ -134,6 +134,7 @@ def summarise(task: str, level: str, out: Path) -> None:
             "fqe": FQE | {"tau": every[0]["tau"]},
             "noise": NOISE[task],
             "level": level,
+            "steps": every[0].get("steps", STEPS[task]),
             "episodes": EPISODES,
         },
         "true": every[0]["columns"]["true"],
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(ENVS), default="cartpole")
     parser.add_argument("--level", choices=["medium", "medium-expert", "expert"], default="medium")
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, help="of the PPO runs that collect data")
     parser.add_argument("--tau", type=float, default=TAU)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draw", type=Path, nargs="+", help="files of summaries")
@@ -192,7 +194,7 @@ def main() -> None:
     jax_setup.start()
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds or ():
-        evaluate(args.task, args.level, args.out, seed, args.tau)
+        evaluate(args.task, args.level, args.out, seed, args.tau, args.steps or STEPS[args.task])
     if not args.seeds:
         summarise(args.task, args.level, args.out)
 
