@@ -17,8 +17,8 @@ Tasks:
 Each agent tries three points, in the hole and at the cliff seven strengths, on the seeds 100 and
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
-half as many updates, and for a seed the same critics. `prdc-close` tries three other points.
-DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
+half as many updates, and for a seed the same critics. `prdc-close` and `rebrac-loose` try three
+other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
 agents given, of which the first is the reference.
 """
 
@@ -80,6 +80,12 @@ POINTS: dict[str, tuple[Point, ...]] = {
         ({}, {"alpha": 0.5, "beta": 2.0}),
         ({}, {"alpha": 1.0, "beta": 10.0}),
         ({}, {"alpha": 1.0, "beta": 100.0}),
+    ),
+    # Farther from the data; β₁ = 0.05 weighs Q and cloning as TD3+BC's α = 10 in two dimensions.
+    "rebrac-loose": (
+        ({}, {"actor_penalty": 0.05, "critic_penalty": 0.0}),
+        ({}, {"actor_penalty": 0.01, "critic_penalty": 0.0}),
+        ({}, {"actor_penalty": 0.003, "critic_penalty": 0.001}),
     ),
     # On the same critics: one expectile, and points of the policy loss.
     "iql-awr": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (1.0, 3.0, 10.0)),
