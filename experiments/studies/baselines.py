@@ -6,11 +6,11 @@
 Tasks:
 
     dmsd   the first 200 episodes (20,000 rows) of a dataset of DMSD, rewards less 5
+    maze   a dataset of maze:medium, rewards less 1; the score is the success rate
+    hopper a dataset of brax:hopper
     hole   one step: states in [-1, 1], reward -(a - 0.5)²; where |s| < 0.3 the data have actions
            near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole, -1 for the
            data's actions there and 0 for the best one
-    maze   a dataset of maze:medium, rewards less 1; the score is the success rate
-    hopper a dataset of brax:hopper
     cliff  the same states and data; reward a + 0.5 up to a = 0.7, where the data end, and -1
            beyond. The score is that of all states: 0.7 for the data's actions, 1.2 for the best one
 
@@ -18,8 +18,8 @@ Each agent tries three points, in the hole and at the cliff seven strengths, on 
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
 half as many updates, and for a seed the same critics. `prdc-close` and `rebrac-loose` try three
-other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
-agents given, of which the first is the reference.
+other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has
+those of all agents given, of which the first is the reference.
 """
 
 from __future__ import annotations
