@@ -17,8 +17,8 @@ Tasks:
 Each agent tries three points, in the hole and at the cliff seven strengths, on the seeds 100 and
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
-half as many updates, and for a seed the same critics. `prdc-close` and `rebrac-loose` try three
-other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has
+half as many updates, and for a seed the same critics. `prdc-close`, `rebrac-loose` and `iql-soft`
+try three other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has
 those of all agents given, of which the first is the reference.
 """
 
@@ -87,6 +87,8 @@ POINTS: dict[str, tuple[Point, ...]] = {
         ({}, {"actor_penalty": 0.01, "critic_penalty": 0.0}),
         ({}, {"actor_penalty": 0.003, "critic_penalty": 0.001}),
     ),
+    # For larger rewards: advantages of several units make the weights exp(β A) of β = 3 extreme.
+    "iql-soft": tuple(({}, {"expectile": 0.7, "beta": beta}) for beta in (0.03, 0.1, 0.3)),
     # On the same critics: one expectile, and points of the policy loss.
     "iql-awr": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (1.0, 3.0, 10.0)),
     "iql-ddpg_bc": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (0.3, 1.0, 3.0)),
@@ -98,6 +100,7 @@ GRIDS: dict[str, tuple[Point, ...]] = {
     "prdc": tuple(({}, {"alpha": x, "beta": 0.5}) for x in STRENGTHS),
     "rebrac": tuple(({}, {"actor_penalty": 1 / x}) for x in STRENGTHS),
 }
+LOSSES = ("awr", "ddpg_bc")  # of IQL's policy, beside best-of-N
 AGENTS = {
     "td3bc": td3bc.ALGORITHM,
     "iql": iql.ALGORITHM,
@@ -154,7 +157,7 @@ def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
 def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, ...]]:
     """The record and configuration of an agent, and the points to try."""
     base, _, loss = name.partition("-")
-    more: dict[str, Any] = {"extraction": loss} if base == "iql" and loss else {}
+    more: dict[str, Any] = {"extraction": loss} if loss in LOSSES else {}
     if loss.isdigit():
         more = {"extraction": "best_of_n", "candidates": int(loss)}
     more |= {"normalise_obs": True}
@@ -165,7 +168,8 @@ def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, 
 def run(task: str, agent: str, data: Path | None, out: Path) -> None:
     """Tries the points, trains the best one with further seeds, and writes all returns."""
     env, rows = task_of(task, data)
-    updates = UPDATES[task] // (2 if agent.startswith("iql-") else 1)
+    loss = agent.partition("-")[2]
+    updates = UPDATES[task] // (2 if loss in LOSSES or loss.isdigit() else 1)
     algorithm, cfg, points = algorithm_of(agent, updates)
     points = GRIDS.get(agent, points) if task in ("hole", "cliff") else points
 
