@@ -18,8 +18,8 @@ Each agent tries three points, in the hole and at the cliff seven strengths, on 
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
 half as many updates, and for a seed the same critics. `prdc-close`, `rebrac-loose` and `iql-soft`
-try three other points. DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has
-those of all agents given, of which the first is the reference.
+try three other points. DIR/TASK-AGENT.json has all returns and is not made again;
+DIR/offline_TASK.json has those of all agents given, of which the first is the reference.
 """
 
 from __future__ import annotations
