@@ -142,6 +142,7 @@ def summarise(task: str, level: str, out: Path) -> None:
         "episodes": [int(each.start.sum()) for each in rows],
         "terminated": [int(each.terminated.sum()) for each in rows],
         "effective": [each["columns"]["effective"] for each in every],
+        "fqe": [each["columns"]["fqe"] for each in every],
         "tuning": tuning,
         "estimators": found,
         "by_k": curves,
