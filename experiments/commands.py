@@ -143,6 +143,9 @@ class OpeOptions:
     """widths of the hidden layers of FQE and of the fitted behaviour policy"""
     lr: float = bounded(3e-4, least=0)
     """learning rate of Adam"""
+    tau: float = bounded(0.1, least=0, most=1)
+    """Polyak step size of FQE's target network; FQE needs several times 1 / (tau (1 - gamma))
+    updates"""
     episodes: int = bounded(0, least=0)
     """episodes per candidate to play for true values, which show how well the estimates agree; by
     default none"""

@@ -67,7 +67,15 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
     data = restore.dataset(options.data)
     datasets.check(data, env.spec)
     cfg = fqe.Config(batch_size=options.batch_size, hidden=options.hidden)
-    hp = fqe.Hypers(lr=options.lr, gamma=options.gamma, spread=np.array(spreads, np.float32))
+    lowest, highest = fqe.value_range(jnp.asarray(data.transitions.reward), options.gamma)
+    hp = fqe.Hypers(
+        lr=options.lr,
+        gamma=options.gamma,
+        tau=options.tau,
+        spread=np.array(spreads, np.float32),
+        lowest=lowest,
+        highest=highest,
+    )
     hp = jax.tree.map(jnp.float32, hp)
     logged = _logged(data, env.spec, target, options, cfg, hp)
     counts = [count_members(path) for path in paths]

@@ -177,6 +177,24 @@ def test_fqe_solves_the_linear_system() -> None:
         np.testing.assert_allclose(v, np.sum(np.array(policy) * expected, 1), rtol=2e-3)
 
 
+def test_targets_are_limited_to_the_range_of_values() -> None:
+    """Hand-computed ranges; a Q-function that would exceed its limit converges to the limit."""
+    for reward, gamma, expected in (
+        ([-2.0, 1.0], 0.9, (-20.0, 10.0)),
+        ([-2.0, -1.0], 0.5, (-4.0, 0.0)),
+        ([0.0, 3.0], 0.0, (0.0, 3.0)),
+    ):
+        found = fqe.value_range(jnp.array(reward), gamma)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    data = jax.tree.map(jnp.asarray, table_rows())
+    mode = jnp.zeros_like(data.action)
+    learner = fqe.learner(LINEAR, TABLE, targets.target(TABLE))
+    hp = numbers(fqe.Hypers(lr=0.02, tau=0.1, gamma=0.9, lowest=0.25, highest=0.25))
+    state = jax.jit(fit(learner, 1500))(hp, data._replace(extras={"next_mode": mode}))  # type: ignore[arg-type]
+    values = fqe.critic(LINEAR, TABLE).values(state, state.params, jnp.eye(2), jnp.eye(2))
+    np.testing.assert_allclose(values * state.scale, 0.25, rtol=5e-3)
+
+
 def test_a_fitted_policy_has_the_frequencies_of_the_data() -> None:
     t = table_rows()
     keep = np.array([*range(7), *range(8, 16)])  # 4 : 3 and 4 : 4

@@ -26,7 +26,7 @@ def check_data(words: list[str]) -> str:
     own, rest = take(MakeOptions, given)
     names.check_name(env)
     assert own.level and own.steps > 0
-    assert all(name.startswith("agent.") for name in rest)
+    assert all(name == "preset" or name.startswith("agent.") for name in rest)
     return str(own.out)
 
 

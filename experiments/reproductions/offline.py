@@ -285,9 +285,53 @@ ONLINE = (
 
 RIVALS = "td3bc iql rebrac prdc"
 ON_DMSD = f"--data {DMSD} "
+SMALL_MAZE, SMALL_HOPPER = "data/maze-20000.npz", "data/hopper-20000.npz"
+TWO_TASKS = (
+    f"jaxrl data make maze:medium --level diverse --steps 20000 --out {SMALL_MAZE}",
+    *study(
+        f"baselines --task maze --data {SMALL_MAZE} --agent {RIVALS} --out runs/offline-maze",
+    ),
+    "jaxrl data make brax:hopper --level medium-expert --agent ppo --preset small --steps 20000 "
+    f"--out {SMALL_HOPPER}",
+    *study(
+        f"baselines --task hopper --data {SMALL_HOPPER} --agent {RIVALS} --out runs/offline-hopper",
+    ),
+)
+RANKING = "ope_ranking --task {task} --level {level}"
+
+
+def ranked(
+    tasks: tuple[str, ...], levels: tuple[str, ...], seeds: str, out: str
+) -> tuple[str, ...]:
+    """Estimates on datasets of these seeds, and their summary, for each task and level."""
+    (line,) = study(f"{RANKING}{seeds} --out {out}")
+    (summary,) = study(f"{RANKING} --out {out}")
+    each_seed = each(line, task=tasks, level=levels)
+    return (*each_seed, *each(summary, task=tasks, level=levels))
 
 
 SELECTION = (
+    Reproduction(
+        "ope-ranking",
+        "ppo",
+        "SharpeRatio@k tells apart estimators that are equally accurate or rank equally well.",
+        ranked(("cartpole",), ("expert",), " --seeds 0 1 2 3 4", "runs/ope"),
+        ranked(
+            ("cartpole", "acrobot", "pendulum"),
+            ("medium", "expert"),
+            " --seeds 0 1 2 3 4 5 6 7 8 9",
+            "runs/ope-full",
+        ),
+        "figures of seven control tasks",
+    ),
+    Reproduction(
+        "rebrac-two-tasks",
+        "rebrac",
+        "ReBRAC and PRDC are better than TD3+BC and IQL on navigation and locomotion.",
+        TWO_TASKS,
+        TWO_TASKS,
+        "D4RL: AntMaze and Gym-MuJoCo",
+    ),
     Reproduction(
         "rebrac-offline",
         "rebrac",

@@ -6,6 +6,8 @@
 Tasks:
 
     dmsd   the first 200 episodes (20,000 rows) of a dataset of DMSD, rewards less 5
+    maze   a dataset of maze:medium, rewards less 1; the score is the success rate
+    hopper a dataset of brax:hopper
     hole   one step: states in [-1, 1], reward -(a - 0.5)²; where |s| < 0.3 the data have actions
            near -0.5 only, elsewhere near 0.5. The score is the mean return in the hole, -1 for the
            data's actions there and 0 for the best one
@@ -15,9 +17,9 @@ Tasks:
 Each agent tries three points, in the hole and at the cliff seven strengths, on the seeds 100 and
 101 and is trained again at the best one with the seeds 0 to 5. `--agent iql-16` is IQL with
 `best_of_n` and 16 candidates, `iql-awr` and `iql-ddpg_bc` have the other policy losses. These have
-half as many updates, and for a seed the same critics. `prdc-close` tries three other points.
-DIR/TASK-AGENT.json has all returns and is not made again; DIR/offline_TASK.json has those of all
-agents given, of which the first is the reference.
+half as many updates, and for a seed the same critics. `prdc-close`, `rebrac-loose` and `iql-soft`
+try three other points. DIR/TASK-AGENT.json has all returns and is not made again;
+DIR/offline_TASK.json has those of all agents given, of which the first is the reference.
 """
 
 from __future__ import annotations
@@ -45,9 +47,12 @@ from jaxrl.types import Array, Box, Env, EnvSpec, PyTree, TimeStep, Transition
 
 SEEDS, TRIED = 6, (100, 101)
 SIZES: dict[str, Any] = {"batch_size": 64, "hidden": (64, 64)}
-UPDATES = {"dmsd": 8_000, "hole": 2_000, "cliff": 2_000}
+UPDATES = {"dmsd": 8_000, "maze": 8_000, "hopper": 8_000, "hole": 2_000, "cliff": 2_000}
+EPISODES = {"dmsd": 200, "maze": 100, "hopper": 20, "hole": 200, "cliff": 200}
 COMMON = {
     "dmsd": {"lr": 1e-3, "tau": 0.01, "reward_shift": -5.0},
+    "maze": {"lr": 1e-3, "tau": 0.01, "reward_shift": -1.0},
+    "hopper": {"lr": 1e-3, "tau": 0.01},
     "hole": {"lr": 1e-3},
     "cliff": {"lr": 1e-3},
 }
@@ -76,6 +81,14 @@ POINTS: dict[str, tuple[Point, ...]] = {
         ({}, {"alpha": 1.0, "beta": 10.0}),
         ({}, {"alpha": 1.0, "beta": 100.0}),
     ),
+    # Farther from the data; β₁ = 0.05 weighs Q and cloning as TD3+BC's α = 10 in two dimensions.
+    "rebrac-loose": (
+        ({}, {"actor_penalty": 0.05, "critic_penalty": 0.0}),
+        ({}, {"actor_penalty": 0.01, "critic_penalty": 0.0}),
+        ({}, {"actor_penalty": 0.003, "critic_penalty": 0.001}),
+    ),
+    # For larger rewards: advantages of several units make the weights exp(β A) of β = 3 extreme.
+    "iql-soft": tuple(({}, {"expectile": 0.7, "beta": beta}) for beta in (0.03, 0.1, 0.3)),
     # On the same critics: one expectile, and points of the policy loss.
     "iql-awr": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (1.0, 3.0, 10.0)),
     "iql-ddpg_bc": tuple(({}, {"expectile": 0.9, "beta": beta}) for beta in (0.3, 1.0, 3.0)),
@@ -87,6 +100,7 @@ GRIDS: dict[str, tuple[Point, ...]] = {
     "prdc": tuple(({}, {"alpha": x, "beta": 0.5}) for x in STRENGTHS),
     "rebrac": tuple(({}, {"actor_penalty": 1 / x}) for x in STRENGTHS),
 }
+LOSSES = ("awr", "ddpg_bc")  # of IQL's policy, beside best-of-N
 AGENTS = {
     "td3bc": td3bc.ALGORITHM,
     "iql": iql.ALGORITHM,
@@ -132,14 +146,18 @@ def task_of(name: str, data: Path | None) -> tuple[Env, Transition]:
     if name in ("hole", "cliff"):
         return one_step(name), one_step_data(name)
     if data is None:
-        raise SystemExit("dmsd needs --data FILE")
-    return envs.make("dmsd"), offline.episodes_of(datasets.load(data), 0, 200)
+        raise SystemExit(f"{name} needs --data FILE")
+    rows = datasets.load(data)
+    if name == "dmsd":
+        return envs.make("dmsd"), offline.episodes_of(rows, 0, 200)
+    env = envs.make({"maze": "maze:medium", "hopper": "brax:hopper"}[name])
+    return env, rows.transitions._replace(extras={})
 
 
 def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, ...]]:
     """The record and configuration of an agent, and the points to try."""
     base, _, loss = name.partition("-")
-    more: dict[str, Any] = {"extraction": loss} if base == "iql" and loss else {}
+    more: dict[str, Any] = {"extraction": loss} if loss in LOSSES else {}
     if loss.isdigit():
         more = {"extraction": "best_of_n", "candidates": int(loss)}
     more |= {"normalise_obs": True}
@@ -150,13 +168,14 @@ def algorithm_of(name: str, updates: int) -> tuple[Algorithm, Any, tuple[Point, 
 def run(task: str, agent: str, data: Path | None, out: Path) -> None:
     """Tries the points, trains the best one with further seeds, and writes all returns."""
     env, rows = task_of(task, data)
-    updates = UPDATES[task] // (2 if agent.startswith("iql-") else 1)
+    loss = agent.partition("-")[2]
+    updates = UPDATES[task] // (2 if loss in LOSSES or loss.isdigit() else 1)
     algorithm, cfg, points = algorithm_of(agent, updates)
     points = GRIDS.get(agent, points) if task in ("hole", "cliff") else points
 
     statics = list({repr(static): static for static, _ in points}.values())
     trainers = [
-        offline.trainer(algorithm, dataclasses.replace(cfg, **static), env, episodes=200)
+        offline.trainer(algorithm, dataclasses.replace(cfg, **static), env, episodes=EPISODES[task])
         for static in statics
     ]
 

@@ -21,6 +21,7 @@ from jaxrl.sources import expand
 from jaxrl.types import Agent, Array, EnvSpec, Episodes, HyperParams, PyTree
 
 NAME = "ope_fqe"
+TAU = 0.1  # Polyak step size: 5,000 updates have to carry rewards over 1 / (1 - gamma) steps
 
 
 def greedy_value(
@@ -37,8 +38,10 @@ def greedy_value(
         greedy = lambda obs: targets.greedy_actions(agent, trained, target.unit, obs)
         mode, ahead = greedy(data.obs), greedy(data.next_obs)
         rows = data._replace(extras={"next_mode": ahead})
+        lowest, highest = fqe.value_range(data.reward, hp.gamma)
+        limited = dataclasses.replace(hp, lowest=lowest, highest=highest)
         key_fit, key_value = jax.random.split(key)
-        state = fit(learner, hp, rows, key_fit, updates, cfg.batch_size)
+        state = fit(learner, limited, rows, key_fit, updates, cfg.batch_size)
         of_rows = lambda x: fqe.q_and_value(critic, target, state, hp.spread, key_value, x)
         _, v = by_pieces(of_rows, (data.obs, data.action, mode))
         return jnp.sum(jnp.where(data.start, v, 0.0)) / jnp.maximum(jnp.sum(data.start), 1)
@@ -65,7 +68,7 @@ def with_fqe(program: Program, spec: EnvSpec, updates: int) -> Program:
         key_play, key_fit = jax.random.split(key)
         found = plain(explore, state, hp, inputs, key_play)
         gamma = jnp.asarray(getattr(hp.agent, "gamma", 0.99), jnp.float32)
-        own = jax.tree.map(jnp.float32, fqe.Hypers(lr=1e-3)).replace(gamma=gamma)
+        own = jax.tree.map(jnp.float32, fqe.Hypers(lr=1e-3, tau=TAU)).replace(gamma=gamma)
         value = greedy_value(fqe.Config(), spec, agent, updates, own)
         told = value(Trained(state, hp.agent), inputs["data"], key_fit)
         return found._replace(measured=found.measured | {NAME: told})

@@ -6,7 +6,7 @@ arXiv:1903.08708.
 Q(s, a) is regressed on r + γ (1 - terminated) Σ_a' π(a'|s') Q'(s', a'), with Q' a slow copy of Q.
 Deviations: one gradient step per batch and Polyak averaging instead of complete regressions; time
 limits bootstrap, so Q is the value without a time limit; rewards are divided by a typical value, so
-that one learning rate serves tasks of different rewards.
+that one learning rate serves tasks of different rewards; targets may be limited to a range.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Hypers:
     """Polyak step size of the target network"""
     spread: Any = bounded(0.0, least=0)
     """ε or σ of the target policy, see `targets`"""
+    lowest: Any = -np.inf
+    """lower limit of the regression's targets, see `value_range`"""
+    highest: Any = np.inf
+    """upper limit of the regression's targets"""
 
 
 class State(NamedTuple):
@@ -119,6 +123,7 @@ def learner(cfg: Config, spec: EnvSpec, target: Target) -> Learner:
         action, weight = target.candidates(t.extras["next_mode"], hp.spread, key)
         ahead = jnp.sum(weight * q.values(state, state.target, t.next_obs, action), -1)
         y = td_target(t._replace(reward=t.reward / state.scale), hp.gamma, ahead)
+        y = jnp.clip(y, hp.lowest / state.scale, hp.highest / state.scale)
 
         def loss(params: PyTree) -> tuple[Array, Array]:
             chosen = q.value(state, params, t.obs, t.action)
@@ -141,6 +146,15 @@ def value_scale(reward: Array, gamma: Array) -> Array:
     """mean |r| / (1 - γ) [], with 1 - γ at least 0.01, and 1 where all rewards are 0."""
     mean = jnp.mean(jnp.abs(reward))
     return jnp.where(mean > 0, mean, 1.0) / jnp.maximum(1 - gamma, 0.01)
+
+
+def value_range(reward: Array, gamma: Array | float) -> tuple[Array, Array]:
+    """The lowest and the highest value [] that a policy can have, with rewards like those of data.
+
+    Targets limited to this range keep Q from diverging at actions that the data do not have.
+    """
+    most = 1 / jnp.maximum(1 - gamma, 1e-6)
+    return jnp.minimum(jnp.min(reward), 0.0) * most, jnp.maximum(jnp.max(reward), 0.0) * most
 
 
 def q_and_value(
