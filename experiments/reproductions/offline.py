@@ -100,7 +100,7 @@ SYNTHETIC = (
 )
 SKETCH = (
     " --agent.updates 3000 --agent.generate-every 1500 --agent.model-updates 1000 "
-    "--agent.trajectories 64"
+    "--agent.trajectories 256"
 )
 (GUIDANCE,) = study(
     "guidance --env {env} --data {data} --model-updates {updates} --horizon {horizon} "
