@@ -236,7 +236,7 @@ def test_unknown_names(name, hint):
         (
             "brax:reacher",
             {"zzz": 1},
-            "it has absorbing, backend, hide, masks, max_steps, n_frames, normalise_obs",
+            "it has absorbing, backend, hide, hide_from, masks, max_steps, n_frames, normalise_obs",
         ),
         ("brax:reacher", {"max_steps": 0}, "max_steps of brax:reacher must be a positive whole"),
         (

@@ -400,7 +400,7 @@ def test_a_sweep_from_end_to_end(
 
     assert cli.main(asked) == 0
     told = capsys.readouterr().out
-    assert "000-num_steps=4 is finished" in told and told.count("compiling advance") == 1
+    assert "000-num_steps=4 is finished" in told and told.count("compiling training") == 1
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
     # The files agree with one another.
