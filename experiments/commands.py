@@ -84,7 +84,7 @@ class ReproduceOptions:
     """Options of `jaxrl reproduce`."""
 
     full: bool = False
-    """the paper's sizes instead of a small setting"""
+    """larger sizes, up to the paper's, instead of a small setting"""
     dry_run: bool = False
     """print the claim and the commands, and run nothing"""
     out: Path | None = None

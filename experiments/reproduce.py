@@ -24,7 +24,7 @@ _TRAINS = ("train", "sweep")
 _UNKNOWN = "not measured"
 _ABOUT = (
     "minutes: of the small setting on one CPU core. It may be too short to decide the claim; the "
-    "agents' pages say what was run. --full runs the paper's sizes, whose times were not measured. "
+    "agents' pages say what was run. --full runs larger sizes, up to the paper's; not timed. "
     "`jaxrl reproduce NAME --dry-run` shows the published result and the commands."
 )
 
@@ -201,7 +201,7 @@ def page(folder: Path) -> str:
     lines = [
         "# Reproductions",
         "",
-        "`jaxrl reproduce NAME` runs the small setting of a claim, `--full` the paper's sizes. "
+        "`jaxrl reproduce NAME` runs the small setting of a claim, `--full` larger sizes. "
         "Results are interquartile means of the last return with 95 % intervals, or the table that "
         "a study prints. Verdicts are on the [pages of the agents](../agents.md).",
         "",

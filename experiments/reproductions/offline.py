@@ -27,7 +27,7 @@ RAVL = (
         "ravl-grid",
         "ravl",
         "Pessimism at the edge of reach, by diverse critics, prevents divergence in true dynamics.",
-        study("edge_of_reach --seeds 10 --out runs/ravl-reach"),
+        study("edge_of_reach --seeds 3 --updates 1000 --out runs/ravl-reach-short"),
         study("edge_of_reach --grid --seeds 5 --out runs/ravl-grid"),
         "figure of the paper's toy environment",
     ),
@@ -129,7 +129,7 @@ PGD = (
         "pgd-error",
         "pgd_iql",
         "At equal log-probability, guided trajectories have smaller errors than model rollouts.",
-        errors(6_000),
+        errors(500),
         errors(30_000),
         "figure for MuJoCo, horizon 32",
     ),
@@ -181,6 +181,7 @@ OFQL = (
             *searched("brax:halfcheetah", CHEETAH, "halfcheetah"),
         ),
         "table on D4RL; η per dataset is not published",
+        minutes=12.22,
     ),
     Reproduction(
         "ofql-flow-ratio",
@@ -193,6 +194,7 @@ OFQL = (
             *each(RATIOS, env="brax:halfcheetah", data=CHEETAH, seeds=5, out="halfcheetah"),
         ),
         "ablation of the paper",
+        minutes=4.74,
     ),
 )
 
@@ -374,15 +376,13 @@ SELECTION = (
         "cql-peak",
         "cql",
         "The checkpoint at the peak of Q is better than the last one, where CQL overfits.",
-        tuple(
-            line
-            for count in (20, 100, 500)
-            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
+        study(
+            f"peak {ON_DMSD}--trajectories 20 --seeds 2 --updates 2000 --out runs/cql-peak-short"
         ),
         tuple(
             line
             for count in (20, 100, 500)
-            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak-full")
+            for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
         ),
         "figures of robot tasks with 100 and 500 trajectories",
     ),

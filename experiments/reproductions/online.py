@@ -49,7 +49,7 @@ PQN = (
         study("baird --seeds 5 --out runs/pqn-stability"),
         study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
         "Baird's counterexample converges with both",
-        minutes=0.5,
+        minutes=0.29,
     ),
     Reproduction(
         "pqn-memory",
