@@ -30,6 +30,7 @@ RAVL = (
         study("edge_of_reach --seeds 3 --updates 1000 --out runs/ravl-reach-short"),
         study("edge_of_reach --grid --seeds 5 --out runs/ravl-grid"),
         "figure of the paper's toy environment",
+        minutes=1.5,
     ),
     Reproduction(
         "ravl-hopper",
@@ -269,6 +270,7 @@ ONLINE = (
         switched(5, 2_000),
         switched(20, 50_000),
         "learning curves of AntMaze, Kitchen and Adroit tasks",
+        minutes=2.38,
     ),
     Reproduction(
         "famo2o-balance",
