@@ -100,7 +100,7 @@ SYNTHETIC = (
     "--out runs/pgd-rewards/{out}-{value}{more}"
 )
 SKETCH = (
-    " --agent.updates 3000 --agent.generate-every 1500 --agent.model-updates 1000 "
+    " --evals 2 --agent.updates 3000 --agent.generate-every 1500 --agent.model-updates 1000 "
     "--agent.trajectories 256"
 )
 (GUIDANCE,) = study(
@@ -327,6 +327,7 @@ SELECTION = (
             "runs/ope-full",
         ),
         "figures of seven control tasks",
+        minutes=2.01,
     ),
     Reproduction(
         "rebrac-two-tasks",
@@ -387,6 +388,7 @@ SELECTION = (
             for line in study(f"peak {ON_DMSD}--trajectories {count} --out runs/cql-peak")
         ),
         "figures of robot tasks with 100 and 500 trajectories",
+        minutes=0.31,
     ),
     Reproduction(
         "bc-retrieval",
