@@ -30,14 +30,14 @@ import optax
 from flax import struct
 
 from jaxrl import interventions
-from jaxrl.algorithm import Algorithm
+from jaxrl.algorithm import Algorithm, one_each
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import check_base, deterministic_actor
-from jaxrl.program import Program, Stage
+from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_share
+from jaxrl.recipes import check_share, single_stage
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, split_batch, uniform
 from jaxrl.spaces import box_scale
@@ -108,11 +108,6 @@ class State(NamedTuple):
     actor: PyTree  # parameters (`nets.packed`)
     opt: optax.OptState
     watch: interventions.Watch  # the frozen expert and the Q-function of interventions
-
-
-def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
-    """The points of a run over `runs` experts: one each."""
-    return tuple({"base": run} for run in range(runs))
 
 
 def labelled_loss(chosen: Array, label: Array, weight: Array) -> Array:
@@ -195,17 +190,11 @@ def program(
         warmup=math.ceil(cfg.warmup / cfg.window),
     )
     data = interventions.weighted(uniform(rows))
-    learning = Stage(
-        name="agent",
-        learner=agent,
-        source=mix(data, own, cfg.data_share, rows, cfg.gradient_steps),
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluator(env, agent, episodes),
-    )
-    return Program((*interventions.judging(cfg, env.spec, base, evals), learning))
+    source = mix(data, own, cfg.data_share, rows, cfg.gradient_steps)
+    learning = single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+    return Program((*interventions.judging(cfg, env.spec, base, evals), *learning.stages))
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, base_points=base_points, base_data=False
+    Config, Hypers, make, program, offline=True, base_points=one_each, base_data=False
 )

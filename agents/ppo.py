@@ -352,7 +352,10 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     if isinstance(spec.action, Box) and len(spec.action.shape) != 1:
         raise UserError(f"box actions must have one axis; {spec.name} has {spec.action.shape}")
     if cfg.conv and spec.critic_shape is not None:
-        raise UserError(f"conv takes one observation for all networks; {spec.name} has two")
+        raise UserError(
+            f"conv takes one observation for all networks; {spec.name} has one for critics too: "
+            "leave out hide_from or critic_obs"
+        )
     nets.check_images(spec, cfg.conv)
     check_rollouts(cfg, (*cfg.actor, *cfg.critic, *cfg.conv), cfg.resets)
 

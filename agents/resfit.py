@@ -32,7 +32,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxrl import nets
-from jaxrl.algorithm import Algorithm
+from jaxrl.algorithm import Algorithm, one_each
 from jaxrl.distributions import Normal
 from jaxrl.ensembles import check_ensemble, random_critics
 from jaxrl.errors import at_least
@@ -128,11 +128,6 @@ class State(NamedTuple):
     actor_target: PyTree  # target residual
     critic_target: PyTree  # target critics
     opt: tuple[optax.OptState, optax.OptState]  # Adam of residual and critics
-
-
-def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
-    """The points of a run over `runs` base runs: one each."""
-    return tuple({"base": run} for run in range(runs))
 
 
 def warmup_policy(base: Policy, space: BoxScale) -> Policy:
@@ -269,5 +264,5 @@ def program(
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, base_points=base_points, base_data=False
+    Config, Hypers, make, program, offline=True, base_points=one_each, base_data=False
 )

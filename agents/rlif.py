@@ -33,13 +33,13 @@ from flax import struct
 
 from jaxrl import interventions
 from jaxrl.agents import sac
-from jaxrl.algorithm import Algorithm
+from jaxrl.algorithm import Algorithm, one_each
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.policies import check_base
-from jaxrl.program import Program, Stage
+from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_share
+from jaxrl.recipes import check_share, single_stage
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, uniform
 from jaxrl.spaces import box_scale
@@ -89,11 +89,6 @@ class Hypers(sac.Hypers):
 class State(NamedTuple):
     sac: sac.State
     watch: interventions.Watch  # the frozen expert and the Q-function of interventions
-
-
-def base_points(hp: Hypers, runs: int) -> tuple[dict[str, Any], ...]:
-    """The points of a run over `runs` experts: one each."""
-    return tuple({"base": run} for run in range(runs))
 
 
 def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
@@ -159,17 +154,11 @@ def program(
         windows, cfg.capacity, rows, warmup=math.ceil(cfg.warmup / cfg.window), n_step=cfg.n_step
     )
     data = interventions.unrewarded(uniform(rows, n_step=cfg.n_step))
-    learning = Stage(
-        name="agent",
-        learner=agent,
-        source=mix(data, own, cfg.data_share, rows, cfg.gradient_steps),
-        updates=cfg.updates,
-        evals=evals,
-        evaluate=evaluator(env, agent, episodes),
-    )
-    return Program((*interventions.judging(cfg, env.spec, base, evals), learning))
+    source = mix(data, own, cfg.data_share, rows, cfg.gradient_steps)
+    learning = single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
+    return Program((*interventions.judging(cfg, env.spec, base, evals), *learning.stages))
 
 
 ALGORITHM = Algorithm(
-    Config, Hypers, make, program, offline=True, base_points=base_points, base_data=False
+    Config, Hypers, make, program, offline=True, base_points=one_each, base_data=False
 )

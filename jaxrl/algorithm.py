@@ -49,3 +49,8 @@ class Algorithm:
     def module(self) -> str:
         """The dotted name of the module that defines `program`."""
         return self.program.__module__
+
+
+def one_each(hp: Any, runs: int) -> tuple[dict[str, Any], ...]:
+    """`Algorithm.base_points` of an agent with a member per base run."""
+    return tuple({"base": run} for run in range(runs))

@@ -88,7 +88,7 @@ def check_policy(env: Env, policy: Policy) -> None:
     if env.spec.critic_shape is not None and not policy.views:
         raise UserError(
             f"{env.spec.name} has an observation for critics alone, which this agent does not "
-            "support: use ppo, trpo, mdpo or sac"
+            "support: use ppo, trpo, mdpo or sac, or leave out hide_from or critic_obs"
         )
     if env.spec.obs_dtype == "uint8" and not policy.bytes:
         raise UserError(

@@ -105,7 +105,6 @@ def normalised(
     if obs and spec.obs_dtype == "uint8":
         raise UserError(f"normalise_obs does not take the bytes of {spec.name}, which are scaled")
     rows = num_envs * team_size(spec)
-
     two = spec.critic_shape is not None  # observations may be `Views`
 
     def see(m: Any, x: Any) -> Any:

@@ -369,9 +369,11 @@ def showing(env: Env) -> Env:
         raise UserError(
             f"datasets have no action masks; {env.spec.name} has: add --env-options masks=false"
         )
-
     if env.spec.critic_shape is not None:
-        raise UserError(f"datasets have one observation per row; {env.spec.name} has two")
+        raise UserError(
+            f"datasets have one observation per row; {env.spec.name} has one for critics too: "
+            "leave out hide_from or critic_obs"
+        )
 
     def reset(key: Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, obs = env.reset(key, params)

@@ -36,14 +36,8 @@ RAVL = (
         "ravl-hopper",
         "ravl",
         "RAVL learns in the true dynamics, where methods that penalise model errors diverge.",
-        (
-            *made("brax:hopper", "medium"),
-            *each(TRUE, data=HOPPER, critics=10, updates=2_000, seeds=2),
-        ),
-        (
-            *made("brax:hopper", "medium"),
-            *each(TRUE, data=HOPPER, critics=50, updates=1_000_000, seeds=5),
-        ),
+        in_true_dynamics(critics=10, updates=2_000, seeds=2),
+        in_true_dynamics(critics=50, updates=1_000_000, seeds=5),
         "table on D4RL; the settings per dataset are not in the code",
     ),
 )

@@ -21,7 +21,6 @@ from jaxrl.sources import expand
 from jaxrl.types import Agent, Array, EnvSpec, Episodes, HyperParams, PyTree
 
 NAME = "ope_fqe"
-TAU = 0.1  # Polyak step size: 5,000 updates have to carry rewards over 1 / (1 - gamma) steps
 
 
 def greedy_value(
@@ -68,7 +67,7 @@ def with_fqe(program: Program, spec: EnvSpec, updates: int) -> Program:
         key_play, key_fit = jax.random.split(key)
         found = plain(explore, state, hp, inputs, key_play)
         gamma = jnp.asarray(getattr(hp.agent, "gamma", 0.99), jnp.float32)
-        own = jax.tree.map(jnp.float32, fqe.Hypers(lr=1e-3, tau=TAU)).replace(gamma=gamma)
+        own = jax.tree.map(jnp.float32, fqe.Hypers(lr=1e-3)).replace(gamma=gamma)
         value = greedy_value(fqe.Config(), spec, agent, updates, own)
         told = value(Trained(state, hp.agent), inputs["data"], key_fit)
         return found._replace(measured=found.measured | {NAME: told})

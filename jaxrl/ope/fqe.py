@@ -50,8 +50,8 @@ class Hypers:
     """learning rate of Adam"""
     gamma: Any = bounded(0.99, least=0, most=1)
     """discount factor"""
-    tau: Any = bounded(0.005, least=0, most=1)
-    """Polyak step size of the target network"""
+    tau: Any = bounded(0.1, least=0, most=1)
+    """Polyak step size of the target network, which carries rewards 1 / (1 - γ) steps back"""
     spread: Any = bounded(0.0, least=0)
     """ε or σ of the target policy, see `targets`"""
     lowest: Any = -np.inf
