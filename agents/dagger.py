@@ -37,7 +37,7 @@ from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import check_base, deterministic_actor
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_share, single_stage
+from jaxrl.recipes import check_replay, check_share, single_stage
 from jaxrl.rollout import rollout
 from jaxrl.sources import mix, replay, split_batch, uniform
 from jaxrl.spaces import box_scale
@@ -131,7 +131,14 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
         one axis, or sizes do not fit together.
     """
     check_share(cfg)
-    at_least(1, intervention_steps=cfg.intervention_steps, reference_updates=cfg.reference_updates)
+    check_replay(cfg)
+    at_least(
+        1,
+        smallest_layer=min((*cfg.hidden, 1)),
+        intervention_steps=cfg.intervention_steps,
+        reference_updates=cfg.reference_updates,
+        reference_batch=cfg.reference_batch,
+    )
     expert, space = check_base("dagger", base), box_scale("dagger", spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
     watcher = interventions.intervener(cfg, spec, expert, "dagger")

@@ -190,7 +190,7 @@ def check_replay(cfg: Any) -> None:
         num_steps=cfg.num_steps,
         gradient_steps=cfg.gradient_steps,
         batch_size=cfg.batch_size,
-        n_step=cfg.n_step,
+        n_step=getattr(cfg, "n_step", 1),
         warmup=cfg.warmup,
     )
     check_length(cfg)
