@@ -13,6 +13,7 @@ from flax import struct
 from jaxrl.agents import pgd, td3bc
 from jaxrl.policies import LogProb, unit_normal
 from jaxrl.program import Program
+from jaxrl.recipes import fine_tuning
 from jaxrl.spaces import box_scale
 from jaxrl.types import Env, EnvSpec
 
@@ -38,7 +39,10 @@ def log_prob(cfg: Config, spec: EnvSpec) -> LogProb:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
-    return pgd.program(cfg, env, agent, log_prob(cfg, env.spec), evals, episodes)
+    tuned = dataclasses.replace(td3bc.fine_tuned(cfg, env.spec), hypers=Hypers())
+    online = fine_tuning(cfg, env, tuned, evals, episodes)
+    policy = log_prob(cfg, env.spec)
+    return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
 
 
 ALGORITHM = dataclasses.replace(

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.agents.td3bc import Variant, make_variant
+from jaxrl.agents.td3bc import Variant, exploring, make_variant
 from jaxrl.algorithm import Algorithm
-from jaxrl.distributions import Normal
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, off_policy
@@ -110,13 +109,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_replay(cfg)
     core = make_variant(cfg, spec, Variant("td3", lambda q, chosen, t, hp: -jnp.mean(q)))
 
-    def act(state, hp, obs, start, memory, noise, explore):
-        action, memory, extras = core.act(state, hp, obs, start, memory, noise, explore)
-        if explore:
-            unit = space.unit(action) + hp.exploration * noise
-            action = space.scaled(jnp.clip(unit, -1.0, 1.0))
-        return action, memory, extras
-
     def update(state, hp, batch, key, step):
         def gradient_step(state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
             t, key, i = xs
@@ -130,8 +122,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         metrics.pop("action_distance")  # from replayed actions, which are the agent's own
         return state, jax.tree.map(jnp.sum, metrics)
 
-    noise = lambda key, n: Normal.noise(key, (n, space.size))
-    return Agent(init=core.init, update=update, act=act, noise=noise, hypers=Hypers())
+    return dataclasses.replace(exploring(core, space), update=update, hypers=Hypers())
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

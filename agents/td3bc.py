@@ -9,10 +9,14 @@ Twin critics have the target r + γ min_i Q'_i(s', a') with a' = π'(s') plus cl
 λ = α / mean |Q_1(s, π(s))| (eq. 3 and 5), and the targets are updated. Observations are
 standardised with the dataset's statistics.
 
+Fine-tuning is TD3 from these networks: batches mix the dataset with a replay buffer of the agent's
+transitions, and the weight of the cloning term is `finetune_cloning`.
+
 Deviations from the authors' code:
 - Weights are initialised as in flax (LeCun normal), not as in torch.
 - Time limits bootstrap.
 - Target-policy noise is in units of half the action range, for every box.
+- Fine-tuning is an addition: the paper trains offline only.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from flax import struct
 
 from jaxrl import nets
 from jaxrl.algorithm import Algorithm
+from jaxrl.distributions import Normal
 from jaxrl.errors import at_least
 from jaxrl.exploration import smoothed
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
@@ -37,8 +42,8 @@ from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_offline, offline_program
-from jaxrl.spaces import box_scale
+from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
+from jaxrl.spaces import BoxScale, box_scale
 from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, Transition, as_mean
 
 
@@ -56,6 +61,14 @@ class Config:
     """standardise observations with the mean and standard deviation of the dataset"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
+    finetune_steps: int = 0
+    """environment steps of online fine-tuning after offline training; 0 turns it off"""
+    num_envs: int = 1
+    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
+    capacity: int = 1_000_000
+    """transitions in the replay buffer of fine-tuning"""
+    data_share: float = 0.5
+    """fraction of each fine-tuning batch drawn from the dataset"""
 
 
 @struct.dataclass
@@ -74,6 +87,10 @@ class Hypers:
     """std of the target-policy noise, in half action ranges"""
     noise_clip: Any = bounded(0.5, least=0)
     """clipping range of the target-policy noise, in half action ranges"""
+    exploration: Any = bounded(0.1, least=0)
+    """std of the noise of actions in fine-tuning, in half action ranges"""
+    finetune_cloning: Any = bounded(1.0, least=0)
+    """weight of the cloning loss in fine-tuning; 0 is TD3"""
     reward_scale: Any = bounded(1.0)
     """factor on rewards"""
     reward_shift: Any = bounded(0.0)
@@ -111,10 +128,36 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      UserError: the action space is not a bounded box of one axis, or a size is below 1.
+      UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
-    loss = lambda q, chosen, t, hp: actor_loss(q, chosen, t.action, hp.alpha)
-    return dataclasses.replace(make_variant(cfg, spec, Variant("td3bc", loss)), hypers=Hypers())
+    return _with_loss(cfg, spec, lambda hp: 1.0)
+
+
+def fine_tuned(cfg: Config, spec: EnvSpec) -> Agent:
+    """The agent of fine-tuning, with the state of the agent of `make`."""
+    return _with_loss(cfg, spec, lambda hp: hp.finetune_cloning)
+
+
+def _with_loss(cfg: Config, spec: EnvSpec, cloning: Callable[[Any], Array | float]) -> Agent:
+    """TD3+BC with a weight of its cloning loss."""
+    check_fine_tuning(cfg)
+    loss = lambda q, chosen, t, hp: actor_loss(q, chosen, t.action, hp.alpha, cloning(hp))
+    agent = make_variant(cfg, spec, Variant("td3bc", loss))
+    return dataclasses.replace(exploring(agent, box_scale("td3bc", spec)), hypers=Hypers())
+
+
+def exploring(agent: Agent, space: BoxScale) -> Agent:
+    """`agent` with normal noise on its actions in training, of std `hp.exploration`."""
+
+    def act(state, hp, obs, start, memory, noise, explore):
+        action, memory, extras = agent.act(state, hp, obs, start, memory, noise, explore)
+        if explore:
+            unit = space.unit(action) + hp.exploration * noise
+            action = space.scaled(jnp.clip(unit, -1.0, 1.0))
+        return action, memory, extras
+
+    noise = lambda key, n: Normal.noise(key, (n, space.size))
+    return dataclasses.replace(agent, act=act, noise=noise)
 
 
 def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
@@ -206,18 +249,25 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
     return Agent(init=init, update=update, act=act)
 
 
-def actor_loss(q: Array, chosen: Array, action: Array, alpha: Array | float) -> Array:
-    """Mean of -λ Q(s, π(s)) + (π(s) - a)²; λ = α / mean |Q(s, π(s))| is a constant (eq. 3 and 5).
+def actor_loss(
+    q: Array,
+    chosen: Array,
+    action: Array,
+    alpha: Array | float,
+    cloning: Array | float = 1.0,
+) -> Array:
+    """Mean of -λ Q(s, π(s)) + cloning (π(s) - a)²; λ = α / mean |Q| is constant (eq. 3 and 5).
 
     q [B]; chosen, action [B, A].
     """
     weight = alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q)))
-    return cloning_loss(chosen, action) - weight * jnp.mean(q)
+    return cloning * cloning_loss(chosen, action) - weight * jnp.mean(q)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
-    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes)
+    """Offline training; with `finetune_steps` a second stage fine-tunes online."""
+    online = fine_tuning(cfg, env, fine_tuned(cfg, env.spec), evals, episodes)
+    return offline_program(cfg, env, make(cfg, env.spec), evals, episodes, after=online)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True)

@@ -151,6 +151,12 @@ class Hypers(ppo.Hypers):
     """constant added to rewards of the data after scaling"""
 
 
+def networks(cfg: Config, spec: EnvSpec) -> ppo.Networks:
+    """PPO's networks; small ones with their parameters as one vector."""
+    model = ppo.networks(cfg.ppo(), spec)
+    return ppo.Networks(nets.packed(model.actor), nets.packed(model.critic))
+
+
 # --- critics --------------------------------------------------------------------------
 
 
@@ -163,7 +169,7 @@ class Critics(NamedTuple):
 
 def critics(cfg: Config, spec: EnvSpec) -> Learner:
     """IQL's critics: V is an expectile of the target critics, Q has the target r + γ V(s')."""
-    head, model = iql.box_head(cfg.hidden, spec), ppo.networks(cfg.ppo(), spec)
+    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
 
     def init(key, hp, inputs):
         key_value, key_critic = jax.random.split(key)
@@ -217,7 +223,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
       UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
     check(cfg, spec)
-    head, model = iql.box_head(cfg.hidden, spec), ppo.networks(cfg.ppo(), spec)
+    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
     space, own = box_scale("uni_o4", spec), ppo.acting(model, spec)
     world = dynamics.model(cfg.ensemble(), spec, "model")
     boxed = lambda sample: space.scaled(jnp.clip(sample, -1.0, 1.0))
@@ -300,11 +306,12 @@ def best_policy(state: Offline) -> PyTree:
 
 def online_agent(cfg: Config, spec: EnvSpec) -> Agent:
     """PPO from the best behaviour policy and the value network of the critics."""
-    agent = ppo.make(cfg.ppo(), spec)
+    agent, model = ppo.make(cfg.ppo(), spec), ppo.networks(cfg.ppo(), spec)
 
     def init(key, hp, inputs):
         found: Offline = inputs["offline"]
-        params = {"actor": best_policy(found), "critic": found.critics[0]}
+        actor = nets.unpacked(model.actor, best_policy(found))
+        params = {"actor": actor, "critic": nets.unpacked(model.critic, found.critics[0])}
         adam = ppo.optimiser(hp.lr, hp.max_grad_norm)
         return ppo.State(params, adam.init(ravel_pytree(params)[0]))
 
@@ -337,7 +344,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """The stages; those of the policies have `evals` evaluations of `episodes` episodes."""
     spec, agent = env.spec, make(cfg, env.spec)
-    policy = ppo.networks(cfg.ppo(), spec).actor
+    policy = networks(cfg, spec).actor
     cloned = diverse_clones(policy, box_scale("uni_o4", spec), cfg.policies)
 
     def learning(name: str, learner: Learner, updates: int) -> Stage:

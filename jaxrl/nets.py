@@ -50,8 +50,7 @@ def flat(net: Net) -> Net:
     chooses the layout of leaves by the number of members on a device, and the layout decides the
     last bits of results; a vector has one layout only.
     """
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    split = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
+    split = splitter(net)
 
     def unravel(params: Array) -> PyTree:
         short = params.size < 2**14
@@ -61,6 +60,12 @@ def flat(net: Net) -> Net:
         init=lambda key: ravel_pytree(net.init(key))[0],
         apply=lambda params, *inputs: net.apply(unravel(params), *inputs),
     )
+
+
+def splitter(net: Net) -> Callable[[Array], PyTree]:
+    """The function from a vector to the parameters of `net`."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
 
 
 PACKED = 2**16  # parameters from which one vector is slower than a tree
@@ -74,6 +79,11 @@ def packed(net: Net) -> Net:
     """
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
+
+
+def unpacked(net: Net, params: PyTree) -> PyTree:
+    """The parameters of `net` from those of `packed(net)`."""
+    return splitter(net)(params) if isinstance(params, jax.Array) else params
 
 
 def pick(stack: PyTree, index: int | Array) -> PyTree:

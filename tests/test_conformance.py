@@ -221,7 +221,8 @@ def _bc() -> Case:
 
 def _td3bc() -> Case:
     hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
-    return _case(td3bc, td3bc.Config(**LOGGED), tiny.glide(), **hypers)
+    cfg = td3bc.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
+    return _case(td3bc, cfg, tiny.glide(), **hypers)
 
 
 def _rebrac() -> Case:

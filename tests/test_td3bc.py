@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -63,6 +64,23 @@ def test_actor_loss_knows_no_scale_of_q() -> None:
         np.testing.assert_allclose(loss(jnp.float32(scale * q)), expected, rtol=1e-5)
     slope = np.full(6, -2.5 / np.abs(q).mean() / 6)
     np.testing.assert_allclose(jax.grad(loss)(jnp.float32(q)), slope, rtol=1e-5)
+    tuned = td3bc.actor_loss(jnp.float32(q), jnp.float32(chosen), jnp.float32(action), 2.5, 0.25)
+    np.testing.assert_allclose(
+        tuned, 0.25 * np.mean((chosen - action) ** 2) + 6 * slope[0] * q.mean(), rtol=1e-5
+    )
+
+
+def test_noise_in_fine_tuning() -> None:
+    """Actions of training have noise in half ranges and stay in the box; others have none."""
+    spec = dataclasses.replace(BOX, action=Box((-2.0,), (6.0,), (1,)))
+    agent, t = td3bc.make(td3bc.Config(**SIZES), spec), rows(spec)
+    hp = numbers(td3bc.Hypers(exploration=0.5))
+    state = agent.init(jax.random.key(0), hp, {"data": t})
+    act = lambda noise, explore: agent.act(state, hp, t.obs, None, None, noise, explore)[0]
+    noise = agent.noise(jax.random.key(1), len(t.reward))
+    plain = act(noise, False)
+    np.testing.assert_allclose(act(noise, True), np.clip(plain + 2 * noise, -2, 6), rtol=1e-5)
+    np.testing.assert_array_equal(act(jnp.full_like(noise, 100.0), True), 6)
 
 
 def test_alpha_zero_is_cloning() -> None:
