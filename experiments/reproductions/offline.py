@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from jaxrl.experiments.reproductions.record import DMSD, Reproduction, dataset, each, made, study
+from jaxrl.experiments.reproductions.record import (
+    DMSD,
+    QUICK,
+    Reproduction,
+    dataset,
+    each,
+    made,
+    study,
+)
 
 SHORT = " --agent.updates 3000 --agent.hidden 64 64"  # of runs with many updates
 
@@ -16,10 +24,10 @@ TRUE = (
 HOPPER = dataset("brax:hopper", "medium")
 
 
-def in_true_dynamics(critics: int, updates: int, seeds: int) -> tuple[str, ...]:
+def in_true_dynamics(critics: int, updates: int, seeds: int, policy: str = "") -> tuple[str, ...]:
     """Two weights of diversity on medium data, the environment as the model."""
     sizes = {"critics": critics, "updates": updates, "seeds": seeds}
-    return (*made("brax:hopper", "medium"), *each(TRUE, data=HOPPER, **sizes))
+    return (*made("brax:hopper", "medium", more=policy), *each(TRUE, data=HOPPER, **sizes))
 
 
 RAVL = (
@@ -36,7 +44,7 @@ RAVL = (
         "ravl-hopper",
         "ravl",
         "RAVL learns in the true dynamics, where methods that penalise model errors diverge.",
-        in_true_dynamics(critics=10, updates=2_000, seeds=2),
+        in_true_dynamics(critics=10, updates=2_000, seeds=2, policy=QUICK),
         in_true_dynamics(critics=50, updates=1_000_000, seeds=5),
         "table on D4RL; the settings per dataset are not in the code",
     ),
@@ -207,10 +215,12 @@ OFFLINE = (
 LEVELS = ("medium-replay", "medium-expert")
 
 
-def offline(env: str, levels: tuple[str, ...], seeds: int, more: str = "") -> tuple[str, ...]:
+def offline(
+    env: str, levels: tuple[str, ...], seeds: int, more: str = "", policy: str = ""
+) -> tuple[str, ...]:
     """BC, TD3+BC, CQL and IQL on datasets of the levels."""
     task = {"env": env, "level": levels, "agent": ("bc", "td3bc", "cql", "iql"), "seeds": seeds}
-    return (*made(env, *levels), *each(OFFLINE + more, **task))
+    return (*made(env, *levels, more=policy), *each(OFFLINE + more, **task))
 
 
 IQL = (
@@ -227,7 +237,7 @@ IQL = (
         "iql-offline",
         "iql",
         "Without values of unseen actions IQL is as good as CQL and TD3+BC, and better than BC.",
-        offline("brax:hopper", LEVELS[:1], 3, SHORT),
+        offline("brax:hopper", LEVELS[:1], 3, SHORT, QUICK),
         (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
         "D4RL MuJoCo: total 692.4",
     ),

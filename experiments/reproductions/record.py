@@ -42,10 +42,14 @@ def dataset(env: str, level: str) -> str:
     return f"data/{env.replace(':', '-')}-{level}.npz"
 
 
-def made(env: str, *levels: str) -> tuple[str, ...]:
+QUICK = " --agent ppo --preset small"
+"""the policy of a dataset of brax for a small setting, instead of a million steps of SAC"""
+
+
+def made(env: str, *levels: str, more: str = "") -> tuple[str, ...]:
     """The commands that collect datasets, each with the training of its policy."""
     words = "jaxrl data make {env} --level {level} --steps 100000 --out data/{env:file}-{level}.npz"
-    return each(words, env=env, level=levels)
+    return each(words + more, env=env, level=levels)
 
 
 def study(words: str) -> tuple[str, ...]:
