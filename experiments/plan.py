@@ -34,7 +34,7 @@ class Bases(NamedTuple):
     """The base runs of an agent that builds on trained policies."""
 
     policy: Policy  # `one_of` their policies
-    trained: tuple[Trained, ...]  # trained states of their first M members, leaves [M, ...]
+    trained: tuple[Trained, ...]  # states of the members with the run's seeds, leaves [seeds, ...]
 
 
 class Earlier(NamedTuple):
@@ -344,11 +344,11 @@ def base_inputs(settings: Settings, trained: tuple[Trained, ...]) -> dict[str, P
     A point names the base run. A member builds on the member of the base run that has its seed.
 
     Args:
-      trained: see `Bases`; leaves [M, ...].
+      trained: see `Bases`; leaves [seeds, ...].
     """
     own = settings.options
     which: Any = np.repeat(np.array(settings.bases, np.int32), own.seeds)
-    rows = np.tile(np.arange(own.seed, own.seed + own.seeds), len(settings.points))
+    rows = np.tile(np.arange(own.seeds), len(settings.points))
     each = jax.tree.map(lambda x: x[rows], trained)
     return {"base": Trained(Switch(which, each), ())}
 

@@ -37,6 +37,7 @@ from jaxrl.experiments.requests import of_run
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.run_folders import (
     count_members,
+    first_seed,
     open_run_folder,
     settings_digest,
     state_digest,
@@ -58,7 +59,7 @@ from jaxrl.types import Agent, Discrete, EnvSpec, HyperParams, Policy, PyTree, T
 
 
 def settle(agent: str, options: Mapping[str, Any]) -> Settings:
-    """`resolve`; without `seeds`, one seed per member of the smallest base run.
+    """`resolve`; without `seeds`, as many as the shortest base run has from `seed` on.
 
     Raises:
       UserError: see `resolve`; also a `--base` folder without a run.
@@ -66,7 +67,8 @@ def settle(agent: str, options: Mapping[str, Any]) -> Settings:
     settings = resolve(agent, options)
     if not settings.options.base or "seeds" in settings.given:
         return settings
-    seeds = min(map(count_members, settings.options.base))
+    end = min(first_seed(path) + count_members(path) for path in settings.options.base)
+    seeds = max(1, end - settings.options.seed)
     return dataclasses.replace(settings, options=dataclasses.replace(settings.options, seeds=seeds))
 
 
@@ -131,7 +133,7 @@ def read_bases(options: Options, data: str | None, trust: Trust) -> Bases:
 
 
 def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple[Policy, Trained]:
-    """The policy of a base run, and the states [M, ...] of its first members.
+    """The policy of a base run, and the states [seeds, ...] of the members with the run's seeds.
 
     Args:
       data: hash of the dataset that the run must have been trained on; None allows any.
@@ -143,10 +145,14 @@ def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if data is not None and config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
-    count = options.seed + options.seeds
-    if count > count_members(path):
-        raise UserError(f"{path} has {count_members(path)} members, but --seeds asks for {count}")
-    return read_policies(run, (0, count), trust)
+    first, count = options.seed - first_seed(path), count_members(path)
+    if first < 0 or first + options.seeds > count:
+        last = options.seed + options.seeds - 1
+        raise UserError(
+            f"{path} has {count} members from seed {first_seed(path)} on; this run has the seeds "
+            f"{options.seed} to {last}: change --seed or --seeds"
+        )
+    return read_policies(run, (first, first + options.seeds), trust)
 
 
 def _reused(path: Path, env: str, trust: Trust) -> Reused:
@@ -314,9 +320,10 @@ def _shapes(run: records.RunDir, trust: Trust) -> tuple[Program, Callable[[int, 
 
 def _abstract_bases(options: Options, trust: Trust) -> Bases:
     """Shapes and dtypes of `read_bases`; no array of the base runs is read."""
-    members = (0, options.seed + options.seeds)
     policies, trained = [], []
     for run in map(open_run_folder, options.base):
+        first = options.seed - first_seed(run.path)
+        members = (first, first + options.seeds)
         program, shapes = _shapes(run, trust)
         policy, found = _newest_policy(run, program, members, lambda meta, part: SKIP)
         policies.append(policy)

@@ -157,6 +157,11 @@ def count_members(path: Path) -> int:
     return len(config.get("points", [{}])) * config["seeds"]
 
 
+def first_seed(path: Path) -> int:
+    """The seed of a run's first member."""
+    return open_run_folder(path).config()["config"].get("seed", 0)
+
+
 def state_digest(path: Path) -> str:
     """Hash of the settings of a run and of its newest checkpoint's index."""
     run = open_run_folder(path)

@@ -489,6 +489,29 @@ def test_a_sweep_takes_bases_by_index(folder: Path) -> None:
             swept(folder, "--sweep", word)
 
 
+def test_bases_by_seed(folder: Path) -> None:
+    """A base run with seeds 7 and 8, of which a run takes the second, or both by default."""
+    out = folder / "late"
+    late = ["train", "bc", *COMMON, "--data", f"{folder}/aim.npz", "--seeds", "2", "--seed", "7"]
+    assert cli.main([*late, "--hidden", "3", "--out", str(out)]) == 0
+
+    def plan(*words: str) -> Plan:
+        words = ("--data", f"{folder}/aim.npz", "--base", str(out), *words)
+        (program,) = sweep_plan.programs(requests.read("sweep", ["cdsa", *COMMON, *words]))
+        return program.plan
+
+    for words, members in ((("--seed", "8"), [1]), (("--seed", "7"), [0, 1])):
+        found = plan(*words, "--sweep", "agent.alpha=0.5")
+        np.testing.assert_array_equal(found.seeds, [7 + member for member in members])
+        for i, member in enumerate(members):
+            own = jax.tree.map(lambda x, i=i: x[i], found.own["base"].state.each[0])
+            base = jaxrl.load(out, member)
+            assert same(own, (base.state, base.hp))
+    for words in (("--seed", "0"), ("--seed", "8", "--seeds", "2")):
+        with pytest.raises(UserError, match="late has 2 members from seed 7 on; this run has"):
+            plan(*words, "--sweep", "agent.alpha=0.5")
+
+
 def test_a_file_names_bases_and_sweeps_them(tmp_path: Path) -> None:
     """Neither replaces the other, on the command line either."""
     file = tmp_path / "asked.yaml"
