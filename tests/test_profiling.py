@@ -74,3 +74,26 @@ def test_the_table_of_a_duel():
     peer = ours | {"side": "peer", "rate": 1118.2, "ratio": 1.104}
     lines = table([ours, peer, peer, ours | {"row": "bc"}]).splitlines()
     assert lines[2:] == ["| `iql` | peer | 1,235 | 1,118 | 1.10 | 3.2, 3.2 |"] * 2
+
+
+def test_operations_are_counted_in_the_text_of_a_program():
+    """A loop of known length, one whose length is given, and an element-wise fusion by hand."""
+    from operations import counts
+
+    def known(w, x):
+        step = lambda w, _: (jnp.tanh(x @ w).T @ x, None)
+        return jax.lax.scan(step, w, None, length=5)[0]
+
+    def unknown(w, x, n):
+        return jax.lax.fori_loop(0, n, lambda i, w: jnp.tanh(x @ w).T @ x, w)
+
+    w, x = jnp.ones((3, 3)), jnp.ones((6, 3))
+    each = (2 * 6 * 3 * 3 + 2 * 3 * 6 * 3) / 1e9  # both products of one step
+    text = lambda fn, *args: jax.jit(fn).lower(*args).compile().as_text()
+    found = counts(text(known, w, x))
+    assert found.products == 10 and found.gflop == pytest.approx(5 * each)
+    for rounds, times in (((), 1), ((7,), 7)):
+        found = counts(text(unknown, w, x, 4), rounds)
+        assert found.products == 2 * times and found.gflop == pytest.approx(times * each)
+    fused = counts(text(lambda x: jnp.tanh(x + 1) * x, jnp.ones(1024)))
+    assert fused == (0, 0, 1, 1024 * 4 / 1e6)

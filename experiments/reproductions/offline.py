@@ -19,14 +19,13 @@ SHORT = " --agent.updates 3000 --agent.hidden 64 64"  # of runs with many update
 TRUE = (
     "jaxrl sweep ravl --env brax:hopper --preset small --data {data} --seeds {seeds} "
     "--agent.dynamics true --agent.tau 0.02 --agent.critics {critics} --agent.updates {updates} "
-    "--sweep agent.eta=1,30 --out runs/ravl-hopper/{critics}-{updates}"
+    "--sweep agent.eta=1,30 --evals {evals} --out runs/ravl-hopper/{critics}-{updates}"
 )
 HOPPER = dataset("brax:hopper", "medium")
 
 
-def in_true_dynamics(critics: int, updates: int, seeds: int, policy: str = "") -> tuple[str, ...]:
+def in_true_dynamics(policy: str = "", **sizes: int) -> tuple[str, ...]:
     """Two weights of diversity on medium data, the environment as the model."""
-    sizes = {"critics": critics, "updates": updates, "seeds": seeds}
     return (*made("brax:hopper", "medium", more=policy), *each(TRUE, data=HOPPER, **sizes))
 
 
@@ -44,8 +43,8 @@ RAVL = (
         "ravl-hopper",
         "ravl",
         "RAVL learns in the true dynamics, where methods that penalise model errors diverge.",
-        in_true_dynamics(critics=10, updates=2_000, seeds=2, policy=QUICK),
-        in_true_dynamics(critics=50, updates=1_000_000, seeds=5),
+        in_true_dynamics(QUICK, critics=10, updates=2_000, seeds=2, evals=2),
+        in_true_dynamics(critics=50, updates=1_000_000, seeds=5, evals=10),
         "table on D4RL; the settings per dataset are not in the code",
     ),
 )
