@@ -46,6 +46,7 @@ RAVL = (
         in_true_dynamics(QUICK, critics=10, updates=2_000, seeds=2, evals=2),
         in_true_dynamics(critics=50, updates=1_000_000, seeds=5, evals=10),
         "table on D4RL; the settings per dataset are not in the code",
+        minutes=3.14,
     ),
 )
 
@@ -134,6 +135,7 @@ PGD = (
         errors(500),
         errors(30_000),
         "figure for MuJoCo, horizon 32",
+        minutes=1.96,
     ),
     Reproduction(
         "pgd-rewards",
@@ -146,6 +148,7 @@ PGD = (
             *guided("maze:medium", DIVERSE, "maze"),
         ),
         "significant gains on D4RL for IQL and TD3+BC; numbers not obtained",
+        minutes=6.55,
     ),
 )
 
@@ -239,6 +242,7 @@ IQL = (
         offline("brax:hopper", LEVELS[:1], 3, SHORT, QUICK),
         (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
         "D4RL MuJoCo: total 692.4",
+        minutes=4.52,
     ),
 )
 
@@ -285,6 +289,7 @@ ONLINE = (
             *study("balance --grid large --seeds 20 --out runs/famo2o-full"),
         ),
         "significantly better than its base algorithms on D4RL",
+        minutes=3.96,
     ),
 )
 
@@ -339,6 +344,7 @@ SELECTION = (
         TWO_TASKS,
         TWO_TASKS,
         "D4RL: AntMaze and Gym-MuJoCo",
+        minutes=9.45,
     ),
     Reproduction(
         "rebrac-offline",
@@ -351,6 +357,7 @@ SELECTION = (
             data=DMSD,
         ),
         "D4RL: best mean of the ensemble-free methods on Gym-MuJoCo and AntMaze",
+        minutes=3.4,
     ),
     Reproduction(
         "prdc-hole",
@@ -377,6 +384,7 @@ SELECTION = (
             "--out runs/iql-extraction-full"
         ),
         "Digi-Q: best-of-N ahead of AWR on Android in the Wild",
+        minutes=2.62,
     ),
     Reproduction(
         "cql-peak",
