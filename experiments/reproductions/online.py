@@ -58,7 +58,7 @@ PQN = (
         each(f"{CHAIN} --env-options memory_length={{length}}", length=10, seeds=4),
         each(f"{CHAIN} --preset 100", length=100, seeds=5),
         "learning curve, length 100",
-        minutes=5.35,
+        minutes=2.73,
     ),
 )
 
