@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 
 from jaxrl.errors import UserError
 from jaxrl.masks import unmask
@@ -32,7 +33,8 @@ class TrainedPolicy(NamedTuple):
           explore: act as during training instead of greedily.
 
         Raises:
-          UserError: the policy is recurrent (see `step`), or explores without a key.
+          UserError: the policy is recurrent (see `step`), explores without a key, or was trained
+            on observations of another shape.
         """
         count = len(unmask(obs)[0])
         memory = self.policy.memory(count)
@@ -63,7 +65,13 @@ class TrainedPolicy(NamedTuple):
             key = jax.random.key(0)
         noise = self.policy.noise(key, len(unmask(obs)[0]))
         args = (self.state, self.hp, obs, start, memory, noise, explore)
-        action, memory, _ = self.policy.act(*args)
+        try:
+            action, memory, _ = self.policy.act(*args)
+        except ScopeParamShapeError:
+            raise UserError(
+                f"this policy was not trained on observations of the shape {unmask(obs)[0].shape}: "
+                "pass one row per environment, [n, *obs], such as obs[None]"
+            ) from None
         return action, memory
 
 

@@ -105,6 +105,9 @@ def test_policy_of_a_member(results: Any) -> None:
         jaxrl.policy(alone[0], 1)
     with pytest.raises(jaxrl.UserError, match="random key"):
         jaxrl.policy(together)(obs, explore=True)
+    for wrong in (obs[:, :1], obs[0]):  # another shape; no axis of environments
+        with pytest.raises(jaxrl.UserError, match="one row per environment"):
+            jaxrl.policy(together)(wrong)
 
 
 @pytest.mark.slow
