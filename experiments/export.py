@@ -100,6 +100,8 @@ def to_numpy(found: Greedy) -> dict[str, bytes]:
     source = _PROGRAM.format(
         inputs=", ".join(names),
         outputs=", ".join(port.name for port in found.outputs),
+        shape=tuple(found.inputs[0].shape),
+        row=f"({', '.join(['n', *map(str, found.inputs[0].shape)])})",
         body=textwrap.indent("\n".join(translated.body), "    "),
     )
     weights = numpy_source.safetensors(translated.weights, {"format": "np"})
@@ -182,7 +184,9 @@ weights = load(pathlib.Path(__file__).with_name("policy.safetensors"))
 
 
 def act({inputs}):
-    """({outputs}) for n observations."""
+    """The tuple ({outputs},) for n observations."""
     n = obs.shape[0]
+    if obs.shape[1:] != {shape}:
+        raise ValueError(f"obs has the shape {{obs.shape}}; it must be {row}")
 {body}
 '''

@@ -44,7 +44,7 @@ def model_card(about: dict[str, Any], files: Iterable[str], hub: bool) -> str:
         f"n is any number of observations. Actions: {space}. Observations are those of the "
         "environment; where training normalised them, the statistics are inside.",
         _memory_note(about["inputs"]),
-        *(_USAGE[name] for name in files if name in _USAGE),
+        *(_usage(_USAGE[name], about) for name in files if name in _USAGE),
         f"To publish this folder, see {_PAGES}.\n" if hub else "",
         "A policy is trained for one environment and its settings, given in `policy.json`; nothing "
         "is known of its behaviour elsewhere.\n",
@@ -65,6 +65,16 @@ def _shape(port: dict[str, Any]) -> str:
     return f"[{', '.join(['n', *map(str, port['shape'])])}]"
 
 
+def _usage(text: str, about: dict[str, Any]) -> str:
+    """`text` with the names of the policy's inputs and outputs."""
+    inputs, outputs = (
+        ", ".join(port["name"] for port in about[kind]) for kind in ("inputs", "outputs")
+    )
+    if len(about["outputs"]) == 1:
+        outputs = f"({outputs},)"
+    return text.replace("{inputs}", inputs).replace("{outputs}", outputs)
+
+
 _USAGE = {
     "policy.jax": """
 With JAX alone (`pip install jax flatbuffers`), on CPU, CUDA or TPU:
@@ -74,7 +84,8 @@ import pathlib
 import jax
 
 data = bytearray(pathlib.Path("policy.jax").read_bytes())
-act = jax.jit(jax.export.deserialize(data).call)  # act(*inputs) -> outputs, a tuple
+act = jax.jit(jax.export.deserialize(data).call)
+{outputs} = act({inputs})
 ```
 """,
     "policy.py": """
@@ -83,7 +94,7 @@ With numpy alone (the weights are in `policy.safetensors`):
 ```python
 import policy
 
-outputs = policy.act(...)  # numpy arrays, a tuple
+{outputs} = policy.act({inputs})  # numpy arrays
 ```
 """,
     "policy.onnx": """

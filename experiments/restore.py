@@ -147,10 +147,9 @@ def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple
         raise UserError(f"{path} was not trained on {options.data}")
     first, count = options.seed - first_seed(path), count_members(path)
     if first < 0 or first + options.seeds > count:
-        last = options.seed + options.seeds - 1
         raise UserError(
-            f"{path} has {count} members from seed {first_seed(path)} on; this run has the seeds "
-            f"{options.seed} to {last}: change --seed or --seeds"
+            f"{path} has the seeds --seed {first_seed(path)} --seeds {count}, which do not contain "
+            f"--seed {options.seed} --seeds {options.seeds}: pass seeds of the base run"
         )
     return read_policies(run, (first, first + options.seeds), trust)
 

@@ -33,7 +33,8 @@ def open_run_folder(path: Path) -> records.RunDir:
             )
         path = path / names[0]
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} is not the folder of a run: it has no config.json")
+        why = "it has no config.json" if path.is_dir() else "there is no such folder"
+        raise UserError(f"{path} is not the folder of a run: {why}")
     run = records.RunDir(path.resolve())
     known = run.config()
     width_of(run)

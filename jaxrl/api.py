@@ -29,6 +29,7 @@ class TrainedPolicy(NamedTuple):
         """Actions [n, ...] for observations [n, *obs].
 
         Args:
+          obs: also a list of rows.
           key: a random key; needed only with `explore`.
           explore: act as during training instead of greedily.
 
@@ -36,6 +37,7 @@ class TrainedPolicy(NamedTuple):
           UserError: the policy is recurrent (see `step`), explores without a key, or was trained
             on observations of another shape.
         """
+        obs = jnp.asarray(obs) if isinstance(obs, list) else obs
         count = len(unmask(obs)[0])
         memory = self.policy.memory(count)
         if jax.tree.leaves(memory):

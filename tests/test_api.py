@@ -97,6 +97,7 @@ def test_policy_of_a_member(results: Any) -> None:
         np.testing.assert_array_equal(act(obs), other(obs))
         q = act.policy.act(act.state, act.hp, obs, jnp.ones(6, bool), (), jax.random.key(0), False)
         np.testing.assert_array_equal(act(obs), q[0])
+        np.testing.assert_array_equal(act(obs.tolist()), q[0])
     random = jaxrl.policy(together)(jnp.zeros((64, 2)), jax.random.key(2), explore=True)
     assert len(set(np.asarray(random).tolist())) > 1  # ε is not 0 yet
     with pytest.raises(jaxrl.UserError, match="members 0 to 1"):

@@ -508,7 +508,9 @@ def test_bases_by_seed(folder: Path) -> None:
             base = jaxrl.load(out, member)
             assert same(own, (base.state, base.hp))
     for words in (("--seed", "0"), ("--seed", "8", "--seeds", "2")):
-        with pytest.raises(UserError, match="late has 2 members from seed 7 on; this run has"):
+        with pytest.raises(
+            UserError, match="late has the seeds --seed 7 --seeds 2, which do not contain"
+        ):
             plan(*words, "--sweep", "agent.alpha=0.5")
 
 
@@ -545,7 +547,7 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
         ([], "cdsa builds on trained runs: pass --base runs/NAME"),
         (["--base", str(none)], f"{none} is not the folder of a run"),
         (["--base", str(empty)], f"{empty} has no checkpoint yet"),
-        ([*base, "--seeds", "4"], f"{narrow} has 3 members"),
+        ([*base, "--seeds", "4"], f"{narrow} has the seeds --seed 0 --seeds 3"),
         ([*base, "--data", f"{folder}/other.npz"], f"{narrow} was not trained on"),
         ([*base, "--agent.ladder", "2.0"], "ladder=(2.0,) must lie between"),
     ]

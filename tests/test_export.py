@@ -73,6 +73,9 @@ def test_numpy(tmp_path: Path) -> None:
     (actions,) = elsewhere(tmp_path, code, {"obs": OBS})
     np.testing.assert_array_equal(actions, own(jnp.asarray(OBS)))
     assert actions.dtype == np.int32 and len(set(actions.tolist())) > 1
+    code = "import policy; outputs = policy.act(given[0][0])"
+    with pytest.raises(AssertionError, match=r"has the shape \(2,\); it must be \(n, 2\)"):
+        elsewhere(tmp_path, code, {"obs": OBS})
     size = int.from_bytes(files["policy.safetensors"][:8], "little")
     header = json.loads(files["policy.safetensors"][8 : 8 + size])
     names = {name.rpartition(".")[2] for name in header}

@@ -185,7 +185,7 @@ def check_same(path: Path, what: str, there: Any, here: Any, remedy: str = "") -
       remedy: end of the message; by default, to choose another folder or to overwrite this one.
     """
     if found := difference(there, here):
-        remedy = remedy or "choose another folder, or overwrite it"
+        remedy = remedy or "choose another folder, or replace it with --overwrite"
         raise ConfigMismatch(f"{path} holds another {what}: {found}; {remedy}")
 
 
