@@ -191,7 +191,7 @@ BAD = {
     "eval nothing": (["eval"], "eval needs one run"),
     "eval two": (["eval", "files", "half"], "eval needs one run"),
     "eval no run": (["eval", "files"], "files", "config.json"),
-    "eval no folder": (["eval", "nowhere"], "nowhere", "config.json"),
+    "eval no folder": (["eval", "nowhere"], "nowhere", "no such folder"),
     "eval half a config": (["eval", "half"], "half", "config.json"),
     "eval another config": (["eval", "another"], "another", "config.json"),
     "eval episodes 0": (["eval", "files", "--episodes", "0"], "--episodes", "'0'"),
