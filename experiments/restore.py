@@ -145,10 +145,10 @@ def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple
         raise UserError(f"{path} was trained in another environment: {config['env']}")
     if data is not None and config.get("data") != data:
         raise UserError(f"{path} was not trained on {options.data}")
-    first, count = options.seed - first_seed(path), count_members(path)
+    first, count = options.seed - config["seed"], count_members(path)
     if first < 0 or first + options.seeds > count:
         raise UserError(
-            f"{path} has the seeds --seed {first_seed(path)} --seeds {count}, which do not contain "
+            f"{path} has the seeds --seed {config['seed']} --seeds {count}, which do not contain "
             f"--seed {options.seed} --seeds {options.seeds}: pass seeds of the base run"
         )
     return read_policies(run, (first, first + options.seeds), trust)

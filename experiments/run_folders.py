@@ -160,7 +160,7 @@ def count_members(path: Path) -> int:
 
 def first_seed(path: Path) -> int:
     """The seed of a run's first member."""
-    return open_run_folder(path).config()["config"].get("seed", 0)
+    return open_run_folder(path).config()["config"]["seed"]
 
 
 def state_digest(path: Path) -> str:
