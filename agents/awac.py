@@ -55,7 +55,9 @@ class Config:
     finetune_steps: int = 0
     """environment steps of online fine-tuning after offline training; 0 turns it off"""
     num_envs: int = 1
-    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
+    """parallel environments N of fine-tuning"""
+    finetune_gradient_steps: int = 1
+    """gradient steps per N environment steps of fine-tuning"""
     capacity: int = 1_000_000
     """transitions in the replay buffer of fine-tuning"""
     data_share: float = 0.5

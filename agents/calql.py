@@ -93,7 +93,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
     agent, data = make(cfg, env.spec), with_returns(cfg.batch_size)
     own = lambda replayed: labelled(replayed, **{"return": -jnp.inf})
-    online = fine_tuning(cfg, env, agent, evals, episodes, data=data, own=own)
+    online = fine_tuning(cfg, env, agent, evals, episodes, data=with_returns, own=own)
     return offline_program(cfg, env, agent, evals, episodes, source=data, after=online)
 
 

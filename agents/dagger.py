@@ -132,13 +132,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     """
     check_share(cfg)
     check_replay(cfg)
-    at_least(
-        1,
-        smallest_layer=min((*cfg.hidden, 1)),
-        intervention_steps=cfg.intervention_steps,
-        reference_updates=cfg.reference_updates,
-        reference_batch=cfg.reference_batch,
-    )
+    at_least(1, smallest_layer=min((*cfg.hidden, 1)))
     expert, space = check_base("dagger", base), box_scale("dagger", spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
     watcher = interventions.intervener(cfg, spec, expert, "dagger")

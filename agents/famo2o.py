@@ -42,7 +42,7 @@ from jaxrl.optim import Trainable, adam_step, minimise
 from jaxrl.policies import StochasticHead, mean_entropy, squashed_head, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import offline_program
+from jaxrl.recipes import fine_tuning, offline_program
 from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Box, Env, EnvSpec, PyTree
 
@@ -225,7 +225,7 @@ def base_hypers(hp: Hypers, beta: Array) -> iql.Hypers:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
     agent = make(cfg, env.spec)
-    online = iql.finetuning(cfg, env, make(cfg, env.spec, online=True), evals, episodes)
+    online = fine_tuning(cfg, env, make(cfg, env.spec, online=True), evals, episodes)
     return offline_program(cfg, env, agent, evals, episodes, after=online)
 
 

@@ -46,7 +46,7 @@ from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_l
 from jaxrl.normalise import standardised, standardised_log_prob
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
-from jaxrl.program import Program, Stage
+from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
 from jaxrl.spaces import box_scale
@@ -79,7 +79,9 @@ class Config:
     finetune_steps: int = 0
     """environment steps of online fine-tuning after offline training; 0 turns it off"""
     num_envs: int = 1
-    """parallel environments N of fine-tuning; one gradient step per N environment steps"""
+    """parallel environments N of fine-tuning"""
+    finetune_gradient_steps: int = 1
+    """gradient steps per N environment steps of fine-tuning"""
     capacity: int = 1_000_000
     """transitions in the replay buffer of fine-tuning"""
     data_share: float = 0.5
@@ -343,13 +345,8 @@ def check(cfg: Config) -> None:
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Offline training; with `finetune_steps` a second stage fine-tunes online."""
     agent, tuned = make(cfg, env.spec), make(cfg, env.spec, decay=False)
-    online = finetuning(cfg, env, tuned, evals, episodes)
+    online = fine_tuning(cfg, env, tuned, evals, episodes)
     return offline_program(cfg, env, agent, evals, episodes, after=online)
-
-
-def finetuning(cfg: Config, env: Env, agent: Agent, evals: int, episodes: int) -> tuple[Stage, ...]:
-    """The stage that fine-tunes the agent of stage "offline"; () without `finetune_steps`."""
-    return fine_tuning(cfg, env, agent, evals, episodes)
 
 
 ALGORITHM = Algorithm(Config, Hypers, make, program, offline=True, log_prob=log_prob)

@@ -12,6 +12,7 @@ from flax import struct
 
 from jaxrl.agents import iql, pgd
 from jaxrl.program import Program
+from jaxrl.recipes import fine_tuning
 from jaxrl.types import Env
 
 make, log_prob = iql.make, iql.log_prob
@@ -31,7 +32,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     """The model, then the agent with `evals` evaluations of `episodes` whole episodes."""
     agent = dataclasses.replace(make(cfg, env.spec), hypers=Hypers())
     tuned = dataclasses.replace(make(cfg, env.spec, decay=False), hypers=Hypers())
-    online = iql.finetuning(cfg, env, tuned, evals, episodes)
+    online = fine_tuning(cfg, env, tuned, evals, episodes)
     policy = log_prob(cfg, env.spec)
     return pgd.program(cfg, env, agent, policy, evals, episodes, after=online)
 

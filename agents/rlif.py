@@ -34,7 +34,6 @@ from flax import struct
 from jaxrl import interventions
 from jaxrl.agents import sac
 from jaxrl.algorithm import Algorithm, one_each
-from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.policies import check_base
 from jaxrl.program import Program
@@ -101,12 +100,6 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
         one axis, or sizes do not fit together.
     """
     check_share(cfg)
-    at_least(
-        1,
-        intervention_steps=cfg.intervention_steps,
-        reference_updates=cfg.reference_updates,
-        reference_batch=cfg.reference_batch,
-    )
     expert, space = check_base("rlif", base), box_scale("rlif", spec)
     if cfg.target_entropy is None:
         cfg = dataclasses.replace(cfg, target_entropy=-space.size / 2)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -29,10 +28,9 @@ from jaxrl.agents.td3bc import Variant, exploring, make_variant
 from jaxrl.algorithm import Algorithm
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import check_replay, off_policy
-from jaxrl.sources import split_batch
+from jaxrl.recipes import check_replay, off_policy, several_steps
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Batch, Env, EnvSpec, PyTree, as_mean
+from jaxrl.types import Agent, Env, EnvSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +107,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_replay(cfg)
     core = make_variant(cfg, spec, Variant("td3", lambda q, chosen, t, hp: -jnp.mean(q)))
 
-    def update(state, hp, batch, key, step):
-        def gradient_step(state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-            t, key, i = xs
-            state, metrics = core.update(state, hp, Batch(t), key, step * cfg.gradient_steps + i)
-            return state, {name: as_mean(value) for name, value in metrics.items()}
+    stepping = several_steps(core, cfg.gradient_steps)
 
-        rows = split_batch(batch.transitions, cfg.gradient_steps)
-        keys = jax.random.split(key, cfg.gradient_steps)
-        count = jnp.arange(cfg.gradient_steps)
-        state, metrics = jax.lax.scan(gradient_step, state, (rows, keys, count))
+    def update(state, hp, batch, key, step):
+        state, metrics = stepping.update(state, hp, batch, key, step)
         metrics.pop("action_distance")  # from replayed actions, which are the agent's own
-        return state, jax.tree.map(jnp.sum, metrics)
+        return state, metrics
 
     return dataclasses.replace(exploring(core, space), update=update, hypers=Hypers())
 

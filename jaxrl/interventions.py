@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl.errors import at_least
 from jaxrl.ope import fqe
 from jaxrl.ope.targets import target
 from jaxrl.policies import Trained, greedy
@@ -61,8 +62,18 @@ class Intervener(NamedTuple):
 
 
 def intervener(cfg: Any, spec: EnvSpec, expert: Policy, agent: str) -> Intervener:
-    """The intervener of a configuration with `intervention` and `intervention_steps`; hp has
-    `delta`, `slip` and `probability`."""
+    """The intervener of a configuration with `intervention`, `intervention_steps` and the sizes of
+    `judging`; hp has `delta`, `slip` and `probability`.
+
+    Raises:
+      UserError: a size is below one.
+    """
+    at_least(
+        1,
+        intervention_steps=cfg.intervention_steps,
+        reference_updates=cfg.reference_updates,
+        reference_batch=cfg.reference_batch,
+    )
     space, judge = box_scale(agent, spec), fqe.critic(fqe.Config(), spec)
     by_value = cfg.intervention == "value"
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import random_policy
 from jaxrl.program import Program, Stage
 from jaxrl.rollout import rollout
-from jaxrl.sources import mix, replay, uniform
-from jaxrl.types import Agent, Env, Policy, PyTree, Source
+from jaxrl.sources import mix, replay, split_batch, uniform
+from jaxrl.types import Agent, Batch, Env, Policy, PyTree, Source, as_mean
 
 
 def single_stage(
@@ -105,26 +109,27 @@ def fine_tuning(
     evals: int,
     episodes: int,
     *,
-    data: Source | None = None,
+    data: Callable[[int], Source] = uniform,
     own: Callable[[Source], Source] = lambda replayed: replayed,
 ) -> tuple[Stage, ...]:
     """The stage "online" that goes on with the agent of the stage "offline"; () without it.
 
     Batches have `cfg.data_share` rows of data, the others are from a replay buffer of the agent's
-    own steps. One gradient step per step of all environments.
+    own steps. Each step of all environments is followed by `cfg.finetune_gradient_steps` updates.
 
     Args:
-      data: source of the rows of data; by default `uniform`.
+      data: source of the rows of data, by their number; by default `uniform`.
       own: changes the source of replayed rows.
     """
     if not cfg.finetune_steps:
         return ()
-    played = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, cfg.batch_size)
-    data = data or uniform(cfg.batch_size)
+    count = cfg.finetune_gradient_steps
+    rows = count * cfg.batch_size
+    played = replay(rollout(env, agent, cfg.num_envs, 1), cfg.capacity, rows)
     online = Stage(
         name="online",
-        learner=agent,
-        source=mix(data, own(played), cfg.data_share, cfg.batch_size),
+        learner=agent if count == 1 else several_steps(agent, count),
+        source=mix(data(rows), own(played), cfg.data_share, rows, count),
         updates=cfg.finetune_steps // cfg.num_envs,
         evals=evals,
         start="offline",
@@ -133,10 +138,26 @@ def fine_tuning(
     return (online,)
 
 
+def several_steps(agent: Agent, count: int) -> Agent:
+    """`agent` whose updates make `count` steps, each with an equal part of the batch."""
+
+    def update(state, hp, batch, key, step):
+        def one(state: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+            rows, key, i = xs
+            state, metrics = agent.update(state, hp, Batch(rows), key, step * count + i)
+            return state, {name: as_mean(value) for name, value in metrics.items()}
+
+        xs = (split_batch(batch.transitions, count), jax.random.split(key, count))
+        state, metrics = jax.lax.scan(one, state, (*xs, jnp.arange(count)))
+        return state, jax.tree.map(jnp.sum, metrics)
+
+    return dataclasses.replace(agent, update=update)
+
+
 def check_fine_tuning(cfg: Any) -> None:
     """Raises UserError if the sizes of `fine_tuning` do not fit together."""
     at_least(0, finetune_steps=cfg.finetune_steps)
-    at_least(1, num_envs=cfg.num_envs)
+    at_least(1, num_envs=cfg.num_envs, finetune_gradient_steps=cfg.finetune_gradient_steps)
     check_share(cfg)
     if cfg.finetune_steps:
         at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)

@@ -219,10 +219,20 @@ def _bc() -> Case:
     return _case(bc, bc.Config(**LOGGED), tiny.glide(), lr=0.01)
 
 
+TUNED: dict[str, Any] = {"finetune_steps": 8, "finetune_gradient_steps": 2, "num_envs": 2}
+
+
+def _last(case: Case) -> Case:
+    """`case` with the agent of its last stage, whose updates may differ from those of `make`."""
+    agent = case.stage.learner
+    assert isinstance(agent, Agent)
+    return dataclasses.replace(case, agent=agent)
+
+
 def _td3bc() -> Case:
     hypers = {"lr": 0.01, "tau": 0.2, "policy_noise": 0.5}
-    cfg = td3bc.Config(**LOGGED, finetune_steps=8, num_envs=2, capacity=4)
-    return _case(td3bc, cfg, tiny.glide(), **hypers)
+    cfg = td3bc.Config(**LOGGED, **TUNED, capacity=4)
+    return _last(_case(td3bc, cfg, tiny.glide(), **hypers))
 
 
 def _rebrac() -> Case:
@@ -241,8 +251,8 @@ def _cql() -> Case:
 
 
 def _calql() -> Case:
-    cfg = calql.Config(**LOGGED, samples=2, finetune_steps=8, num_envs=2, capacity=4)
-    case = _case(calql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2)
+    cfg = calql.Config(**LOGGED, **TUNED, samples=2, capacity=4)
+    case = _last(_case(calql, cfg, tiny.glide(), lr=0.01, actor_lr=0.01, tau=0.2))
     return dataclasses.replace(case, unread=frozenset({"strength"}))  # of CQL's corrections
 
 
@@ -471,14 +481,11 @@ def _uni_o4() -> Case:
     hypers = {"lr": 0.05, "clip": 0.05, "value_clip": 0.02, "max_grad_norm": 0.1, "tau": 0.2}
     hypers |= {"critic_lr": 0.01, "clone_lr": 0.01, "offline_lr": 0.01, "offline_clip": 0.01}
     case = _case(uni_o4, cfg, tiny.glide(), **hypers)
-    *before, last = case.program.stages
     inputs = case.inputs
-    for stage in before:
+    for stage in case.program.stages[:-1]:
         init = jax.jit(stage.learner.init)
         inputs = inputs | {stage.name: init(jax.random.key(0), case.hp.agent, inputs)}
-    agent = last.learner
-    assert isinstance(agent, Agent)
-    return dataclasses.replace(case, agent=agent, inputs=inputs)
+    return _last(dataclasses.replace(case, inputs=inputs))
 
 
 def _token_pg() -> Case:
