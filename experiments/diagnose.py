@@ -12,12 +12,15 @@ from jaxrl.runs import metrics, records
 
 def lines(run: records.RunDir, name: str) -> list[str]:
     """One line per verdict about the members of an offline run, with the remedy; [] if the run has
-    no Q-values, too few evaluations, or members that are all well."""
+    no Q-values, too few evaluations, members that are all well, or steps in the environment, whose
+    rows change Q by themselves."""
     config = run.config()["config"]
     history = records.read_metrics(run)
     if "data" not in config or not {"q", "td_error"} <= set(history):
         return []
     last = history["stage"] == history["stage"][-1]
+    if np.any(history["env_steps"][last]):
+        return []
     columns = {key: x[last] for key, x in history.items() if key != "stage"}
     by_member = metrics.by_chunk(columns, count_members(run.path))
     if len(by_member["q"]) < 3:

@@ -17,23 +17,32 @@ from jaxrl.runs import records
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 
 
-def test_verdicts_of_a_run(tmp_path: Path) -> None:
-    """Three members of five evaluations: one falls, one stays, one has failed."""
+def logged(path: Path, env_steps: int) -> records.RunDir:
+    """A run of three members and five evaluations: one falls, one stays, one has failed."""
     config = {"agent": "cql", "env": "e", "seed": 0, "seeds": 3, "data": "x"}
-    with records.open_run(tmp_path / "run", config, {"width": 1}) as run:
+    with records.open_run(path, config, {"width": 1}) as run:
         pass
     q = np.array([[0, 4, 10, 8, 5], [0, 4, 6, 7, 8], [0, 1, np.nan, 2, 3]])
     for i in range(5):
         columns = {"q": q[:, i], "td_error": np.ones(3), "q_std": np.ones(3), "finite": np.ones(3)}
         columns["held_td_error"] = np.full(3, 1.5)
-        index = {"stage": "agent", "member": np.arange(3), "update": 100 * (i + 1), "env_steps": 0}
+        index = {"stage": "agent", "member": np.arange(3), "update": 100 * (i + 1)}
+        index["env_steps"] = env_steps * (i + 1)
         run.write_part(f"part-0-{i:09d}-0.parquet", index | columns)
-    over, under = diagnose.lines(run, "NAME")
+    return run
+
+
+def test_verdicts_of_a_run(tmp_path: Path) -> None:
+    over, under = diagnose.lines(logged(tmp_path / "run", 0), "NAME")
     assert over.startswith(
         "NAME: overfitting in 1 of 3 members (Q peaks at update 300 and falls by 50% of its range, "
         "held-out TD error 1.50 times that of training rows): choose the checkpoint at the peak"
     )
     assert under.startswith("NAME: underfitting in 1 of 3 members (the TD error stays at 1.00")
+
+
+def test_no_verdict_where_the_agent_adds_rows(tmp_path: Path) -> None:
+    assert diagnose.lines(logged(tmp_path / "run", 100), "NAME") == []
 
 
 @pytest.mark.slow
