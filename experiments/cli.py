@@ -160,10 +160,10 @@ def _train(words: list[str]) -> int:
     if request.sweep:
         raise UserError("sweeps are run by `jaxrl sweep`, which takes the same options")
 
-    from jaxrl.experiments import jax_setup, restore, train
+    from jaxrl.experiments import jax_setup, train
 
     jax_setup.start()
-    summary = train.train(restore.settle(request.agent, request.options), hint=True)
+    summary = train.requested(request, hint=True)
     return int("failure" in summary)
 
 
@@ -209,7 +209,7 @@ def _help(command: str, request: Request) -> str:
     from jaxrl.experiments.search.options import Options as SearchOptions
 
     module = agents.load(request.agent)
-    extra = {"sweep": options.SweepOptions, "search": SearchOptions}.get(command)
+    extra = SearchOptions if command == "search" else options.PlanOptions
     preset = settings.preset_values(request.agent, module, request.env or "", "auto")
     return agent_help(command, request.agent, module, extra, preset)
 

@@ -111,8 +111,8 @@ LATER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """Options of a sweep, in addition to those of its runs."""
+class PlanOptions:
+    """Options of `jaxrl train` and `jaxrl sweep`, in addition to those of runs."""
 
     dry_run: bool = False
-    """print the programs without compiling or writing anything"""
+    """print what would be trained, without compiling or writing anything"""

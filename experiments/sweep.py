@@ -37,7 +37,7 @@ from jaxrl.experiments.console import (
     shown,
     size,
 )
-from jaxrl.experiments.options import SweepOptions
+from jaxrl.experiments.options import PlanOptions
 from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import settle
 from jaxrl.experiments.run_folders import (
@@ -78,7 +78,7 @@ def run(request: Request) -> dict[str, Any]:
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
     """
-    how, rest = take(SweepOptions, request.options)
+    how, rest = take(PlanOptions, request.options)
     request = full_names(request._replace(options=rest))
     processes = _join(request)
     found = programs(request, processes)

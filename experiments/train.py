@@ -8,15 +8,17 @@ from typing import Any
 
 from jaxrl.experiments import compare_bases, tracking, train_loop
 from jaxrl.experiments.console import device_kind, plural, print_line, short_path, size
+from jaxrl.experiments.options import PlanOptions
 from jaxrl.experiments.plan import Plan, place
 from jaxrl.experiments.progress import Display
 from jaxrl.experiments.report import draw_run
-from jaxrl.experiments.requests import from_call
+from jaxrl.experiments.requests import Request, from_call
 from jaxrl.experiments.restore import digests_of, prepare, settle
 from jaxrl.experiments.run_folders import check_processes, open_together, width_of
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.sizes import abstract_states, batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, result, speed, summarise
+from jaxrl.experiments.values import take
 from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
 from jaxrl.runs.processes import Processes, join
@@ -39,16 +41,35 @@ def run(agent: Any, /, *, env: str, **options: Any) -> dict[str, Any]:
       agent: its name, its module, or its `Algorithm` record.
       env: the environment's name.
       options: `agent` is a mapping of agent settings, `env_options` a mapping of environment
-        settings.
+        settings. `dry_run=True` only prints the plan.
 
     Returns:
-      The contents of summary.json.
+      The contents of summary.json; {} for a dry run.
 
     Raises:
       UserError: invalid request; raised before anything is compiled or written.
     """
-    request = from_call(agent, {"env": env, **options})
-    return train(settle(request.agent, request.options))
+    return requested(from_call(agent, {"env": env, **options}))
+
+
+def requested(request: Request, *, hint: bool = False) -> dict[str, Any]:
+    """Trains as `train` does, or prints the plan of a dry run and returns {}."""
+    how, rest = take(PlanOptions, request.options)
+    settings = settle(request.agent, rest)
+    if not how.dry_run:
+        return train(settings, hint=hint)
+    ready = prepare(settings)
+    member_bytes = state_bytes(ready, abstract_states(ready))
+    own = identity(settings, digests_of(settings.options))
+    for line in describe(ready, member_bytes, _folder(settings, own)):
+        print_line(line)
+    return {}
+
+
+def _folder(settings: Settings, own: dict[str, Any]) -> Path:
+    """The folder of a run with the identity `own`."""
+    name = records.default_name(settings.agent, settings.options.env, own)
+    return settings.options.out or Path("runs") / name
 
 
 def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
@@ -63,8 +84,7 @@ def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
     tracking.check(settings.options.track)
     options, own = settings.options, identity(settings, digests_of(settings.options))
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
-    name = records.default_name(settings.agent, options.env, own)
-    path = options.out or Path("runs") / name
+    path = _folder(settings, own)
     check_processes(processes, "run", path, options.overwrite, own)
     # A finished run is reported before the environment is made, which may take seconds.
     if not options.overwrite and (summary := _finished(processes, path, own)):

@@ -393,7 +393,8 @@ def test_help_of_an_agent(jaxrl: Callable[..., Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "own"), [("sweep", "--dry-run, --no-dry-run"), ("search", "--trials INT")]
+    ("command", "own"),
+    [("train", "--dry-run"), ("sweep", "--dry-run, --no-dry-run"), ("search", "--trials INT")],
 )
 def test_help_has_the_options_of_the_command(
     command: str, own: str, jaxrl: Callable[..., Outcome]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +13,21 @@ import pytest
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
 from jaxrl.recipes import check_fine_tuning, fine_tuning, several_steps
-from jaxrl.types import Agent, Batch, HyperParams, Transition
+from jaxrl.types import Batch, HyperParams, Transition
 from tests import tiny
 
 
-def noting() -> Agent:
+def noting() -> Any:
     """An agent whose update depends on its state, the batch, the key and the count of steps."""
 
     def update(state, hp, batch, key, step):
         seen = jnp.sum(batch.transitions.reward) + jax.random.uniform(key) + step
         return 0.5 * state + hp * seen, {"seen": seen}
 
-    return Agent(init=lambda key, hp, inputs: jnp.float32(0), update=update, act=None)
+    init, act = lambda key, hp, inputs: jnp.float32(0), lambda *given: pytest.fail("acting")
+    return dataclasses.replace(
+        iql.make(iql.Config(), tiny.walk().spec), init=init, act=act, update=update
+    )
 
 
 def rows(number: int) -> Transition:
@@ -34,12 +40,14 @@ def rows(number: int) -> Transition:
 def test_several_steps_are_the_updates_one_after_another(count: int) -> None:
     agent, key, hp = noting(), jax.random.key(3), jnp.float32(0.1)
     batch = Batch(rows(6))
-    state, metrics = several_steps(agent, count).update(jnp.float32(2), hp, batch, key, 5)
+    state, metrics = several_steps(agent, count).update(
+        jnp.float32(2), hp, batch, key, jnp.int32(5)
+    )
     expected, seen = jnp.float32(2), []
     size = 6 // count
     for i, one in enumerate(jax.random.split(key, count)):
         part = jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch.transitions)
-        expected, told = agent.update(expected, hp, Batch(part), one, 5 * count + i)
+        expected, told = agent.update(expected, hp, Batch(part), one, jnp.int32(5 * count + i))
         seen.append(told["seen"])
     np.testing.assert_allclose(state, expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["seen"].total, sum(seen), rtol=1e-6)

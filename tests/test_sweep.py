@@ -252,6 +252,17 @@ def test_dry_run_compiles_and_writes_nothing(
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_dry_run_of_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **kw: pytest.fail("compiling"))
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["train", "pqn", *TINY, "--out", "runs/x", "--dry-run"]) == 0
+    assert sorted(folder.rglob("*")) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("pqn on mine:walk: ") and lines[1].endswith("; runs/x")
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 # Words after `jaxrl sweep`, and what the one line must say.
