@@ -6,6 +6,7 @@ Checking names and printing help need no import of JAX, so both take no time.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -289,11 +290,13 @@ def _report(words: list[str]) -> None:
 
         from jaxrl.experiments.search import report as search_report
 
+        gc.enable()
         search_report.report(paths[0])
         return
 
     from jaxrl.experiments import report
 
+    gc.enable()
     report.report(paths, own.out, own.over, own.csv, own.html, own.target)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import stat
@@ -22,6 +23,9 @@ def start() -> None:
     precision, also on TPUs, whose default is bfloat16 (see JAX_DEFAULT_MATMUL_PRECISION).
     """
     interrupts.let_clean_up()  # everything is imported
+    if not gc.isenabled():  # see `jaxrl.experiments.main`
+        gc.freeze()
+        gc.enable()
     enable_compilation_cache()
     if jax.config.values["jax_default_matmul_precision"] is None:
         jax.config.update("jax_default_matmul_precision", "highest")
