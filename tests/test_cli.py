@@ -509,7 +509,7 @@ def test_spellings_with_ize(presets: Path) -> None:
 
 def test_a_call_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same settings and the same errors, with a name or a module for the agent."""
-    monkeypatch.setattr(train, "train", lambda settings: settings)
+    monkeypatch.setattr(train, "train", lambda settings, hint: settings)
     line = parse("--env", "probe:match", "--seeds", "3", "--lr", "0.5", "--hidden", "8", "8")
     given = {"env": "probe:match", "seeds": 3, "agent": {"lr": np.float32(0.5), "hidden": [8, 8]}}
     assert train.run("pqn", **given) == line
