@@ -33,13 +33,15 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
+from jaxrl.masks import legal_only, unmask
 from jaxrl.normalise import normalised
+from jaxrl.policies import agent_of
 from jaxrl.program import Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes
-from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
+from jaxrl.types import Agent, Array, Env, EnvSpec, Policy, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +122,10 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         return pqn.begin(found["params"], found.get(batchnorm.COLLECTION, {}), hp)
 
     def act(state, hp, obs, start, memory, noise, explore):
+        obs, legal = unmask(obs)
         args = (memory[0], obs, memory[1], start)
         carry, q = batchnorm.run(net, state.params, state.statistics, *args)
-        action = epsilon_greedy(q, state.eps, noise, explore)
+        action = epsilon_greedy(legal_only(q, legal), state.eps, noise, explore, legal)
         return action, (carry, jax.nn.one_hot(action, num_actions)), {}
 
     def update(state, hp, batch, key, step):
@@ -147,8 +150,9 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         by_env = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch.transitions)  # [N, T, ...]
         return pqn.learn(cfg, hp, state, loss, (by_env, batch.memory), key, step)
 
-    noise = epsilon_noise(num_actions)
-    agent = Agent(init=init, update=update, act=act, memory=memory, noise=noise, hypers=Hypers())
+    noise = epsilon_noise(num_actions, spec.masked)
+    acting = Policy(act=act, memory=memory, noise=noise, masks=True)
+    agent = agent_of(acting, init, update, Hypers())
     return normalised(agent, spec, cfg.num_envs, obs=cfg.normalise_obs)
 
 
@@ -168,15 +172,19 @@ def window_values(
     """
     actions = jax.nn.one_hot(window.action, memory[1].shape[-1])
     last_actions = jnp.concatenate([memory[1][None], actions[:-1]])
-    (carries, q), statistics = unroll(memory[0], window.obs, last_actions, window.start)
+    obs, legal = unmask(window.obs)
+    (carries, q), statistics = unroll(memory[0], obs, last_actions, window.start)
 
     def ahead(rows: PyTree) -> Array:
-        carry, obs, action = rows
+        carry, seen, action = rows
+        obs, legal = unmask(seen)
         q = step(carry, obs, action, jnp.zeros(action.shape[0], bool))[1]
-        return jnp.max(q, -1)
+        return jnp.max(legal_only(q, legal), -1)
 
     # Targets are constants: no gradient flows through the code below.
-    every, value = jax.lax.stop_gradient(((carries, window.next_obs, actions), jnp.max(q, -1)))
+    every, value = jax.lax.stop_gradient(
+        ((carries, window.next_obs, actions), jnp.max(legal_only(q, legal), -1))
+    )
     return q, successor_values(ahead, every, value, window.truncated), statistics
 
 

@@ -34,6 +34,7 @@ from jaxrl.types import Env, HyperParams, PyTree
 EPISODES = 64
 SIZES: dict[str, Any] = {"num_envs": 64, "num_steps": 32, "minibatches": 8, "epochs": 2}
 PQN = SIZES | {"hidden": (128, 128)}
+RNN = PQN | {"memory": 64}
 PPO = SIZES | {"actor": (128, 128), "critic": (128, 128)}
 CONTROL = SIZES | {"critic": (128, 128), "actor": (128, 128)}
 LR = {"lr": 5e-4}
@@ -70,6 +71,7 @@ ROWS: dict[str, Row] = {
     "spread pqn": Row("pqn", SPREAD, 500_000, PQN, Q | {"reward_scale": 0.1}),
     "spread vdn": Row("pqn_vdn", SPREAD, 500_000, PQN, Q | {"reward_scale": 0.1}),
     "smax vdn": Row("pqn_vdn", "jaxmarl:SMAX-2s3z", 2_000_000, PQN, Q, 3),
+    "smax vdn rnn": Row("pqn_vdn_rnn", "jaxmarl:SMAX-2s3z", 2_000_000, RNN, Q, 3),
     "smax ppo": Row("ppo", "jaxmarl:SMAX-2s3z", 2_000_000, PPO, LR, 3),
 }
 

@@ -49,7 +49,7 @@ def test_records(name: str) -> None:
     assert not static & traced
     buttons = name not in CONTINUOUS and not name.startswith("pgd")
     spec = (tiny.walk() if buttons else tiny.glide()).spec
-    spec = tiny.pair().spec if name == "pqn_vdn" else spec
+    spec = tiny.pair().spec if name.startswith("pqn_vdn") else spec
     if algorithm.base_points is not None:
         with pytest.raises(UserError, match="--base"):
             algorithm.make(cfg, spec)

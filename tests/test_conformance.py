@@ -44,6 +44,7 @@ from jaxrl.agents import (
     pqn_continuous,
     pqn_rnn,
     pqn_vdn,
+    pqn_vdn_rnn,
     prdc,
     props,
     ravl,
@@ -129,6 +130,12 @@ def _pqn_rnn() -> Case:
 def _pqn_vdn() -> Case:
     cfg = pqn_vdn.Config(**SIZES, hidden=(4,))
     return _case(pqn_vdn, cfg, tiny.pair(), lr=0.01, lr_end=0.1, max_grad_norm=0.1, eps_decay=0.7)
+
+
+def _pqn_vdn_rnn() -> Case:
+    cfg = pqn_vdn_rnn.Config(**SIZES, hidden=(4,), memory=3, memory_window=1)
+    hypers = {"lr": 0.01, "lr_end": 0.1, "max_grad_norm": 0.1, "eps_decay": 0.7}
+    return _case(pqn_vdn_rnn, cfg, tiny.pair(), **hypers)
 
 
 def _pqn_continuous() -> Case:
@@ -513,6 +520,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "pqn": functools.cache(_pqn),
     "pqn_rnn": functools.cache(_pqn_rnn),
     "pqn_vdn": functools.cache(_pqn_vdn),
+    "pqn_vdn_rnn": functools.cache(_pqn_vdn_rnn),
     "pqn_continuous": functools.cache(_pqn_continuous),
     "ppo": functools.cache(_ppo),
     "trpo": functools.cache(_trpo),
@@ -551,7 +559,18 @@ AGENTS: dict[str, Callable[[], Case]] = {
 # By default only what takes no compiling: relatives of other agents, and long compilations.
 RELATIVES = (
     *("bc", "cql", "dql", "edac", "mdpo_offpolicy", "prdc", "rebrac", "td3bc"),
-    *("pqn_rnn", "pqn_vdn", "trpo", "famo2o", "props", "hnpg", "dac", "ailboost", "uni_o4"),
+    *(
+        "pqn_rnn",
+        "pqn_vdn",
+        "pqn_vdn_rnn",
+        "trpo",
+        "famo2o",
+        "props",
+        "hnpg",
+        "dac",
+        "ailboost",
+        "uni_o4",
+    ),
     *("awac", "calql", "dagger", "resfit", "rlif", "rlpd", "td3", "mdpo"),
     "token_pg",
     *("pqn_continuous", "pgd_iql", "ravl", "ofql", "cdsa"),

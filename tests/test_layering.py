@@ -42,6 +42,7 @@ VARIANTS = {
     "pgd_td3bc": {"pgd", "td3bc"},
     "pqn_rnn": {"pqn"},
     "pqn_vdn": {"pqn"},
+    "pqn_vdn_rnn": {"pqn", "pqn_rnn"},
     "prdc": {"td3bc"},
     "props": {"ppo"},
     "ravl": {"edac"},

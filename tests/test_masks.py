@@ -57,6 +57,11 @@ AGENTS = {
         pqn.Config(total_steps=4_000, minibatches=2, **SMALL),
         {"lr": 1e-2, "lam": 0.0, "reward_scale": 0.1, "eps_end": 0.2, "eps_decay": 0.2},
     ),
+    "pqn_rnn": (
+        pqn_rnn,
+        pqn_rnn.Config(4_000, 4, 8, 1, 4, hidden=(16,), memory=8),
+        {"lr": 1e-2, "lam": 0.0, "reward_scale": 0.1, "eps_end": 0.2, "eps_decay": 0.2},
+    ),
     "dqn": (
         dqn,
         dqn.Config(total_steps=4_000, warmup=64, batch_size=64, gradient_steps=4, **SMALL),
@@ -80,7 +85,8 @@ AGENTS = {
 }
 
 
-SLOW = ("mdpo", "sac")  # MDPO acts by PPO's policy, SAC by the head that is tested below
+# MDPO acts by PPO's policy, SAC by the head that is tested below, recurrent PQN as PQN.
+SLOW = ("mdpo", "sac", "pqn_rnn")
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
 
 
@@ -202,12 +208,8 @@ def test_masked_categorical_is_that_of_the_legal_actions():
 
 def test_agents_without_masks_are_refused():
     env = forbidden()
-    hint = "masks=false"
-    with pytest.raises(UserError, match=hint):
+    with pytest.raises(UserError, match="masks=false"):
         mdpo_offpolicy.program(mdpo_offpolicy.Config(num_envs=2, num_steps=2, hidden=(4,)), env)
-    cfg = pqn_rnn.Config(num_envs=2, num_steps=4, minibatches=1, hidden=(4,))
-    with pytest.raises(UserError, match=hint):
-        pqn_rnn.program(cfg, env)
     plain = without_masks(env)
     contract.check_env(plain)
     assert not plain.spec.masked and without_masks(plain) is plain

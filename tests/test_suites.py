@@ -24,6 +24,8 @@ from jaxrl.types import Box, Discrete
 # Traced at once by tests without the mark `slow`; the others take seconds each.
 QUICK = (
     "craftax:Craftax-Classic-Symbolic-v1",
+    "jaxmarl:MPE_simple_spread_v3",
+    "jaxmarl:SMAX-2s3z",
     "jumanji:Game2048-v1",
     "navix:Navix-Empty-5x5-v0",
     "pgx:connect_four",
