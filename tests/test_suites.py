@@ -193,7 +193,8 @@ def test_drawings(name):
     state, _ = env.reset(jax.random.key(0), env.params)
     states = [state]
     for t in range(2):
-        act = jnp.int32(3) if isinstance(env.spec.action, Discrete) else jnp.ones(1)
+        act = jnp.full(env.spec.agents or (), 3)
+        act = act if isinstance(env.spec.action, Discrete) else jnp.ones(1)
         states.append(jax.jit(env.step)(jax.random.key(t), states[-1], act, env.params)[0])
     plain = [jax.tree.map(np.asarray, render._plain(each)) for each in states]
     drawn = env.render(jax.tree.map(lambda *x: np.stack(x), *plain), env.params)

@@ -21,10 +21,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.suites import TASKS
-from jaxrl.envs.suites.common import allowances, check_task, lenient, load
+from jaxrl.envs.suites.common import allowances, check_task, lenient, load, pictures
+from jaxrl.envs.suites.jaxmarl_drawings import drawing
 from jaxrl.envs.wrappers import positive, strong, time_limit
 from jaxrl.masks import Masked
 from jaxrl.types import Array, Discrete, Env, EnvSpec, PyTree, TimeStep
@@ -87,7 +89,11 @@ def make(task: str, *, layout: str = "cramped_room", max_steps: int | None = Non
     measures = ("won",) if masked else ()
     space = Discrete(count)
     spec = EnvSpec(name, shape, space, None, masked, measures, len(agents))
-    return time_limit(Env(spec, {}, reset, step), limit)
+
+    def render(states: PyTree, params: PyTree) -> np.ndarray:
+        return pictures(drawing(task, inner), states)
+
+    return time_limit(Env(spec, {}, reset, step, render=render), limit)
 
 
 def _game(name: str, task: str, layout: str) -> Any:
