@@ -424,6 +424,27 @@ def test_parts_are_read_by_others(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "metrics").num_rows == 6
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
+def test_reading_starts_no_thread(tmp_path: Path) -> None:
+    """A thread of pyarrow that let go of a part's bytes while the process ended would abort it."""
+    for i in range(3):
+        columns = {"stage": "agent", "member": np.arange(2), "update": i, "env_steps": 0, "x": 1.0}
+        RunDir(tmp_path).write_part(part_name(0, i, 0), columns)
+    code = """
+import sys
+from pathlib import Path
+from jaxrl.runs.records import read_metrics
+import pyarrow.compute, pyarrow.parquet
+def threads():
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    return sum("jemalloc" not in name for name in names)
+before = threads()
+assert len(read_metrics(Path(sys.argv[1]))["x"]) == 6
+assert threads() <= before
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=120)
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     run = three_parts(tmp_path)
     (tmp_path / "metrics" / part_name(0, 20, 0)).unlink()
