@@ -5,8 +5,8 @@
 Each row needs the extra of its suite. Rates are per CPU second, of all cores together, so that
 other programs change them little. The environment alone is stepped 64 times at once with random
 actions. Seeds are trained one after another in one compiled program, which is compiled once; the
-return is that after the steps of the row, of 64 greedy episodes per seed. Rows are merged into the
-JSON file.
+returns are those after the steps of the row, of 64 episodes per seed, greedy and with exploration.
+Rows are merged into the JSON file.
 """
 
 from __future__ import annotations
@@ -105,10 +105,13 @@ def measured(row: Row) -> dict[str, Any]:
     env = envs.make(row.env, **row.options)
     cfg, hp = module.Config(total_steps=row.steps, **row.sizes), module.Hypers(**row.hypers)
     run = train(module.program(cfg, env, evals=1, episodes=EPISODES))
+    sampled = evaluator(env, module.make(cfg, env.spec), EPISODES, explore=True)
     population = lambda keys, hp: jax.lax.map(lambda key: run(key, hp), keys)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(row.seeds))
     compiled, compile_s = timed(lambda: jax.jit(population).lower(keys, hp).compile())
     result, seconds = timed(compiled, keys, hp)
+    explore = lambda x: sampled(x[0], HyperParams(hp, env.params), {}, x[1]).returns
+    explored = jax.jit(lambda x: jax.lax.map(explore, x))((result.state, keys))
     play = evaluator(env, random_policy(env.spec.action, env.spec.masked), EPISODES)
     chance = jax.jit(play)((), HyperParams((), env.params), {}, jax.random.key(1))
     steps = cfg.updates * cfg.num_envs * cfg.num_steps
@@ -119,8 +122,9 @@ def measured(row: Row) -> dict[str, Any]:
         "steps": steps,
         "train_steps_per_cpu_s": row.seeds * steps / seconds,
         "returns": np.mean(evals.returns[:, -1], -1).tolist(),
+        "returns_with_exploration": np.mean(explored, -1).tolist(),
         "random_return": float(np.mean(chance.returns)),
-        "metrics": {k: np.mean(v[:, -1], -1).tolist() for k, v in evals.measured.items()},
+        "metrics": {k: float(np.mean(v[:, -1])) for k, v in evals.measured.items()},
         "random_metrics": {k: float(np.mean(v)) for k, v in chance.measured.items()},
     }
 
