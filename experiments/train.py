@@ -18,6 +18,7 @@ from jaxrl.experiments.run_folders import check_processes, open_together, width_
 from jaxrl.experiments.settings import Settings, identity
 from jaxrl.experiments.sizes import abstract_states, batch_bytes, state_bytes
 from jaxrl.experiments.summary import context, result, speed, summarise
+from jaxrl.experiments.tables import print_words
 from jaxrl.experiments.values import take
 from jaxrl.runs import device_memory, files, records, shards
 from jaxrl.runs.figures import compact
@@ -62,7 +63,7 @@ def requested(request: Request, *, hint: bool = False) -> dict[str, Any]:
     member_bytes = state_bytes(ready, abstract_states(ready))
     own = identity(settings, digests_of(settings.options))
     for line in describe(ready, member_bytes, _folder(settings, own)):
-        print_line(line)
+        print_words(line)
     return {}
 
 
