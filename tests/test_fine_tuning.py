@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
 from jaxrl.recipes import check_fine_tuning, fine_tuning, several_steps
 from jaxrl.types import Batch, HyperParams, Transition
-from tests import tiny
 
 
 def noting() -> Any:
