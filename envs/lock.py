@@ -30,7 +30,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from jaxrl.envs.wrappers import positive
 from jaxrl.types import Array, Box, Env, EnvSpec, Policy, PyTree, TimeStep
@@ -56,7 +55,7 @@ def make(horizon: int = 10, seed: int = 0) -> Env:
     """
     steps = positive(horizon, "horizon of lock")
     size = 2 ** math.ceil(math.log2(steps + LATENT + 1))
-    rotation = jnp.asarray(scipy.linalg.hadamard(size), jnp.float32)
+    rotation = jnp.asarray(hadamard(size))
     right = np.random.default_rng(int(seed)).integers(0, ACTIONS, (2, steps))
     params = {
         "right": jnp.asarray(right, jnp.int32),
@@ -98,6 +97,17 @@ def make(horizon: int = 10, seed: int = 0) -> Env:
 
     space = Box((-1.0,) * ACTIONS, (1.0,) * ACTIONS, (ACTIONS,))
     return Env(EnvSpec("lock", (size,), space, steps), params, reset, step)
+
+
+def hadamard(size: int) -> np.ndarray:
+    """Hadamard matrix [size, size] of Sylvester's construction, float32; `size` is a power of two.
+
+    As `scipy.linalg.hadamard`, whose import costs a quarter of a second.
+    """
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
 
 
 def guide(env: Env, level: str) -> Policy:
