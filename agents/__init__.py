@@ -41,6 +41,7 @@ AGENTS = {
     "cdsa": "corrects trained policies with scores of a dataset (arXiv:2406.07541)",
     "dql": "offline Q-learning with a diffusion policy (arXiv:2208.06193)",
     "ofql": "offline Q-learning with a one-step flow policy (arXiv:2508.13904)",
+    "fql": "one-step policy distilled from a cloned flow, offline, then online (arXiv:2502.02538)",
     "pgd_iql": "IQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_td3bc": "TD3+BC on samples of a policy-guided diffusion model (arXiv:2404.06356)",
     "pgd_ofql": "OFQL on samples of a policy-guided diffusion model (arXiv:2404.06356)",

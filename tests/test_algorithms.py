@@ -33,6 +33,7 @@ CONTINUOUS = (
     "dagger",
     "dql",
     "ofql",
+    "fql",
     "famo2o",
     "hnpg",
     "uni_o4",

@@ -33,6 +33,7 @@ from jaxrl.agents import (
     dqn,
     edac,
     famo2o,
+    fql,
     hnpg,
     iql,
     mdpo,
@@ -294,6 +295,11 @@ def _dql() -> Case:
     return _case(dql, cfg, tiny.glide(), **STEEP, policy_tau=0.5, temperature=0.5)
 
 
+def _fql() -> Case:
+    cfg = fql.Config(**LOGGED, **TUNED, flow_steps=2, capacity=4, normalise_obs=True)
+    return _last(_case(fql, cfg, tiny.glide(), lr=0.01, tau=0.2))
+
+
 def _ofql() -> Case:
     cfg = ofql.Config(**LOGGED, **GENERATED, eval_steps=2, diagnose_every=3)
     hypers = {"policy_tau": 0.5, "temperature": 0.5, "corner": 0.4, "selection": 10.0}
@@ -548,6 +554,7 @@ AGENTS: dict[str, Callable[[], Case]] = {
     "dagger": functools.cache(_dagger),
     "dql": functools.cache(_dql),
     "ofql": functools.cache(_ofql),
+    "fql": functools.cache(_fql),
     "pgd_iql": functools.cache(_pgd_iql),
     "hnpg": functools.cache(_hnpg),
     "uni_o4": functools.cache(_uni_o4),
@@ -573,7 +580,7 @@ RELATIVES = (
     ),
     *("awac", "calql", "dagger", "resfit", "rlif", "rlpd", "td3", "mdpo"),
     "token_pg",
-    *("pqn_continuous", "pgd_iql", "ravl", "ofql", "cdsa"),
+    *("pqn_continuous", "pgd_iql", "ravl", "ofql", "cdsa", "fql"),
 )
 
 every_agent = pytest.mark.parametrize("name", AGENTS)

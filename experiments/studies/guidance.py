@@ -15,8 +15,11 @@ compares them with each other and with windows of the data:
                   same actions from the first state: root mean square over elements and
                   trajectories, in standard deviations of the data
 
-Elements of observations that the environment redraws at random are excluded. DIR/guidance-ENV.json
-has the table, DIR/guidance-ENV.png shows it with some trajectories.
+Tasks are dmsd, mazes and brax:hopper. Elements of observations that the environment redraws at
+random are excluded, and for hopper the two velocities of the torso's position: the physics of brax
+keeps more than an observation tells, and these two cannot be restored. The row of the data is the
+error that remains. DIR/guidance-ENV-SEED.json has the table, DIR/guidance-ENV-SEED.png shows it
+with some trajectories.
 """
 
 from __future__ import annotations
@@ -63,23 +66,40 @@ class World(NamedTuple):
 
     Attributes:
       state: observation [*obs] -> state of the environment.
-      exact: elements of observations that are functions of state and action.
+      exact: indices of the elements of observations that are functions of state and action.
       shown: the two elements of observations in figures.
     """
 
     state: Callable[[Array], PyTree]
-    exact: slice
+    exact: np.ndarray
     shown: tuple[int, int]
 
 
 def world(name: str) -> World:
-    """The `World` of dmsd, whose targets may be redrawn, or of a maze."""
+    """The `World` of dmsd, whose targets may be redrawn, of brax:hopper, or of a maze."""
+    if name == "brax:hopper":
+        return hopper()
     if name == "dmsd":
         at = lambda obs: dmsd.DmsdState(obs[:2], obs[2:4], obs[4:], jnp.int32(0))
-        return World(at, slice(0, 4), (0, 1))
+        return World(at, np.arange(4), (0, 1))
     size = np.array(maze.parse(name.removeprefix("maze:")).walls.shape, np.float32)
     position = lambda obs: obs + size / 2  # the inverse of `maze.observe`
-    return World(lambda obs: maze.MazeState(position(obs), jnp.int32(0)), slice(0, 2), (1, 0))
+    return World(lambda obs: maze.MazeState(position(obs), jnp.int32(0)), np.arange(2), (1, 0))
+
+
+def hopper() -> World:
+    """Physics of brax at rest in the joints, from positions and velocities of an observation."""
+    from brax import envs as brax_envs  # an extra
+
+    raw: Any = brax_envs.get_environment("hopper", backend="spring")
+    height = raw.pipeline_init(raw.sys.init_q, jnp.zeros(6)).x.pos[0, 2]
+
+    def state(obs: Array) -> PyTree:
+        # Observations lack x and have the height of the torso instead of its displacement.
+        place = jnp.concatenate([jnp.zeros(1), obs[:5]]).at[1].add(raw.sys.init_q[1] - height)
+        return (raw.pipeline_init(place, obs[5:]), {}), jnp.int32(0)
+
+    return World(state, np.delete(np.arange(11), (5, 6)), (0, 1))
 
 
 # --- trajectories --------------------------------------------------------------------------------
@@ -218,7 +238,7 @@ def draw(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Guidance and dynamics error of trajectories")
-    parser.add_argument("--env", default="dmsd", help="dmsd or a maze")
+    parser.add_argument("--env", default="dmsd", help="dmsd, brax:hopper or a maze")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=20_000, help="number of rows of the data used")
@@ -269,7 +289,7 @@ def main() -> None:
     for kind, (t, used) in made.items():
         found = rows[kind] = {k: float(v) for k, v in judged(states, t, used).items()}
         print(f"{kind:<16}" + "".join(f"{found[name]:>10.4g}" for name in columns), flush=True)
-    name = args.env.replace(":", "-")
+    name = f"{args.env.replace(':', '-')}-{args.seed}"
     files.write_json(
         args.out / f"guidance-{name}.json", {"settings": cfg, "windows": count, "rows": rows}
     )
