@@ -148,7 +148,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         cloned, actor = velocity.init(key_flow), policy.init(key_actor)
         # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
         critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
-        opt = tuple(optax.adam(hp.lr).init(x) for x in (cloned, actor, critic))
+        adam = optax.adam(hp.lr).init
+        opt = (adam(cloned), adam(actor), adam(critic))
         return State(cloned, actor, critic, critic, opt, data_moments(cfg, spec, inputs))
 
     def noise(key: Array, n: int) -> Array:

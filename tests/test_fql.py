@@ -45,7 +45,7 @@ def test_losses_by_hand(q_agg: Any, normalise: bool) -> None:
     key_ahead, key_flow, key_time, key_now = jax.random.split(key, 4)
     draws = (jax.random.normal(k, (8, 2)) for k in (key_ahead, key_flow, key_now))
     z_ahead, e, z = (np.float64(x) for x in draws)
-    time = 1 - np.float64(jax.random.uniform(key_time, (8,)))[:, None]  # the authors' direction
+    time = 1 - np.asarray(jax.random.uniform(key_time, (8, 1)))  # the authors' direction
     clip = lambda a: np.clip(a, -1, 1)
     # The velocity towards the data is the negative of the field's, whose time runs to the noise.
     velocity = lambda x, time: -gelu_net(state.flow, t.obs, x, 1 - time, out=2)
