@@ -134,7 +134,7 @@ class Experience(NamedTuple):
 
 
 class Network(nn.Module):
-    """[Conv3x3 -> activation] per channel count of `cfg.conv`, [Dense -> activation] per entry of
+    """[Conv -> activation] per channel count of `cfg.conv`, [Dense -> activation] per entry of
     `hidden`, then Dense to `out` with gain `gain` if weights are orthogonal."""
 
     cfg: Config
@@ -146,7 +146,7 @@ class Network(nn.Module):
     def __call__(self, x: Array) -> Array:
         activation = {"tanh": nn.tanh, "relu": nn.relu}[self.cfg.activation]
         for features in self.cfg.conv:
-            x = activation(nets.Conv3x3(features, kernel_init=self._init(np.sqrt(2)))(x))
+            x = activation(nets.Conv(features, kernel_init=self._init(np.sqrt(2)))(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = activation(nn.Dense(width, kernel_init=self._init(np.sqrt(2)))(x))

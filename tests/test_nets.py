@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import nets
@@ -30,6 +31,27 @@ def test_orthogonal_kernels_are_those_of_a_qr_with_positive_diagonal() -> None:
     np.testing.assert_allclose(nets.orthogonal()(key, (9, 5)), q * np.sign(np.diag(r)), atol=1e-5)
 
 
+@pytest.mark.parametrize("side, stride", [(3, 1), (2, 2), (6, 3), (4, 2), (3, 2), (1, 2)])
+def test_convolution_equals_flax(side: int, stride: int) -> None:
+    """Values and all gradients; images of 9 x 8 pixels, some of which no patch covers."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, 9, 8, 3))
+    params = {
+        "kernel": jax.random.normal(keys[1], (side, side, 3, 6)),
+        "bias": jax.random.normal(keys[2], (6,)),
+    }
+    theirs = nn.Conv(6, (side, side), stride, padding="VALID")
+    target = jax.random.normal(keys[3], jax.eval_shape(theirs.apply, {"params": params}, x).shape)
+
+    def gradients(module: nn.Module) -> Any:
+        loss = lambda params, x: jnp.sum((module.apply({"params": params}, x) - target) ** 2)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+    found, expected = gradients(nets.Conv(6, side, stride)), gradients(theirs)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
 def test_convolutions_of_the_atari_network() -> None:
     torso = nets.Torso((16,), (8, 4, 4), kernels=(8, 4, 3), strides=(4, 2, 1), norm=True)
     x = jax.random.uniform(jax.random.key(0), (2, 44, 44, 4))
@@ -38,7 +60,7 @@ def test_convolutions_of_the_atari_network() -> None:
     assert shapes == {
         "Conv_0": (8, 8, 4, 8),
         "Conv_1": (4, 4, 8, 4),
-        "Conv3x3_0": (3, 3, 4, 4),
+        "Conv_2": (3, 3, 4, 4),
         "Dense_0": (2 * 2 * 4, 16),  # sides 44 -> 10 -> 4 -> 2
     }
     out = torso.apply({"params": params}, x)

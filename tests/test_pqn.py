@@ -349,23 +349,6 @@ def test_mlp_norms_before_relu_and_leaves_the_output_alone(norm: bool) -> None:
     assert len(leaves) == (10 if norm else 6)  # so there is nothing else
 
 
-def test_convolution_equals_flax() -> None:
-    """Values and all gradients, against a 3x3 convolution without padding."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(keys[0], (2, 5, 4, 3))
-    target = jax.random.normal(keys[1], (2, 3, 2, 6))
-    params = {
-        "kernel": jax.random.normal(keys[2], (3, 3, 3, 6)),
-        "bias": jax.random.normal(keys[3], (6,)),
-    }
-    ours, theirs = (
-        gradients(module, params, x, target)
-        for module in (nets.Conv3x3(6), nn.Conv(6, (3, 3), padding="VALID"))
-    )
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
 def test_networks_start_as_published() -> None:
     """LeCun-normal weights, He-normal ones behind and in convolutions; zero biases."""
 
