@@ -1,4 +1,4 @@
-"""Speed of single parts of agents: decisions, corrections, generated trajectories, neighbours.
+"""Speed of single parts: decisions, corrections, trajectories, neighbours, convolutions.
 
     python profiling/parts.py [--parts cdsa ofql] [--quick] [--json FILE]
 
@@ -11,6 +11,8 @@ without compilation, medians of repeats in alternation. Observations have 11 ele
     nearest     rows of a dataset of 100,000 compared with each of 256 queries in 8 dimensions, in
                 chunks and all at once; `nearest-6` with 1,000,000 rows
     shuffle     elements of random permutations, and of those of `jax.random`
+    conv        images, for gradients of the Atari network's convolutions in a loop of four batches
+                of 32 images; also with flax's layers
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from duel_rows import OFFLINE
+from flax import linen as nn
 from stages import random_rows
 
-from jaxrl import scores
+from jaxrl import nets, scores
 from jaxrl.agents import bc, cdsa, dql, iql, ofql, pgd, pgd_iql
 from jaxrl.experiments import jax_setup
 from jaxrl.minibatch import permutation
@@ -124,6 +127,29 @@ def permutations(sizes: tuple[int, ...]) -> Iterator[Part]:
         yield Part(f"jax.random.permutation of {n:,}", theirs, (KEY,), n)
 
 
+class Convolutions(nn.Module):
+    """The convolutions of the Atari network by a layer (features, side, stride)."""
+
+    layer: Callable[[int, int, int], nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for features, side, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            x = nn.relu(self.layer(features, side, stride)(x))
+        return jnp.sum(x**2)
+
+
+def gradients(count: int) -> Iterator[Part]:
+    flax = lambda features, side, stride: nn.Conv(features, (side, side), stride, padding="VALID")
+    x = jax.random.uniform(KEY, (4, count, 84, 84, 4))
+    for name, layer in (("products of patches", nets.Conv), ("flax's layers", flax)):
+        net = Convolutions(layer)
+        one = lambda params, net=net: lambda x: jax.grad(net.apply)(params, x)
+        call = lambda params, x, one=one: jax.lax.map(one(params), x)
+        params = net.init(KEY, x[0])
+        yield Part(f"gradients of convolutions, {name}", call, (params, x), 4 * count)
+
+
 PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "cdsa": lambda quick: corrections(4 if quick else 1024),
     "cdsa-1": lambda quick: corrections(1),
@@ -133,6 +159,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "nearest": lambda quick: neighbours(10_000 if quick else 100_000),
     "nearest-6": lambda quick: neighbours(10_000 if quick else 1_000_000),
     "shuffle": lambda quick: permutations((2**6,) if quick else (2**12, 2**14, 2**16, 2**18)),
+    "conv": lambda quick: gradients(1 if quick else 32),
 }
 
 
