@@ -12,12 +12,12 @@ import pytest
 from flax import struct
 
 from jaxrl import envs
-from jaxrl.agents import pqn
+from jaxrl.agents import ppo, pqn
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, registry
-from jaxrl.envs.suites import TASKS, common, craftax, jumanji
+from jaxrl.envs.suites import TASKS, common, craftax, jumanji, playground
 from jaxrl.envs.suites.pgx import random_opponent
 from jaxrl.experiments import cli, render
-from jaxrl.masks import Masked
+from jaxrl.masks import Masked, Views
 from jaxrl.program import train
 from jaxrl.types import Box, Discrete
 
@@ -260,6 +260,52 @@ def test_playground_is_deterministic_and_bounded():
     assert np.asarray(ts.truncated).tolist() == [False] * 4 + [True]
     assert not np.asarray(ts.terminated).any() and (np.asarray(ts.reward) <= 1).all()
     assert not np.array_equal(ts.next_obs[-1], obs)
+
+
+class Privileged:
+    """A task of Playground whose observations have two entries, as those of locomotion do."""
+
+    def __init__(self, task):
+        self.task, self.action_size = task, task.action_size
+
+    def reset(self, key):
+        return self._two(self.task.reset(key))
+
+    def step(self, state, action):
+        return self._two(self.task.step(state, action))
+
+    def _two(self, state):
+        return state.replace(obs={"state": state.obs[:2], "privileged_state": state.obs})
+
+
+@pytest.mark.slow
+def test_playground_has_views_of_two_entries(monkeypatch):
+    """Tasks with several entries need models that are cloned, so a small task stands for them."""
+    name, load = needed("playground:CartpoleBalance"), playground._load
+    whole = envs.make(name)
+    two = lambda *words: (Privileged((loaded := load(*words))[0]), loaded[1])
+    monkeypatch.setattr(playground, "_load", two)
+    env = envs.make(name, critic_obs="privileged_state")
+    assert env.spec.obs_shape == (2,) and env.spec.critic_shape == whole.spec.obs_shape == (5,)
+
+    def play(env):
+        state, seen = env.reset(jax.random.key(0), {})
+        return seen, env.step(jax.random.key(1), state, jnp.full(1, 0.5), {})[1].next_obs
+
+    found, expected = (jax.jit(lambda env=x: play(env))() for x in (env, whole))
+    for views, obs in zip(found, expected, strict=True):
+        assert isinstance(views, Views)
+        np.testing.assert_array_equal(views.critic, obs)
+        np.testing.assert_array_equal(views.obs, obs[:2])
+    cfg = ppo.Config(
+        total_steps=32, num_envs=4, num_steps=8, minibatches=2, actor=(4,), critic=(4,)
+    )
+    result = jax.jit(train(ppo.program(cfg, env, evals=1, episodes=2)))(
+        jax.random.key(0), ppo.Hypers()
+    )
+    assert np.isfinite(result.returns).all()
+    with pytest.raises(EnvError, match="has no obs=all: it has state, privileged_state"):
+        envs.make(name, obs="all")
 
 
 @pytest.mark.slow
