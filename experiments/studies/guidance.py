@@ -10,7 +10,8 @@ compares them with each other and with windows of the data:
     log_prob      mean log-probability of the actions under the policy
     error         mean (s' - f(s, a))² / Var(Δs) over the steps, where f is the environment; a model
                   that predicts the mean change has error 1
-    first, last   the same for the first and the last steps only
+    median        the median over the steps instead of the mean
+    first, last   the mean for the first and the last steps only
     drift         distance of the last state from the state that the environment reaches with the
                   same actions from the first state: root mean square over elements and
                   trajectories, in standard deviations of the data
@@ -194,6 +195,7 @@ def measure(
     return {
         "log_prob": mean(likely, used),
         "error": mean(off, known),
+        "median": jnp.nanmedian(jnp.where(known, off, jnp.nan)),
         "first": mean(off[:, 0], known[:, 0]),
         "last": mean(off[:, -1], known[:, -1]),
         "drift": jnp.sqrt(mean(jnp.mean(away, -1), known[:, -1])),
@@ -283,7 +285,7 @@ def main() -> None:
 
     count = int(find(data, cfg.horizon, cfg.stride).learned)
     print(f"{args.env}: {len(data.reward):,} rows, {count:,} windows of {cfg.horizon} steps")
-    columns = ("log_prob", "error", "first", "last", "drift")
+    columns = ("log_prob", "error", "median", "first", "last", "drift")
     print(f"{'':<16}" + "".join(f"{name:>10}" for name in columns))
     rows = {}
     for kind, (t, used) in made.items():
