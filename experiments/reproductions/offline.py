@@ -133,7 +133,11 @@ PGD = (
         "pgd_iql",
         "At equal log-probability, guided trajectories have smaller errors than model rollouts.",
         errors(500),
-        errors(30_000),
+        (
+            *errors(30_000),
+            *made("brax:hopper", "medium"),
+            *each(GUIDANCE, env="brax:hopper", data=HOPPER, updates=30_000, horizon=32),
+        ),
         "figure for MuJoCo, horizon 32",
         minutes=1.96,
     ),
