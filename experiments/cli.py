@@ -143,7 +143,8 @@ def _run(words: list[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    """Prints one line on stderr, broken between words in a terminal."""
+    """Prints the last line of a command on stderr, broken between words in a terminal."""
+    interrupts.conclude()
     print(streams.wrapped(f"jaxrl: {message}", streams.terminal_width(sys.stderr)), file=sys.stderr)
 
 

@@ -17,6 +17,8 @@ STOPPING = tuple(
 SAME_S = 0.5
 QUIET_S = 0.2  # for which a command that ends at once is not announced
 
+_announcing, _concluded = threading.Lock(), threading.Event()
+
 
 class Signals:
     """Context in which the first SIGINT, SIGTERM or SIGHUP only sets `received`.
@@ -90,11 +92,19 @@ def watch(hint: str) -> None:
     threading.Thread(target=_watch, args=(reading, hint), daemon=True).start()
 
 
+def conclude() -> None:
+    """Announces no first signal any more: the command is about to print its last line."""
+    with _announcing:
+        _concluded.set()
+
+
 def _watch(reading: int, hint: str) -> None:
     number = _next(reading)
     first, name = time.monotonic(), signal.Signals(number).name
     time.sleep(QUIET_S)
-    _tell(f"{name}: stopping soon; a second one ends the process at once")
+    with _announcing:
+        if not _concluded.is_set():
+            _tell(f"{name}: stopping soon; a second one ends the process at once")
     while not is_second(number := _next(reading), time.monotonic() - first):
         pass
     if sys.__stdout__ is not None and sys.__stdout__.isatty():

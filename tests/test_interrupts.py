@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_busy_main_thread_answers_at_once() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 128 + signal.SIGTERM
         assert process.stderr.read() == "jaxrl: ended by SIGTERM; hint\n"
+
+
+def test_nothing_is_announced_after_the_last_line() -> None:
+    code = """
+        import signal, time
+        from jaxrl.experiments import cli, interrupts
+        interrupts.watch("")
+        with interrupts.Signals():
+            signal.raise_signal(signal.SIGINT)
+        cli._complain("stopped")
+        time.sleep(3 * interrupts.QUIET_S)
+    """
+    with start(code=textwrap.dedent(code)) as process:
+        assert process.communicate(timeout=60) == ("", "jaxrl: stopped\n")
 
 
 def test_closed_pipe() -> None:
