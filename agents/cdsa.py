@@ -280,7 +280,12 @@ def measured(
     corrected = corrected_policy(base, cfg, spec)
 
     def evaluate(
-        explore: bool, state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array
+        explore: bool,
+        count: int,
+        state: CorrectedState,
+        hp: HyperParams,
+        inputs: PyTree,
+        key: Array,
     ) -> Episodes:
         data: Transition = inputs["data"]
         n = cfg.batch_size
@@ -293,9 +298,9 @@ def measured(
             "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
-        return play.play(explore, state, hp, inputs, key)._replace(measured=found)
+        return play.play(explore, count, state, hp, inputs, key)._replace(measured=found)
 
-    return Evaluator(evaluate, play.explore)
+    return dataclasses.replace(play, play=evaluate)
 
 
 def program(

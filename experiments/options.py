@@ -46,6 +46,9 @@ class Options:
     """number of evaluations during training, the last one at the end; by default up to 20"""
     eval_episodes: int = bounded(32, least=1)
     """complete episodes per member and evaluation"""
+    interim_episodes: int = bounded(32, least=1)
+    """complete episodes per member at evaluations before the last one: the smallest divisor of
+    eval_episodes that is at least this number"""
     eval_first: bool = False
     """evaluate once more, before the first update"""
     eval_explore: bool = False
@@ -106,7 +109,7 @@ INCIDENTAL = (
 # Options that older runs do not have: they are recorded if they differ from the default.
 LATER = (
     *("eval_explore", "eval_first", "validation_share", "ope_updates", "normalise_returns"),
-    *("matmul_precision", "compute_dtype"),
+    *("interim_episodes", "matmul_precision", "compute_dtype"),
 )
 
 

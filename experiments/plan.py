@@ -182,6 +182,7 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
         program = algorithm.program(
             settings.cfg, env, evals=own.evals, episodes=own.eval_episodes, **more
         )
+        program = program.with_interim(own.interim_episodes)
         program = program.exploring() if own.eval_explore else program
         program = program.from_the_start() if own.eval_first else program
         if own.ope_updates:

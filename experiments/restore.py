@@ -382,7 +382,12 @@ def evaluate(
         cfg = dataclasses.replace(settings.cfg, eval_steps=eval_steps)
         settings = dataclasses.replace(settings, cfg=cfg)
     explore = explore or settings.options.eval_explore
-    options = dataclasses.replace(settings.options, eval_episodes=episodes, eval_explore=explore)
+    options = dataclasses.replace(
+        settings.options,
+        eval_episodes=episodes,
+        interim_episodes=episodes,  # the run may have stopped before its end
+        eval_explore=explore,
+    )
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)
     state = read_state(ready, run)

@@ -196,8 +196,9 @@ def metrics_of(report: Report) -> dict[str, np.ndarray] | None:
     if report.evals is not None:
         # A network with NaN weights still produces actions; its returns are not results.
         sound = columns["finite"] == 1
-        found = {"return": report.evals.returns.mean(1), "length": report.evals.lengths.mean(1)}
-        found |= stats.risk(report.evals.returns) | report.evals.measured
+        evals = report.evals.played()
+        found = {"return": evals.returns.mean(1), "length": evals.lengths.mean(1)}
+        found |= stats.risk(evals.returns) | evals.measured
         columns |= {name: np.where(sound, value, np.nan) for name, value in found.items()}
     return columns
 

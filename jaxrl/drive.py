@@ -354,7 +354,7 @@ class _Run:
         if stage.evaluate is None:
             return None
         if isinstance(stage.evaluate, HostEvaluator):
-            return _on_host(stage.evaluate, stage.shared, self.placement, state, step)
+            return _on_host(stage, self.placement, state, step)
         return self.built[index, "evaluate"](*self.to_evaluate(index, state, step))[1]
 
     def snapshot(self, index: int, step: int, state: PyTree, last: bool) -> RunState | None:
@@ -410,13 +410,13 @@ class _Pace:
         self.running, self.last = (size, metrics), size
 
 
-def _on_host(
-    fn: HostEvaluator, shared: bool, placement: Placement, state: MemberState, step: int
-) -> PyTree:
-    """`fn` of each trained member in turn, in the rows of a compiled evaluation."""
+def _on_host(stage: Stage, placement: Placement, state: MemberState, step: int) -> PyTree:
+    """The evaluation of each trained member in turn, in the rows of a compiled evaluation."""
+    fn, shared, last = stage.evaluate, stage.shared, step == stage.updates
+    assert isinstance(fn, HostEvaluator)
 
     def one(state: MemberState) -> PyTree:
-        return fn(state.learner, state.hp, {}, eval_key(state.key, step))
+        return fn(state.learner, state.hp, {}, eval_key(state.key, step), last)
 
     # Without trained members, the first row gives the shapes.
     rows = placement.rows[placement.members] if placement.members.size else np.zeros(1, int)
@@ -476,7 +476,7 @@ def evaluate(
     members = plan.split(plan.pad(members, count))
     placement = plan.placement(count)
     if isinstance(stage.evaluate, HostEvaluator):
-        found = _on_host(stage.evaluate, stage.shared, placement, members["state"], state.step)
+        found = _on_host(stage, placement, members["state"], state.step)
     else:
         args = ((), members, {"inputs": plan.share(shared), "step": jnp.int32(state.step)})
         found = compiled(lift(plan)(evaluate_fn(stage), stage), args, plan.platform)(*args)[1]

@@ -24,16 +24,61 @@ from jaxrl.types import Array, Env, Episodes, HyperParams, Policy, PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-    """(learner_state, hp, inputs, key) -> `Episodes`, compiled with the program.
+    """(learner_state, hp, inputs, key, last=True) -> `Episodes`, compiled with the program.
 
-    play(explore, learner_state, hp, inputs, key) -> `Episodes`; `explore` is static.
+    Attributes:
+      play: (explore, count, learner_state, hp, inputs, key) -> `Episodes` [count]; the first two
+        are static.
+      explore: act as in training instead of greedily.
+      episodes: episodes of a stage's last evaluation.
+      interim: episodes of other evaluations, a divisor of `episodes`; see `fewer`.
     """
 
     play: Callable[..., Episodes]
     explore: bool
+    episodes: int
+    interim: int
 
-    def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
-        return self.play(self.explore, state, hp, inputs, key)
+    def __call__(
+        self,
+        state: PyTree,
+        hp: HyperParams,
+        inputs: PyTree,
+        key: Array,
+        last: Array | bool = True,
+    ) -> Episodes:
+        """`Episodes` [episodes]; those of an interim evaluation end with NaN, length 0."""
+        if self.interim == self.episodes:
+            return self.play(self.explore, self.episodes, state, hp, inputs, key)
+        rounds = self.episodes // self.interim
+        played = jnp.where(last, rounds, 1)
+
+        @functools.partial(jax.jit, inline=True)  # one trace for the shapes and for the loop
+        def play(key: Array) -> Episodes:
+            return self.play(self.explore, self.interim, state, hp, inputs, key)
+
+        def body(i: Array, so_far: Episodes) -> Episodes:
+            found = play(jax.random.fold_in(key, i))
+            return jax.tree.map(lambda each, new: each.at[i].set(new), so_far, found)
+
+        def empty(x: Array) -> Array:
+            nothing = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
+            return jnp.full((rounds, *x.shape), nothing, x.dtype)
+
+        found = jax.tree.map(empty, jax.eval_shape(play, key))
+        found = jax.lax.fori_loop(0, played, body, found)
+        live = jnp.arange(rounds) < played
+        mean = lambda x: jnp.sum(jnp.where(live, x, 0.0)) / played
+        return Episodes(
+            returns=found.returns.reshape(-1),
+            lengths=found.lengths.reshape(-1),
+            finished=found.finished.reshape(-1),
+            measured={name: mean(x) for name, x in found.measured.items()},
+        )
+
+    def fewer(self, interim: int) -> Evaluator:
+        """Plays the smallest divisor of `episodes` that is at least `interim` before the end."""
+        return dataclasses.replace(self, interim=divisor(self.episodes, interim))
 
 
 def evaluator(
@@ -60,19 +105,20 @@ def evaluator(
     limit = max_steps or env.spec.max_steps or 10_000
     check_policy(env, policy)
     if env.host is not None:
-        return HostEvaluator(env.host, policy, episodes, limit, explore, env.spec.obs_dtype)
-    env, spec, rows = checked(env), env.spec, episodes * team_size(env.spec)
+        obs_dtype = env.spec.obs_dtype
+        return HostEvaluator(env.host, policy, episodes, episodes, limit, explore, obs_dtype)
+    env, spec = checked(env), env.spec
 
     def evaluate(
-        explore: bool, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
+        explore: bool, count: int, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array
     ) -> Episodes:
-        params = hp.env_params(env)
+        params, rows = hp.env_params(env), count * team_size(spec)
         key_reset, key_steps = jax.random.split(key)
         env_state, obs = jax.vmap(env.reset, in_axes=(0, None))(
-            jax.random.split(key_reset, episodes), params
+            jax.random.split(key_reset, count), params
         )
         if env.persist is not None:
-            last = running(inputs.get("source"), episodes)
+            last = running(inputs.get("source"), count)
             if last is not None:
                 env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
 
@@ -88,7 +134,7 @@ def evaluator(
             noise = policy.noise(key_noise, rows)
             own = (to_rows(obs, spec), per_agent(start, spec), memory)
             action, memory, _ = policy.act(state, hp.agent, *own, noise, explore)
-            keys = jax.random.split(key_step, episodes)
+            keys = jax.random.split(key_step, count)
             env_state, ts = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
                 keys, env_state, to_teams(action, spec), params
             )
@@ -103,17 +149,22 @@ def evaluator(
             return t + 1, env_state, ts.next_obs, memory, jnp.zeros_like(start), so_far
 
         nothing = Episodes(
-            jnp.zeros(episodes),
-            jnp.zeros(episodes, jnp.int32),
-            jnp.zeros(episodes, bool),
-            {name: jnp.zeros(episodes) for name in env.spec.measures},
+            jnp.zeros(count),
+            jnp.zeros(count, jnp.int32),
+            jnp.zeros(count, bool),
+            {name: jnp.zeros(count) for name in env.spec.measures},
         )
-        start = jnp.ones(episodes, bool)
+        start = jnp.ones(count, bool)
         carry = (jnp.int32(0), env_state, obs, policy.memory(rows), start, nothing)
         done: Episodes = jax.lax.while_loop(cond, body, carry)[-1]
         return done._replace(measured={k: jnp.mean(v) for k, v in done.measured.items()})
 
-    return Evaluator(evaluate, explore)
+    return Evaluator(evaluate, explore, episodes, episodes)
+
+
+def divisor(episodes: int, least: int) -> int:
+    """The smallest divisor of `episodes` that is at least `least`, or `episodes`."""
+    return next(n for n in range(min(least, episodes), episodes + 1) if episodes % n == 0)
 
 
 def running(src: PyTree, n: int) -> PyTree | None:
@@ -143,25 +194,36 @@ class HostEvaluator:
     make: Callable[[], Any]
     policy: Policy
     episodes: int
+    interim: int
     max_steps: int
     explore: bool
     obs_dtype: str = "float32"
 
-    def __call__(self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
-        """`Episodes` as numpy arrays."""
+    def fewer(self, interim: int) -> HostEvaluator:
+        """See `Evaluator.fewer`."""
+        return dataclasses.replace(self, interim=divisor(self.episodes, interim))
+
+    def __call__(
+        self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, last: bool = True
+    ) -> Episodes:
+        """`Episodes` [episodes] as numpy arrays; see `Evaluator`."""
         key_reset, key_steps = jax.random.split(key)
-        seeds = jax.random.randint(key_reset, (self.episodes,), 0, np.iinfo(np.int32).max).tolist()
+        seeds = jax.random.randint(key_reset, (self.episodes,), 0, np.iinfo(np.int32).max)
+        seeds = seeds[: self.episodes if last else self.interim].tolist()
         games = [self.make() for _ in seeds]
         try:
-            return self._play(games, seeds, state, hp.agent, key_steps)
+            returns, lengths, finished = self._play(games, seeds, state, hp.agent, key_steps)
+            pad = lambda x, value: np.append(x, np.full(self.episodes - x.size, value, x.dtype))
+            return Episodes(pad(returns, np.nan), pad(lengths, 0), pad(finished, False))
         finally:
             for game in games:
                 game.close()
 
     def _play(
         self, games: Sequence[Any], seeds: Sequence[int], state: PyTree, hp: PyTree, key: Array
-    ) -> Episodes:
-        count = self.episodes
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns, lengths and `finished` of one episode per game."""
+        count = len(games)
         seen = [game.reset(seed=seed)[0] for game, seed in zip(games, seeds, strict=True)]
         obs = np.array(seen, self.obs_dtype)
         returns, lengths = np.zeros(count), np.zeros(count, np.int32)
@@ -176,7 +238,7 @@ class HostEvaluator:
                 finished[i] = terminated or truncated
             if finished.all():
                 break
-        return Episodes(returns.astype(np.float32), lengths, finished)
+        return returns.astype(np.float32), lengths, finished
 
     def _act(self, *args: Any) -> tuple[np.ndarray, PyTree]:
         action, memory = self._compiled(*args)
@@ -196,7 +258,7 @@ class HostEvaluator:
             key: Array,
             t: Array,
         ) -> tuple[Array, PyTree]:
-            noise = self.policy.noise(jax.random.fold_in(key, t), self.episodes)
+            noise = self.policy.noise(jax.random.fold_in(key, t), start.shape[0])
             return self.policy.act(state, hp, obs, start, memory, noise, self.explore)[:2]
 
         return act

@@ -186,6 +186,20 @@ class Program:
                 break
         return Program(tuple(stages))
 
+    def with_interim(self, episodes: int) -> Program:
+        """The program with fewer episodes at evaluations before the last one of a stage.
+
+        Their number is the smallest divisor of a stage's episodes that is at least `episodes`.
+        Results of the other episodes are NaN, with length 0. Evaluations that are not from
+        `jaxrl.evaluate.evaluator` stay as they are.
+        """
+        stages = []
+        for stage in self.stages:
+            play = stage.evaluate
+            play = play.fewer(episodes) if isinstance(play, Evaluator | HostEvaluator) else play
+            stages.append(dataclasses.replace(stage, evaluate=play))
+        return Program(tuple(stages))
+
     def exploring(self) -> Program:
         """The program with evaluations that act as in training instead of greedily.
 
@@ -388,8 +402,9 @@ def evaluate_fn(stage: Stage) -> StageFn:
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         state, inputs = members["state"], shared["inputs"] | members["inputs"]
-        inputs = inputs | {"source": state.source}
-        return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, shared["step"]))
+        inputs, step = inputs | {"source": state.source}, shared["step"]
+        last = (step == stage.updates,) if isinstance(fn, Evaluator) else ()
+        return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, step), *last)
 
     return stage.precision.within(run)
 

@@ -187,6 +187,15 @@ class Episodes(NamedTuple):
     finished: Array | np.ndarray  # [K] bool: False if the evaluation's step limit cut the episode
     measured: dict[str, Array] = {}  # [] each: further results of the evaluation, by name
 
+    def played(self) -> Episodes:
+        """Without the episodes that an evaluation before the last one did not play.
+
+        For arrays [P, K] of the host, of one evaluation.
+        """
+        count = max(np.count_nonzero(np.any(self.lengths > 0, axis=0)), 1)  # 0 without members
+        cut = lambda x: x[:, :count]
+        return Episodes(cut(self.returns), cut(self.lengths), cut(self.finished), self.measured)
+
 
 class Batch(NamedTuple):
     """Input of one update of a learner."""

@@ -33,6 +33,7 @@ from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.settings import Settings, identity, resolve
 from jaxrl.runs import files, records
 from jaxrl.runs.metrics import part_name
+from jaxrl.types import Episodes
 
 TRAIN = ["train", "pqn", "--env", "probe:match"]
 NAMED = ["train", "pqn", "--env"]
@@ -620,13 +621,11 @@ def finish(path: Path, ready: Plan) -> dict:
 
 
 def test_a_failed_member_has_no_return() -> None:
-    class Evals(NamedTuple):
-        returns: np.ndarray = np.array([[1.0, 3.0], [9.0, 9.0]])
-        lengths: np.ndarray = np.array([[1, 3], [9, 9]])
-        measured: dict[str, np.ndarray] = {}
-
+    returns, lengths = np.array([[1.0, 3.0], [9.0, 9.0]]), np.array([[1, 3], [9, 9]])
+    evals = Episodes(returns, lengths, lengths > 0)
     metrics = {"finite": np.array([1.0, 0.0]), "loss": np.array([0.1, np.nan])}
-    columns = train_loop.metrics_of(Report("agent", 1, metrics, Evals(), None))
+    columns = train_loop.metrics_of(Report("agent", 1, metrics, evals, None))
+    assert columns is not None
     np.testing.assert_array_equal(columns["return"], [2.0, np.nan])
     np.testing.assert_array_equal(columns["length"], [2.0, np.nan])
     assert train_loop.shown(columns) == {"return": 2.0}

@@ -209,7 +209,10 @@ def _settings(env: str, agent: str | None, options: Mapping[str, Any]) -> Settin
     if agent is None:
         discrete = isinstance(envs.make(env).spec.action, Discrete)
         agent = "ppo" if discrete else "sac"
-    return resolve(agent, {**options, "env": env})
+    settings = resolve(agent, {**options, "env": env})
+    own = settings.options  # levels are chosen by evaluations of a single member
+    own = dataclasses.replace(own, interim_episodes=own.eval_episodes)
+    return dataclasses.replace(settings, options=own)
 
 
 # --- policies ------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""Fewer episodes at evaluations before a stage's last one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import logged
+import numpy as np
+import pytest
+import toys
+
+from jaxrl import drive, population
+from jaxrl.agents import bc
+from jaxrl.evaluate import Evaluator, HostEvaluator, divisor, evaluator
+from jaxrl.experiments import train_loop
+from jaxrl.experiments.restore import prepare
+from jaxrl.experiments.settings import identity, resolve
+from jaxrl.program import Program
+from jaxrl.types import Env, HyperParams, Policy
+
+STAY = Policy(
+    act=lambda state, hp, obs, start, memory, noise, explore: (jnp.zeros((len(obs), 1)), (), {})
+)
+
+
+def test_the_last_evaluation_is_several_interim_ones() -> None:
+    """Each with episodes of its own; an interim evaluation is the first of them."""
+    env = measuring(toys.drift())
+    play, key = evaluator(env, STAY, 6), jax.random.key(1)
+    assert isinstance(play, Evaluator)
+    args = ((), HyperParams((), env.params), {})
+    play = jax.jit(play.fewer(2))
+    parts = [evaluator(env, STAY, 2)(*args, jax.random.fold_in(key, i)) for i in range(3)]
+    want = [np.concatenate(x) for x in list(zip(*parts, strict=True))[:3]]
+    last, interim = play(*args, key, True), play(*args, key, False)
+    assert len(np.unique(want[0])) == 6
+    jax.tree.map(np.testing.assert_array_equal, list(last[:3]), want)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:2], b[:2]), list(interim[:3]), want)
+    assert np.isnan(interim.returns[2:]).all() and not interim.lengths[2:].any()
+    np.testing.assert_allclose(last.measured["x"], np.mean([x.measured["x"] for x in parts]))
+    np.testing.assert_allclose(interim.measured["x"], parts[0].measured["x"])
+    kept = jax.tree.map(lambda x: np.asarray(x)[None], interim).played()
+    np.testing.assert_array_equal(kept.returns[0], want[0][:2])
+
+
+def measuring(env: Env) -> Env:
+    """`env` with a measure x, the position."""
+
+    def step(*args: Any) -> Any:
+        state, ts = env.step(*args)
+        return state, ts._replace(measured={"x": ts.next_obs[0]})
+
+    return dataclasses.replace(env, step=step, spec=dataclasses.replace(env.spec, measures=("x",)))
+
+
+@pytest.mark.parametrize(
+    ("episodes", "least", "found"), [(128, 32, 32), (200, 32, 40), (10, 32, 10), (7, 2, 7)]
+)
+def test_the_number_divides_the_episodes(episodes: int, least: int, found: int) -> None:
+    assert divisor(episodes, least) == found
+
+
+class Same:
+    """An environment of the host: the return of an episode is the seed of its reset."""
+
+    def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seed = seed % 1000
+        return np.zeros(2), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2), float(self.seed), True, False, {}
+
+    def close(self) -> None: ...
+
+
+def test_on_the_host() -> None:
+    play = evaluator(dataclasses.replace(toys.drift(), host=Same), STAY, 6)
+    assert isinstance(play, HostEvaluator)
+    args = ((), HyperParams(()), {}, jax.random.key(1))
+    last, interim = play.fewer(2)(*args), play.fewer(2)(*args, last=False)
+    jax.tree.map(np.testing.assert_array_equal, last, play(*args))
+    np.testing.assert_array_equal(interim.returns[:2], last.returns[:2])
+    assert interim.lengths.tolist() == [1, 1, 0, 0, 0, 0] and np.isnan(interim.returns[2:]).all()
+
+
+def test_both_drivers() -> None:
+    env = toys.drift()
+    cfg = bc.Config(updates=4, batch_size=4, hidden=(4,))
+    program: Program = bc.program(cfg, env, evals=2, episodes=4).with_interim(2)
+    data = jax.tree.map(jnp.asarray, logged.rows(env.spec, 12, 0))
+    hp = bc.Hypers(lr=jnp.full(4, 0.1))
+    args = (jax.random.key(0), HyperParams(hp, {"noise": jnp.full(4, 0.3)}), {"data": data})
+    layout = population.layout(4, jax.devices()[:2], 2)
+    first, last = [r for r in drive.drive(program, layout, *args) if r.evals is not None]
+    key, hp, inputs = args
+    result = jax.jit(population.train(program, layout))(key, jnp.arange(4), hp, inputs)
+    for index, report in enumerate((first, last)):
+        want = jax.tree.map(lambda x: x[index], result.evals["agent"])  # noqa: B023
+        jax.tree.map(np.testing.assert_array_equal, report.evals, want)
+    assert first.evals.played().returns.shape == (4, 2)
+    assert last.evals.played().returns.shape == (4, 4)
+    columns = train_loop.metrics_of(first)
+    assert columns is not None
+    np.testing.assert_array_equal(columns["return"], first.evals.returns[:, :2].mean(1))
+
+
+def test_the_option() -> None:
+    """It is part of the identity only if it is given."""
+    plain = resolve("pqn", {"env": "CartPole-v1"})
+    given = resolve("pqn", {"env": "CartPole-v1", "interim_episodes": 16})
+    for settings, count in ((plain, 32), (given, 16)):
+        (stage,) = prepare(settings).program.stages
+        assert isinstance(stage.evaluate, Evaluator)
+        assert (stage.evaluate.episodes, stage.evaluate.interim) == (128, count)
+    assert "interim_episodes" not in identity(plain, {})
+    assert identity(given, {})["interim_episodes"] == 16
