@@ -57,7 +57,6 @@ from jaxrl.types import (
     Array,
     Env,
     EnvSpec,
-    Episodes,
     HyperParams,
     Learner,
     Policy,
@@ -279,28 +278,22 @@ def measured(
     space = box_scale("cdsa", spec)
     corrected = corrected_policy(base, cfg, spec)
 
-    def evaluate(
-        explore: bool,
-        count: int,
-        state: CorrectedState,
-        hp: HyperParams,
-        inputs: PyTree,
-        key: Array,
-    ) -> Episodes:
+    def measure(
+        state: CorrectedState, hp: HyperParams, inputs: PyTree, key: Array
+    ) -> dict[str, Array]:
         data: Transition = inputs["data"]
         n = cfg.batch_size
         t = gather(data, jnp.asarray(np.arange(n) * data.reward.shape[0] // n, jnp.int32))
         given = (t.obs, t.start, base.memory(n), base.noise(key, n), False)
         plain = space.unit(base.act(state.base.state, state.base.hp, *given)[0])
         action = space.unit(corrected.act(state, hp.agent, *given)[0])
-        found = {
+        return {
             "base_distance": action_distance(plain, space.unit(t.action)),
             "action_distance": action_distance(action, space.unit(t.action)),
             "moved": action_distance(action, plain),
         }
-        return play.play(explore, count, state, hp, inputs, key)._replace(measured=found)
 
-    return dataclasses.replace(play, play=evaluate)
+    return play.measuring(measure)
 
 
 def program(

@@ -211,7 +211,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
         if not explore:
             fixed = policy.noise(jax.random.key(0), (1, cfg.candidates))
             init_noise = jnp.broadcast_to(fixed, init_noise.shape)
-            gumbel = jnp.zeros_like(gumbel)
+            gumbel = None
         init_noise = init_noise.at[..., 0, :].multiply(hp.temperature)
         candidates = policy.act(state.actor_target, init_noise, seen)  # [n, candidates, A]
         q = jnp.min(twins(state.critic_target, seen, candidates), 0)
@@ -296,13 +296,15 @@ def normalised(q_actor: Array, q_norm: Array) -> Array:
     return jnp.mean(q_actor) / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_norm)))
 
 
-def select(candidates: Array, q: Array, gumbel: Array, weight: Array | float) -> Array:
+def select(candidates: Array, q: Array, gumbel: Array | None, weight: Array | float) -> Array:
     """One of J candidates [n, J, A], with probability softmax(weight q) of q [n, J].
 
     Gumbel-max trick with Gumbel noise [n, J], divided by the weight, so that an infinite weight
-    gives the argmax of q.
+    gives the argmax of q. Without noise the argmax.
     """
-    best = jnp.argmax(q + gumbel / weight, -1)
+    if gumbel is not None:
+        q = jnp.where(weight > 0, q + gumbel / jnp.where(weight > 0, weight, 1.0), gumbel)
+    best = jnp.argmax(q, -1)
     return jnp.take_along_axis(candidates, best[:, None, None], 1)[:, 0]
 
 

@@ -219,7 +219,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
     Evaluations draw z, as the authors' do.
     """
     agent = make(cfg, env.spec)
-    online = fine_tuning(cfg, env, agent, evals, episodes)
+    online = fine_tuning(cfg, env, agent, evals, episodes, explore=True)
     return offline_program(cfg, env, agent, evals, episodes, explore=True, after=online)
 
 

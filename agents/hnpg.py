@@ -324,11 +324,11 @@ def check(cfg: Config) -> None:
 
 def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
     """Raises UserError if the episodes of the data do not all have `horizon` steps."""
-    start = np.flatnonzero(np.asarray(inputs["data"].start))
-    lengths = set(np.diff(start).tolist())
-    rows = len(np.asarray(inputs["data"].reward))
-    if lengths - {cfg.horizon} or rows < cfg.horizon or start[0] != 0:
-        found = ", ".join(map(str, sorted(lengths)[:3])) or str(rows)
+    starts, rows = np.asarray(inputs["data"].start), len(inputs["data"].reward)
+    lengths = np.diff(np.append(np.flatnonzero(starts), rows))
+    # The end of a dataset may cut its last episode.
+    if len(lengths) == 0 or not starts[0] or {*lengths[:-1], max(lengths)} != {cfg.horizon}:
+        found = ", ".join(map(str, sorted(set(lengths.tolist()))[:3]))
         raise UserError(
             f"hnpg needs data whose episodes all have horizon={cfg.horizon} steps; these have "
             f"{found}"

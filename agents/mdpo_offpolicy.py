@@ -37,7 +37,7 @@ from jaxrl.policies import ActionSamples, expectation, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import off_policy
-from jaxrl.types import Agent, Array, Env, EnvSpec
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ LARGEST = 1e6  # bound of densities in Tsallis terms, as from the authors' 1e-6 
 
 class State(NamedTuple):
     sac: sac.State
-    old: Array  # [size] flat parameters of π_k; set in the first update
+    old: PyTree  # parameters of π_k, as in `sac.actor`; set in the first update
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -84,7 +84,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
     def init(key, hp, inputs):
         state = inner.init(key, hp, inputs)
-        return State(state, jnp.zeros_like(state.actor))
+        return State(state, jax.tree.map(jnp.zeros_like, state.actor))
 
     def act(state, hp, obs, start, memory, noise, explore):
         return inner.act(state.sac, hp, obs, start, memory, noise, explore)

@@ -15,6 +15,7 @@ The environments run on the host (`jaxrl.hosted`), in threads of C++. Options ar
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -47,16 +48,16 @@ def make(name: str, /, **options: Any) -> Env:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bounds in float64
             pool: Any = start(num_envs=1)
-            space, actions = pool.observation_space, actions_of(name, pool)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise EnvError(f"{name} cannot be made: {error}") from error
-    if getattr(space, "shape", None) is None or space.dtype.kind not in "fiub":
-        raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
-    limit = int(pool.spec.config.max_episode_steps)
-    shape = tuple(space.shape[i] for i in (1, 2, 0)) if is_image(space) else tuple(space.shape)
-    dtype = "uint8" if is_image(space) else "float32"
-    spec = EnvSpec(name, shape, actions, limit, obs_dtype=dtype)
-    pool.close()
+    with contextlib.closing(pool):
+        space = pool.observation_space
+        if getattr(space, "shape", None) is None or space.dtype.kind not in "fiub":
+            raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
+        limit = int(pool.spec.config.max_episode_steps)
+        shape = tuple(space.shape[i] for i in (1, 2, 0)) if is_image(space) else tuple(space.shape)
+        dtype = "uint8" if is_image(space) else "float32"
+        spec = EnvSpec(name, shape, actions_of(name, pool), limit, obs_dtype=dtype)
     no = functools.partial(refuse, name)
     return Env(spec, {}, no, no, functools.partial(One, start), functools.partial(Pool, start))
 

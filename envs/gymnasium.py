@@ -13,6 +13,7 @@ the first observation of the next episode, or an ignored action, in place of a t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -72,15 +73,14 @@ def make(name: str, /, **options: Any) -> Env:
         raise EnvError(f"{name} cannot be made: {error}; {hint}") from None
     except Exception as error:  # gymnasium and constructors of environments raise all kinds
         raise EnvError(f"{name} cannot be made: {error}") from error
-    spec = env.spec
-    limit = None if spec is None else spec.max_episode_steps
-    found = EnvSpec(name, _obs_shape(name, env), actions_of(name, env), limit)
-    env.close()
+    with contextlib.closing(env):
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        spec = EnvSpec(name, _obs_shape(name, env), actions_of(name, env), limit)
     no = functools.partial(refuse, name)
     # The checker of gymnasium has seen the environment above.
     host = functools.partial(host, disable_env_checker=True)
     together = functools.partial(Processes, host) if vector == "async" else None
-    return Env(found, {}, no, no, host, together)
+    return Env(spec, {}, no, no, host, together)
 
 
 def _obs_shape(name: str, env: Any) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from jaxrl.experiments.summary import context, result, summarise
 from jaxrl.experiments.train_loop import metrics_of
 from jaxrl.runs import files, records
 from jaxrl.runs.metrics import part_name
-from jaxrl.runs.shards import Shards
+from jaxrl.runs.shards import Shards, indices
 from jaxrl.snapshot import RunState
 from jaxrl.types import PyTree
 
@@ -53,12 +53,13 @@ def write_run(
     stages = {stage.name: {"updates": stage.updates, "evals": 1, "every": stage.updates or 1}}
     layout = population.Layout(ready.layout.mesh, width_of(run))
     with records.open_run(path, own, told | {"stages": stages}, overwrite) as made:
-        if not made.resumed:
+        if not made.finished:
             index = sum(s.updates + 1 for s in ready.program.stages[: state.stage]) + state.step
             meta = {"stage": state.stage, "step": state.step, "wall_s": 0.0, "compile_s": 0.0}
-            with Shards(made.checkpoints, own, [(0, ready.members)]) as shards:
-                shards.save(index, state, meta)
-                shards.wait()
+            if index not in indices(made.checkpoints):  # else written before a kill
+                with Shards(made.checkpoints, own, [(0, ready.members)]) as shards:
+                    shards.save(index, state, meta)
+                    shards.wait()
             key = jax.random.fold_in(jax.random.key(1), 0)
             evals = drive.evaluate(
                 ready.program, layout, state, key, ready.inputs, own=ready.own, ids=ready.seeds

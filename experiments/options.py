@@ -109,7 +109,7 @@ INCIDENTAL = (
 # Options that older runs do not have: they are recorded if they differ from the default.
 LATER = (
     *("eval_explore", "eval_first", "validation_share", "ope_updates", "normalise_returns"),
-    *("interim_episodes", "matmul_precision", "compute_dtype"),
+    *("matmul_precision", "compute_dtype"),
 )
 
 

@@ -198,7 +198,7 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
 def check_request(settings: Settings, algorithm: Algorithm) -> None:
     """Raises UserError for options that do not fit the agent or each other; reads no files."""
     options, agent = settings.options, settings.agent
-    if options.seed + options.seeds > 2**31:
+    if options.seed + options.seeds >= 2**31:  # the last key is that of shared stages
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
     offline = algorithm.offline
     if offline and options.data is None:

@@ -69,7 +69,7 @@ def task(compared: Sequence[Result], target: float | None = None) -> dict[str, A
             profile = stats.performance_profile(point.scores, taus)
             row["profile"] = [_number(x) for x in profile]
         rows.append(row)
-    best = sorted(range(len(rows)), key=lambda i: -(rows[i]["iqm"] or -math.inf))
+    best = sorted(range(len(rows)), key=lambda i: _descending(rows[i]["iqm"]))
     few = sorted({row["members"] for row in rows if row["members"] < stats.FEW})
     return {
         "env": points[0].env,
@@ -108,6 +108,11 @@ def curve(point: Point) -> dict[str, list[Any]]:
         found["low"].append(_number(low))
         found["high"].append(_number(high))
     return found
+
+
+def _descending(score: float | None) -> float:
+    """Key that sorts scores from the highest to the lowest, and missing ones last."""
+    return math.inf if score is None else -score
 
 
 def _number(x: Any) -> float | None:

@@ -92,7 +92,7 @@ def read_earlier(settings: Settings) -> Earlier:
     bases = read_bases(options, needed, trust) if options.base else None
     reused = None
     if options.from_run is not None:
-        reused = _reused(options.from_run, options.env, trust)
+        reused = _reused(options.from_run, options.env, digests.get("data"), trust)
     return Earlier(digests, data, bases, reused)
 
 
@@ -154,11 +154,18 @@ def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple
     return read_policies(run, (first, first + options.seeds), trust)
 
 
-def _reused(path: Path, env: str, trust: Trust) -> Reused:
-    """The finished stages of a run that its members share (`--from RUN`)."""
+def _reused(path: Path, env: str, data: str | None, trust: Trust) -> Reused:
+    """The finished stages of a run that its members share (`--from RUN`).
+
+    Args:
+      data: the digest of the dataset.
+    """
     run = open_run_folder(path)
-    if run.config()["config"]["env"] != env:
+    config = run.config()["config"]
+    if config["env"] != env:
         raise UserError(f"{path} was trained in another environment, not {env}")
+    if config.get("data") != data:
+        raise UserError(f"{path} was trained on other data: pass its dataset, or leave out --from")
     ready = prepare(settings_of(run, trust))
     check_unchanged(run, ready.digests)
     found = read_state(ready, run, (0, 1)).results
@@ -391,6 +398,11 @@ def evaluate(
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)
     state = read_state(ready, run)
+    if ready.program.stages[state.stage].evaluate is None:
+        raise UserError(
+            f"{short_path(path)} has not trained its policy yet, only "
+            f"{ready.program.stages[state.stage].name!r}: continue the run first"
+        )
     layout = population.Layout(ready.layout.mesh, width_of(run))
     key = jax.random.fold_in(jax.random.key(1), seed)
     found = drive.evaluate(

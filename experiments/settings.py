@@ -12,6 +12,7 @@ import yaml
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import british
 from jaxrl.errors import UserError, nearest
+from jaxrl.evaluate import divisor
 from jaxrl.experiments import agents
 from jaxrl.experiments.options import INCIDENTAL, LATER, Options
 from jaxrl.experiments.requests import flatten, merged
@@ -60,6 +61,9 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     for name in LATER:
         if kept[name] == getattr(Options, name):
             del kept[name]
+    # Runs from before this option played all episodes at every evaluation.
+    if divisor(kept["eval_episodes"], kept["interim_episodes"]) == kept["eval_episodes"]:
+        del kept["interim_episodes"]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}
     return {"agent": settings.agent, **kept, **digests, "settings": own, **points}

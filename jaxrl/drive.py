@@ -232,7 +232,7 @@ class _Run:
             key, hp = stage_key(self.keys[stage.shared], index), self.hps[stage.shared]
             own = self.own_inputs(stage)
             if self.hosted is not None:
-                learner = () if stage.start is None else own[stage.start]
+                learner = () if stage.start is None else (self.inputs[True] | own)[stage.start]
                 own = own | self.hosted.warm_up(key, learner, hp, self.placement)
             start = {"key": key, "hp": hp, "inputs": own}
             args = ((), start, {"inputs": self.inputs[True]})

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.contract import checked
+from jaxrl.hosted import opened
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
 from jaxrl.rows import split
@@ -32,12 +33,14 @@ class Evaluator:
       explore: act as in training instead of greedily.
       episodes: episodes of a stage's last evaluation.
       interim: episodes of other evaluations, a divisor of `episodes`; see `fewer`.
+      measure: (learner_state, hp, inputs, key) -> further results [] of an evaluation, by name.
     """
 
     play: Callable[..., Episodes]
     explore: bool
     episodes: int
     interim: int
+    measure: Callable[..., dict[str, Array]] | None = None
 
     def __call__(
         self,
@@ -48,6 +51,16 @@ class Evaluator:
         last: Array | bool = True,
     ) -> Episodes:
         """`Episodes` [episodes]; those of an interim evaluation end with NaN, length 0."""
+        if self.measure is None:
+            return self._played(state, hp, inputs, key, last)
+        key_play, key_measure = jax.random.split(key)
+        found = self._played(state, hp, inputs, key_play, last)
+        more = self.measure(state, hp, inputs, key_measure)
+        return found._replace(measured=found.measured | more)
+
+    def _played(
+        self, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array, last: Array | bool
+    ) -> Episodes:
         if self.interim == self.episodes:
             return self.play(self.explore, self.episodes, state, hp, inputs, key)
         rounds = self.episodes // self.interim
@@ -75,6 +88,17 @@ class Evaluator:
             finished=found.finished.reshape(-1),
             measured={name: mean(x) for name, x in found.measured.items()},
         )
+
+    def measuring(self, measure: Callable[..., dict[str, Array]]) -> Evaluator:
+        """With the results of `measure`, computed once per evaluation, beside earlier ones."""
+        before = self.measure
+
+        def both(state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> dict[str, Array]:
+            assert before is not None
+            keys = jax.random.split(key)
+            return before(state, hp, inputs, keys[0]) | measure(state, hp, inputs, keys[1])
+
+        return dataclasses.replace(self, measure=measure if before is None else both)
 
     def fewer(self, interim: int) -> Evaluator:
         """Plays the smallest divisor of `episodes` that is at least `interim` before the end."""
@@ -210,7 +234,7 @@ class HostEvaluator:
         key_reset, key_steps = jax.random.split(key)
         seeds = jax.random.randint(key_reset, (self.episodes,), 0, np.iinfo(np.int32).max)
         seeds = seeds[: self.episodes if last else self.interim].tolist()
-        games = [self.make() for _ in seeds]
+        games = opened(self.make, len(seeds))
         try:
             returns, lengths, finished = self._play(games, seeds, state, hp.agent, key_steps)
             pad = lambda x, value: np.append(x, np.full(self.episodes - x.size, value, x.dtype))

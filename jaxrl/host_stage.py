@@ -47,6 +47,7 @@ class HostStage:
     def close(self) -> None:
         if self.players is not None:
             self.players.close()
+            self.players = None
 
     def warm_up(
         self, keys: Array, learner: PyTree, hp: PyTree, placement: Placement

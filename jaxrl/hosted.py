@@ -7,6 +7,7 @@ the windows to the stage's source as inputs["windows"].
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -54,11 +55,19 @@ class HostEnvs(Protocol):
     def close(self) -> None: ...
 
 
+def opened(make: Callable[[], Any], count: int) -> list[Any]:
+    """`count` environments from `make`; after an error those made before are closed."""
+    with contextlib.ExitStack() as stack:
+        games = [stack.enter_context(contextlib.closing(make())) for _ in range(count)]
+        stack.pop_all()
+    return games
+
+
 class Sequential:
     """N environments with gymnasium's reset, step and close, stepped one after the other."""
 
     def __init__(self, make: Callable[[], Any], count: int) -> None:
-        self.games = [make() for _ in range(count)]
+        self.games = opened(make, count)
         self.obs: list[Any] = [None] * count
 
     def reset(self, seeds: list[int]) -> np.ndarray:
@@ -191,7 +200,7 @@ class Players:
     def __init__(self, rollout: HostRollout, seeds: np.ndarray) -> None:
         """`seeds` [P, N], one per environment."""
         self.rollout = rollout
-        self.games = [rollout.make() for _ in seeds]
+        self.games = opened(rollout.make, len(seeds))
         first = [game.reset(row.tolist()) for game, row in zip(self.games, seeds, strict=True)]
         self.obs = np.array(first, rollout.env.spec.obs_dtype)
         self.start = np.ones(seeds.shape, bool)

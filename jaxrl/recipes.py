@@ -111,6 +111,7 @@ def fine_tuning(
     *,
     data: Callable[[int], Source] = uniform,
     own: Callable[[Source], Source] = lambda replayed: replayed,
+    explore: bool = False,
 ) -> tuple[Stage, ...]:
     """The stage "online" that goes on with the agent of the stage "offline"; () without it.
 
@@ -120,6 +121,7 @@ def fine_tuning(
     Args:
       data: source of the rows of data, by their number; by default `uniform`.
       own: changes the source of replayed rows.
+      explore: evaluations act as in training.
     """
     if not cfg.finetune_steps:
         return ()
@@ -133,7 +135,7 @@ def fine_tuning(
         updates=cfg.finetune_steps // cfg.num_envs,
         evals=evals,
         start="offline",
-        evaluate=evaluator(env, agent, episodes),
+        evaluate=evaluator(env, agent, episodes, explore=explore),
     )
     return (online,)
 

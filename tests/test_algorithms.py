@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import logged
 import pytest
 import tiny
 
@@ -61,6 +64,31 @@ def test_records(name: str) -> None:
     assert own == dataclasses.asdict(made.hypers)
     # PGD's own rates are those of its model, which another stage trains.
     assert name.startswith("pgd") or traced == set(own)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_default_networks_initialise(name: str) -> None:
+    """On every kind of task that an agent takes; wide networks are trees, small ones vectors."""
+    algorithm, made = agents.load(name), 0
+    if algorithm.base_points is not None:
+        return
+    cfg = algorithm.Config()
+    for env in (tiny.walk(), tiny.glide(), tiny.pair()):
+        if name == "hnpg":  # whose horizon is the time limit
+            env = dataclasses.replace(
+                env, spec=dataclasses.replace(env.spec, max_steps=cfg.horizon)
+            )
+        try:
+            program = algorithm.program(cfg, env)
+        except UserError:
+            continue
+        hp = jax.tree.map(jnp.float32, algorithm.Hypers())
+        known = {"data": logged.rows(env.spec)} if algorithm.offline else {}
+        for stage in program.stages:
+            init = lambda inputs: stage.learner.init(jax.random.key(0), hp, inputs)  # noqa: B023
+            known |= {stage.name: jax.eval_shape(init, known)}
+        made += 1
+    assert made
 
 
 def test_names_load_no_jax() -> None:

@@ -157,6 +157,7 @@ BAD = {
     "seeds, the last one": ([*TRAIN, "--seeds", "3", "--seeds", "0"], "--seeds", "at least 1"),
     "seed -1": ([*TRAIN, "--seed=-1"], "--seed", "at least 0"),
     "seed 2^40": ([*TRAIN, "--seed", str(2**40)], "--seed", str(2**40)),
+    "seed of shared stages": ([*TRAIN, "--seed", str(2**31 - 1)], "--seed", "below 2^31"),
     "seeds beyond": ([*TRAIN, "--seed", str(2**31 - 1), "--seeds", "2"], "--seed"),
     "evals": ([*TRAIN, "--evals", "0"], "--evals", "at least 1"),
     "eval-episodes": ([*TRAIN, "--eval-episodes", "0"], "--eval-episodes", "at least 1"),

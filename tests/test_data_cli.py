@@ -21,6 +21,7 @@ from jaxrl.envs.datasets import Dataset, episodes
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.experiments.data import cli as data_cli
 from jaxrl.experiments.data import collect
+from jaxrl.runs.folders import lock_file
 from jaxrl.types import Env, Transition
 
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
@@ -215,6 +216,14 @@ def test_make_writes_the_given_file(jaxrl: Run, tmp_path: Path) -> None:
     code, out, err = jaxrl(*words)
     assert code == 0 and out.startswith("own.npz\n"), err
     assert len(datasets.load(tmp_path / "own.npz").transitions.reward) == 120
+    assert [file.name for file in tmp_path.iterdir()] == ["own.npz"]
+
+
+def test_one_process_makes_a_dataset(jaxrl: Run, tmp_path: Path) -> None:
+    words = ["make", "maze:umaze", "--level", "random", "--steps", "120", "--out", "own.npz"]
+    with lock_file(tmp_path / ".own.npz.lock", tmp_path):
+        code, _, err = jaxrl(*words)
+    assert code == 2 and err == "jaxrl: another process is writing own.npz\n"
 
 
 @pytest.mark.slow

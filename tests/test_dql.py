@@ -150,6 +150,9 @@ def test_selection() -> None:
     want = np.exp(w * q) / np.exp(w * q).sum()
     np.testing.assert_allclose(np.bincount(got.astype(int)) / count, want, atol=0.015)
     assert (np.asarray(dql.select(offered, scores, luck, jnp.inf)) == 2).all()
+    even = np.bincount(np.asarray(dql.select(offered, scores, luck, 0.0))[:, 0].astype(int))
+    np.testing.assert_allclose(even / count, 1 / 3, atol=0.015)
+    assert (np.asarray(dql.select(offered, scores, None, 0.0)) == 2).all()
 
 
 def test_clipping() -> None:

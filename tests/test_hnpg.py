@@ -130,7 +130,11 @@ def test_refused_requests() -> None:
     data = Transition(*[column] * 6, start=start)
     with pytest.raises(UserError, match="episodes all have horizon=3 steps; these have 2"):
         hnpg.check_request(CFG, None, {"data": data})
-    hnpg.check_request(CFG, None, {"data": data._replace(start=jnp.arange(6) % 3 == 0)})
+    with pytest.raises(UserError, match="episodes all have horizon=3 steps; these have 6"):
+        hnpg.check_request(CFG, None, {"data": data._replace(start=jnp.arange(6) == 0)})
+    for rows in (6, 5):  # the last episode may be cut
+        whole = Transition(*[np.zeros(rows)] * 6, start=np.arange(rows) % 3 == 0)
+        hnpg.check_request(CFG, None, {"data": whole})
     with pytest.raises(UserError, match="pass --agent.horizon 10"):
         hnpg.program(CFG, lock.make(10))
 

@@ -46,6 +46,18 @@ def test_the_last_evaluation_is_several_interim_ones() -> None:
     np.testing.assert_array_equal(kept.returns[0], want[0][:2])
 
 
+def test_measures_are_computed_once() -> None:
+    """With the keys of the evaluation, whatever the number of its episodes."""
+    env = toys.drift()
+    play = evaluator(env, STAY, 6)
+    assert isinstance(play, Evaluator)
+    drawn = lambda name: lambda state, hp, inputs, key: {name: jax.random.normal(key)}
+    play = play.measuring(drawn("a")).measuring(drawn("b"))
+    args = ((), HyperParams((), env.params), {}, jax.random.key(1))
+    every, fewer = play(*args), play.fewer(2)(*args)
+    assert every.measured == fewer.measured and every.measured["a"] != every.measured["b"]
+
+
 def measuring(env: Env) -> Env:
     """`env` with a measure x, the position."""
 
@@ -108,12 +120,14 @@ def test_both_drivers() -> None:
 
 
 def test_the_option() -> None:
-    """It is part of the identity only if it is given."""
-    plain = resolve("pqn", {"env": "CartPole-v1"})
+    """It is part of the identity where there are fewer episodes."""
+    plain, short = (
+        resolve("pqn", {"env": "CartPole-v1", **x}) for x in ({}, {"eval_episodes": 32})
+    )
     given = resolve("pqn", {"env": "CartPole-v1", "interim_episodes": 16})
     for settings, count in ((plain, 32), (given, 16)):
         (stage,) = prepare(settings).program.stages
         assert isinstance(stage.evaluate, Evaluator)
         assert (stage.evaluate.episodes, stage.evaluate.interim) == (128, count)
-    assert "interim_episodes" not in identity(plain, {})
-    assert identity(given, {})["interim_episodes"] == 16
+    found = [identity(x, {}).get("interim_episodes") for x in (plain, given, short)]
+    assert found == [32, 16, None]

@@ -75,6 +75,11 @@ def test_written_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, mixed)
         assert json.loads((path / "config.json").read_text())["config"]["derived"]["alpha"] == alpha
         assert cli.main(["eval", str(path), "--episodes", "2"]) == 0
+    summary = tmp_path / "merged" / "alpha-0" / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()  # as after a kill
+    assert cli.main([*words, "--alpha", "0,0.25"]) == 0
+    assert json.loads(summary.read_text())["return"] == before["return"]
     capsys.readouterr()
     assert cli.main(["report", str(tmp_path / "merged"), "--out", str(tmp_path / "r.svg")]) == 0
     told = capsys.readouterr().out

@@ -12,7 +12,7 @@ import logged
 import numpy as np
 import pytest
 
-from jaxrl import drive, envs, population
+from jaxrl import drive, envs, hosted, population
 from jaxrl.agents import bc
 from jaxrl.envs import datasets
 from jaxrl.evaluate import evaluator
@@ -106,6 +106,13 @@ def test_a_run_is_evaluated_at_the_end_of_chunks() -> None:
         assert a.metrics is not None and b.metrics is not None
         np.testing.assert_array_equal(a.metrics["actor_loss"], b.metrics["actor_loss"])
     assert len(np.unique(host[-1].evals.returns[:, 0])) == 3  # members have learned differently
+
+
+def test_an_error_closes_what_is_open() -> None:
+    made = iter([Drift, Drift])
+    with pytest.raises(StopIteration):
+        hosted.opened(lambda: next(made)(), 3)
+    assert Drift.open == 0
 
 
 def test_no_compiled_program_has_it() -> None:

@@ -18,7 +18,7 @@ from jaxrl import diffusion, envs
 from jaxrl.agents import iql, pgd, pgd_iql, pgd_ofql, pgd_td3bc, td3bc
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
-from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments import cli, jax_setup, restore
 from jaxrl.experiments.restore import load, prepare, read_state, settings_of
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
@@ -422,9 +422,14 @@ def test_a_model_serves_other_runs(
     for words, says in (
         ([*common, "--agent.model-features", "16"], "of another size"),
         ([*common, "--agent.synthetic", "none"], "leave out --from"),
+        ([*common, "--data", "new.npz"], "trained on other data"),
     ):
         words = ["train", "pgd_iql", *words, "--out", "third", "--from", "first"]
         assert cli.main(words) == 2
         assert says in capsys.readouterr().err
     assert not Path("third").exists()
     assert load("second").policy.act
+
+    monkeypatch.setattr(restore, "read_state", lambda *args: read_state(*args)._replace(stage=0))
+    assert cli.main(["eval", "second"]) == 2
+    assert "second has not trained its policy yet, only 'diffusion'" in capsys.readouterr().err

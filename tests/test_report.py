@@ -471,6 +471,7 @@ def test_a_page_holds_its_data_and_no_addresses(table: Callable[..., Any], folde
     text = page.partition('type="application/json">')[2].partition("</script>")[0]
     (task,) = json.loads(text)["tasks"]
     assert task["env"] == "</script>" and task["best"] == [1, 0] and task["few"] == []
+    assert sorted([-2.0, None, 0.0, 3.0], key=report_html._descending) == [3.0, 0.0, -2.0, None]
     first, second = task["rows"]
     assert first["iqm"] == 125 and first["curve"]["y"] == [2.5, 125]
     assert first["gap"] == pytest.approx(140 - np.minimum(returns[1], 140).mean(), rel=1e-5)

@@ -149,7 +149,7 @@ def write(folder: Path, t: Transition, about: Mapping[str, Any]) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder} exists already")
-    part = folder.with_name(f".{folder.name}.tmp")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(part, ignore_errors=True)
     try:
         (part / "data").mkdir(parents=True)

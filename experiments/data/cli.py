@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from jaxrl.experiments.data import collect, generate, retrieve
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
 from jaxrl.runs import figures, trial_plots
+from jaxrl.runs.files import make_folder
+from jaxrl.runs.folders import lock_file
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
@@ -133,10 +136,9 @@ def _make(envs: list[str], given: dict[str, Words]) -> None:
         if len(levels) > 1:
             raise UserError(f"--out {own.out} is one file: {len(levels)} levels need a folder")
         files = {own.level: own.out}
-    for file in files.values():
-        _check_free(file)
-    for each, data in collect.make(env, levels, own.steps, own.agent, rest, own.success):
-        _keep(files[each], data)
+    with _reserved(*files.values()):
+        for each, data in collect.make(env, levels, own.steps, own.agent, rest, own.success):
+            _keep(files[each], data)
 
 
 def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
@@ -149,8 +151,31 @@ def _make_synthetic(envs: list[str], given: dict[str, Words]) -> None:
     (env,) = envs
     names.check_name(env)
     file = own.out or Path(f"data/{env.replace(':', '-')}-synthetic-{own.steps}.npz")
-    _check_free(file)
-    _keep(file, generate.make(env, own.from_diffusion, own.steps, own.member, own.seed, own.trust))
+    with _reserved(file):
+        made = generate.make(env, own.from_diffusion, own.steps, own.member, own.seed, own.trust)
+        _keep(file, made)
+
+
+@contextlib.contextmanager
+def _reserved(*files: Path) -> Iterator[None]:
+    """Context in which no other process makes one of the datasets `files`, which do not exist."""
+    for file in files:
+        _check_free(file)
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            stack.callback(_remove_empty, make_folder(file.parent))
+            guard = file.with_name(f".{file.name}.lock")
+            stack.enter_context(lock_file(guard, file))
+            stack.callback(guard.unlink, missing_ok=True)
+            _check_free(file)  # another process may just have made the dataset
+        yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes new folders, outermost first in `folders`, of datasets that could not be made."""
+    with contextlib.suppress(OSError):
+        for folder in reversed(folders):
+            folder.rmdir()
 
 
 def _check_free(file: Path) -> None:

@@ -25,7 +25,7 @@ from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import slots
 from jaxrl.experiments.search.slots import Engine, Outcome, members_of
 from jaxrl.experiments.settings import Settings
-from jaxrl.runs import records
+from jaxrl.runs import metrics, records
 
 
 def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -> Outcome:
@@ -71,10 +71,10 @@ def halve(engine: Engine, settings: Settings, path: Path, size: int, eta: int) -
             chosen = np.arange(trials)
             if passed and processes.leads:
                 # Rows of later chunks may be missing from some processes.
-                history = records.read_metrics(path, stage.name)
-                rows = history["update"] == passed[-1]
+                history = metrics.by_chunk(records.read_metrics(path, stage.name), ready.members)
+                (chunk,) = np.flatnonzero(history["update"][:, 0] == passed[-1])
                 names = ("finite", objective.metric)
-                chosen = going_on(passed[-1], {name: history[name][rows] for name in names})
+                chosen = going_on(passed[-1], {name: history[name][chunk] for name in names})
             kept.append(mine(chosen))
             return kept[-1]
 

@@ -18,7 +18,7 @@ from jaxrl.ope import fqe, targets
 from jaxrl.policies import Trained
 from jaxrl.program import Program, Stage
 from jaxrl.sources import expand
-from jaxrl.types import Agent, Array, EnvSpec, Episodes, HyperParams, PyTree
+from jaxrl.types import Agent, Array, EnvSpec, HyperParams, PyTree
 
 NAME = "ope_fqe"
 
@@ -61,17 +61,12 @@ def with_fqe(program: Program, spec: EnvSpec, updates: int) -> Program:
     if not isinstance(play, Evaluator) or not isinstance(agent, Agent):
         raise UserError("--ope-updates needs an evaluation on the device: remove it")
     targets.check_memoryless(agent)
-    plain = play.play
 
-    def both(explore: bool, state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> Episodes:
-        key_play, key_fit = jax.random.split(key)
-        found = plain(explore, state, hp, inputs, key_play)
+    def measure(state: PyTree, hp: HyperParams, inputs: PyTree, key: Array) -> dict[str, Array]:
         gamma = jnp.asarray(getattr(hp.agent, "gamma", 0.99), jnp.float32)
         own = jax.tree.map(jnp.float32, fqe.Hypers(lr=1e-3)).replace(gamma=gamma)
         value = greedy_value(fqe.Config(), spec, agent, updates, own)
-        told = value(Trained(state, hp.agent), inputs["data"], key_fit)
-        return found._replace(measured=found.measured | {NAME: told})
+        return {NAME: value(Trained(state, hp.agent), inputs["data"], key)}
 
-    evaluate = dataclasses.replace(play, play=both)
-    last: Stage = dataclasses.replace(stage, evaluate=evaluate)
+    last: Stage = dataclasses.replace(stage, evaluate=play.measuring(measure))
     return Program((*program.stages[:-1], last))

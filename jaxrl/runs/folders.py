@@ -26,21 +26,31 @@ class ConfigMismatch(UserError):
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Context in which this process is the only writer of a folder; the lock ends with the process.
+    """Context in which this process is the only writer of a folder; see `lock_file`."""
+    with lock_file(folder / LOCK, folder):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, protected: Path) -> Iterator[None]:
+    """Context in which this process holds the lock `path`; the lock ends with the process.
+
+    Args:
+      protected: what only the holder writes, for messages.
 
     Raises:
       UserError: another process is writing, or the file system has no locks.
       OSError: the lock file cannot be created.
     """
-    with (folder / LOCK).open("ab") as file:
+    with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is writing {folder}") from error
+            raise UserError(f"another process is writing {protected}") from error
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be locked: {error.strerror}; choose a folder (--out) on another "
-                "file system"
+                f"{protected} cannot be locked: {error.strerror}; choose a folder (--out) on "
+                "another file system"
             ) from error
         yield
 
