@@ -21,7 +21,8 @@ per environment step by default. Log-densities are of actions scaled to [-1, 1].
 Deviations from the authors' code:
 - The gradient of the temperature is that of α (entropy - target) with respect to log α, as in eq.
   18 of the paper; theirs is that of log α (entropy - target), which lacks the factor α.
-- Actor and temperature use the critics and the policy after their updates.
+- The actor uses the critics after their update. The temperature uses the entropy of the policy
+  before its update.
 """
 
 from __future__ import annotations

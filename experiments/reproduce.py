@@ -17,7 +17,7 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.reproductions import REPRODUCTIONS, Reproduction
 from jaxrl.runs import provenance
 from jaxrl.runs.files import write_json
-from jaxrl.runs.records import RESULTS, read_summary
+from jaxrl.runs.records import RESULTS, points_of, read_summary
 
 _WIDTH = 96
 _TRAINS = ("train", "sweep")
@@ -156,8 +156,7 @@ def results(commands: Sequence[str]) -> Iterator[dict[str, Any]]:
             summary = read_summary(file, RESULTS)
             if summary is None or "wall_s" not in summary:
                 continue  # of a sweep, whose runs have summaries of their own
-            alone = {"values": {}, "return": summary["return"]}
-            for point in summary.get("points", [alone]):
+            for point in points_of(summary):
                 row = {"run": str(file.parent), "agent": summary["agent"], "env": summary["env"]}
                 scores = {"score": summary["score"]} if "score" in summary else {}
                 yield row | {"values": point["values"], "return": point["return"]} | scores

@@ -110,9 +110,9 @@ def digests_of(options: Options) -> dict[str, Any]:
 
 def dataset(path: Path) -> datasets.Dataset:
     """A dataset, read again only after its files change: its hash is part of the run's name."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.exists()]
-    return _dataset(path, tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats))
+    parts = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [part.stat() for part in parts if part.exists()]
+    return _dataset(path, tuple((x.st_mtime_ns, x.st_size, x.st_ino) for x in found))
 
 
 @functools.lru_cache(maxsize=2)

@@ -234,8 +234,7 @@ def _summary(found: Sequence[Program], path: Path) -> dict[str, Any]:
     total = lambda name: sum(run[name] for run in runs)
     points = []
     for program, run in zip(found, runs, strict=True):
-        alone = {"values": {}, "return": run["return"], "failed": len(run["failed_members"])}
-        for point in run.get("points", [alone]):
+        for point in records.points_of(run):
             values = program.static | point["values"]
             points.append({"program": program.folder, "env": run["env"], **point, "values": values})
     best = {}

@@ -135,9 +135,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float |
 
 def table(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Results of a finished run, one row per hyperparameter point."""
-    alone = {"values": {}, "return": summary["return"], "failed": len(summary["failed_members"])}
     rows = []
-    for point in summary.get("points", [alone]):
+    for point in records.points_of(summary):
         found = point["return"]
         low, high = found["ci95"] or (None, None)
         row = dict(point["values"]) | {"members": found["members"], "failed": point["failed"]}

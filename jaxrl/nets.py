@@ -232,10 +232,8 @@ class Torso(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.first is not None:
             x = self.first()(x)
-        kernels, strides = (
-            self.kernels or (3,) * len(self.conv),
-            self.strides or (1,) * len(self.conv),
-        )
+        kernels = self.kernels or (3,) * len(self.conv)
+        strides = self.strides or (1,) * len(self.conv)
         for features, side, stride in zip(self.conv, kernels, strides, strict=True):
             x = self._finish(Conv(features, side, stride)(x))
         x = x.reshape(x.shape[0], -1)

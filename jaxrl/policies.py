@@ -51,7 +51,7 @@ LogProb = Callable[[PyTree, Any, Array, Array], Array]
 class StochasticHead:
     """Stochastic actor and critic of SAC for one kind of action space.
 
-    actor(key), critic(key) -> initial parameters, as one vector
+    actor(key), critic(key) -> initial parameters, see `nets.packed`
     policy(actor, obs [B, *obs]) -> dist, the distribution over actions
     noise(key, n) -> noise for n actions
     act(dist, noise, explore) -> actions [n, ...] of the environment
@@ -61,15 +61,15 @@ class StochasticHead:
     value(critic, obs, action) -> [B] Q-values of the environment's actions
     """
 
-    actor: Callable[[Array], Array]
-    critic: Callable[[Array], Array]
-    policy: Callable[[Array, Array], Any]
+    actor: Callable[[Array], PyTree]
+    critic: Callable[[Array], PyTree]
+    policy: Callable[[PyTree, Array], Any]
     noise: Callable[[Array, int], Array]
     act: Callable[[Any, Array, bool], Array]
     samples: Callable[[Any, Array], ActionSamples]
     log_prob: Callable[[Any, PyTree], Array]
-    values: Callable[[Array, Array, PyTree], Array]
-    value: Callable[[Array, Array, Array], Array]
+    values: Callable[[PyTree, Array, PyTree], Array]
+    value: Callable[[PyTree, Array, Array], Array]
     target_entropy: float
 
 

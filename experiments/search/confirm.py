@@ -47,8 +47,7 @@ def confirm(
             overwrite=False,
         )
         summary = train.train(dataclasses.replace(settings, options=fresh))
-        alone = {"return": summary["return"], "failed": len(summary["failed_members"])}
-        for i, found in zip(rows, summary.get("points", [alone]), strict=True):
+        for i, found in zip(rows, records.points_of(summary), strict=True):
             results[i] = {"values": points[i], "return": found["return"], "failed": found["failed"]}
     return results
 

@@ -255,6 +255,12 @@ def default_name(agent: str, task: str, config: Any) -> str:
     return f"{agent}-{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def points_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Results of a summary by hyperparameter point; of a run without swept values, one."""
+    alone = {"values": {}, "return": summary["return"], "failed": len(summary["failed_members"])}
+    return summary.get("points", [alone])
+
+
 def read_metrics(
     run: RunDir | str | Path,
     stage: str | None = None,
