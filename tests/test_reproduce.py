@@ -32,7 +32,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
 
 
 def summary(path: Path, **more: Any) -> None:
-    numbers: dict[str, Any] = dict.fromkeys(records.RESULTS, 1) | {"return": FOUND}
+    numbers: dict[str, Any] = dict.fromkeys(records.RESULTS, 1)
+    numbers |= {"return": FOUND, "failed_members": []}
     write_json(
         path / "summary.json", numbers | {"finished": True, "agent": "pqn", "env": "x"} | more
     )
