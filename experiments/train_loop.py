@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -122,6 +123,26 @@ def run(
                 shards.wait()
                 raise Stopped(number)
 
+        def record(report: Report, stage: int) -> dict[str, np.ndarray] | None:
+            """Writes and returns the metrics of a report."""
+            columns = metrics_of(report)
+            if columns is not None and not idle:
+                index = {"stage": report.stage, "member": np.arange(first, last)}
+                index |= {"update": report.step, "env_steps": ready.env_steps(stage, report.step)}
+                folder.write_part(part_name(stage, report.step, first), index | columns)
+                if written is not None:
+                    written(processes.count == 1)
+            return columns
+
+        def save(report: Report, stage: int) -> None:
+            """Starts writing the snapshot of a report."""
+            nonlocal saved
+            order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
+            meta = {"stage": stage, "step": report.step, **times.so_far()}
+            shards.save(order, report.snapshot, meta)
+            memory.release_freed()
+            saved = time.perf_counter()
+
         reports = drive.drive(
             ready.program,
             ready.layout,
@@ -144,31 +165,21 @@ def run(
                 compiled=compiled,
             ),
         )
-        for report in reports:
-            watchdog.beat()
-            stage = [s.name for s in ready.program.stages].index(report.stage)
-            steps = ready.env_steps(stage, report.step)
-            columns = metrics_of(report)
-            if columns is not None and not idle:
-                index = {"stage": report.stage, "member": np.arange(first, last)}
-                index |= {"update": report.step, "env_steps": steps}
-                folder.write_part(part_name(stage, report.step, first), index | columns)
-                if written is not None:
-                    written(processes.count == 1)
-            if report.snapshot is not None:
-                order = sum(s.updates + 1 for s in ready.program.stages[:stage]) + report.step
-                meta = {"stage": stage, "step": report.step, **times.so_far()}
-                shards.save(order, report.snapshot, meta)
-                memory.release_freed()
-                saved = time.perf_counter()
-            done = within.progress(ready, stage, report.step)
-            display.advance(done, None if columns is None else shown(columns))
-            if report.snapshot is not None and decision > 0:
-                shards.wait()
-                raise Stopped(decision)
-            if alone and columns is not None and stage == len(ready.program.stages) - 1:
-                if processes.all_true(not np.any(columns["finite"] == 1)):
-                    break  # all members have failed: more updates change nothing
+        with contextlib.closing(reports):  # and with it the environments of the host
+            for report in reports:
+                watchdog.beat()
+                stage = [s.name for s in ready.program.stages].index(report.stage)
+                columns = record(report, stage)
+                if report.snapshot is not None:
+                    save(report, stage)
+                done = within.progress(ready, stage, report.step)
+                display.advance(done, None if columns is None else shown(columns))
+                if report.snapshot is not None and decision > 0:
+                    shards.wait()
+                    raise Stopped(decision)
+                if alone and columns is not None and stage == len(ready.program.stages) - 1:
+                    if processes.all_true(not np.any(columns["finite"] == 1)):
+                        break  # all members have failed: more updates change nothing
         shards.wait()
         return times.so_far()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -115,11 +115,11 @@ def drive(
     run_hp: PyTree = None,
     resume: RunState | None = None,
     hooks: Hooks | None = None,
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Trains a population chunk by chunk and reports each chunk.
 
     Results are bitwise equal to those of `population.train`. A chunk is reported while the next one
-    runs. A run whose iterator is abandoned can be resumed from its last snapshot.
+    runs. A run whose generator is closed can be resumed from its last snapshot.
 
     In environments of the host (`jaxrl.hosted`), each update is a launch of its own, between the
     host's steps. The members' environments are stepped one after the other. Snapshots do not
@@ -177,7 +177,7 @@ class _Run:
 
     # --- the sequence of launches ---
 
-    def reports(self, resume: RunState | None) -> Iterator[Report]:
+    def reports(self, resume: RunState | None) -> Generator[Report]:
         shared = {stage.name: stage.shared for stage in self.program.stages}
         for name, result in (resume.results if resume else {}).items():
             self.inputs[shared[name]][name] = self.place(shared[name], result)
