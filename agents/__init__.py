@@ -9,8 +9,8 @@ if __name__ == "agents":  # found in the working directory, it would be a second
 AGENTS = {
     "pqn": "parallelised Q-network: no replay buffer, no target network (arXiv:2407.04811)",
     "pqn_rnn": "PQN with a GRU or LSTM, for partial observability (arXiv:2407.04811)",
-    "pqn_vdn": "PQN for teams, with sums of the agents' Q-values (arXiv:2407.04811)",
-    "pqn_vdn_rnn": "PQN for teams of recurrent agents (arXiv:2407.04811)",
+    "pqn_vdn": "PQN for teams: sums of the agents' Q-values, VDN (arXiv:2407.04811, 1706.05296)",
+    "pqn_vdn_rnn": "PQN for teams of recurrent agents (VDN; arXiv:2407.04811, 1706.05296)",
     "pqn_continuous": "PQN for continuous actions, with an actor and critics (arXiv:2407.04811)",
     "ppo": "proximal policy optimisation with clipped probability ratios (arXiv:1707.06347)",
     "trpo": "trust region policy optimisation by natural gradients (arXiv:1502.05477)",

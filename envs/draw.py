@@ -57,6 +57,11 @@ class Canvas:
         return np.asarray(self.image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
+def is_drawn(name: str) -> bool:
+    """Whether there is a drawing of the environment `name`."""
+    return name in DRAWINGS or name.endswith("-MinAtar")
+
+
 def frame(name: str, obs: ArrayLike) -> np.ndarray:
     """An image [SIZE, SIZE, 3] uint8 of one observation [*obs] of the environment `name`.
 
@@ -66,7 +71,7 @@ def frame(name: str, obs: ArrayLike) -> np.ndarray:
     obs = np.asarray(obs, np.float32)
     if name.endswith("-MinAtar"):
         return _planes(obs)
-    if name not in DRAWINGS:
+    if not is_drawn(name):
         drawn = ", ".join(DRAWINGS)
         raise EnvError(
             f"no drawing of {name}: its Env needs a function `render`; there are drawings of "

@@ -56,6 +56,7 @@ def export(
         )
     found = exporting.greedy(load_member(path, member, trust), env.spec)
     folder = out or run.path / "exports" / f"member-{member}-{to}"
+    check_folder(folder)
     files, about = policy_files(found, to), _about(settings, run, member, env.spec, found)
     try:
         for name, data in files.items():
@@ -70,6 +71,12 @@ def export(
         f"({size(total)}); README.md shows how to load the policy"
     )
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError if a folder has files and none of them is that of an exported policy."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "policy.json").is_file():
+        raise UserError(f"{folder} holds other files: choose another folder with --out")
 
 
 def _need(package: str, to: str, remedy: str) -> None:

@@ -45,10 +45,11 @@ class Options:
     evals: int = bounded(20, least=1)
     """number of evaluations during training, the last one at the end; by default up to 20"""
     eval_episodes: int = bounded(32, least=1)
-    """complete episodes per member and evaluation"""
+    """complete episodes per member at the last evaluation"""
     interim_episodes: int = bounded(32, least=1)
-    """complete episodes per member at evaluations before the last one: the smallest divisor of
-    eval_episodes that is at least this number"""
+    """complete episodes per member at earlier evaluations: the smallest divisor of eval_episodes
+    that is at least this number, so that the last evaluation is several of them; all episodes if
+    this number is larger"""
     eval_first: bool = False
     """evaluate once more, before the first update"""
     eval_explore: bool = False

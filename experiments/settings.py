@@ -61,8 +61,9 @@ def identity(settings: Settings, digests: Mapping[str, Any]) -> dict[str, Any]:
     for name in LATER:
         if kept[name] == getattr(Options, name):
             del kept[name]
+    kept["interim_episodes"] = divisor(kept["eval_episodes"], kept["interim_episodes"])
     # Runs from before this option played all episodes at every evaluation.
-    if divisor(kept["eval_episodes"], kept["interim_episodes"]) == kept["eval_episodes"]:
+    if kept["interim_episodes"] == kept["eval_episodes"]:
         del kept["interim_episodes"]
     own = dataclasses.asdict(settings.cfg) | dataclasses.asdict(settings.hp)
     points = {"points": list(settings.points)} if settings.swept else {}

@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxrl.experiments import compare_bases, tracking, train_loop
+from jaxrl.envs import draw
+from jaxrl.experiments import compare_bases, tracking, train_loop, trust
 from jaxrl.experiments.console import device_kind, plural, print_line, short_path, size
 from jaxrl.experiments.options import PlanOptions
 from jaxrl.experiments.plan import Plan, place
@@ -103,16 +104,20 @@ def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
         run = run or records.RunDir(path.resolve()).as_found()
         summary = _train(placed(ready, processes, width_of(run)), run, processes, member_bytes)
     if hint and processes.leads:
-        for line in next_commands(short_path(path)):
+        for line in next_commands(short_path(path), ready):
             print_line(line)
     return summary
 
 
-def next_commands(path: Path) -> list[str]:
-    """Lines with the commands that show a finished run."""
-    lines = [f"  jaxrl {command:6} {path}" for command in _NEXT]
+def next_commands(path: Path, ready: Plan) -> list[str]:
+    """Lines with the commands that show a finished run; names of own code need `--trust`."""
+    listed = trust.are_listed(ready.settings.agent, ready.settings.options.env)
+    needs = {} if listed else {"eval": " --trust", "export": " --trust"}
+    drawn = ready.env.render or ready.env.host or draw.is_drawn(ready.env.spec.name)
+    shown = {name: what for name, what in _NEXT.items() if drawn or name != "render"}
+    lines = [f"  jaxrl {command:6} {path}{needs.get(command, '')}" for command in shown]
     width = max(map(len, lines)) + 3
-    return ["next:", *(f"{x:{width}}{y}" for x, y in zip(lines, _NEXT.values(), strict=True))]
+    return ["next:", *(f"{x:{width}}{y}" for x, y in zip(lines, shown.values(), strict=True))]
 
 
 def _finished(processes: Processes, path: Path, own: dict[str, Any]) -> dict[str, Any] | None:

@@ -44,11 +44,8 @@ def check(where: str, agent: Any, envs: Iterable[Any], trust: Trust) -> None:
     Raises:
       UserError: a name is neither listed nor trusted.
     """
-    listed = dict(env_names.names())
-    named = [("agent", agent, agent in AGENTS if isinstance(agent, str) else False)]
-    for env in envs:
-        known = isinstance(env, str) and (env in listed or _in_simulator(env))
-        named.append(("env", env, known))
+    named = [("agent", agent, isinstance(agent, str) and agent in AGENTS)]
+    named += [("env", env, isinstance(env, str) and _is_listed(env)) for env in envs]
     for kind, name, is_listed in named:
         if not is_listed and not trust.everything and name not in trust.names:
             command = "agents" if kind == "agent" else "envs"
@@ -56,6 +53,15 @@ def check(where: str, agent: Any, envs: Iterable[Any], trust: Trust) -> None:
                 f"{where} asks for {kind} {name!r}, which is not in `jaxrl list {command}`: if you "
                 f"trust its code, pass --{kind} {name} or --trust"
             )
+
+
+def are_listed(agent: str, env: str) -> bool:
+    """Whether a run of these names can be loaded without trust."""
+    return agent in AGENTS and _is_listed(env)
+
+
+def _is_listed(env: str) -> bool:
+    return env in dict(env_names.names()) or _in_simulator(env)
 
 
 def _in_simulator(env: str) -> bool:

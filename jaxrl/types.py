@@ -35,6 +35,10 @@ class Discrete:
 
     n: int
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"Discrete({self.n}): there must be at least one action")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
@@ -88,6 +92,14 @@ class EnvSpec:
     agents: int | None = None
     obs_dtype: Literal["float32", "uint8"] = "float32"
     critic_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.obs_shape):
+            raise UserError(f"{self.name}: observations of shape {self.obs_shape} are empty")
+        if self.max_steps is not None and (self.max_steps < 1 or self.max_steps % 1):
+            raise UserError(
+                f"{self.name}: max_steps={self.max_steps} must be an integer of at least 1, or None"
+            )
 
 
 class TimeStep(NamedTuple):

@@ -125,6 +125,15 @@ def run_in_numpy(fn: Any, weights: Any, *inputs: np.ndarray) -> tuple[Any, ...]:
     return space["act"](*inputs)
 
 
+def test_other_files_are_kept(tmp_path: Path) -> None:
+    export.check_folder(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        export.check_folder(tmp_path)
+    (tmp_path / "policy.json").write_text("{}")
+    export.check_folder(tmp_path)
+
+
 def test_operations_in_numpy() -> None:
     """Reductions, loops, selections, slices and products give what JAX gives."""
     kernel = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 3, 2)

@@ -124,7 +124,7 @@ def test_the_option() -> None:
     plain, short = (
         resolve("pqn", {"env": "CartPole-v1", **x}) for x in ({}, {"eval_episodes": 32})
     )
-    given = resolve("pqn", {"env": "CartPole-v1", "interim_episodes": 16})
+    given = resolve("pqn", {"env": "CartPole-v1", "interim_episodes": 15})
     for settings, count in ((plain, 32), (given, 16)):
         (stage,) = prepare(settings).program.stages
         assert isinstance(stage.evaluate, Evaluator)

@@ -103,7 +103,13 @@ def test_own_environment_and_trained_agent(folder: Path) -> None:
     words = shlex.split(command)
     assert words[0] == "jaxrl"
     out = python(folder, "-m", "jaxrl.experiments.cli", *words[1:], *SMALL)
-    assert "\nreturn " in out and "\nnext:\n  jaxrl report runs/gusts   table and" in out
+    assert "\nreturn " in out
+    after = out.partition("\nnext:\n")[2].splitlines()
+    assert [" ".join(line.split()[:4]) for line in after] == [
+        "jaxrl report runs/gusts table",
+        "jaxrl eval runs/gusts --trust",
+        "jaxrl export runs/gusts --trust",
+    ]
     shown = python(folder, "-c", "from my_policy import *; print(action, action.dtype)")
     assert re.fullmatch(r"\[([012] ){4}[012]\] int32\n", shown)
     files = {path.name for path in (folder / "runs/gusts").glob("[!.]*")}

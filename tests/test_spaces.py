@@ -22,6 +22,18 @@ def spec(low: tuple[float, ...], high: tuple[float, ...]) -> EnvSpec:
     return EnvSpec("some", (3,), Box(low, high, (len(low),)), 5)
 
 
+def test_impossible_tasks_are_refused() -> None:
+    for count in (0, -3):
+        with pytest.raises(UserError, match="at least one action"):
+            Discrete(count)
+    for shape in ((0,), (3, -1)):
+        with pytest.raises(UserError, match="some: observations of shape"):
+            EnvSpec("some", shape, Discrete(2))
+    for limit in (0, -10, 2.5):
+        with pytest.raises(UserError, match="some: max_steps="):
+            EnvSpec("some", (3,), Discrete(2), limit)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "told"),
     [
