@@ -89,7 +89,7 @@ def test_base_and_reused_runs(folder: Path) -> None:
     for attempt in (
         lambda: restore.read_bases(options, None, NOBODY),
         lambda: restore._abstract_bases(options, NOBODY),
-        lambda: restore._reused(run, "CartPole-v1", trusting("pqn", "CartPole-v1")),
+        lambda: restore._reused(run, "CartPole-v1", None, trusting("pqn", "CartPole-v1")),
     ):
         with pytest.raises(UserError, match="asks for agent 'stranger'"):
             attempt()
