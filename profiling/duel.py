@@ -13,7 +13,8 @@ products and other operations of the optimised programs are counted as well. Wit
 processes are pinned to one core: XLA's thread pool costs small programs more than their operations.
 
 Peers whose code is not on PyPI are given by `--source NAME=DIR`: purejaxql, purejaxrl, unifloral.
-Peers without a source are left out.
+Peers without a source are left out. `--before DIR` adds an earlier version of this project, from a
+checkout with its own `profiling/duel_ours.py`.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ class Worker:
     def __init__(self, side: Side, python: str) -> None:
         self.side, self.launches = side, []
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        folder, path = FOLDER, {}
+        if side.checkout:
+            folder, path = Path(side.checkout) / "profiling", {"PYTHONPATH": side.checkout}
         self.process = subprocess.Popen(
-            [python, str(FOLDER / side.worker), json.dumps(side.sizes)],
+            [python, str(folder / side.worker), json.dumps(side.sizes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0", "JAX_PLATFORMS": "cpu"},
+            env=os.environ | path | {"JAX_ENABLE_COMPILATION_CACHE": "0", "JAX_PLATFORMS": "cpu"},
         )
         self.about = self._answer()
 
@@ -88,11 +92,13 @@ class Worker:
         return json.loads(line)
 
 
-def duel(row: str, sources: dict[str, Path], envs: Path, turns: int) -> list[dict[str, Any]]:
+def duel(
+    row: str, sources: dict[str, Path], before: Path | None, envs: Path, turns: int
+) -> list[dict[str, Any]]:
     """One record per side of a row, jaxrl's first."""
     workers = []
     try:
-        for side in sides(row, sources):
+        for side in sides(row, sources, before):
             workers.append(Worker(side, interpreter(side.env, envs)))
         for _ in range(turns):
             for worker in workers:
@@ -114,7 +120,7 @@ def record(row: str, worker: Worker, first: Worker) -> dict[str, Any]:
         "compile_s": worker.about["compile_s"],
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
-        "executed": worker.about["executed"],
+        "executed": worker.about.get("executed", {}),  # an earlier version may not count
     }
 
 
@@ -170,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of jaxrl beside its peers")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--source", type=source, nargs="+", default=[], metavar="NAME=DIR")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="checkout of an earlier version")
     parser.add_argument("--envs", type=Path, default=Path(".duel"))
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--cores", type=int, help="pin all sides to this number of cores")
@@ -185,8 +192,9 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # workers inherit it
     print("row          side         per CPU s   per wall s  compile CPU s  jaxrl / side")
     records = []
+    turns = 3 if args.quick else args.turns
     for row in args.rows:
-        for each in duel(row, dict(args.source), args.envs, 3 if args.quick else args.turns):
+        for each in duel(row, dict(args.source), args.before, args.envs, turns):
             records.append(each)
             print(
                 f"{row:<12} {each['side']:<10} {each['rate']:>11,.1f} {each['wall_rate']:>12,.1f} "

@@ -17,6 +17,7 @@ class Side:
     Attributes:
       env: the virtual environment; None for this one.
       source: the peer whose folder `file` is in; None if it is installed.
+      checkout: of an earlier version of this project, whose own worker runs; None for this one.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Side:
     env: str | None = None
     source: str | None = None
     file: str | None = None
+    checkout: str | None = None
 
 
 def ours(agent: str, members: int = 1, updates: int = 100, **sizes: Any) -> Side:
@@ -326,12 +328,15 @@ ROWS: dict[str, tuple[Side, ...]] = {
 }
 
 
-def sides(row: str, sources: dict[str, Path]) -> list[Side]:
-    """The sides of a row for which there is a source, jaxrl first."""
+def sides(row: str, sources: dict[str, Path], before: Path | None = None) -> list[Side]:
+    """The sides of a row for which there is a source, jaxrl first; its earlier version second."""
     found = []
     for side in ROWS[row]:
         if side.source is None:
             found.append(side)
+            if before and len(found) == 1:
+                checkout = str(before.resolve())
+                found.append(dataclasses.replace(side, name="before", checkout=checkout))
         elif side.source in sources:
             file = str((sources[side.source] / (side.file or "")).resolve())
             found.append(dataclasses.replace(side, sizes=side.sizes | {"file": file}))
