@@ -261,10 +261,31 @@ def _pairs(field: Field, value: Any) -> dict[str, Any]:
     return found
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; PyYAML keeps the last value without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(
+                    f"line {line} has {key.value!r} again, after line {lines[name]}: remove one"
+                )
+            lines[name] = line
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """The content of a YAML document, in which no mapping has a key twice."""
+    return yaml.load(text, _Loader)
+
+
 def read_value(text: str, option: str = "--env-options") -> Any:
     """Parses a text without a declared type: 1.6, true, [1, 3]."""
     try:
-        return plain_value(yaml.safe_load(text))
+        return plain_value(load_yaml(text))
     except yaml.YAMLError:
         raise _error("yaml", option, value=text) from None
 
