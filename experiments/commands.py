@@ -419,8 +419,9 @@ PAGES = {
     ),
     "data make": Page(
         "data make ENV --level LEVEL[,LEVEL ...] [options] | ENV --from-diffusion RUN [options]",
-        "Collects datasets with a policy of each level; an agent is trained first where a level "
-        "needs one, with any option of `jaxrl train`. With --from-diffusion, samples the diffusion "
+        "Collects datasets with a policy of each level. First an agent is trained, with any option "
+        "of `jaxrl train`, whatever the level: normalised scores need the expert's return. Mazes, "
+        "the lock and reach:sparse need no training. With --from-diffusion, samples the diffusion "
         "model of a pgd_iql run.",
         (MakeOptions, DiffusionOptions),
         "jaxrl data make Pendulum-v1 --level medium,expert --steps 20000",
