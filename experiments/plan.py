@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -189,10 +190,17 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
             program = with_fqe(program, env.spec, own.ope_updates)
         return validation.validated(program) if own.validation_share else program
     except UserError as error:
-        if acts_in(algorithm, env.spec):
-            raise
-        others = alternatives(settings.agent, env, algorithm.offline)
-        raise UserError(f"{error}{others}") from None
+        fits = acts_in(algorithm, env.spec)
+        others = "" if fits else alternatives(settings.agent, env, algorithm.offline)
+        raise UserError(f"{_with_options(str(error), settings.cfg)}{others}") from None
+
+
+def _with_options(message: str, cfg: Any) -> str:
+    """A message with "agent." before the agent's own settings, which it names as in hidden=0."""
+    names = "|".join(field.name for field in dataclasses.fields(cfg))
+    if not names:
+        return message
+    return re.sub(rf"(?<![\w.-])(?<!--env-options )({names})=", r"agent.\1=", message)
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:

@@ -124,6 +124,7 @@ def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
         (["info", "none.npz"], "none.npz cannot be read: No such file"),
         (["info", "a.npz", "--out"], "--out needs a value"),
         (["info", "none.npz", "--out", "a.gif"], "figures are written as .png"),
+        (["retrieve", "a.npz", "b.npz", "--hidden", "64,0"], "--hidden must be at least 1"),
         (["convert", "a.npz"], "data convert needs two paths"),
         (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
         (["convert", "none.npz", "a.csv"], "a.csv: use the suffix .npz"),
