@@ -241,9 +241,9 @@ def _eval(words: list[str]) -> None:
     if own.eval_steps:
         restore.print_steps(path, own.episodes, own.seed, own.eval_steps, **how)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed, **how)
+    ready, outcome, unfinished = restore.evaluate(path, own.episodes, own.seed, **how)
     columns = swept_values(ready.settings) | {"seed": ready.seeds}
-    episodes.show(columns, outcome, own.member, own.csv)
+    episodes.show(columns, outcome, own.member, own.csv, unfinished)
 
 
 def _render(words: list[str]) -> None:

@@ -86,7 +86,10 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
     )
     parts = []
     for path, own, count in zip(paths, settings, counts, strict=True):
-        policy, trained = restore.read_policies(open_run_folder(path), (0, count), trust[path])
+        run = open_run_folder(path)
+        policy, trained, unfinished = restore.read_policies(run, (0, count), trust[path])
+        if unfinished:
+            print_line(f"{short_path(run.path)}: {unfinished}")
         targets.check_memoryless(policy)
         found = _estimate(cfg, env.spec, target, policy, options.updates, trained, hp, logged)
         true = None
