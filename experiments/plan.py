@@ -16,7 +16,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, reuse
+from jaxrl.experiments import agents, reuse, tracking
 from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
@@ -27,6 +27,7 @@ from jaxrl.precision import Precision
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
+from jaxrl.runs.processes import check as check_join
 from jaxrl.runs.shards import Range
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
@@ -208,6 +209,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     options, agent = settings.options, settings.agent
     if options.seed + options.seeds >= 2**31:  # the last key is that of shared stages
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
+    tracking.check(options.track)
+    check_join(options.coordinator, options.processes, options.process_id)
     offline = algorithm.offline
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")

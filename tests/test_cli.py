@@ -136,6 +136,18 @@ BAD = {
     "env, syntax": ([*NAMED, "syntax:env"], "syntax.py", "SyntaxError"),
     "env, no module": ([*NAMED, "some-module:env"], "module:attribute"),
     "action space": (["train", "pqn", "--env", "probe:aim"], "discrete", "probe:aim"),
+    "tracker": ([*TRAIN, "--dry-run", "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
+    "tracker, real": ([*TRAIN, "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
+    "tracker's module": ([*TRAIN, "--dry-run", "--track", "nowhere:Own"], "no module 'nowhere'"),
+    "sweep's tracker": (
+        ["sweep", *TRAIN[1:], "--sweep", "lr=1,2", "--track", "wandbb"],
+        "unknown tracker 'wandbb'",
+    ),
+    "processes alone": ([*TRAIN, "--dry-run", "--processes", "2"], "belong together"),
+    "process id": (
+        [*TRAIN, "--dry-run", "--processes=2", "--process-id=2", "--coordinator=x:1"],
+        "--process-id must be between 0 and 1",
+    ),
     "option": ([*TRAIN, "--sedes", "3"], "--sedes", "'--seeds'"),
     "agent's option": ([*TRAIN, "--agent.lrr", "3"], "--agent.lrr", "'--agent.lr'"),
     "agent's option, bare": ([*TRAIN, "--lrr", "3"], "--lrr", "'--agent.lr'"),
