@@ -13,7 +13,7 @@ import sys
 
 from jaxrl import own_code
 from jaxrl.envs.suites import TASKS
-from jaxrl.errors import UserError, nearest
+from jaxrl.errors import UserError, install_extra, nearest
 
 GYMNAX = {
     "CartPole-v1": "obs (4,), 2 actions, 500 steps",
@@ -141,7 +141,7 @@ def missing() -> list[str]:
 def install_hint(suite: str) -> str:
     """How to install a suite, for messages."""
     old = suite == "navix" and sys.version_info < (3, 12)
-    return "needs Python 3.12 or newer" if old else f'pip install "jaxrl[{suite}]"'
+    return "needs Python 3.12 or newer" if old else install_extra(suite)
 
 
 def check_name(name: str) -> None:

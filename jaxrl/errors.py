@@ -9,6 +9,11 @@ class UserError(ValueError):
     """An invalid request; commands print the message and exit with code 2."""
 
 
+def install_extra(name: str) -> str:
+    """The command that installs one of jaxrl's extras, in a clone of its repository."""
+    return f'pip install -e ".[{name}]"'
+
+
 def at_least(least: int, **sizes: int | tuple[int, ...]) -> None:
     """Raises UserError if one of the named sizes, or the smallest of several, is below `least`."""
     for name, value in sizes.items():
