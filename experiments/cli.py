@@ -365,9 +365,12 @@ def _list(words: list[str]) -> None:
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")
-    absent = env_names.missing() if words[0] == "envs" else []
-    if absent:
-        print("\nnot installed:\n" + "\n".join(f"  {line}" for line in absent))
+    if words[0] != "envs":
+        return
+    hosted = [f"{name:14}{note}" for name, note in env_names.on_host()]
+    for title, lines in (("on the host", hosted), ("not installed", env_names.missing())):
+        if lines:
+            print(f"\n{title}:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:

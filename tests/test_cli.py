@@ -432,7 +432,7 @@ def test_lists(jaxrl: Callable[..., Outcome]) -> None:
     for what, known in (("agents", agents.AGENTS), ("envs", dict(names.names()))):
         outcome = jaxrl("list", what)
         assert outcome.code == 0
-        listed = outcome.out.partition("\nnot installed:\n")[0]
+        listed = outcome.out.partition("\n\n")[0]
         rows = dict(line.split(None, 1) for line in listed.splitlines())
         assert rows == known
 

@@ -55,13 +55,17 @@ def test_listed_if_installed(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "pgx:connect_four" in out and 'pip install -e ".[craftax]"' in out
     assert f"craftax: {len(TASKS['craftax'])} environments" in out
+    assert 'envpool: environments on the host, pip install -e ".[envpool]"' in out
+    assert "on the host:" not in out
 
 
 def test_all_installed(monkeypatch, capsys):
     monkeypatch.setattr(names, "installed", lambda suite: True)
     assert names.missing() == [] and set(EVERY) < set(dict(names.names()))
     assert cli.main(["list", "envs"]) in (None, 0)
-    assert "not installed" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not installed" not in out
+    assert "\non the host:\n  gymnasium:ID  " in out and "\n  envpool:ID    " in out
 
 
 @pytest.mark.parametrize("suite", TASKS)
