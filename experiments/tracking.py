@@ -163,6 +163,8 @@ def track(path: Path, target: str) -> None:
     """Sends a run, finished or in progress, to a tracker (`jaxrl track`)."""
     check(target)
     run = open_run_folder(path)
+    if not metrics.read_parts(run.path / "metrics")[0] and run.summary() is None:
+        raise UserError(f"{short_path(run.path)} has no metrics yet: there is nothing to send")
     tracked = Tracked(run, target)
     tracked.update()
     tracked.close()
