@@ -136,6 +136,8 @@ BAD = {
     "env, syntax": ([*NAMED, "syntax:env"], "syntax.py", "SyntaxError"),
     "env, no module": ([*NAMED, "some-module:env"], "module:attribute"),
     "action space": (["train", "pqn", "--env", "probe:aim"], "discrete", "probe:aim"),
+    "number": (["report", "runs", "--target", "abc"], "--target takes a number, not 'abc'"),
+    "choice": ([*TRAIN, "--compute-dtype", "half"], "takes one of float32, bfloat16, not 'half'"),
     "tracker": ([*TRAIN, "--dry-run", "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
     "tracker, real": ([*TRAIN, "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
     "tracker's module": ([*TRAIN, "--dry-run", "--track", "nowhere:Own"], "no module 'nowhere'"),
@@ -157,11 +159,11 @@ BAD = {
     "value for a switch": ([*TRAIN, "--overwrite", "yes"], "yes"),
     "no value": ([*TRAIN, "--seeds"], "--seeds"),
     "two values": ([*TRAIN, "--seeds", "3", "4"], "4"),
-    "type, int": ([*TRAIN, "--seeds", "three"], "--seeds", "'three'", "INT"),
-    "type, fraction": ([*TRAIN, "--seeds", "1.5"], "--seeds", "'1.5'", "INT"),
-    "type, float": ([*TRAIN, "--agent.lr", "high"], "--agent.lr", "'high'", "FLOAT"),
+    "type, int": ([*TRAIN, "--seeds", "three"], "--seeds", "'three'", "a whole number"),
+    "type, fraction": ([*TRAIN, "--seeds", "1.5"], "--seeds", "'1.5'", "a whole number"),
+    "type, float": ([*TRAIN, "--agent.lr", "high"], "--agent.lr", "'high'", "a number"),
     "type, optional": ([*TRAIN, "--devices", "all"], "--devices", "'all'"),
-    "type, list": ([*TRAIN, "--agent.hidden", "8", "x"], "--agent.hidden", "'x'", "INT"),
+    "type, list": ([*TRAIN, "--agent.hidden", "8", "x"], "--agent.hidden", "'x'", "whole numbers"),
     "type, wrapped": ([*TRAIN, "--agent.total-steps", "1e-6"], "--agent.total-steps", "1e-6"),
     "nan": ([*TRAIN, "--agent.lr", "nan"], "--agent.lr", "nan"),
     "seeds 0": ([*TRAIN, "--seeds", "0"], "--seeds", "at least 1"),
@@ -309,7 +311,7 @@ def test_bad_input_where_there_is_only_ascii(tmp_path: Path) -> None:
     """The line is ASCII whatever it says."""
     env = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     outcome = process(*TRAIN, "--seeds", "many", cwd=tmp_path, **env)
-    is_refused(outcome, "--seeds", "'many'", "INT")
+    is_refused(outcome, "--seeds", "'many'", "a whole number")
     assert "--  " not in outcome.err and "─" not in outcome.err
     assert outcome.out == "" and not list(tmp_path.iterdir())
 
@@ -530,7 +532,7 @@ def test_a_call_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert train.run(agents.load("pqn"), **given) == line
     with pytest.raises(UserError, match="--agent.lrr, did you mean '--agent.lr'"):
         train.run("pqn", env="probe:match", agent={"lrr": 1})
-    with pytest.raises(UserError, match="--seeds takes INT, not 'three'"):
+    with pytest.raises(UserError, match="--seeds takes a whole number, not 'three'"):
         train.run("pqn", env="probe:match", seeds="three")
 
 
