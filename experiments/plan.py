@@ -15,7 +15,7 @@ from jaxrl import envs, population, validation
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
-from jaxrl.errors import UserError
+from jaxrl.errors import OnHost, UserError
 from jaxrl.experiments import agents, reuse, tracking
 from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
@@ -191,7 +191,7 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
             program = with_fqe(program, env.spec, own.ope_updates)
         return validation.validated(program) if own.validation_share else program
     except UserError as error:
-        fits = acts_in(algorithm, env.spec)
+        fits = acts_in(algorithm, env.spec) and not isinstance(error, OnHost)
         others = "" if fits else alternatives(settings.agent, env, algorithm.offline)
         raise UserError(f"{_with_options(str(error), settings.cfg)}{others}") from None
 

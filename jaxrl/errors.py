@@ -9,6 +9,11 @@ class UserError(ValueError):
     """An invalid request; commands print the message and exit with code 2."""
 
 
+class OnHost(UserError):
+    """An agent needs what environments of the host do not have; the message may get other agents
+    for the environment."""
+
+
 def install_extra(name: str) -> str:
     """The command that installs one of jaxrl's extras, in a clone of its repository."""
     return f'pip install -e ".[{name}]"'
