@@ -50,6 +50,7 @@ from jaxrl.policies import Trained, one_of
 from jaxrl.program import MemberState, Program
 from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.checkpoint import SKIP
+from jaxrl.runs.folders import AGAIN
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
@@ -307,7 +308,7 @@ def _newest(
     if run.as_found().finished:
         raise UserError(
             f"{short_path(run.checkpoints)} has no undamaged checkpoint of all members: restore "
-            "the folder, or train again with --overwrite"
+            f"the folder, or {AGAIN}"
         )
     raise UserError(f"{short_path(run.path)} has no checkpoint yet")
 

@@ -216,7 +216,7 @@ BAD = {
     "eval option": (["eval", "files", "--episods=3"], "--episods", "'--episodes'"),
     "report nothing": (["report"], "report needs a run"),
     "report no run": (["report", "files"], "files", "config.json"),
-    "report half a config": (["report", "half"], "half", "config.json"),
+    "report half a config": (["report", "half"], "half", "repeat, with --overwrite, the command"),
     "report option": (["report", "files", "--uot", "x.png"], "--uot", "'--out'"),
     "report csv without value": (["report", "files", "--csv", "--out", "x.png"], "--csv needs a"),
     "eval of jaxrl 0.1": (["eval", "old"], "old was made by jaxrl 0.1", "this version"),
