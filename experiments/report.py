@@ -15,10 +15,8 @@ from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
 from jaxrl.experiments.report_table import print_results
-from jaxrl.experiments.run_folders import open_run_folder, read_sweep
+from jaxrl.experiments.run_folders import RECORDS, open_run_folder, read_sweep
 from jaxrl.runs import figures, records, stats
-
-_FILES = ("config.json", "sweep.json", "search.json")  # one of them is in each folder
 
 
 def report(
@@ -100,8 +98,8 @@ def expand(paths: Iterable[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        inner = sorted(x.parent for name in _FILES for x in path.glob(f"*/{name}"))
-        if not inner or any((path / name).is_file() for name in _FILES):
+        inner = sorted(x.parent for name in RECORDS for x in path.glob(f"*/{name}"))
+        if not inner or any((path / name).is_file() for name in RECORDS):
             found.append(path)  # a run, or an error with a message of its own
             continue
         for each in inner:

@@ -133,6 +133,11 @@ def read(command: str, words: Sequence[str]) -> Request:
         swept[name] = values
     if first.endswith((".json", ".yaml", ".yml")):
         return _of_file(first, what, dict(given), swept)
+    if (Path(first) / "config.json").is_file():
+        raise UserError(
+            f"{first} is the folder of a run: jaxrl {command} {Path(first) / 'config.json'} "
+            "has its settings; a new run needs an agent and --env"
+        )
     return Request(first, dict(given), swept)
 
 
