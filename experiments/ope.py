@@ -20,7 +20,7 @@ from jaxrl.experiments.commands import OpeOptions
 from jaxrl.experiments.console import plural, print_line, short_path
 from jaxrl.experiments.ope_report import Found, show
 from jaxrl.experiments.plan import hypers_of, swept_values
-from jaxrl.experiments.run_folders import count_members, open_run_folder
+from jaxrl.experiments.run_folders import count_members, distinct, open_run_folder
 from jaxrl.experiments.settings import Settings
 from jaxrl.ope import behaviour, estimate, fqe, targets
 from jaxrl.ope.episodes import Padded, padded
@@ -60,6 +60,7 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
         figures.check_format(options.out)
         if not options.episodes:
             raise UserError("--out draws the agreement with true values: pass --episodes 1000")
+    paths = distinct(paths)
     trust = {p: restore.confirmed(p, options.agent, options.env, options.trust) for p in paths}
     settings = [restore.settings_of(open_run_folder(path), trust[path]) for path in paths]
     env = _env_of(settings, options)

@@ -237,6 +237,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     count = len(options.base)
     if not count:
         raise UserError(f"{agent} builds on trained runs: pass --base runs/NAME")
+    if len({path.resolve() for path in options.base}) < count:
+        raise UserError("--base names a run twice: pass each run once")
     if set(settings.bases) != set(range(count)):
         numbers = ",".join(map(str, range(count)))
         raise UserError(f"every --base must be used: pass --sweep base={numbers}")

@@ -15,7 +15,7 @@ from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
 from jaxrl.experiments.report_table import print_results
-from jaxrl.experiments.run_folders import RECORDS, open_run_folder, read_sweep
+from jaxrl.experiments.run_folders import RECORDS, distinct, open_run_folder, read_sweep
 from jaxrl.runs import figures, records, stats
 
 
@@ -92,7 +92,7 @@ def _diagnoses(paths: Iterable[Path]) -> Iterable[str]:
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
-    """The runs and sweeps in `paths`, where a folder of runs stands for all runs in it.
+    """The runs and sweeps in `paths`, each once; a folder of runs stands for all runs in it.
 
     Searches and unreadable runs of such a folder are skipped with a line.
     """
@@ -110,7 +110,7 @@ def expand(paths: Iterable[Path]) -> list[Path]:
                 found.append(each)
             except UserError as error:
                 print_line(f"skipped: {error}")
-    return found
+    return distinct(found)
 
 
 def gather(paths: Iterable[Path]) -> list[Point]:

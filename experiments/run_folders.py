@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,14 @@ def open_run_folder(path: Path) -> records.RunDir:
         if name not in known["config"]:
             raise UserError(f"{path / 'config.json'} is not the config.json of a run: no {name!r}")
     return run
+
+
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths of different folders, in order."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def _why_not(path: Path) -> str:
