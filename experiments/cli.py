@@ -228,8 +228,10 @@ def _eval(words: list[str]) -> None:
     from jaxrl.experiments import episodes, jax_setup, restore
     from jaxrl.experiments.plan import swept_values
     from jaxrl.experiments.run_folders import count_members
+    from jaxrl.runs.files import check_writable
 
     (path,) = paths
+    check_writable(own.csv)
     count = count_members(path)
     if own.member is not None and own.member >= count:
         raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
@@ -252,8 +254,10 @@ def _render(words: list[str]) -> None:
         raise UserError("render needs one run: jaxrl render runs/NAME --member 0")
 
     from jaxrl.experiments import jax_setup, render, restore
+    from jaxrl.runs.files import check_writable
 
     render.check_suffix(own.out)
+    check_writable(own.out)
     trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
     jax_setup.start()
     render.render(paths[0], own.member, own.seed, own.out, trust)

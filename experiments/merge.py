@@ -25,7 +25,7 @@ from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.tables import Column, print_table, print_words
 from jaxrl.merging import merge
 from jaxrl.policies import Trained
-from jaxrl.runs import stats
+from jaxrl.runs import files, stats
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
@@ -39,6 +39,7 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
       UserError: the runs have other agents, networks or numbers of members, or are not finished.
     """
     weights = alphas(options)
+    files.check_writable(options.csv)
     paths = (first, second)
     if options.out and not all(open_run_folder(path).as_found().finished for path in paths):
         raise UserError("merge writes runs of finished runs only: remove --out")

@@ -25,7 +25,7 @@ from jaxrl.experiments.settings import Settings
 from jaxrl.ope import behaviour, estimate, fqe, targets
 from jaxrl.ope.episodes import Padded, padded
 from jaxrl.policies import Trained
-from jaxrl.runs import figures
+from jaxrl.runs import figures, files
 from jaxrl.sources import expand
 from jaxrl.types import (
     Array,
@@ -60,6 +60,7 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
         figures.check_format(options.out)
         if not options.episodes:
             raise UserError("--out draws the agreement with true values: pass --episodes 1000")
+    files.check_writable(options.csv, options.out)
     paths = distinct(paths)
     trust = {p: restore.confirmed(p, options.agent, options.env, options.trust) for p in paths}
     settings = [restore.settings_of(open_run_folder(path), trust[path]) for path in paths]

@@ -16,7 +16,7 @@ from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
 from jaxrl.experiments.report_table import print_results
 from jaxrl.experiments.run_folders import RECORDS, distinct, open_run_folder, read_sweep
-from jaxrl.runs import figures, records, stats
+from jaxrl.runs import figures, files, records, stats
 
 
 def report(
@@ -41,6 +41,7 @@ def report(
     """
     if out is not None:
         figures.check_format(out)
+    files.check_writable(out, csv_file, html)
     runs = expand(paths)
     found = gather(runs)
     compared = compare.results(found, over)

@@ -104,6 +104,7 @@ def is_refused(outcome: Outcome, *fragments: str) -> None:
 
 # --- bad input -----------------------------------------------------------------------------------
 
+BLOCKED = "files/notes.txt/a"  # below a file
 # Words, and what the one line must say.
 BAD = {
     "command": (["trian", "pqn"], "trian", "'train'"),
@@ -217,6 +218,15 @@ BAD = {
     "report nothing": (["report"], "report needs a run"),
     "report no run": (["report", "files"], "files", "config.json"),
     "report half a config": (["report", "half"], "half", "repeat, with --overwrite, the command"),
+    "report csv": (["report", "half", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written: Not a"),
+    "report html": (["report", "half", "--html", f"{BLOCKED}.html"], "a.html cannot be written"),
+    "report csv, a folder": (["report", "half", "--csv", "files"], "files cannot be written: Is a"),
+    "report csv, new folder": (["report", "half", "--csv", "new/new/a.csv"], "half", "is damaged"),
+    "eval csv": (["eval", "half", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written"),
+    "ope csv": (["ope", "half", "--data", "x", "--csv", f"{BLOCKED}.csv"], "cannot be written"),
+    "merge csv": (["merge", "half", "old", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written"),
+    "render": (["render", "half", "--out", f"{BLOCKED}.gif"], "a.gif cannot be written"),
+    "data info": (["data", "info", "x.npz", "--out", f"{BLOCKED}.png"], "a.png cannot be written"),
     "report of a file": (["report", "old/config.json"], "it is a file; did you mean old?"),
     "report of a part": (["report", "old/metrics"], "no such folder"),
     "train a folder": (["train", "old"], "jaxrl train old/config.json has its settings", "--env"),

@@ -25,7 +25,7 @@ from jaxrl.experiments.data import collect, generate, retrieve
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
 from jaxrl.runs import figures, trial_plots
-from jaxrl.runs.files import make_folder
+from jaxrl.runs.files import check_writable, make_folder, remove_empty
 from jaxrl.runs.folders import lock_file
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
@@ -91,6 +91,7 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     path = Path(paths[0])
     picture = own.out or path.with_suffix(".png")
     figures.check_format(picture)
+    check_writable(own.out)
     data = datasets.load(path, own.max_episode_steps)
     for line in describe(data):
         print_line(line)
@@ -172,19 +173,12 @@ def _reserved(*files: Path) -> Iterator[None]:
         _check_free(file)
     with contextlib.ExitStack() as stack:
         for file in files:
-            stack.callback(_remove_empty, make_folder(file.parent))
+            stack.callback(remove_empty, make_folder(file.parent))
             guard = file.with_name(f".{file.name}.lock")
             stack.enter_context(lock_file(guard, file))
             stack.callback(guard.unlink, missing_ok=True)
             _check_free(file)  # another process may just have made the dataset
         yield
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Removes new folders, outermost first in `folders`, of datasets that could not be made."""
-    with contextlib.suppress(OSError):
-        for folder in reversed(folders):
-            folder.rmdir()
 
 
 def _check_free(file: Path) -> None:
