@@ -34,7 +34,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
-from jaxrl.recipes import replayed, single_stage
+from jaxrl.recipes import check_replay, replayed, single_stage
 from jaxrl.sources import mix, uniform
 from jaxrl.types import Agent, Env, EnvSpec
 
@@ -67,7 +67,8 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: the action space is not supported, or sizes do not fit together.
     """
-    at_least(1, round_updates=cfg.round_updates)
+    check_replay(cfg)
+    at_least(cfg.window, round_steps=cfg.round_steps)
     if cfg.reward != "logit":
         raise UserError(f"reward={cfg.reward} is none of AILBoost's: its reward is -g; use logit")
     variant = dac.Variant("ailboost", reverse_kl_loss, lambda value: -value)

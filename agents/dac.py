@@ -209,7 +209,7 @@ def check(cfg: Any) -> None:
     at_least(
         1,
         discriminator_every=cfg.discriminator_every,
-        smallest_layer=min((*cfg.discriminator, 1)),
+        discriminator=cfg.discriminator,
     )
     if cfg.n_step != 1:
         raise UserError(f"n_step={cfg.n_step}: rewards of a discriminator are one-step; use 1")

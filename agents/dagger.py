@@ -132,7 +132,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     """
     check_share(cfg)
     check_replay(cfg)
-    at_least(1, smallest_layer=min((*cfg.hidden, 1)))
+    at_least(1, hidden=cfg.hidden)
     expert, space = check_base("dagger", base), box_scale("dagger", spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
     watcher = interventions.intervener(cfg, spec, expert, "dagger")

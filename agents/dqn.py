@@ -115,7 +115,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     if not isinstance(spec.action, Discrete):
         raise UserError(f"dqn needs discrete actions; {spec.name} has {spec.action}")
     check_replay(cfg)
-    at_least(1, target_every=cfg.target_every, smallest_layer=min((*cfg.hidden, *cfg.conv, 1)))
+    at_least(1, target_every=cfg.target_every, hidden=cfg.hidden, conv=cfg.conv)
     nets.check_images(spec, cfg.conv)
     num_actions = spec.action.n
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))

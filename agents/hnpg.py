@@ -315,7 +315,8 @@ def check(cfg: Config) -> None:
         critic_steps=cfg.critic_steps,
         value_samples=cfg.value_samples,
         cg_steps=cfg.cg_steps,
-        smallest_layer=min((*cfg.actor, *cfg.critic, 1)),
+        actor=cfg.actor,
+        critic=cfg.critic,
     )
     at_least(0, backtracks=cfg.backtracks)
     if cfg.updates < 1:

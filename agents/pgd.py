@@ -296,7 +296,7 @@ def check(cfg: Any) -> None:
     at_least(1, generate_every=cfg.generate_every, trajectories=cfg.trajectories)
     at_least(1, sample_batch=cfg.sample_batch, stride=cfg.stride, model_batch=cfg.model_batch)
     at_least(1, model_updates=cfg.model_updates, model_ema_every=cfg.model_ema_every)
-    at_least(1, ensemble_epochs=cfg.ensemble_epochs)
+    at_least(1, ensemble_epochs=cfg.ensemble_epochs, ensemble_hidden=cfg.ensemble_hidden)
     at_least(2, horizon=cfg.horizon, sampler_steps=cfg.sampler_steps)
     if cfg.trajectories % cfg.sample_batch:
         raise UserError(

@@ -357,7 +357,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
             "leave out hide_from or critic_obs"
         )
     nets.check_images(spec, cfg.conv)
-    check_rollouts(cfg, (*cfg.actor, *cfg.critic, *cfg.conv), cfg.resets)
+    check_rollouts(cfg, "actor", "critic", "conv", resets=cfg.resets)
 
 
 def check_advantages(cfg: Config, name: str, parts: int) -> None:

@@ -124,7 +124,7 @@ def check(cfg: Config, spec: EnvSpec) -> None:
     if not isinstance(spec.action, Discrete):
         raise UserError(f"pqn needs discrete actions; {spec.name} has {spec.action}")
     nets.check_images(spec, cfg.conv, cfg.kernels, cfg.strides)
-    check_rollouts(cfg, (*cfg.hidden, *cfg.conv))
+    check_rollouts(cfg, "hidden", "conv")
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:

@@ -128,7 +128,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     if len(spec.obs_shape) != 1:
         raise UserError(f"pqn_continuous needs flat observations; {spec.name} has {spec.obs_shape}")
     at_least(1, critics=cfg.critics, resets=cfg.resets)
-    check_rollouts(cfg, (*cfg.actor, *cfg.critic), cfg.resets)
+    check_rollouts(cfg, "actor", "critic", resets=cfg.resets)
     actor_net = nets.from_linen(Blocks(cfg.actor, space.size), spec.obs_shape)
     one_critic = nets.from_linen(Blocks(cfg.critic, 1), (spec.obs_shape[0] + space.size,))
 

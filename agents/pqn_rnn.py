@@ -29,7 +29,7 @@ from jaxrl import batchnorm, nets, recurrent
 from jaxrl.agents import pqn
 from jaxrl.agents.pqn import Hypers
 from jaxrl.algorithm import Algorithm
-from jaxrl.errors import UserError, at_least
+from jaxrl.errors import OnHost, UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import epsilon_greedy, epsilon_noise
 from jaxrl.losses import q_loss
@@ -190,6 +190,11 @@ def window_values(
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
     """Program of a run with `evals` evaluations of `episodes` greedy episodes."""
+    if env.host is not None and cfg.memory_window:
+        raise OnHost(
+            f"{env.spec.name} runs on the host, where windows do not overlap: pass "
+            "--agent.memory-window 0"
+        )
     agent = make(cfg, env.spec)
     source = rollout(env, agent, cfg.num_envs, cfg.num_steps, keep=cfg.memory_window)
     return single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)

@@ -34,7 +34,7 @@ from jaxrl import dynamics
 from jaxrl.agents import edac
 from jaxrl.algorithm import Algorithm
 from jaxrl.dynamics import Ensemble, model
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.imagination import Model, imagined, known_outcomes, penalised, true_model
 from jaxrl.program import Program, Stage
@@ -92,6 +92,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     Raises:
       UserError: the action space is not a bounded box of one axis, or a size is too small.
     """
+    at_least(
+        1,
+        rollout_starts=cfg.rollout_starts,
+        rollout_steps=cfg.rollout_steps,
+        rollout_every=cfg.rollout_every,
+    )
     check_share(cfg, "real_share")
     return dataclasses.replace(edac.make(cfg, spec), hypers=Hypers())
 

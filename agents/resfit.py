@@ -245,7 +245,7 @@ def check(cfg: Config) -> None:
     check_share(cfg)
     check_ensemble(cfg.critics, cfg.target_critics)
     at_least(0, critic_warmup=cfg.critic_warmup)
-    at_least(1, policy_every=cfg.policy_every, smallest_layer=min((*cfg.hidden, 1)))
+    at_least(1, policy_every=cfg.policy_every, hidden=cfg.hidden)
 
 
 def program(

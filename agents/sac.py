@@ -144,7 +144,7 @@ def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:
         fit together.
     """
     check_replay(cfg)
-    at_least(1, smallest_layer=min((*cfg.hidden, 1)), policy_every=cfg.policy_every)
+    at_least(1, hidden=cfg.hidden, policy_every=cfg.policy_every)
     check_ensemble(cfg.critics, cfg.target_critics)
     if cfg.gradient_steps % cfg.policy_every:
         raise UserError(

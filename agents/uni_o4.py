@@ -330,7 +330,9 @@ def check(cfg: Config, spec: EnvSpec) -> None:
         gate_every=cfg.gate_every,
         gate_starts=cfg.gate_starts,
         gate_steps=cfg.gate_steps,
-        smallest_layer=min((*cfg.hidden, 1)),
+        hidden=cfg.hidden,
+        actor=cfg.actor,
+        critic=cfg.critic,
     )
     window = cfg.num_envs * cfg.num_steps
     if cfg.finetune_steps and cfg.finetune_steps < window:

@@ -14,7 +14,7 @@ of the time of a step, and num_steps * num_envs states of 1 kB each (ant: 2.4 kB
 memory; a smaller `resets` of `rollout` avoids both. Physics that continues past a termination may
 become NaN; sources replace these states, and no gradient flows through them.
 
-brax is an extra (pip install "jaxrl[brax]"). It is no longer actively maintained and uses names
+brax is an extra (pip install -e ".[brax]"). It is no longer actively maintained and uses names
 that later versions of mujoco-mjx may remove, so the major versions of mujoco and mujoco-mjx are
 bounded. swimmer is left out: it calls a function that JAX has removed.
 """

@@ -1,4 +1,4 @@
-"""Adapter of EnvPool (pip install "jaxrl[envpool]", Linux), as in "envpool:Pong-v5".
+"""Adapter of EnvPool (pip install -e ".[envpool]", Linux), as in "envpool:Pong-v5".
 
 EnvPool: A Highly Parallel Reinforcement Learning Environment Execution Engine. Jiayi Weng et al.
 NeurIPS 2022, arXiv:2206.10558.
@@ -26,6 +26,7 @@ import numpy as np
 from jaxrl.envs.gymnasium import actions_of, refuse
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import positive
+from jaxrl.errors import install_extra
 from jaxrl.types import Env, EnvSpec
 
 
@@ -39,7 +40,7 @@ def make(name: str, /, **options: Any) -> Env:
     try:
         import envpool
     except ImportError as error:
-        raise EnvError(f'{name} needs envpool ({error}): pip install "jaxrl[envpool]"') from None
+        raise EnvError(f"{name} needs envpool ({error}): {install_extra('envpool')}") from None
     if (limit := options.pop("max_steps", None)) is not None:
         options["max_episode_steps"] = positive(limit, f"max_steps of {name}")
     task = name.removeprefix("envpool:")

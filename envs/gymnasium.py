@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import positive
+from jaxrl.errors import install_extra
 from jaxrl.types import Box, Discrete, Env, EnvSpec, PyTree
 
 
@@ -59,7 +60,7 @@ def make(name: str, /, **options: Any) -> Env:
     try:
         import gymnasium
     except ImportError:
-        raise EnvError(f'{name} needs gymnasium: pip install "jaxrl[gymnasium]"') from None
+        raise EnvError(f"{name} needs gymnasium: {install_extra('gymnasium')}") from None
     vector = options.pop("vector", "sync")
     if vector not in ("sync", "async"):
         raise EnvError(f"vector of {name} must be sync or async, not {vector!r}")
@@ -69,7 +70,7 @@ def make(name: str, /, **options: Any) -> Env:
     try:
         env = host()
     except ImportError as error:
-        hint = 'pip install "jaxrl[gymnasium]" installs what MuJoCo\'s tasks need'
+        hint = f"{install_extra('gymnasium')} installs what MuJoCo's tasks need"
         raise EnvError(f"{name} cannot be made: {error}; {hint}") from None
     except Exception as error:  # gymnasium and constructors of environments raise all kinds
         raise EnvError(f"{name} cannot be made: {error}") from error

@@ -13,7 +13,7 @@ import sys
 
 from jaxrl import own_code
 from jaxrl.envs.suites import TASKS
-from jaxrl.errors import UserError, nearest
+from jaxrl.errors import UserError, install_extra, nearest
 
 GYMNAX = {
     "CartPole-v1": "obs (4,), 2 actions, 500 steps",
@@ -86,7 +86,11 @@ OWN = {
 BACKENDS = ("spring", "positional", "generalized", "mjx")  # of brax; the first is the default
 
 
-ON_HOST = ("gymnasium:", "envpool:")  # prefixes of environments that run on the host
+HOSTS = {  # packages with environments that run on the host; the prefixes are also the extras
+    "gymnasium": "every environment of gymnasium, such as gymnasium:HalfCheetah-v5",
+    "envpool": "every environment of EnvPool, such as envpool:Pong-v5",
+}
+ON_HOST = tuple(f"{package}:" for package in HOSTS)
 
 SUITES = {  # modules of the suites by prefix, which is also the name of the extra
     "brax": "brax",
@@ -123,17 +127,24 @@ def names() -> list[tuple[str, str]]:
     return [*GYMNAX.items(), *brax.items(), *OWN.items(), *PROBES.items(), *suites]
 
 
+def on_host() -> list[tuple[str, str]]:
+    """(name, note) of each installed package with environments of the host."""
+    return [(f"{package}:ID", note) for package, note in HOSTS.items() if installed(package)]
+
+
 def installed(suite: str) -> bool:
     """Whether the module of a suite can be found; it is not imported."""
-    return importlib.util.find_spec(SUITES[suite]) is not None
+    return importlib.util.find_spec(SUITES.get(suite, suite)) is not None
 
 
 def missing() -> list[str]:
     """A line per suite that is not installed, with its number of tasks and its extra."""
     counts = {"brax": len(BRAX)} | {suite: len(tasks) for suite, tasks in TASKS.items()}
+    told = {suite: f"{counts[suite]} environments" for suite in SUITES}
+    told |= dict.fromkeys(HOSTS, "environments on the host")
     return [
-        f"{suite}: {counts[suite]} environments, {install_hint(suite)}"
-        for suite in SUITES
+        f"{suite}: {what}, {install_hint(suite)}"
+        for suite, what in told.items()
         if not installed(suite)
     ]
 
@@ -141,7 +152,7 @@ def missing() -> list[str]:
 def install_hint(suite: str) -> str:
     """How to install a suite, for messages."""
     old = suite == "navix" and sys.version_info < (3, 12)
-    return "needs Python 3.12 or newer" if old else f'pip install "jaxrl[{suite}]"'
+    return "needs Python 3.12 or newer" if old else install_extra(suite)
 
 
 def check_name(name: str) -> None:

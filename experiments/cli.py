@@ -228,8 +228,10 @@ def _eval(words: list[str]) -> None:
     from jaxrl.experiments import episodes, jax_setup, restore
     from jaxrl.experiments.plan import swept_values
     from jaxrl.experiments.run_folders import count_members
+    from jaxrl.runs.files import check_writable
 
     (path,) = paths
+    check_writable(own.csv)
     count = count_members(path)
     if own.member is not None and own.member >= count:
         raise UserError(f"member {own.member}: the run has members 0 to {count - 1}")
@@ -241,9 +243,9 @@ def _eval(words: list[str]) -> None:
     if own.eval_steps:
         restore.print_steps(path, own.episodes, own.seed, own.eval_steps, **how)
         return
-    ready, outcome = restore.evaluate(path, own.episodes, own.seed, **how)
+    ready, outcome, unfinished = restore.evaluate(path, own.episodes, own.seed, **how)
     columns = swept_values(ready.settings) | {"seed": ready.seeds}
-    episodes.show(columns, outcome, own.member, own.csv)
+    episodes.show(columns, outcome, own.member, own.csv, unfinished)
 
 
 def _render(words: list[str]) -> None:
@@ -252,8 +254,10 @@ def _render(words: list[str]) -> None:
         raise UserError("render needs one run: jaxrl render runs/NAME --member 0")
 
     from jaxrl.experiments import jax_setup, render, restore
+    from jaxrl.runs.files import check_writable
 
     render.check_suffix(own.out)
+    check_writable(own.out)
     trust = restore.confirmed(paths[0], own.agent, own.env, own.trust)
     jax_setup.start()
     render.render(paths[0], own.member, own.seed, own.out, trust)
@@ -365,9 +369,12 @@ def _list(words: list[str]) -> None:
     width = max(map(len, tables[words[0]])) + 2
     for name, note in tables[words[0]].items():
         print(f"{name:{width}}{note}")
-    absent = env_names.missing() if words[0] == "envs" else []
-    if absent:
-        print("\nnot installed:\n" + "\n".join(f"  {line}" for line in absent))
+    if words[0] != "envs":
+        return
+    hosted = [f"{name:14}{note}" for name, note in env_names.on_host()]
+    for title, lines in (("on the host", hosted), ("not installed", env_names.missing())):
+        if lines:
+            print(f"\n{title}:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _simple(record: type[T], words: list[str]) -> tuple[list[Path], T]:

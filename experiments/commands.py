@@ -139,7 +139,7 @@ class OpeOptions:
     """gradient steps of FQE, and of the fitted behaviour policy"""
     batch_size: int = bounded(256, least=1)
     """transitions per gradient step"""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] = bounded((128, 128), least=1)
     """widths of the hidden layers of FQE and of the fitted behaviour policy"""
     lr: float = bounded(3e-4, least=0)
     """learning rate of Adam"""
@@ -274,7 +274,7 @@ class RetrieveOptions:
     """repeat the demonstrations until they are about as many rows as those retrieved"""
     updates: int = bounded(20_000, least=1)
     """gradient steps of the autoencoder"""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = bounded((256, 256), least=1)
     """widths of the hidden layers of the autoencoder"""
     latent: int = bounded(14, least=1)
     """latent dimensions of the autoencoder"""
@@ -419,8 +419,9 @@ PAGES = {
     ),
     "data make": Page(
         "data make ENV --level LEVEL[,LEVEL ...] [options] | ENV --from-diffusion RUN [options]",
-        "Collects datasets with a policy of each level; an agent is trained first where a level "
-        "needs one, with any option of `jaxrl train`. With --from-diffusion, samples the diffusion "
+        "Collects datasets with a policy of each level. First an agent is trained, with any option "
+        "of `jaxrl train`, whatever the level: normalised scores need the expert's return. Mazes, "
+        "the lock and reach:sparse need no training. With --from-diffusion, samples the diffusion "
         "model of a pgd_iql run.",
         (MakeOptions, DiffusionOptions),
         "jaxrl data make Pendulum-v1 --level medium,expert --steps 20000",

@@ -16,27 +16,32 @@ _SHOWN = {"CVaR10%": "cvar_0.1"}  # headings that differ from the names of colum
 
 
 def show(
-    columns: Mapping[str, np.ndarray], outcome: Any, member: int | None, csv_file: Path | None
+    columns: Mapping[str, np.ndarray],
+    outcome: Any,
+    member: int | None,
+    csv_file: Path | None,
+    unfinished: str = "",
 ) -> None:
     """Prints an evaluation of all members or of one, and writes it as CSV if there is a file.
 
-    Arguments as in `print_episodes`.
+    Other arguments as in `print_episodes`.
     """
     if member is not None:
         rows = slice(member, member + 1)
         columns = {name: column[rows] for name, column in columns.items()}
         outcome = outcome._replace(returns=outcome.returns[rows], lengths=outcome.lengths[rows])
-    print_episodes(columns, outcome)
+    print_episodes(columns, outcome, unfinished)
     if csv_file is not None:
         write_episodes(csv_file, columns, outcome)
 
 
-def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
+def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any, unfinished: str = "") -> None:
     """Prints one row per member of an evaluation [P, K], and the result over all members below.
 
     Args:
       columns: what identifies the members, [P] each: swept values and seeds.
       outcome: `Episodes` [P, K].
+      unfinished: that training is not finished, see `restore.unfinished`.
     """
     numbers = member_statistics(outcome)
     heads = {"mean": 0, "std": 1, "min": 2, "CVaR10%": 3, "max": 2, "length": 4}  # with ranks
@@ -49,7 +54,7 @@ def print_episodes(columns: Mapping[str, np.ndarray], outcome: Any) -> None:
     result = stats.summarise(outcome.returns)
     print_words(
         f"return {result['iqm']:.4g} (IQM over members, {interval(result)}), "
-        f"{result['episodes']} episodes each"
+        f"{result['episodes']} episodes each{unfinished and f'; {unfinished}'}"
     )
 
 

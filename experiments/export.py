@@ -13,7 +13,7 @@ from jaxrl import envs, exporting, numpy_source
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import print_line, short_path, size
 from jaxrl.experiments.model_card import model_card
-from jaxrl.experiments.restore import load_member, settings_of
+from jaxrl.experiments.restore import read_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.trust import NOBODY, Trust
@@ -54,10 +54,12 @@ def export(
             "statistics belong to the environments, not to the policy: use an agent with a setting "
             "normalise_obs"
         )
-    found = exporting.greedy(load_member(path, member, trust), env.spec)
+    policy, unfinished = read_member(path, member, trust)
+    found = exporting.greedy(policy, env.spec)
     folder = out or run.path / "exports" / f"member-{member}-{to}"
     check_folder(folder)
     files, about = policy_files(found, to), _about(settings, run, member, env.spec, found)
+    about |= {"unfinished": unfinished} if unfinished else {}
     try:
         for name, data in files.items():
             atomic_write(folder / name, data)
@@ -68,7 +70,7 @@ def export(
     total = sum(len(data) for data in files.values())
     print_line(
         f"{short_path(folder)}: member {member} of {about['run']}, {', '.join(files)} "
-        f"({size(total)}); README.md shows how to load the policy"
+        f"({size(total)}); README.md shows how to load the policy{unfinished and f'; {unfinished}'}"
     )
     return folder
 

@@ -25,7 +25,7 @@ from jaxrl.experiments.settings import Settings
 from jaxrl.experiments.tables import Column, print_table, print_words
 from jaxrl.merging import merge
 from jaxrl.policies import Trained
-from jaxrl.runs import stats
+from jaxrl.runs import files, stats
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
 
@@ -39,6 +39,7 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
       UserError: the runs have other agents, networks or numbers of members, or are not finished.
     """
     weights = alphas(options)
+    files.check_writable(options.csv)
     paths = (first, second)
     if options.out and not all(open_run_folder(path).as_found().finished for path in paths):
         raise UserError("merge writes runs of finished runs only: remove --out")
@@ -50,7 +51,7 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
         told = " and ".join(f"{s.agent} of {n}" for s, n in zip(settings, counts, strict=True))
         raise UserError(f"merge needs one agent and equal numbers of members, not {told}")
     read = [restore.read_policies(open_run_folder(p), (0, counts[0]), own) for p, own in pairs]
-    policy, (a, b) = read[0][0], (trained for _, trained in read)
+    policy, (a, b) = read[0].policy, (each.trained for each in read)
     shapes = lambda tree: jax.tree.map(np.shape, tree.state)
     if shapes(a) != shapes(b):
         raise UserError("merge needs networks of the same sizes in both runs")
@@ -59,6 +60,9 @@ def run(first: Path, second: Path, options: MergeOptions) -> dict[str, np.ndarra
         params = hypers_of(own, env).env
         found[name] = _returns(env, policy, a, b, params, weights, options)
     _show(found, paths, weights, options)
+    for path, each in zip(paths, read, strict=True):
+        if each.unfinished:
+            print_line(f"{short_path(path.resolve())}: {each.unfinished}")
     if options.out is not None:
         _write(options.out, settings[0], paths, b.state, weights, options.overwrite)
     return found

@@ -33,12 +33,14 @@ def model_card(about: dict[str, Any], files: Iterable[str], hub: bool) -> str:
         if "discrete" in action
         else f"from {list(action['low'])} to {list(action['high'])}"
     )
+    told = about.get("unfinished", "")
     summary = AGENTS.get(agent, "a custom agent")
     parts = [
         f"{head}# {agent} on {env}\n",
         f"A policy trained by jaxrl: agent `{agent}`, {summary}; environment `{env}`, run "
         f"`{about['run']}`, member {about['member']}. It acts greedily, without the exploration of "
         "training.",
+        f"This checkpoint is from the middle of a run: {told}." if told else "",
         f"Results of this member in its training run: {shown or 'none recorded'}.\n",
         "| | name | shape | dtype |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
         f"n is any number of observations. Actions: {space}. Observations are those of the "

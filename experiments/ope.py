@@ -20,12 +20,12 @@ from jaxrl.experiments.commands import OpeOptions
 from jaxrl.experiments.console import plural, print_line, short_path
 from jaxrl.experiments.ope_report import Found, show
 from jaxrl.experiments.plan import hypers_of, swept_values
-from jaxrl.experiments.run_folders import count_members, open_run_folder
+from jaxrl.experiments.run_folders import count_members, distinct, open_run_folder
 from jaxrl.experiments.settings import Settings
 from jaxrl.ope import behaviour, estimate, fqe, targets
 from jaxrl.ope.episodes import Padded, padded
 from jaxrl.policies import Trained
-from jaxrl.runs import figures
+from jaxrl.runs import figures, files
 from jaxrl.sources import expand
 from jaxrl.types import (
     Array,
@@ -60,6 +60,8 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
         figures.check_format(options.out)
         if not options.episodes:
             raise UserError("--out draws the agreement with true values: pass --episodes 1000")
+    files.check_writable(options.csv, options.out)
+    paths = distinct(paths)
     trust = {p: restore.confirmed(p, options.agent, options.env, options.trust) for p in paths}
     settings = [restore.settings_of(open_run_folder(path), trust[path]) for path in paths]
     env = _env_of(settings, options)
@@ -86,7 +88,10 @@ def run(paths: Sequence[Path], options: OpeOptions) -> Found:
     )
     parts = []
     for path, own, count in zip(paths, settings, counts, strict=True):
-        policy, trained = restore.read_policies(open_run_folder(path), (0, count), trust[path])
+        run = open_run_folder(path)
+        policy, trained, unfinished = restore.read_policies(run, (0, count), trust[path])
+        if unfinished:
+            print_line(f"{short_path(run.path)}: {unfinished}")
         targets.check_memoryless(policy)
         found = _estimate(cfg, env.spec, target, policy, options.updates, trained, hp, logged)
         true = None

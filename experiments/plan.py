@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from jaxrl import envs, population, validation
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs import datasets
 from jaxrl.envs.dmsd import with_states
-from jaxrl.errors import UserError
-from jaxrl.experiments import agents, reuse
+from jaxrl.errors import OnHost, UserError
+from jaxrl.experiments import agents, reuse, tracking
 from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
@@ -26,6 +27,7 @@ from jaxrl.precision import Precision
 from jaxrl.program import Program, check_shared
 from jaxrl.runs import device_memory, memory
 from jaxrl.runs.processes import ALONE, Processes
+from jaxrl.runs.processes import check as check_join
 from jaxrl.runs.shards import Range
 from jaxrl.types import Array, Env, HyperParams, Policy, PyTree
 
@@ -189,10 +191,17 @@ def program_of(settings: Settings, env: Env, bases: Bases | None) -> Program:
             program = with_fqe(program, env.spec, own.ope_updates)
         return validation.validated(program) if own.validation_share else program
     except UserError as error:
-        if acts_in(algorithm, env.spec):
-            raise
-        others = alternatives(settings.agent, env, algorithm.offline)
-        raise UserError(f"{error}{others}") from None
+        fits = acts_in(algorithm, env.spec) and not isinstance(error, OnHost)
+        others = "" if fits else alternatives(settings.agent, env, algorithm.offline)
+        raise UserError(f"{_with_options(str(error), settings.cfg)}{others}") from None
+
+
+def _with_options(message: str, cfg: Any) -> str:
+    """A message with "agent." before the agent's own settings, which it names as in hidden=0."""
+    names = "|".join(field.name for field in dataclasses.fields(cfg))
+    if not names:
+        return message
+    return re.sub(rf"(?<![\w.-])(?<!--env-options )({names})=", r"agent.\1=", message)
 
 
 def check_request(settings: Settings, algorithm: Algorithm) -> None:
@@ -200,6 +209,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     options, agent = settings.options, settings.agent
     if options.seed + options.seeds >= 2**31:  # the last key is that of shared stages
         raise UserError(f"--seed and --seeds must stay below 2^31, got seed {options.seed}")
+    tracking.check(options.track)
+    check_join(options.coordinator, options.processes, options.process_id)
     offline = algorithm.offline
     if offline and options.data is None:
         raise UserError(f"{agent} needs a dataset: pass --data FILE")
@@ -226,6 +237,8 @@ def check_request(settings: Settings, algorithm: Algorithm) -> None:
     count = len(options.base)
     if not count:
         raise UserError(f"{agent} builds on trained runs: pass --base runs/NAME")
+    if len({path.resolve() for path in options.base}) < count:
+        raise UserError("--base names a run twice: pass each run once")
     if set(settings.bases) != set(range(count)):
         numbers = ",".join(map(str, range(count)))
         raise UserError(f"every --base must be used: pass --sweep base={numbers}")

@@ -18,7 +18,7 @@ from jaxrl.envs import draw
 from jaxrl.errors import UserError
 from jaxrl.experiments.console import print_line
 from jaxrl.experiments.plan import hypers_of
-from jaxrl.experiments.restore import load_member, settings_of
+from jaxrl.experiments.restore import read_member, settings_of
 from jaxrl.experiments.run_folders import open_run_folder
 from jaxrl.experiments.trust import NOBODY, Trust
 from jaxrl.masks import Views, critic_shape, critic_view
@@ -144,7 +144,7 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
                 f"{env.spec.name} cannot be rendered with normalise_obs or normalise_reward: its "
                 "drawing needs raw observations"
             )
-    loaded = load_member(path, member, trust)
+    loaded, unfinished = read_member(path, member, trust)
     # A sweep may have changed the physical parameters of this member.
     own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)
@@ -162,7 +162,8 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     else:
         write_gif(file, found, returns, 90 if env.spec.name.endswith("MinAtar") else 30)
     steps, total = len(returns) - 1, returns[-1]
-    print_line(f"{file}: member {member}, {steps} steps, return {total:.4g}")
+    told = unfinished and f"; {unfinished}"
+    print_line(f"{file}: member {member}, {steps} steps, return {total:.4g}{told}")
     return file
 
 

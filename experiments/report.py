@@ -15,10 +15,8 @@ from jaxrl.experiments.compare import Point, Result
 from jaxrl.experiments.console import print_line, write_csv
 from jaxrl.experiments.pictures import draw
 from jaxrl.experiments.report_table import print_results
-from jaxrl.experiments.run_folders import open_run_folder, read_sweep
-from jaxrl.runs import figures, records, stats
-
-_FILES = ("config.json", "sweep.json", "search.json")  # one of them is in each folder
+from jaxrl.experiments.run_folders import RECORDS, distinct, open_run_folder, read_sweep
+from jaxrl.runs import figures, files, records, stats
 
 
 def report(
@@ -43,6 +41,7 @@ def report(
     """
     if out is not None:
         figures.check_format(out)
+    files.check_writable(out, csv_file, html)
     runs = expand(paths)
     found = gather(runs)
     compared = compare.results(found, over)
@@ -94,14 +93,14 @@ def _diagnoses(paths: Iterable[Path]) -> Iterable[str]:
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
-    """The runs and sweeps in `paths`, where a folder of runs stands for all runs in it.
+    """The runs and sweeps in `paths`, each once; a folder of runs stands for all runs in it.
 
     Searches and unreadable runs of such a folder are skipped with a line.
     """
     found = []
     for path in paths:
-        inner = sorted(x.parent for name in _FILES for x in path.glob(f"*/{name}"))
-        if not inner or any((path / name).is_file() for name in _FILES):
+        inner = sorted(x.parent for name in RECORDS for x in path.glob(f"*/{name}"))
+        if not inner or any((path / name).is_file() for name in RECORDS):
             found.append(path)  # a run, or an error with a message of its own
             continue
         for each in inner:
@@ -112,7 +111,7 @@ def expand(paths: Iterable[Path]) -> list[Path]:
                 found.append(each)
             except UserError as error:
                 print_line(f"skipped: {error}")
-    return found
+    return distinct(found)
 
 
 def gather(paths: Iterable[Path]) -> list[Point]:

@@ -24,7 +24,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.options import INCIDENTAL
 from jaxrl.experiments.trust import check as check_names
 from jaxrl.experiments.trust import check_same, trusting
-from jaxrl.experiments.values import Field, Words, take, text
+from jaxrl.experiments.values import Field, Words, load_yaml, take, text
 
 MOST_VALUES = 1_000_000  # of a range, which is written out
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
@@ -133,6 +133,11 @@ def read(command: str, words: Sequence[str]) -> Request:
         swept[name] = values
     if first.endswith((".json", ".yaml", ".yml")):
         return _of_file(first, what, dict(given), swept)
+    if (Path(first) / "config.json").is_file():
+        raise UserError(
+            f"{first} is the folder of a run: jaxrl {command} {Path(first) / 'config.json'} "
+            "has its settings; a new run needs an agent and --env"
+        )
     return Request(first, dict(given), swept)
 
 
@@ -302,11 +307,23 @@ def _load(file: Path) -> Any:
     kind = "JSON" if file.suffix == ".json" else "YAML"
     try:
         content = file.read_text(encoding="utf-8")
-        return json.loads(content) if kind == "JSON" else yaml.safe_load(content)
+        if kind == "YAML":
+            return load_yaml(content)
+        return json.loads(content, object_pairs_hook=_unique)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file} is not valid {kind}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text; ValueError if it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice: remove one")
+    return found
 
 
 # --- sweeps --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxrl.api import TrainedPolicy
 from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import agents
-from jaxrl.experiments.console import print_line, short_path
+from jaxrl.experiments.console import plural, print_line, short_path
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.plan import (
     Bases,
@@ -50,6 +50,7 @@ from jaxrl.policies import Trained, one_of
 from jaxrl.program import MemberState, Program
 from jaxrl.runs import files, records, shards, stats
 from jaxrl.runs.checkpoint import SKIP
+from jaxrl.runs.folders import AGAIN
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.runs.shards import Range
 from jaxrl.snapshot import RunState, abstract_learner, abstract_state, assemble
@@ -151,7 +152,8 @@ def _base(path: Path, options: Options, data: str | None, trust: Trust) -> tuple
             f"{path} has the seeds --seed {config['seed']} --seeds {count}, which do not contain "
             f"--seed {options.seed} --seeds {options.seeds}: pass seeds of the base run"
         )
-    return read_policies(run, (first, first + options.seeds), trust)
+    found = read_policies(run, (first, first + options.seeds), trust)
+    return found.policy, found.trained
 
 
 def _reused(path: Path, env: str, data: str | None, trust: Trust) -> Reused:
@@ -239,19 +241,39 @@ def load(path: str | Path, member: int = 0, *, trust: bool = False) -> TrainedPo
 
 def load_member(path: Path, member: int, trust: Trust) -> TrainedPolicy:
     """`load` with the names that the user trusts."""
+    return read_member(path, member, trust)[0]
+
+
+def read_member(path: Path, member: int, trust: Trust) -> tuple[TrainedPolicy, str]:
+    """The policy of one member, and its run's `unfinished`."""
     run = open_run_folder(path)
     count = count_members(run.path)
     if not 0 <= member < count:
         raise UserError(f"member {member}: the run has members 0 to {count - 1}")
-    policy, found = read_policies(run, (member, member + 1), trust)
-    state, hp = jax.tree.map(lambda x: jnp.asarray(x[0]), (found.state, found.hp))
-    return TrainedPolicy(policy, state, hp)
+    found = read_policies(run, (member, member + 1), trust)
+    own = jax.tree.map(lambda x: jnp.asarray(x[0]), found.trained)
+    return TrainedPolicy(found.policy, own.state, own.hp), found.unfinished
 
 
-def read_policies(
-    run: records.RunDir, members: Range, trust: Trust = NOBODY
-) -> tuple[Agent, Trained]:
-    """The policy of a run and the trained states of its members [M], from the newest checkpoint.
+class Policies(NamedTuple):
+    """The policy of a run and the trained states of its members [M]; see `unfinished`."""
+
+    policy: Agent
+    trained: Trained
+    unfinished: str
+
+
+def unfinished(run: records.RunDir, program: Program, stage: int, step: int) -> str:
+    """ "training is not finished: 512 of 1,024 updates" of a checkpoint; "" of a finished run."""
+    total = sum(each.updates for each in program.stages)
+    made = sum(each.updates for each in program.stages[:stage]) + step
+    if made >= total or run.as_found().finished:  # a run whose members all failed stops early
+        return ""
+    return f"training is not finished: {made:,} of {plural(total, 'update')}"
+
+
+def read_policies(run: records.RunDir, members: Range, trust: Trust = NOBODY) -> Policies:
+    """The policies of a run's members, from the newest checkpoint.
 
     Datasets, replay buffers and states of earlier stages and of base runs are not read.
 
@@ -271,7 +293,9 @@ def read_policies(
         some = slice(max(members[0] - first, 0), max(members[1] - first, 0))
         own = Trained(state.member.learner, state.member.hp.agent)
         rows.append(jax.tree.map(lambda x: x[some], own))  # noqa: B023
-    return policy, jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    told = unfinished(run, program, found.meta["stage"], found.meta["step"])
+    return Policies(policy, whole, told)
 
 
 def _newest(
@@ -284,7 +308,7 @@ def _newest(
     if run.as_found().finished:
         raise UserError(
             f"{short_path(run.checkpoints)} has no undamaged checkpoint of all members: restore "
-            "the folder, or train again with --overwrite"
+            f"the folder, or {AGAIN}"
         )
     raise UserError(f"{short_path(run.path)} has no checkpoint yet")
 
@@ -365,6 +389,14 @@ def abstract_rows(spec: EnvSpec) -> Transition:
     return Transition(obs, action, row(jnp.float32), obs, flag, flag, flag)
 
 
+class Evaluated(NamedTuple):
+    """The plan of a run, `Episodes` [P, episodes] of its members, and `unfinished`."""
+
+    ready: Plan
+    episodes: Any
+    unfinished: str
+
+
 def evaluate(
     path: Path,
     episodes: int,
@@ -372,8 +404,8 @@ def evaluate(
     eval_steps: int | None = None,
     explore: bool = False,
     trust: Trust = NOBODY,
-) -> tuple[Plan, Any]:
-    """Evaluates every member on fresh episodes: the plan of the run, and `Episodes` [P, episodes].
+) -> Evaluated:
+    """Evaluates every member on fresh episodes.
 
     `eval_steps` replaces the agent's setting of this name. Equal seeds give equal episodes.
     `explore` acts as in training; a run with --eval-explore is always evaluated like that.
@@ -408,7 +440,8 @@ def evaluate(
     found = drive.evaluate(
         ready.program, layout, state, key, ready.inputs, own=ready.own, ids=ready.seeds
     )
-    return ready, found
+    told = unfinished(run, ready.program, state.stage, state.step)
+    return Evaluated(ready, found, told)
 
 
 def print_steps(
@@ -423,9 +456,13 @@ def print_steps(
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("eval_steps", "mean", "IQM", "95 % interval"):
         table.add_column(name, justify="right")
+    told = ""
     for count in steps:
-        found = stats.summarise(evaluate(path, episodes, seed, count, explore, trust)[1].returns)
+        made = evaluate(path, episodes, seed, count, explore, trust)
+        found, told = stats.summarise(made.episodes.returns), made.unfinished
         low, high = found["ci95"]
         numbers = (f"{found[name]:.4g}" for name in ("mean", "iqm"))
         table.add_row(str(count), *numbers, f"{low:.4g} to {high:.4g}")
     print_line(table)
+    if told:
+        print_line(told)

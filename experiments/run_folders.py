@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from jaxrl.runs.processes import Processes
 T = TypeVar("T")
 
 
+RECORDS = ("config.json", "sweep.json", "search.json")  # one of them is in each folder
 _RUN = ("agent", "env", "seed", "seeds")  # entries of a configuration that all readers need
 
 
@@ -33,8 +34,7 @@ def open_run_folder(path: Path) -> records.RunDir:
             )
         path = path / names[0]
     if not (path / "config.json").is_file():
-        why = "it has no config.json" if path.is_dir() else "there is no such folder"
-        raise UserError(f"{path} is not the folder of a run: {why}")
+        raise UserError(f"{path} is not the folder of a run: {_why_not(path)}")
     run = records.RunDir(path.resolve())
     known = run.config()
     width_of(run)
@@ -42,6 +42,23 @@ def open_run_folder(path: Path) -> records.RunDir:
         if name not in known["config"]:
             raise UserError(f"{path / 'config.json'} is not the config.json of a run: no {name!r}")
     return run
+
+
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths of different folders, in order."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _why_not(path: Path) -> str:
+    """Why a path is not the folder of a run, with the run that it is inside of."""
+    if not path.exists():
+        return "there is no such folder"
+    own = (each for each in path.parents if any((each / name).is_file() for name in RECORDS))
+    hint = next((f"; did you mean {each}?" for each in own), "")
+    return f"{'it has no config.json' if path.is_dir() else 'it is a file'}{hint}"
 
 
 def width_of(run: records.RunDir) -> int:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxrl.algorithm import Algorithm
 from jaxrl.envs.wrappers import british
 from jaxrl.errors import UserError, nearest
@@ -16,7 +14,7 @@ from jaxrl.evaluate import divisor
 from jaxrl.experiments import agents
 from jaxrl.experiments.options import INCIDENTAL, LATER, Options
 from jaxrl.experiments.requests import flatten, merged
-from jaxrl.experiments.values import Field, convert, fields_of, named
+from jaxrl.experiments.values import Field, convert, fields_of, load_yaml, named
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -143,7 +141,7 @@ def preset_values(agent: str, algorithm: Algorithm, env: str, preset: str) -> di
 def load_preset(agent: str, env: str, preset: str) -> dict[str, Any]:
     """The preset for `env`; {} for "none", and for "auto" if no preset is named after it."""
     file = PRESETS / f"{agent}.yaml"
-    known = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    known = load_yaml(file.read_text()) if file.is_file() else {}
     if preset == "none" or (preset == "auto" and env not in known):
         return {}
     own = {name.removeprefix(f"{env}/"): value for name, value in known.items()}

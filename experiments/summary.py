@@ -15,6 +15,7 @@ from jaxrl.experiments import compare_bases
 from jaxrl.experiments.console import clock, device_kind, interval, plural, rate
 from jaxrl.experiments.plan import Plan, swept_values
 from jaxrl.runs import metrics, provenance, records, stats
+from jaxrl.runs.folders import AGAIN
 from jaxrl.types import Transition
 
 _OF_EPISODES = ("return", "length", "episode_return", "episode_length", *stats.RISKS)
@@ -40,7 +41,7 @@ def summarise(
     if not history:
         raise UserError(
             f"{run.path / 'metrics'} has no undamaged part of stage {stages[-1].name!r}: restore "
-            "the folder, or train again with --overwrite"
+            f"the folder, or {AGAIN}"
         )
     by_chunk = metrics.by_chunk(history, count)  # [C, P]
     row, each = last_trained(by_chunk["finite"]), np.arange(count)

@@ -18,7 +18,7 @@ from jaxrl.errors import UserError, nearest
 from jaxrl.experiments.console import print_line, short_path
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.run_folders import open_run_folder
-from jaxrl.own_code import load_attribute
+from jaxrl.own_code import load_attribute, missing, split
 from jaxrl.runs import metrics, records
 from jaxrl.runs.trackers import TRACKERS, TrackedRun, Tracker, aggregates
 
@@ -26,8 +26,12 @@ _STATISTICS = ("iqm", "mean", "std", "min", "max")
 
 
 def check(target: str | None) -> None:
-    """Raises UserError if there is no such tracker, or its package is missing."""
-    if target is None or ":" in target:
+    """Raises UserError if there is no such tracker, or its package is missing. Imports nothing."""
+    if target is None:
+        return
+    if ":" in target:
+        if reason := missing(split(target)[0]):
+            raise UserError(f"{target}: {reason}")
         return
     if target not in TRACKERS:
         raise UserError(
@@ -159,6 +163,8 @@ def track(path: Path, target: str) -> None:
     """Sends a run, finished or in progress, to a tracker (`jaxrl track`)."""
     check(target)
     run = open_run_folder(path)
+    if not metrics.read_parts(run.path / "metrics")[0] and run.summary() is None:
+        raise UserError(f"{short_path(run.path)} has no metrics yet: there is nothing to send")
     tracked = Tracked(run, target)
     tracked.update()
     tracked.close()

@@ -83,7 +83,6 @@ def train(settings: Settings, *, hint: bool = False) -> dict[str, Any]:
     Args:
       hint: print at the end which commands show the run.
     """
-    tracking.check(settings.options.track)
     options, own = settings.options, identity(settings, digests_of(settings.options))
     processes = join(options.coordinator, options.processes, options.process_id, options.heartbeat)
     path = _folder(settings, own)

@@ -220,7 +220,7 @@ def _typed(field: Field, kind: Any, value: Any) -> Any:
         number = _number(inner, value)
         if number is not None and (isinstance(value, str) or number == value or value != value):
             return number
-    raise _error("type", field.option, kind=kind_name(field.kind), value=value)
+    raise _error("type", field.option, kind=_kind_words(field.kind), value=value)
 
 
 def _number(kind: Any, value: Any) -> Any:
@@ -251,7 +251,7 @@ def _pairs(field: Field, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): plain_value(each) for name, each in value.items()}
     if not isinstance(value, list | tuple):
-        raise _error("type", field.option, kind=kind_name(field.kind), value=value)
+        raise _error("type", field.option, kind=_kind_words(field.kind), value=value)
     found = {}
     for word in value:
         name, equals, text = str(word).partition("=")
@@ -261,10 +261,31 @@ def _pairs(field: Field, value: Any) -> dict[str, Any]:
     return found
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; PyYAML keeps the last value without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(
+                    f"line {line} has {key.value!r} again, after line {lines[name]}: remove one"
+                )
+            lines[name] = line
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """The content of a YAML document, in which no mapping has a key twice."""
+    return yaml.load(text, _Loader)
+
+
 def read_value(text: str, option: str = "--env-options") -> Any:
     """Parses a text without a declared type: 1.6, true, [1, 3]."""
     try:
-        return plain_value(yaml.safe_load(text))
+        return plain_value(load_yaml(text))
     except yaml.YAMLError:
         raise _error("yaml", option, value=text) from None
 
@@ -290,7 +311,7 @@ def text(value: Any) -> str:
 
 
 def kind_name(kind: Any) -> str:
-    """A type as help and errors name it: INT, FLOAT or None, INT ..., {gru,lstm}."""
+    """A type as help names it: INT, FLOAT or None, INT ..., {gru,lstm}."""
     inner = _without_none(kind)
     if inner is not kind:
         return f"{kind_name(inner)} or None"
@@ -303,6 +324,19 @@ def kind_name(kind: Any) -> str:
         return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
     names = {str: "TEXT", bool: "true or false"}
     return names[kind] if kind in names else kind.__name__.upper()
+
+
+def _kind_words(kind: Any) -> str:
+    """A type as errors name it: a number, whole numbers, one of gru, lstm."""
+    kind = _without_none(kind)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return {int: "whole numbers", float: "numbers", Path: "paths"}.get(parts[0], "texts")
+    if origin is dict:
+        return "name=value"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    return {int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
 
 
 def _without_none(kind: Any) -> Any:

@@ -93,9 +93,8 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
     Raises:
       UserError: a size below one, or more elites than networks.
     """
-    smallest = min((*cfg.hidden, 1))
     at_least(1, models=cfg.members, elites=cfg.elites, model_batch=cfg.batch_size)
-    at_least(1, patience=cfg.patience, smallest_layer=smallest)
+    at_least(1, model_patience=cfg.patience, model_hidden=cfg.hidden)
     if cfg.elites > cfg.members:
         raise UserError(f"elites={cfg.elites} of only {cfg.members} models")
 
@@ -176,6 +175,7 @@ def stage(
 ) -> Stage:
     """The stage "dynamics" that trains the ensemble; see `program.Stage` for `shared` and
     `unshared`."""
+    at_least(0, model_epochs=epochs)
     return Stage(
         name="dynamics",
         learner=ensemble(cfg, spec),

@@ -9,11 +9,22 @@ class UserError(ValueError):
     """An invalid request; commands print the message and exit with code 2."""
 
 
-def at_least(least: int, **sizes: int) -> None:
-    """Raises UserError if one of the named sizes is below `least`."""
+class OnHost(UserError):
+    """An agent needs what environments of the host do not have; the message may get other agents
+    for the environment."""
+
+
+def install_extra(name: str) -> str:
+    """The command that installs one of jaxrl's extras, in a clone of its repository."""
+    return f'pip install -e ".[{name}]"'
+
+
+def at_least(least: int, **sizes: int | tuple[int, ...]) -> None:
+    """Raises UserError if one of the named sizes, or the smallest of several, is below `least`."""
     for name, value in sizes.items():
-        if value < least:
-            raise UserError(f"{name}={value} must be at least {least}")
+        smallest = min(value, default=least) if isinstance(value, tuple) else value
+        if smallest < least:
+            raise UserError(f"{name}={smallest} must be at least {least}")
 
 
 class Stopped(Exception):

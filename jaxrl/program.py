@@ -180,7 +180,7 @@ class Program:
                 if stage.source.host is not None:
                     raise UserError(
                         f"stage {stage.name!r} acts on the host, where an evaluation before the "
-                        "first update is not supported"
+                        "first update is not supported: remove --eval-first"
                     )
                 stages[index] = dataclasses.replace(stage, first=True)
                 break

@@ -160,6 +160,7 @@ def check_fine_tuning(cfg: Any) -> None:
     """Raises UserError if the sizes of `fine_tuning` do not fit together."""
     at_least(0, finetune_steps=cfg.finetune_steps)
     at_least(1, num_envs=cfg.num_envs, finetune_gradient_steps=cfg.finetune_gradient_steps)
+    at_least(1, capacity=cfg.capacity)
     check_share(cfg)
     if cfg.finetune_steps:
         at_least(cfg.num_envs, finetune_steps=cfg.finetune_steps, capacity=cfg.capacity)
@@ -173,15 +174,14 @@ def check_share(cfg: Any, option: str = "data_share") -> None:
 
 def check_offline(cfg: Any) -> None:
     """Raises UserError if a size in an offline agent's `Config` is below one."""
-    smallest = min((*cfg.hidden, 1))
-    at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, smallest_layer=smallest)
+    at_least(1, updates=cfg.updates, batch_size=cfg.batch_size, hidden=cfg.hidden)
 
 
-def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
+def check_rollouts(cfg: Any, *layers: str, resets: int = 0) -> None:
     """Raises UserError if the sizes of a `Config` with rollouts do not fit together.
 
     Args:
-      layers: widths of all layers.
+      layers: names of the entries with widths of layers.
       resets: initial states per environment and rollout; 0 for one per step.
     """
     at_least(
@@ -190,7 +190,7 @@ def check_rollouts(cfg: Any, layers: tuple[int, ...], resets: int = 0) -> None:
         num_steps=cfg.num_steps,
         minibatches=cfg.minibatches,
         epochs=cfg.epochs,
-        smallest_layer=min(layers, default=1),
+        **{name: getattr(cfg, name) for name in layers},
     )
     if resets < 0 or (resets and cfg.num_steps % resets):
         raise UserError(f"resets={resets} does not divide num_steps={cfg.num_steps}")
@@ -215,6 +215,7 @@ def check_replay(cfg: Any) -> None:
         batch_size=cfg.batch_size,
         n_step=getattr(cfg, "n_step", 1),
         warmup=cfg.warmup,
+        capacity=cfg.capacity,
     )
     check_length(cfg)
     slots = cfg.capacity // cfg.window

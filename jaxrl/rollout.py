@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.contract import checked
-from jaxrl.errors import UserError
+from jaxrl.errors import OnHost, UserError
 from jaxrl.hosted import host_rollout
 from jaxrl.masks import check_policy
 from jaxrl.rows import split
@@ -81,7 +81,7 @@ def rollout(
         raise ValueError(f"keep={keep} is not between 0 and num_steps={num_steps}")
     if env.host is not None:
         if keep:
-            raise UserError(f"{env.spec.name} runs on the host, where windows do not overlap")
+            raise OnHost(f"{env.spec.name} runs on the host, where windows do not overlap")
         return host_rollout(env, policy, num_envs, num_steps)
     check_policy(env, policy)
     spec, rows = env.spec, num_envs * team_size(env.spec)

@@ -185,6 +185,26 @@ def line(row: dict[str, Any]) -> str:
     return f"| {row['run']} | {row['keys']} | `{row['program']}` | {told} |"
 
 
+def thread_lines(row: dict[str, Any]) -> str:
+    """The two ways of a run as rows of a Markdown table."""
+    lines = []
+    for way, taken in row["seconds"].items():
+        columns = zip(*taken, strict=True)
+        told = (f"{statistics.median(x):.1f} ({min(x):.1f}, {max(x):.1f})" for x in columns)
+        lines.append(f"| {row['run']} | {way} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """The Markdown tables of a file, which may have rows of both forms."""
+    parts = [row for row in rows if "program" in row]
+    timed = [row for row in rows if "seconds" in row]
+    found = [(HEAD, map(line, parts))] if parts else []
+    found += [(THREADS_HEAD, map(thread_lines, timed))] if timed else []
+    return "\n\n".join("\n".join([head, *lines]) for head, lines in found)
+
+
+THREADS_HEAD = "| run | compiled | wall s | CPU s |\n" + "|---" * 4 + "|"
 HEAD = (
     "| run | keys | program | trace | lower | XLA at level 0 | more at the chosen level | "
     "XLA at level 3 | instructions | of random numbers |\n" + "|---" * 10 + "|"
@@ -201,7 +221,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of a file")
     args = parser.parse_args()
     if args.table:
-        print(HEAD, *map(line, json.loads(args.table.read_text())["rows"]), sep="\n")
+        print(tables(json.loads(args.table.read_text())["rows"]))
         return
     jax_setup.start()
     jax.config.update("jax_enable_compilation_cache", False)
@@ -216,10 +236,7 @@ def main() -> None:
         if args.threads:
             spent = threads(found, args.rounds)
             rows.append({"run": name, "keys": args.keys, "seconds": spent})
-            for way, taken in rows[-1]["seconds"].items():
-                columns = zip(*taken, strict=True)
-                told = (f"{statistics.median(x):.1f} ({min(x):.1f}, {max(x):.1f})" for x in columns)
-                print(f"| {name} | {way} | {' | '.join(told)} |", flush=True)
+            print(thread_lines(rows[-1]), flush=True)
         else:
             for what in PROGRAMS:
                 rows.append({"run": name, "keys": args.keys} | parts(what, found[what]))

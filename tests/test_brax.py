@@ -266,7 +266,7 @@ def test_brax_is_quiet(tmp_path):
 def test_brax_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "brax", None)
     with pytest.raises(
-        EnvError, match=r'brax is not installed: pip install "jaxrl\[brax\]"'
+        EnvError, match=r'brax is not installed: pip install -e "\.\[brax\]"'
     ) as caught:
         envs.make("brax:hopper")
     assert "\n" not in str(caught.value)

@@ -549,7 +549,8 @@ def test_refused_in_one_line(folder: Path, capsys: Any) -> None:
         (["--base", str(empty)], f"{empty} has no checkpoint yet"),
         ([*base, "--seeds", "4"], f"{narrow} has the seeds --seed 0 --seeds 3"),
         ([*base, "--data", f"{folder}/other.npz"], f"{narrow} was not trained on"),
-        ([*base, "--agent.ladder", "2.0"], "ladder=(2.0,) must lie between"),
+        ([*base, *base], "--base names a run twice"),
+        ([*base, "--agent.ladder", "2.0"], "agent.ladder=(2.0,) must lie between"),
     ]
     for words, line in cases:
         code, err = run_cdsa(folder, *words), capsys.readouterr().err

@@ -104,6 +104,7 @@ def is_refused(outcome: Outcome, *fragments: str) -> None:
 
 # --- bad input -----------------------------------------------------------------------------------
 
+BLOCKED = "files/notes.txt/a"  # below a file
 # Words, and what the one line must say.
 BAD = {
     "command": (["trian", "pqn"], "trian", "'train'"),
@@ -136,6 +137,20 @@ BAD = {
     "env, syntax": ([*NAMED, "syntax:env"], "syntax.py", "SyntaxError"),
     "env, no module": ([*NAMED, "some-module:env"], "module:attribute"),
     "action space": (["train", "pqn", "--env", "probe:aim"], "discrete", "probe:aim"),
+    "number": (["report", "runs", "--target", "abc"], "--target takes a number, not 'abc'"),
+    "choice": ([*TRAIN, "--compute-dtype", "half"], "takes one of float32, bfloat16, not 'half'"),
+    "tracker": ([*TRAIN, "--dry-run", "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
+    "tracker, real": ([*TRAIN, "--track", "wandbb"], "'wandbb'", "mean 'wandb'?"),
+    "tracker's module": ([*TRAIN, "--dry-run", "--track", "nowhere:Own"], "no module 'nowhere'"),
+    "sweep's tracker": (
+        ["sweep", *TRAIN[1:], "--sweep", "lr=1,2", "--track", "wandbb"],
+        "unknown tracker 'wandbb'",
+    ),
+    "processes alone": ([*TRAIN, "--dry-run", "--processes", "2"], "belong together"),
+    "process id": (
+        [*TRAIN, "--dry-run", "--processes=2", "--process-id=2", "--coordinator=x:1"],
+        "--process-id must be between 0 and 1",
+    ),
     "option": ([*TRAIN, "--sedes", "3"], "--sedes", "'--seeds'"),
     "agent's option": ([*TRAIN, "--agent.lrr", "3"], "--agent.lrr", "'--agent.lr'"),
     "agent's option, bare": ([*TRAIN, "--lrr", "3"], "--lrr", "'--agent.lr'"),
@@ -145,11 +160,11 @@ BAD = {
     "value for a switch": ([*TRAIN, "--overwrite", "yes"], "yes"),
     "no value": ([*TRAIN, "--seeds"], "--seeds"),
     "two values": ([*TRAIN, "--seeds", "3", "4"], "4"),
-    "type, int": ([*TRAIN, "--seeds", "three"], "--seeds", "'three'", "INT"),
-    "type, fraction": ([*TRAIN, "--seeds", "1.5"], "--seeds", "'1.5'", "INT"),
-    "type, float": ([*TRAIN, "--agent.lr", "high"], "--agent.lr", "'high'", "FLOAT"),
+    "type, int": ([*TRAIN, "--seeds", "three"], "--seeds", "'three'", "a whole number"),
+    "type, fraction": ([*TRAIN, "--seeds", "1.5"], "--seeds", "'1.5'", "a whole number"),
+    "type, float": ([*TRAIN, "--agent.lr", "high"], "--agent.lr", "'high'", "a number"),
     "type, optional": ([*TRAIN, "--devices", "all"], "--devices", "'all'"),
-    "type, list": ([*TRAIN, "--agent.hidden", "8", "x"], "--agent.hidden", "'x'", "INT"),
+    "type, list": ([*TRAIN, "--agent.hidden", "8", "x"], "--agent.hidden", "'x'", "whole numbers"),
     "type, wrapped": ([*TRAIN, "--agent.total-steps", "1e-6"], "--agent.total-steps", "1e-6"),
     "nan": ([*TRAIN, "--agent.lr", "nan"], "--agent.lr", "nan"),
     "seeds 0": ([*TRAIN, "--seeds", "0"], "--seeds", "at least 1"),
@@ -202,7 +217,19 @@ BAD = {
     "eval option": (["eval", "files", "--episods=3"], "--episods", "'--episodes'"),
     "report nothing": (["report"], "report needs a run"),
     "report no run": (["report", "files"], "files", "config.json"),
-    "report half a config": (["report", "half"], "half", "config.json"),
+    "report half a config": (["report", "half"], "half", "repeat, with --overwrite, the command"),
+    "report csv": (["report", "half", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written: Not a"),
+    "report html": (["report", "half", "--html", f"{BLOCKED}.html"], "a.html cannot be written"),
+    "report csv, a folder": (["report", "half", "--csv", "files"], "files cannot be written: Is a"),
+    "report csv, new folder": (["report", "half", "--csv", "new/new/a.csv"], "half", "is damaged"),
+    "eval csv": (["eval", "half", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written"),
+    "ope csv": (["ope", "half", "--data", "x", "--csv", f"{BLOCKED}.csv"], "cannot be written"),
+    "merge csv": (["merge", "half", "old", "--csv", f"{BLOCKED}.csv"], "a.csv cannot be written"),
+    "render": (["render", "half", "--out", f"{BLOCKED}.gif"], "a.gif cannot be written"),
+    "data info": (["data", "info", "x.npz", "--out", f"{BLOCKED}.png"], "a.png cannot be written"),
+    "report of a file": (["report", "old/config.json"], "it is a file; did you mean old?"),
+    "report of a part": (["report", "old/metrics"], "no such folder"),
+    "train a folder": (["train", "old"], "jaxrl train old/config.json has its settings", "--env"),
     "report option": (["report", "files", "--uot", "x.png"], "--uot", "'--out'"),
     "report csv without value": (["report", "files", "--csv", "--out", "x.png"], "--csv needs a"),
     "eval of jaxrl 0.1": (["eval", "old"], "old was made by jaxrl 0.1", "this version"),
@@ -213,8 +240,8 @@ BAD = {
     "list nothing": (["list"], "list needs agents, envs or reproductions"),
     "list": (["list", "agent"], "agents", "envs"),
     "list two": (["list", "envs", "agents"], "list needs agents, envs or reproductions"),
-    "hidden 0": ([*TRAIN, "--agent.hidden", "0"], "layer", "0"),
-    "hidden -3": ([*TRAIN, "--agent.hidden=-3"], "layer", "-3"),
+    "hidden 0": ([*TRAIN, "--agent.hidden", "0"], "agent.hidden=0", "0"),
+    "hidden -3": ([*TRAIN, "--agent.hidden=-3"], "agent.hidden=-3", "-3"),
     "num-envs 0": ([*TRAIN, "--agent.num-envs", "0"], "num_envs=0"),
     "num-steps 0": ([*TRAIN, "--agent.num-steps", "0"], "num_steps=0"),
     "minibatches 0": ([*TRAIN, "--agent.minibatches", "0"], "minibatches=0"),
@@ -297,7 +324,7 @@ def test_bad_input_where_there_is_only_ascii(tmp_path: Path) -> None:
     """The line is ASCII whatever it says."""
     env = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     outcome = process(*TRAIN, "--seeds", "many", cwd=tmp_path, **env)
-    is_refused(outcome, "--seeds", "'many'", "INT")
+    is_refused(outcome, "--seeds", "'many'", "a whole number")
     assert "--  " not in outcome.err and "─" not in outcome.err
     assert outcome.out == "" and not list(tmp_path.iterdir())
 
@@ -420,7 +447,7 @@ def test_lists(jaxrl: Callable[..., Outcome]) -> None:
     for what, known in (("agents", agents.AGENTS), ("envs", dict(names.names()))):
         outcome = jaxrl("list", what)
         assert outcome.code == 0
-        listed = outcome.out.partition("\nnot installed:\n")[0]
+        listed = outcome.out.partition("\n\n")[0]
         rows = dict(line.split(None, 1) for line in listed.splitlines())
         assert rows == known
 
@@ -518,7 +545,7 @@ def test_a_call_is_a_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert train.run(agents.load("pqn"), **given) == line
     with pytest.raises(UserError, match="--agent.lrr, did you mean '--agent.lr'"):
         train.run("pqn", env="probe:match", agent={"lrr": 1})
-    with pytest.raises(UserError, match="--seeds takes INT, not 'three'"):
+    with pytest.raises(UserError, match="--seeds takes a whole number, not 'three'"):
         train.run("pqn", env="probe:match", seeds="three")
 
 

@@ -216,7 +216,7 @@ def test_imitates() -> None:
 def test_refused_sizes() -> None:
     with pytest.raises(UserError, match="n_step=3: rewards of a discriminator are one-step"):
         dac.make(dac.Config(**SIZES, n_step=3), BOX)
-    with pytest.raises(UserError, match="round_updates=0 must be at least 1"):
+    with pytest.raises(UserError, match="round_steps=3 must be at least 4"):
         ailboost.make(ailboost.Config(**SIZES, num_steps=4, round_steps=3), BOX)
     with pytest.raises(UserError, match="reward=softplus is none of AILBoost's"):
         ailboost.make(ailboost.Config(**SIZES, reward="softplus"), BOX)

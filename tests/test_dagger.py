@@ -87,7 +87,7 @@ def test_what_it_refuses() -> None:
         (expert(1), dagger.Config(intervention_steps=0), "intervention_steps"),
         (expert(1), dagger.Config(data_share=-1.0), "data_share"),
         (expert(1), dagger.Config(batch_size=0), "batch_size=0 must be at least 1"),
-        (expert(1), dagger.Config(hidden=(0,)), "smallest_layer"),
+        (expert(1), dagger.Config(hidden=(0,)), "hidden=0"),
         (expert(1), dagger.Config(capacity=10), "too few for warmup=1000"),
         (expert(1), dagger.Config(total_steps=0), "less than one rollout"),
         (expert(1), dagger.Config(reference_batch=0), "reference_batch=0"),

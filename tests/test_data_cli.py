@@ -123,6 +123,8 @@ def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
         (["info"], "data info needs one dataset"),
         (["info", "none.npz"], "none.npz cannot be read: No such file"),
         (["info", "a.npz", "--out"], "--out needs a value"),
+        (["info", "none.npz", "--out", "a.gif"], "figures are written as .png"),
+        (["retrieve", "a.npz", "b.npz", "--hidden", "64,0"], "--hidden must be at least 1"),
         (["convert", "a.npz"], "data convert needs two paths"),
         (["convert", str(FIXTURE), "a.csv"], "a.csv: use the suffix .npz"),
         (["convert", "none.npz", "a.csv"], "a.csv: use the suffix .npz"),
@@ -145,6 +147,8 @@ def test_convert_with_a_time_limit(jaxrl: Run, tmp_path: Path) -> None:
         ),
         (["make", "maze:huge", "--level", "play"], "maze:huge"),
         (["make", "maze:umaze", "--level", "play,random", "--out", "a.npz"], "2 levels need"),
+        (["make", "maze:umaze", "--level", "play", "--out", "a.csv"], "a .npz or .hdf5 file"),
+        (["make", "maze:umaze", "--level", "play,random,play"], "play is there twice"),
     ],
 )
 def test_refused_requests(jaxrl: Run, tmp_path: Path, words: list[str], says: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ import tiny
 import yaml
 
 import jaxrl
+from jaxrl.errors import install_extra
 from jaxrl.experiments import cli
 from jaxrl.experiments.requests import from_mapping, tokenise
 from jaxrl.experiments.settings import resolve
@@ -78,6 +80,22 @@ def test_own_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     own.log(3, {"return/median": 0.5})
     own.close([])
     assert capsys.readouterr().out == "x 3 0.5\n[]\n"
+
+
+def test_extras_are_installed_from_the_clone() -> None:
+    """jaxrl is not on PyPI: messages and pages say `pip install -e ".[brax]"`, of a known extra."""
+    root = DOCS.parent
+    known = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert install_extra("brax") == 'pip install -e ".[brax]"'
+    sources = [
+        file
+        for part in ("agents", "envs", "experiments", "jaxrl")
+        for file in (root / part).glob("**/*.py")
+    ]
+    for file in [*sources, *PAGES, root / "README.md", root / "CONTRIBUTING.md"]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"pip install \S?jaxrl", text), file
+        assert set(re.findall(r'-e "\.\[(\w+)\]"', text)) <= set(known), file
 
 
 def test_yaml_is_a_request() -> None:

@@ -152,7 +152,7 @@ def test_flat_network_is_the_network() -> None:
         ({"total_steps": 9}, "total_steps=9 is less than one rollout"),
         ({"capacity": 9_999}, "capacity=9999 holds 999 windows of 10 steps, too few for warmup"),
         ({"conv": (8,)}, "conv=.8,. with kernels=.3,. needs larger images"),
-        ({"hidden": (0,)}, "smallest_layer=0"),
+        ({"hidden": (0,)}, "hidden=0"),
     ],
     ids=str,
 )

@@ -47,6 +47,13 @@ def test_one_episode_has_no_std(capsys: pytest.CaptureFixture[str]) -> None:
     assert dict(zip(heading.split(), row.split(), strict=True))["std"] == "-"
 
 
+def test_an_unfinished_run_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for told in ("", "training is not finished: 2 of 8 updates"):
+        episodes.show(COLUMNS, FOUND, None, None, told)
+        words = " ".join(capsys.readouterr().out.split())
+        assert words.endswith(f"3 episodes each{told and '; '}{told}")
+
+
 def test_bad_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = {"format": folders.FORMAT, "config": CONFIG, "context": {"width": 1}}
     files.write_json(tmp_path / "config.json", known)

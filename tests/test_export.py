@@ -177,5 +177,10 @@ def test_model_card_and_what_is_missing() -> None:
     card = model_card(about, ["policy.jax"], hub=True)
     assert card.startswith('---\ntags:\n- "reinforcement-learning"\n') and "[n, 3]" in card
     assert "jax.export.deserialize" in card and "import policy" not in card
+    assert "from the middle" not in card
+    told = {"unfinished": "training is not finished: 2 of 8 updates"}
+    assert "of a run: training is not finished: 2 of 8 updates." in model_card(
+        about | told, [], False
+    )
     with pytest.raises(UserError, match="--to onnx needs nowhere2onnx: pip install nowhere2onnx"):
         export._need("nowhere2onnx", "onnx", "pip install nowhere2onnx")

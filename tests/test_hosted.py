@@ -16,6 +16,7 @@ from jaxrl.agents import pqn
 from jaxrl.envs.gymnasium import Processes
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup
+from jaxrl.experiments import train as experiments_train
 from jaxrl.hosted import Sequential
 from jaxrl.program import Program, Stage, train
 from jaxrl.rollout import rollout
@@ -207,6 +208,12 @@ def test_refusals() -> None:
     agent = keeper()
     with pytest.raises(UserError, match="runs on the host"):
         rollout(WALK, agent, N, T, keep=1)
+    other = r"do not overlap: pass --agent.memory-window 0; agents for it: pqn, (\w+, )*ppo"
+    with pytest.raises(UserError, match=other):
+        experiments_train.run("pqn_rnn", env="gymnasium:CartPole-v1", dry_run=True)
+    own = {"memory_window": 0, "hidden": 0}
+    with pytest.raises(UserError, match="agent.hidden=0 must be at least 1$"):
+        experiments_train.run("pqn_rnn", env="gymnasium:CartPole-v1", agent=own, dry_run=True)
     source = rollout(WALK, agent, N, T)
     with pytest.raises(UserError, match="walk runs on the host, which no compiled function"):
         source.next((), None, HyperParams(()), {}, jax.random.key(0), jnp.int32(0))

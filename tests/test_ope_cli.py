@@ -31,7 +31,9 @@ def test_members_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     words += ["--agent.hidden", "4", "--agent.batch-size", "4", "--out", str(run)]
     assert cli.main(words) == 0
     table, figure = tmp_path / "table.csv", tmp_path / "sharpe.svg"
-    words = ["ope", str(run), "--data", str(FIXTURE), "--std", "0,0.3", *QUICK, "--gamma", "0.9"]
+    again = tmp_path / "run/../run"  # runs count once
+    words = ["ope", str(run), str(again), "--data", str(FIXTURE), "--std", "0,0.3", *QUICK]
+    words += ["--gamma", "0.9"]
     words += ["--episodes", "2", "--csv", str(table), "--out", str(figure)]
     capsys.readouterr()
     assert cli.main(words) == 0

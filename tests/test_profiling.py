@@ -60,6 +60,26 @@ def test_shares_are_of_all_seconds():
     assert starts({"x": {"cold": spent}}).splitlines()[-1] == row
 
 
+def test_a_file_of_compiled_parts_may_have_both_forms():
+    """`--threads` writes other rows than the parts of programs."""
+    from compile_parts import tables
+
+    seconds = {"one by one": [[3.0, 4.0], [1.0, 2.0], [2.0, 3.0]], "in threads": [[1.5, 3.5]]}
+    ways = {"run": "pqn", "keys": "rbg", "seconds": seconds}
+    program = {"run": "iql", "keys": "rbg", "program": "advance", "level": 1}
+    program |= {"trace_s": 1.0, "lower_s": 0.5, "xla_s": {"0": 2.0, "1": 2.5, "3": 4.0}}
+    program |= {"sources": {"random numbers": 1, "the rest": 3}}
+    of_ways = [
+        "| pqn | one by one | 2.0 (1.0, 3.0) | 3.0 (2.0, 4.0) |",
+        "| pqn | in threads | 1.5 (1.5, 1.5) | 3.5 (3.5, 3.5) |",
+    ]
+    of_program = "| iql | rbg | `advance` | 1.0 | 0.5 | 2.0 | 0.5 | 4.0 | 4 | 25% |"
+    assert tables([ways]).splitlines()[2:] == of_ways
+    assert tables([program]).splitlines()[2:] == [of_program]
+    both = tables([ways, program]).splitlines()
+    assert both[2] == of_program and both[-2:] == of_ways
+
+
 def test_exponents_are_slopes_of_logarithms():
     from scaling import exponent
 

@@ -120,7 +120,7 @@ def test_steps_in_scientific_notation_and_rounded(total: str, told: list[str]) -
     ready = prepare(resolve("ppo", request))
     assert ready.settings.cfg.total_steps == float(total)
     assert train.rounding(ready) == told
-    with pytest.raises(UserError, match="takes INT, not '5.5'"):
+    with pytest.raises(UserError, match="takes a whole number, not '5.5'"):
         resolve("ppo", request | {"agent.total_steps": "5.5"})
 
 

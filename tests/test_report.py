@@ -233,6 +233,13 @@ def test_a_folder_of_runs(folder: Path) -> None:
     assert cli.main(["report", "runs/else"]) == 2
 
 
+def test_each_run_is_reported_once(folder: Path) -> None:
+    write_run(folder / "runs/b", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    write_run(folder / "runs/c", config("walk", [{}]), np.full((2, SEEDS), 9.0))
+    paths = [Path("runs/c"), Path("runs"), folder / "runs/b", Path("runs/b")]
+    assert report.expand(paths) == [Path("runs/c"), Path("runs/b")]
+
+
 def test_a_folder_of_runs_says_what_is_skipped(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -404,6 +404,22 @@ def test_killed_run_continues_to_the_same_bits(
     assert 0 < summary["compile_s"] < summary["wall_s"]
 
 
+def test_unfinished_runs_are_told_of(
+    inside: Path, killed: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = inside / "short"
+    shutil.copytree(killed, path)
+    told = f"training is not finished: {checkpoints(path)[-1]} of {UPDATES} updates"
+    for run, says in ((path, True), (whole[0], False)):
+        assert (restore.read_member(run, 0, TRUSTED)[1] == told) is says
+        assert cli.main(["export", "--trust", str(run), "--out", f"{run.name}-policy"]) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        card = (inside / f"{run.name}-policy/README.md").read_text()
+        assert (told in words) is (told in card) is says
+        assert ("not finished" in words) is ("not finished" in card) is says
+    assert restore.evaluate(path, 2, 0, trust=TRUSTED).unfinished == told
+
+
 @pytest.mark.slow
 def test_damaged_checkpoint_falls_back_to_the_one_before(
     inside: Path, whole: tuple[Path, str], killed: Path

@@ -641,7 +641,7 @@ def enough(run: Path) -> bool:
 
 def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install .jaxrl\[search\]"):
+    with pytest.raises(UserError, match=r"pip install -e .\.\[search\]"):
         run()
     monkeypatch.setitem(sys.modules, "cmaes", None)
     monkeypatch.setitem(sys.modules, "optuna", optuna)

@@ -53,15 +53,19 @@ def test_listed_if_installed(monkeypatch, capsys):
     assert not [name for name in listed if name.startswith(("brax:", "craftax:", "jumanji:"))]
     assert cli.main(["list", "envs"]) in (None, 0)
     out = capsys.readouterr().out
-    assert "pgx:connect_four" in out and 'pip install "jaxrl[craftax]"' in out
+    assert "pgx:connect_four" in out and 'pip install -e ".[craftax]"' in out
     assert f"craftax: {len(TASKS['craftax'])} environments" in out
+    assert 'envpool: environments on the host, pip install -e ".[envpool]"' in out
+    assert "on the host:" not in out
 
 
 def test_all_installed(monkeypatch, capsys):
     monkeypatch.setattr(names, "installed", lambda suite: True)
     assert names.missing() == [] and set(EVERY) < set(dict(names.names()))
     assert cli.main(["list", "envs"]) in (None, 0)
-    assert "not installed" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not installed" not in out
+    assert "\non the host:\n  gymnasium:ID  " in out and "\n  envpool:ID    " in out
 
 
 @pytest.mark.parametrize("suite", TASKS)
@@ -84,7 +88,7 @@ def test_suites_are_those_with_tasks_and_modules():
 def test_import_errors_are_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pgx", None)
     with pytest.raises(
-        EnvError, match=r'^pgx cannot be imported \(.*\): pip install "jaxrl\[pgx\]"$'
+        EnvError, match=r'^pgx cannot be imported \(.*\): pip install -e "\.\[pgx\]"$'
     ):
         common.load("pgx", "pgx")
 

@@ -322,6 +322,10 @@ BAD = {
     "no mapping": (["list.yaml"], "list.yaml", "names and values"),
     "no agent in it": (["nameless.yaml"], "nameless.yaml names no agent"),
     "unknown in it": (["slip.yaml"], "--sedes", "'--seeds'"),
+    "key twice": (["twice.yaml"], "twice.yaml", "line 4 has 'seeds' again, after line 2"),
+    "spelt twice": (["spelt.yaml"], "spelt.yaml", "line 3 has 'eval_episodes' again"),
+    "key twice, inside": (["inside.yaml"], "inside.yaml", "line 5 has 'agent.lr' again"),
+    "key twice, JSON": (["twice.json"], "twice.json", "'seeds' is there twice"),
     "out, other files": ([*MATCH, "--out", "full", "--sweep", "agent.lr=1,2"], "no sweep.json"),
     "out, a file": ([*MATCH, "--out", "slip.yaml", "--sweep", "agent.lr=1,2"], "slip.yaml"),
 }
@@ -337,6 +341,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (folder / "slip.yaml").write_text(
         "{agent: pqn, env: CartPole-v1, sedes: 3, sweep: {agent.lr: [1]}}"
     )
+    (folder / "twice.yaml").write_text("agent: pqn\nseeds: 2\nenv: probe:match\nseeds: 3\n")
+    (folder / "spelt.yaml").write_text("agent: pqn\neval-episodes: 8\neval_episodes: 9\n")
+    (folder / "inside.yaml").write_text(
+        "agent: pqn\nenv: probe:match\nsweep:\n  agent.lr: [1, 2]\n  agent.lr: [3]\n"
+    )
+    (folder / "twice.json").write_text('{"seeds": 2, "seeds": 3}')
     (folder / "full").mkdir()
     (folder / "full/notes.txt").write_text("kept")
     monkeypatch.setattr(train, "train", lambda settings: pytest.fail("training"))

@@ -130,6 +130,17 @@ def test_the_command_sends_a_finished_run(
     assert len(list(Path("runs/x/tensorboard").iterdir())) == 1
 
 
+def test_nothing_is_sent_of_a_run_without_metrics(
+    run: records.RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["track", "runs/x", "--to", "my_tracker:Own"]) == 2
+    told = capsys.readouterr()
+    assert (
+        told.err == "jaxrl: runs/x has no metrics yet: there is nothing to send\n" and not told.out
+    )
+    assert not Path("told.json").exists()
+
+
 def test_bad_trackers(run: records.RunDir) -> None:
     for target, reason in (
         ("wandbb", "did you mean 'wandb'"),

@@ -1,4 +1,4 @@
-"""Objects of HDF5 files. Importing this module needs h5py (`pip install "jaxrl[data]"`).
+"""Objects of HDF5 files. Importing this module needs h5py (`pip install -e ".[data]"`).
 
 Everything that makes HDF5 read other files is refused: external links, external storage and virtual
 datasets. They would turn the bytes of any readable file into data.
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from jaxrl.envs.datasets.columns import Stored, bad, reading
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, install_extra
 
 try:
     import h5py
 except ImportError as error:
-    raise UserError('HDF5 files need h5py: pip install "jaxrl[data]"') from error
+    raise UserError(f"HDF5 files need h5py: {install_extra('data')}") from error
 
 HARD, SOFT = 0, 1  # of h5py.h5l, which has no type hints
 WRITTEN = ("v108", "v108")  # first version with checksums of names, shapes and dtypes

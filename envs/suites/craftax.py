@@ -1,4 +1,4 @@
-"""Adapter of Craftax (pip install "jaxrl[craftax]"), as in "craftax:Craftax-Symbolic-v1".
+"""Adapter of Craftax (pip install -e ".[craftax]"), as in "craftax:Craftax-Symbolic-v1".
 
 Craftax: A Lightning-Fast Benchmark for Open-Ended Reinforcement Learning. Michael Matthews,
 Michael Beukman, Benjamin Ellis, Mikayel Samvelyan, Matthew Jackson, Samuel Coward, Jakob Foerster.

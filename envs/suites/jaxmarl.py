@@ -1,4 +1,4 @@
-"""Adapter of JaxMARL (pip install "jaxrl[jaxmarl]"): cooperative teams, "jaxmarl:SMAX-2s3z".
+"""Adapter of JaxMARL (pip install -e ".[jaxmarl]"): cooperative teams, "jaxmarl:SMAX-2s3z".
 
 JaxMARL: Multi-Agent RL Environments and Algorithms in JAX. Alexander Rutherford, Benjamin Ellis,
 Matteo Gallici et al. NeurIPS 2024, arXiv:2311.10090.

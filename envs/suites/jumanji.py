@@ -1,4 +1,4 @@
-"""Adapter of Jumanji (pip install "jaxrl[jumanji]"): combinatorial tasks, "jumanji:Game2048-v1".
+"""Adapter of Jumanji (pip install -e ".[jumanji]"): combinatorial tasks, "jumanji:Game2048-v1".
 
 Jumanji: a Diverse Suite of Scalable Reinforcement Learning Environments in JAX. Clément Bonnet,
 Daniel Luo, Donal Byrne et al. ICLR 2024, arXiv:2306.09884.

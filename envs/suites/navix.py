@@ -1,4 +1,4 @@
-"""Adapter of NAVIX (pip install "jaxrl[navix]", Python 3.12): MiniGrid, "navix:Navix-Empty-8x8-v0".
+"""Adapter of NAVIX (pip install -e ".[navix]", Python 3.12): MiniGrid, "navix:Navix-Empty-8x8-v0".
 
 NAVIX: Scaling MiniGrid Environments with JAX. Eduardo Pignatelli, Jarek Liesen, Robert Tjarko
 Lange, Chris Lu, Pablo Samuel Castro, Laura Toni. 2024, arXiv:2407.19396.

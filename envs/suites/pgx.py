@@ -1,4 +1,4 @@
-"""Adapter of Pgx (pip install "jaxrl[pgx]"): board games, cards and MinAtar, "pgx:connect_four".
+"""Adapter of Pgx (pip install -e ".[pgx]"): board games, cards and MinAtar, "pgx:connect_four".
 
 Pgx: Hardware-Accelerated Parallel Game Simulators for Reinforcement Learning. Sotetsu Koyamada,
 Shinri Okano, Soichiro Nishimori et al. NeurIPS 2023, arXiv:2303.17503.

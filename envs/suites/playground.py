@@ -1,4 +1,4 @@
-"""Adapter of MuJoCo Playground (pip install "jaxrl[playground]"): "playground:CartpoleBalance".
+"""Adapter of MuJoCo Playground (pip install -e ".[playground]"): "playground:CartpoleBalance".
 
 MuJoCo Playground. Kevin Zakka, Baruch Tabanpour, Qiayuan Liao et al. 2025, arXiv:2502.08844.
 

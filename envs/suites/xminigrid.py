@@ -1,4 +1,4 @@
-"""Adapter of XLand-MiniGrid (pip install "jaxrl[xminigrid]"): "xminigrid:MiniGrid-Empty-8x8".
+"""Adapter of XLand-MiniGrid (pip install -e ".[xminigrid]"): "xminigrid:MiniGrid-Empty-8x8".
 
 XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environments in JAX. Alexander Nikulin,
 Vladislav Kurenkov, Ilya Zisman, Artem Agarkov, Viacheslav Sinii, Sergey Kolesnikov. NeurIPS 2024,

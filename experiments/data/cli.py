@@ -25,7 +25,7 @@ from jaxrl.experiments.data import collect, generate, retrieve
 from jaxrl.experiments.requests import tokenise
 from jaxrl.experiments.values import Words, fields_of, fill, take
 from jaxrl.runs import figures, trial_plots
-from jaxrl.runs.files import make_folder
+from jaxrl.runs.files import check_writable, make_folder, remove_empty
 from jaxrl.runs.folders import lock_file
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
@@ -40,7 +40,8 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
                       [--agent AGENT] [--success 0.5] [options of `jaxrl train`]
                                                collect datasets with simulator states; trains an
                                                agent first, by default sac, or ppo for discrete
-                                               actions
+                                               actions, also for level random alone: the expert's
+                                               return is the 100 of normalised scores
   jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M] [--seed S] [--out FILE]
                                                sample the diffusion model of a pgd_iql run
 
@@ -88,9 +89,10 @@ def _info(paths: list[str], given: dict[str, Words]) -> None:
     if len(paths) != 1:
         raise UserError("data info needs one dataset: jaxrl data info data.npz")
     path = Path(paths[0])
-    data = datasets.load(path, own.max_episode_steps)
     picture = own.out or path.with_suffix(".png")
     figures.check_format(picture)
+    check_writable(own.out)
+    data = datasets.load(path, own.max_episode_steps)
     for line in describe(data):
         print_line(line)
     draw(picture, data)
@@ -131,8 +133,16 @@ def _make(envs: list[str], given: dict[str, Words]) -> None:
     (env,) = envs
     names.check_name(env)
     levels = own.level.split(",")
+    if twice := next((x for x in levels if levels.count(x) > 1), None):
+        raise UserError(f"--level {own.level}: {twice} is there twice")
+    suffix = own.out.suffix
+    if suffix[1:2].isalpha() and suffix not in (".npz", ".hdf5") and not own.out.is_dir():
+        raise UserError(
+            f"--out {own.out}: a dataset is a .npz or .hdf5 file; the name of a new folder has no "
+            f"suffix such as {suffix}"
+        )
     files = {x: own.out / f"{env.replace(':', '-')}-{x}-{own.steps}.npz" for x in levels}
-    if own.out.suffix in (".npz", ".hdf5"):
+    if suffix in (".npz", ".hdf5"):
         if len(levels) > 1:
             raise UserError(f"--out {own.out} is one file: {len(levels)} levels need a folder")
         files = {own.level: own.out}
@@ -163,19 +173,12 @@ def _reserved(*files: Path) -> Iterator[None]:
         _check_free(file)
     with contextlib.ExitStack() as stack:
         for file in files:
-            stack.callback(_remove_empty, make_folder(file.parent))
+            stack.callback(remove_empty, make_folder(file.parent))
             guard = file.with_name(f".{file.name}.lock")
             stack.enter_context(lock_file(guard, file))
             stack.callback(guard.unlink, missing_ok=True)
             _check_free(file)  # another process may just have made the dataset
         yield
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Removes new folders, outermost first in `folders`, of datasets that could not be made."""
-    with contextlib.suppress(OSError):
-        for folder in reversed(folders):
-            folder.rmdir()
 
 
 def _check_free(file: Path) -> None:

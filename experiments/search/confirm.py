@@ -60,7 +60,7 @@ def choose(own: Options, space: Space, book: Study, path: Path) -> dict[str, Any
     returns, meta = {}, {}
     trust = restore.trust_of(space.programs[0])
     for run in dict.fromkeys(trial.user_attrs["run"] for trial in trials):
-        ready, episodes = restore.evaluate(path / run, own.eval_budget, 0, trust=trust)
+        ready, episodes, _ = restore.evaluate(path / run, own.eval_budget, 0, trust=trust)
         meta = ready.meta or {"env": ready.settings.options.env}
         for trial in trials:
             if trial.user_attrs["run"] == run:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, install_extra
 from jaxrl.experiments.search.space import Range, Space
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def check(sampler: str, space: Space) -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise UserError('a search needs Optuna: pip install "jaxrl[search]"') from None
+        raise UserError(f"a search needs Optuna: {install_extra('search')}") from None
     if sampler == "cmaes":
         try:
             import cmaes  # noqa: F401

@@ -12,11 +12,14 @@ import itertools
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from jaxrl.errors import UserError
 
 
 def atomic_write(path: str | Path, data: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -53,6 +56,31 @@ def make_folder(path: Path) -> list[Path]:
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     return new
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes what `make_folder` has made, if it is still empty."""
+    with contextlib.suppress(OSError):
+        for folder in reversed(folders):
+            folder.rmdir()
+
+
+def check_writable(*given: Path | None) -> None:
+    """Raises UserError for a file that cannot be written, before the work that fills it."""
+    for file in given:
+        if file is None:
+            continue
+        new = []
+        try:
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            new = make_folder(file.parent)
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror}") from error
+        finally:
+            remove_empty(new)
 
 
 def sync_folder(path: Path) -> None:

@@ -18,6 +18,8 @@ from jaxrl.runs.files import make_folder, write_json
 
 FORMAT = 3  # of all files of a folder; jaxrl 0.1 wrote no number
 LOCK = ".lock"
+# Remedy for damaged files, also in commands that have no --overwrite, such as `jaxrl report`.
+AGAIN = "repeat, with --overwrite, the command that made it"
 
 
 class ConfigMismatch(UserError):
@@ -159,7 +161,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def damaged(file: Path, reason: object) -> UserError:
     """The error for a damaged config.json, sweep.json or search.json."""
     search = file.name == "search.json"  # is never overwritten
-    again = "remove the folder" if search else "start again with --overwrite"
+    again = "remove the folder" if search else AGAIN
     return UserError(f"{file} is damaged ({reason}): restore the file, or {again}")
 
 

@@ -135,16 +135,20 @@ def join(
     Raises:
       UserError: only some of the three are given, or the processes do not find each other.
     """
-    given = (coordinator, processes, process_id)
-    if any(x is not None for x in given):
-        if None in given:
-            raise UserError("--coordinator, --processes and --process-id belong together")
-        assert processes is not None and process_id is not None
-        if not 0 <= process_id < processes:
-            raise UserError(f"--process-id must be between 0 and {processes - 1}, got {process_id}")
-    elif not in_cluster():
+    check(coordinator, processes, process_id)
+    if processes is None and not in_cluster():
         return ALONE
     return _joined(coordinator, processes, process_id, heartbeat)
+
+
+def check(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Raises UserError for arguments of `join` that do not fit each other."""
+    if (coordinator, processes, process_id) == (None, None, None):
+        return
+    if coordinator is None or processes is None or process_id is None:
+        raise UserError("--coordinator, --processes and --process-id belong together")
+    if not 0 <= process_id < processes:
+        raise UserError(f"--process-id must be between 0 and {processes - 1}, got {process_id}")
 
 
 @functools.cache

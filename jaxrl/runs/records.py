@@ -184,8 +184,7 @@ def _check_shape(file: Path, known: Mapping[str, Any]) -> None:
     for name in ("config", "context"):
         if not isinstance(known.get(name), dict):
             raise UserError(
-                f"{file} is damaged (no {name!r}): restore the file, or start again with "
-                "--overwrite"
+                f"{file} is damaged (no {name!r}): restore the file, or {folders.AGAIN}"
             )
 
 

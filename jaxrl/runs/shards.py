@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jaxrl.errors import UserError
 from jaxrl.runs.checkpoint import Checkpoints
 from jaxrl.runs.files import plain
-from jaxrl.runs.folders import check_same
+from jaxrl.runs.folders import AGAIN, check_same
 from jaxrl.runs.processes import ALONE, Processes
 from jaxrl.types import PyTree
 
@@ -181,7 +181,7 @@ def read(
     """
 
     def checked(meta: dict[str, Any], part: Range) -> PyTree:
-        remedy = "put back those of this run, or start again with --overwrite"
+        remedy = f"put back those of this run, or {AGAIN}"
         check_same(path, "run's checkpoints", meta.get("identity"), identity, remedy)
         return target(meta, part)
 
