@@ -227,6 +227,15 @@ def test_objectives_are_columns_of_the_metrics() -> None:
         slots.check_metric("return", ready._replace(program=nowhere), states)
 
 
+def test_options_of_a_search_are_checked_before_its_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "read_space", lambda *_: pytest.fail("plans every combination"))
+    for option in ("--eval-first", "--overwrite"):
+        with pytest.raises(UserError, match="remove"):
+            run(option)
+
+
 def test_batches_are_even() -> None:
     assert slots.sizes(256, 64, 1, 4) == (64, 1)
     assert slots.sizes(100, 64, 1, 4) == (50, 1)
