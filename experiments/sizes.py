@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrl.errors import UserError
 from jaxrl.evaluate import HostEvaluator
 from jaxrl.experiments.plan import Plan
-from jaxrl.hosted import SHAPES
+from jaxrl.inputs import SHAPES
 from jaxrl.population import lift
 from jaxrl.program import Stage, StageFn, evaluate_fn
 from jaxrl.runs.device_memory import tree_bytes

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrl.contract import checked
 from jaxrl.hosted import opened
+from jaxrl.inputs import SOURCE
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
 from jaxrl.rows import split
@@ -142,7 +143,7 @@ def evaluator(
             jax.random.split(key_reset, count), params
         )
         if env.persist is not None:
-            last = running(inputs.get("source"), count)
+            last = running(inputs.get(SOURCE), count)
             if last is not None:
                 env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
 
