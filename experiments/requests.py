@@ -24,7 +24,7 @@ from jaxrl.errors import UserError
 from jaxrl.experiments.options import INCIDENTAL, LATER, Options
 from jaxrl.experiments.trust import check as check_names
 from jaxrl.experiments.trust import check_same, trusting
-from jaxrl.experiments.values import Field, Words, load_yaml, take, text
+from jaxrl.experiments.values import Field, Words, load_yaml, switch_of, take, text
 
 MOST_VALUES = 1_000_000  # of a range, which is written out
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
@@ -294,7 +294,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def option_names(given: Mapping[str, Any]) -> set[str]:
     """Possible full names of options, which may begin with "no_" or omit "agent."."""
-    names = set(given) | {name.replace("no_", "", 1) for name in given}
+    names = set(given) | {switch_of(name) for name in given}
     return names | {f"agent.{name}" for name in names}
 
 
