@@ -114,7 +114,8 @@ def evaluator(
     max_steps: int | None = None,
     explore: bool = False,
 ) -> Evaluator | HostEvaluator:
-    """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
+    """Function (learner_state, hp, inputs, key, last=True) -> `Episodes`, for `Stage.evaluate`;
+    `last` says whether all episodes are played, or those of an interim evaluation.
 
     Each of `episodes` environments runs one episode, so that short episodes are not
     over-represented. Without a time limit in `env.spec`, episodes are cut after `max_steps` steps
@@ -210,7 +211,7 @@ def running(src: PyTree, n: int) -> PyTree | None:
 
 @dataclasses.dataclass(frozen=True)
 class HostEvaluator:
-    """(learner_state, hp, inputs, key) -> `Episodes` of one member; see `evaluator`.
+    """(learner_state, hp, inputs, key, last=True) -> `Episodes` of one member; see `evaluator`.
 
     The policy is compiled and acts in all environments at once; finished ones are not stepped.
     `make()` returns an environment with gymnasium's reset, step and close.
