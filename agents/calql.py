@@ -29,6 +29,7 @@ from flax import struct
 from jaxrl.agents import cql
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
+from jaxrl.inputs import VALIDATION
 from jaxrl.losses import scaled_rewards
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
@@ -36,7 +37,6 @@ from jaxrl.recipes import fine_tuning, offline_program
 from jaxrl.returns import lambda_returns
 from jaxrl.sources import labelled, uniform
 from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Source, Transition
-from jaxrl.validation import NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> P
 
 def check_request(cfg: Config, hp: Any, inputs: PyTree) -> None:
     """Raises UserError if rows are held out: the returns are those of all rows of the data."""
-    if NAME in inputs:
+    if VALIDATION in inputs:
         raise UserError("calql reads the returns of its own rows: remove --validation-share")
 
 

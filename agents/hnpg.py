@@ -3,9 +3,10 @@
 Offline Data Enhanced On-Policy Policy Gradient with Provable Guarantees. Yifei Zhou, Ayush Sekhari,
 Yuda Song, Wen Sun. ICLR 2024, arXiv:2311.08384.
 
-Episodes have H steps, without discount, and each step h has a policy and a critic of its own, whose
-parameters are stacked along a leading axis H. An iteration plays whole episodes with the policy and
-draws as many episodes of the data. Critics minimise, from the last step to the first,
+Episodes have H steps, without discount; one that ends earlier stays where it is, without rewards,
+until step H. Each step h has a policy and a critic of its own, whose parameters are stacked along a
+leading axis H. An iteration plays whole episodes with the policy and draws as many episodes of the
+data. Critics minimise, from the last step to the first,
 
   mean (Q_h(s, a) - R_h)²                              over own steps, R_h being the sum of rewards,
   + mean (Q_h(s, a) - r - Q_{h+1}(s', a'))²            over the data, a' ~ π_{h+1},
@@ -49,7 +50,7 @@ from jaxrl.returns import gae
 from jaxrl.rollout import rollout
 from jaxrl.sources import below, expand, take
 from jaxrl.spaces import box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Source, Transition
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Source, TimeStep, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,12 +284,41 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     )
 
 
+def waiting(env: Env) -> Env:
+    """`env` whose episodes all last until the time limit: after an earlier end the observation
+    stays and rewards are 0. The state is (inner state, obs, over [] bool).
+
+    Raises:
+      UserError: state of `env` outlives episodes, or `env` runs on the host.
+    """
+    if env.persist is not None or env.host is not None:
+        what = "normalises by running statistics" if env.host is None else "runs on the host"
+        raise UserError(f"{env.spec.name} {what}, which hnpg does not support")
+    keep = lambda over, old, new: jax.tree.map(lambda x, y: jnp.where(over, x, y), old, new)
+
+    def reset(key: Array, params: PyTree) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key, params)
+        return (state, obs, jnp.zeros((), bool)), obs
+
+    def step(key: Array, state: PyTree, action: Array, params: PyTree) -> tuple[PyTree, TimeStep]:
+        inner, obs, over = state
+        after, ts = env.step(key, inner, action, params)
+        state = (keep(over, inner, after), keep(over, obs, ts.next_obs))
+        reward, no = jnp.where(over, 0.0, ts.reward), jnp.zeros((), bool)
+        over = over | ts.terminated | ts.truncated
+        ts = ts._replace(next_obs=state[1], reward=reward, terminated=no, truncated=no)
+        return (*state, over), ts
+
+    return dataclasses.replace(env, reset=reset, step=step, outcome=None, render=None, expert=None)
+
+
 def hybrid_batches(cfg: Config, env: Env, agent: Agent) -> Source:
     """Batches [H, 2 N]: N episodes of the agent, then N of inputs["data"], drawn with replacement.
 
-    All episodes have H steps; a window is one episode of each environment.
+    All episodes have H steps, see `waiting`; a window is one episode of each environment.
     """
-    inner, space = rollout(env, agent, cfg.num_envs, cfg.horizon), box_scale("hnpg", env.spec)
+    inner = rollout(waiting(env), agent, cfg.num_envs, cfg.horizon)
+    space = box_scale("hnpg", env.spec)
 
     def next(src, learner_state, hp, inputs, key, step):
         key_own, key_data = jax.random.split(key)

@@ -275,8 +275,9 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
         # The new V at s and s' in one pass.
         v, ahead = jnp.split(value_of(value, jnp.concatenate([t.obs, t.next_obs])), 2)
 
-        weight = advantage_weights(q_target - v, hp.beta, hp.max_weight, cfg.divergence)
-        cloned = t.action
+        cloned, weight = t.action, None
+        if cfg.extraction == "awr":
+            weight = advantage_weights(q_target - v, hp.beta, hp.max_weight, cfg.divergence)
         key, *drop = jax.random.split(key) if cfg.dropout else (key,)
         if cfg.extraction == "best_of_n":
             dist = head.policy(state.actor, t.obs)
@@ -289,8 +290,8 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
         def of_actor(actor: PyTree) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs, *drop)
             log_prob = head.log_prob(dist, cloned)
-            if cfg.extraction == "ddpg_bc":
-                chosen = head.act(dist, head.noise(key, len(t.reward)), False)
+            if weight is None:  # ddpg_bc
+                chosen = head.act(dist, jnp.zeros(()), False)  # the mode, which reads no noise
                 q = jnp.min(head.twins(state.target, t.obs, chosen), 0)
                 loss = ddpg_bc_loss(q, log_prob, hp.beta)
             else:
@@ -319,9 +320,10 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
             "q": jnp.mean(q),
             "q_std": jnp.std(q),
             "td_error": jnp.mean(jnp.abs(q - y[None])),
-            "weight": jnp.mean(weight),
             "action_distance": far,
         }
+        if weight is not None:
+            metrics["weight"] = jnp.mean(weight)
         return State(actor, value, critic, target, (opt_actor, opt_value, opt_critic)), metrics
 
     return Agent(init=init, update=update, act=acting(head), noise=head.noise, hypers=Hypers())

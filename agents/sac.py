@@ -278,7 +278,9 @@ def learn(
     keys = jax.random.split(key, (cfg.gradient_steps, 2 + drawn))
     noise = jax.vmap(jax.vmap(lambda key: head.noise(key, cfg.batch_size)))(keys[:, :2])
     rows = split_batch(batch.transitions, cfg.gradient_steps)
-    xs = split_batch((rows, noise, keys[:, -1]), cfg.gradient_steps // cfg.policy_every)
+    # Not `split_batch`, which would divide these gradient steps, not their rows, over devices.
+    grouped = lambda x: x.reshape(-1, cfg.policy_every, *x.shape[1:])
+    xs = jax.tree.map(grouped, (rows, noise, keys[:, -1]))
     state, metrics = jax.lax.scan(gradient_steps, state, xs)
     return state, jax.tree.map(jnp.mean, metrics)
 

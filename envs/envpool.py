@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl.envs.gymnasium import actions_of, refuse
+from jaxrl.envs.gymnasium import actions_of, is_image, refuse
 from jaxrl.envs.names import EnvError
 from jaxrl.envs.wrappers import positive
 from jaxrl.errors import install_extra
@@ -53,7 +53,7 @@ def make(name: str, /, **options: Any) -> Env:
         raise EnvError(f"{name} cannot be made: {error}") from error
     with contextlib.closing(pool):
         space = pool.observation_space
-        if getattr(space, "shape", None) is None or space.dtype.kind not in "fiub":
+        if not getattr(space, "shape", None) or space.dtype.kind not in "fiub":
             raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
         limit = int(pool.spec.config.max_episode_steps)
         shape = tuple(space.shape[i] for i in (1, 2, 0)) if is_image(space) else tuple(space.shape)
@@ -61,11 +61,6 @@ def make(name: str, /, **options: Any) -> Env:
         spec = EnvSpec(name, shape, actions_of(name, pool), limit, obs_dtype=dtype)
     no = functools.partial(refuse, name)
     return Env(spec, {}, no, no, functools.partial(One, start), functools.partial(Pool, start))
-
-
-def is_image(space: Any) -> bool:
-    """Whether observations are stacks of byte images [C, H, W]."""
-    return space.dtype == np.uint8 and len(space.shape) == 3
 
 
 class Pool:

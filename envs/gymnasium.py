@@ -7,6 +7,9 @@ and
   vector: "sync", the environments of a member are stepped one after the other, or "async", each in
     a process of its own, for slow environments.
 
+Images, arrays of bytes with three axes, stay bytes (`EnvSpec.obs_dtype`). Discrete observations are
+one-hot.
+
 No autoreset of gymnasium is used: all of them, and its vector environments by default, would give
 the first observation of the next episode, or an ignored action, in place of a true step.
 """
@@ -76,7 +79,11 @@ def make(name: str, /, **options: Any) -> Env:
         raise EnvError(f"{name} cannot be made: {error}") from error
     with contextlib.closing(env):
         limit = None if env.spec is None else env.spec.max_episode_steps
-        spec = EnvSpec(name, _obs_shape(name, env), actions_of(name, env), limit)
+        space = env.observation_space
+        if isinstance(space, gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete):
+            host, space = functools.partial(one_hot, host), gymnasium.spaces.flatten_space(space)
+        shape, dtype = _obs_shape(name, space), "uint8" if is_image(space) else "float32"
+        spec = EnvSpec(name, shape, actions_of(name, env), limit, obs_dtype=dtype)
     no = functools.partial(refuse, name)
     # The checker of gymnasium has seen the environment above.
     host = functools.partial(host, disable_env_checker=True)
@@ -84,8 +91,19 @@ def make(name: str, /, **options: Any) -> Env:
     return Env(spec, {}, no, no, host, together)
 
 
-def _obs_shape(name: str, env: Any) -> tuple[int, ...]:
-    space = env.observation_space
+def one_hot(make: Callable[..., Any], **options: Any) -> Any:
+    """The environment of gymnasium with its discrete observations as one-hot vectors."""
+    from gymnasium.wrappers import FlattenObservation
+
+    return FlattenObservation(make(**options))
+
+
+def is_image(space: Any) -> bool:
+    """Whether observations are images of bytes or stacks of them, with three axes."""
+    return space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _obs_shape(name: str, space: Any) -> tuple[int, ...]:
     if space.shape is None or space.dtype is None or space.dtype.kind not in "fiub":
         raise EnvError(f"{name}: observations must be an array of numbers, not {space}")
     return tuple(space.shape)

@@ -179,7 +179,8 @@ def load(file):
     data = pathlib.Path(file).read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    kinds = {{"F32": np.float32, "I32": np.int32, "U32": np.uint32, "BOOL": np.bool_}}
+    kinds = {{"F32": np.float32, "I32": np.int32, "U32": np.uint32, "U8": np.uint8}}
+    kinds["BOOL"] = np.bool_
     found = {{}}
     for name, entry in header.items():
         if name != "__metadata__":

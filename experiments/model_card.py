@@ -45,6 +45,7 @@ def model_card(about: dict[str, Any], files: Iterable[str], hub: bool) -> str:
         "| | name | shape | dtype |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
         f"n is any number of observations. Actions: {space}. Observations are those of the "
         "environment; where training normalised them, the statistics are inside.",
+        _bytes_note(about["inputs"]),
         _memory_note(about["inputs"]),
         *(_usage(_USAGE[name], about) for name in files if name in _USAGE),
         f"To publish this folder, see {_PAGES}.\n" if hub else "",
@@ -52,6 +53,12 @@ def model_card(about: dict[str, Any], files: Iterable[str], hub: bool) -> str:
         "is known of its behaviour elsewhere.\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _bytes_note(inputs: list[dict[str, Any]]) -> str:
+    if not any(port["name"] == "obs" and port["dtype"] == "uint8" for port in inputs):
+        return ""
+    return "\nObservations are images of bytes, 0 to 255, which the policy divides by 255."
 
 
 def _memory_note(inputs: list[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from jaxrl.experiments.alternatives import acts_in, alternatives
 from jaxrl.experiments.options import Options
 from jaxrl.experiments.reuse import Reused
 from jaxrl.experiments.settings import Settings, identity
+from jaxrl.inputs import BASE, DATA, REUSED, VALIDATION
 from jaxrl.ope.during import with_fqe
 from jaxrl.policies import Switch, Trained
 from jaxrl.precision import Precision
@@ -151,7 +152,7 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
     check_evals(settings, program)
     if earlier.reused is not None:
         program, states = reuse.reuse(earlier.reused, program, hp, inputs)
-        inputs[reuse.INPUT] = states
+        inputs[REUSED] = states
     program = program.with_precision(Precision(options.matmul_precision, options.compute_dtype))
     steps = [stage.source.env_steps for stage in program.stages]
     total = sum(places_of(options, processes))
@@ -285,7 +286,7 @@ def read_inputs(
     rows = rows._replace(extras=extras)
     share = settings.options.validation_share
     parts = validation.split(rows, share) if share else (rows,)
-    names = ("data", validation.NAME)
+    names = (DATA, VALIDATION)
     return dict(zip(names, map(datasets.compact, parts), strict=False)), data.meta
 
 
@@ -364,7 +365,7 @@ def base_inputs(settings: Settings, trained: tuple[Trained, ...]) -> dict[str, P
     which: Any = np.repeat(np.array(settings.bases, np.int32), own.seeds)
     rows = np.tile(np.arange(own.seeds), len(settings.points))
     each = jax.tree.map(lambda x: x[rows], trained)
-    return {"base": Trained(Switch(which, each), ())}
+    return {BASE: Trained(Switch(which, each), ())}
 
 
 def hyper_table(

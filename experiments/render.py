@@ -34,14 +34,19 @@ class Played(NamedTuple):
       states: states of the environment, numpy, [L + 1, ...]; random keys as their data.
       observations: [L + 1, *obs]; what value functions see, if that is something else.
       returns: [L + 1] sum of rewards so far.
+      cut: whether the episode goes on after these steps.
     """
 
     states: PyTree
     observations: np.ndarray
     returns: np.ndarray
+    cut: bool = False
 
 
-def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> Played:
+LONGEST = 1000  # steps, since every step is an image
+
+
+def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = LONGEST) -> Played:
     """One greedy episode of a member, of at most `limit` steps."""
     policy, state, hp = member
     steps = min(env.spec.max_steps or limit, limit)
@@ -66,20 +71,22 @@ def episode(env: Env, member: TrainedPolicy, key: Array, limit: int = 1000) -> P
         env_state, obs = env.reset(key_reset, env.params)
         carry = (env_state, obs, policy.memory(1), jnp.ones(1, bool), jnp.bool_(True))
         first = _plain((env_state, critic_view(obs), jnp.zeros(()), jnp.bool_(True)))
-        return first, jax.lax.scan(step, carry, jax.random.split(key_steps, steps))[1]
+        carry, later = jax.lax.scan(step, carry, jax.random.split(key_steps, steps))
+        return first, later, carry[-1]
 
-    first, later = jax.device_get(play(key))
+    first, later, goes_on = jax.device_get(play(key))
     every = jax.tree.map(lambda x, y: np.concatenate([np.asarray(x)[None], y]), first, later)
     live = every[-1]
     states, observations, rewards, _ = jax.tree.map(lambda x: x[live], every)
-    return Played(states, observations, np.cumsum(rewards))
+    cut = bool(goes_on) and steps != env.spec.max_steps
+    return Played(states, observations, np.cumsum(rewards), cut)
 
 
 def host_episode(
-    env: Env, member: TrainedPolicy, seed: int, limit: int = 1000
-) -> tuple[list[np.ndarray], np.ndarray]:
+    env: Env, member: TrainedPolicy, seed: int, limit: int = LONGEST
+) -> tuple[list[np.ndarray], np.ndarray, bool]:
     """Images [H, W, 3] uint8 and sums of rewards [L + 1] of an episode in an environment of the
-    host, which draws them as gymnasium does with render_mode="rgb_array".
+    host, which draws them as gymnasium does with render_mode="rgb_array", and whether it goes on.
 
     Raises:
       UserError: the environment cannot draw itself.
@@ -88,11 +95,13 @@ def host_episode(
     policy, state, hp = member
     act = jax.jit(functools.partial(policy.act, explore=False))
     game, memory, total = None, policy.memory(1), [0.0]
+    steps = min(env.spec.max_steps or limit, limit)
+    cut = steps != env.spec.max_steps
     try:
         game = env.host(render_mode="rgb_array")
         obs, _ = game.reset(seed=seed)
         images = [game.render()]
-        for t in range(min(env.spec.max_steps or limit, limit)):
+        for t in range(steps):
             noise = policy.noise(jax.random.fold_in(jax.random.key(seed), t), 1)
             seen = np.asarray(obs, env.spec.obs_dtype)[None]
             action, memory, _ = act(state, hp, seen, np.array([t == 0]), memory, noise=noise)
@@ -100,6 +109,7 @@ def host_episode(
             images.append(game.render())
             total.append(total[-1] + float(reward))
             if terminated or truncated:
+                cut = False
                 break
     except Exception as error:  # missing packages, displays, arguments
         reason = str(error).partition("\n")[0]
@@ -107,7 +117,7 @@ def host_episode(
     finally:
         if game is not None:
             game.close()
-    return [np.asarray(image, np.uint8) for image in images], np.array(total)
+    return [np.asarray(image, np.uint8) for image in images], np.array(total), cut
 
 
 def _plain(tree: PyTree) -> PyTree:
@@ -123,7 +133,8 @@ def check_suffix(out: Path | None) -> None:
 
 
 def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = NOBODY) -> Path:
-    """Renders one episode of a member and prints its file, length and return.
+    """Renders one episode of a member, of at most `LONGEST` steps, and prints its file, length and
+    return.
 
     The file is a GIF, or an HTML page if the environment draws one (Brax).
 
@@ -149,10 +160,10 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     own = jax.tree.map(lambda x: x[member], hypers_of(settings, env).env)
     env = dataclasses.replace(env, params=own)
     if env.host is not None:
-        found, returns = host_episode(env, loaded, seed)
+        found, returns, cut = host_episode(env, loaded, seed)
     else:
         played = episode(env, loaded, jax.random.key(seed))
-        found, returns = pictures(env, played), played.returns
+        found, returns, cut = pictures(env, played), played.returns, played.cut
     suffix = ".html" if isinstance(found, str) else ".gif"
     file = out or path / "plots" / f"member-{member}{suffix}"
     if file.suffix.lower() != suffix:
@@ -162,7 +173,8 @@ def render(path: Path, member: int, seed: int, out: Path | None, trust: Trust = 
     else:
         write_gif(file, found, returns, 90 if env.spec.name.endswith("MinAtar") else 30)
     steps, total = len(returns) - 1, returns[-1]
-    told = unfinished and f"; {unfinished}"
+    told = " so far; the episode goes on" if cut else ""
+    told += unfinished and f"; {unfinished}"
     print_line(f"{file}: member {member}, {steps} steps, return {total:.4g}{told}")
     return file
 

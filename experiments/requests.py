@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from jaxrl.errors import UserError
-from jaxrl.experiments.options import INCIDENTAL
+from jaxrl.experiments.options import INCIDENTAL, LATER, Options
 from jaxrl.experiments.trust import check as check_names
 from jaxrl.experiments.trust import check_same, trusting
-from jaxrl.experiments.values import Field, Words, load_yaml, take, text
+from jaxrl.experiments.values import Field, Words, load_yaml, switch_of, take, text
 
 MOST_VALUES = 1_000_000  # of a range, which is written out
 RECORD_PARTS = ("program", "Config")  # parts of an `Algorithm` that name its module
@@ -255,7 +255,8 @@ def from_mapping(mapping: Any, what: str, varied: str = "sweep") -> Request:
 def of_run(known: Any, what: str) -> Request:
     """The request recorded in the config.json of a run.
 
-    "config" holds hashes of files and other runs, "context" their paths.
+    "config" holds hashes of files and other runs, "context" their paths. Options that are not
+    recorded have their defaults, whatever the preset of the environment says.
     """
     try:
         stored, context = dict(known["config"]), dict(known["context"])
@@ -269,7 +270,10 @@ def of_run(known: Any, what: str) -> Request:
         stored.pop(name, None)
         if name in context:
             stored[name] = context[name]
-    return Request(agent, flatten({**stored, "agent": own}), {})
+    if "eval_episodes" in stored:  # all episodes at every evaluation are not recorded
+        stored.setdefault("interim_episodes", stored["eval_episodes"])
+    unrecorded = {name: getattr(Options, name) for name in LATER}  # not those of a preset
+    return Request(agent, flatten({**unrecorded, **stored, "agent": own}), {})
 
 
 def flatten(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,7 +294,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def option_names(given: Mapping[str, Any]) -> set[str]:
     """Possible full names of options, which may begin with "no_" or omit "agent."."""
-    names = set(given) | {name.replace("no_", "", 1) for name in given}
+    names = set(given) | {switch_of(name) for name in given}
     return names | {f"agent.{name}" for name in names}
 
 

@@ -426,6 +426,7 @@ def evaluate(
         eval_episodes=episodes,
         interim_episodes=episodes,  # the run may have stopped before its end
         eval_explore=explore,
+        ope_updates=0,  # only the episodes are returned
     )
     ready = prepare(dataclasses.replace(settings, options=options))
     check_unchanged(run, ready.digests)

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 
 from jaxrl.errors import UserError
+from jaxrl.inputs import REUSED
 from jaxrl.program import NO_SOURCE, Program, Stage
 from jaxrl.types import Learner, PyTree
-
-INPUT = "reused"  # the name of finished states among inputs
 
 
 class Reused(NamedTuple):
@@ -58,5 +57,5 @@ def _check(path: Path, stage: Stage, state: PyTree, hp: PyTree, inputs: PyTree) 
 
 def _finished(stage: Stage) -> Stage:
     """A stage of zero updates whose initial state is the result."""
-    learner = Learner(init=lambda key, hp, inputs: inputs[INPUT][stage.name])
+    learner = Learner(init=lambda key, hp, inputs: inputs[REUSED][stage.name])
     return dataclasses.replace(stage, learner=learner, source=NO_SOURCE, updates=0, evals=1)

@@ -1,4 +1,4 @@
-"""Bytes of states and batches, from abstract values alone, before anything is compiled."""
+"""States, evaluations and sizes in bytes from abstract values, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.errors import UserError
+from jaxrl.evaluate import HostEvaluator
 from jaxrl.experiments.plan import Plan
-from jaxrl.hosted import SHAPES
+from jaxrl.inputs import SHAPES
 from jaxrl.population import lift
-from jaxrl.program import Stage
+from jaxrl.program import Stage, StageFn, evaluate_fn
 from jaxrl.runs.device_memory import tree_bytes
 from jaxrl.snapshot import RunState, abstract_state, rows
-from jaxrl.types import PyTree
+from jaxrl.types import Array, PyTree
 
 
 def abstract_states(ready: Plan) -> list[RunState]:
@@ -66,6 +67,27 @@ def _batch_bytes(ready: Plan, stage: Stage, state: RunState) -> int:
         args = (own.source, own.learner, own.hp, inputs, own.key, jnp.int32(0))
         return carry, stage.next(*args)[1]
 
+    found, count = _abstract(ready, stage, state, stage.precision.within(batch))
+    return tree_bytes(found) // count
+
+
+def measured(ready: Plan, states: Sequence[RunState]) -> tuple[str, ...]:
+    """Names of further results of the last stage's evaluation, see `Episodes.measured`."""
+    stage, state = ready.program.stages[-1], states[-1]
+    if isinstance(stage.evaluate, HostEvaluator | None):
+        return ()
+    found, _ = _abstract(ready, stage, state, evaluate_fn(stage), step=jnp.int32(0))
+    return tuple(found.measured)
+
+
+def _abstract(
+    ready: Plan, stage: Stage, state: RunState, fn: StageFn, **more: Array
+) -> tuple[PyTree, int]:
+    """Outputs of a stage function, as shapes and dtypes, and the number of members in them.
+
+    Args:
+      more: what `fn` takes from `shared` beside inputs.
+    """
     shared = {each.name: each.shared for each in ready.program.stages}
     inputs = ready.inputs | {name: x for name, x in state.results.items() if shared[name]}
     members, count = {"state": state.member, "inputs": {}}, 1
@@ -75,6 +97,5 @@ def _batch_bytes(ready: Plan, stage: Stage, state: RunState) -> int:
             name: x for name, x in state.results.items() if not shared[name]
         }
         members = rows(members, count)
-    lifted = lift(ready.layout)(stage.precision.within(batch), stage)
-    found = jax.eval_shape(lifted, (), members, {"inputs": inputs})[1]
-    return tree_bytes(found) // count
+    lifted = lift(ready.layout)(fn, stage)
+    return jax.eval_shape(lifted, (), members, {"inputs": inputs, **more})[1], count

@@ -206,5 +206,5 @@ def rounding(ready: Plan) -> list[str]:
     asked, made = getattr(cfg, "total_steps", None), ready.env_steps(*ready.end)
     if asked is None or made == asked:
         return []
-    one = made // max(1, sum(stage.updates for stage in ready.program.stages))
+    one = max(ready.steps)  # of the stage that acts; others have no steps
     return [f"total_steps {asked:,} is rounded down to {made:,}, whole rollouts of {one:,} steps"]

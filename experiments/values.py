@@ -132,11 +132,16 @@ def _find(name: str, known: Mapping[str, Field]) -> tuple[Field, bool] | None:
     for each in (name, name.replace("ize", "ise"), name.replace("ise", "ize")):
         if each in known:
             return known[each], False
-        part, dot, bare = each.rpartition(".")
-        on = f"{part}{dot}{bare.removeprefix('no_')}"
-        if bare.startswith("no_") and on in known and known[on].kind is bool:
+        on = switch_of(each)
+        if on != each and on in known and known[on].kind is bool:
             return known[on], True
     return None
+
+
+def switch_of(name: str) -> str:
+    """agent.hybrid of agent.no_hybrid, which turns it off; other names are unchanged."""
+    part, dot, bare = name.rpartition(".")
+    return f"{part}{dot}{bare.removeprefix('no_')}"
 
 
 def spelled(name: str) -> str:

@@ -88,7 +88,7 @@ class Hooks(NamedTuple):
         are added.
       snapshot: (stage, step, last of the run) -> whether the report includes a snapshot, for which
         the host waits and copies the state. By default only the last report does.
-      compiling: called before each compilation with "initialise", "advance" or "evaluate".
+      compiling: called before each compilation with the `what` of `Compiled`.
       compiled: called after each compilation.
     """
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrl.contract import checked
 from jaxrl.hosted import opened
+from jaxrl.inputs import SOURCE
 from jaxrl.masks import check_policy
 from jaxrl.rollout import RolloutState, limited, scored
 from jaxrl.rows import split
@@ -113,7 +114,8 @@ def evaluator(
     max_steps: int | None = None,
     explore: bool = False,
 ) -> Evaluator | HostEvaluator:
-    """Function (learner_state, hp, inputs, key) -> `Episodes`, for `program.Stage.evaluate`.
+    """Function (learner_state, hp, inputs, key, last=True) -> `Episodes`, for `Stage.evaluate`;
+    `last` says whether all episodes are played, or those of an interim evaluation.
 
     Each of `episodes` environments runs one episode, so that short episodes are not
     over-represented. Without a time limit in `env.spec`, episodes are cut after `max_steps` steps
@@ -142,7 +144,7 @@ def evaluator(
             jax.random.split(key_reset, count), params
         )
         if env.persist is not None:
-            last = running(inputs.get("source"), count)
+            last = running(inputs.get(SOURCE), count)
             if last is not None:
                 env_state, obs = jax.vmap(env.persist)(last, env_state, obs)
 
@@ -209,7 +211,7 @@ def running(src: PyTree, n: int) -> PyTree | None:
 
 @dataclasses.dataclass(frozen=True)
 class HostEvaluator:
-    """(learner_state, hp, inputs, key) -> `Episodes` of one member; see `evaluator`.
+    """(learner_state, hp, inputs, key, last=True) -> `Episodes` of one member; see `evaluator`.
 
     The policy is compiled and acts in all environments at once; finished ones are not stepped.
     `make()` returns an environment with gymnasium's reset, step and close.

@@ -56,7 +56,7 @@ def greedy(member: TrainedPolicy, spec: EnvSpec) -> Greedy:
     """
     policy = member.policy
     memory, tree = jax.tree.flatten(jax.eval_shape(lambda: policy.memory(1)))
-    ports = [Port("obs", spec.obs_shape, "float32")]
+    ports = [Port("obs", spec.obs_shape, spec.obs_dtype)]
     if spec.masked:
         assert isinstance(spec.action, Discrete)
         ports.append(Port("legal", (spec.action.n,), "bool"))
@@ -95,7 +95,7 @@ def _reads_noise(member: TrainedPolicy, spec: EnvSpec) -> bool:
     policy = member.policy
 
     def act(noise: PyTree) -> PyTree:
-        obs: Any = jnp.zeros((1, *spec.obs_shape))
+        obs: Any = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
         if spec.masked:
             assert isinstance(spec.action, Discrete)
             obs = Masked(obs, jnp.ones((1, spec.action.n), bool))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.hosted import WINDOWS, HostRollout, Players, Window, act_fn
+from jaxrl.hosted import HostRollout, Players, Window, act_fn
+from jaxrl.inputs import WINDOWS
 from jaxrl.population import Layout, Placement
 from jaxrl.program import MemberState, Stage, StageFn, acting_key, member_streams
 from jaxrl.snapshot import fetch

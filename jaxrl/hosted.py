@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UserError
+from jaxrl.inputs import SHAPES, WINDOWS
 from jaxrl.masks import check_policy
 from jaxrl.types import (
     Array,
@@ -29,9 +30,6 @@ from jaxrl.types import (
     Transition,
     mean_where,
 )
-
-WINDOWS = "windows"  # name of the input
-SHAPES = "shapes"  # name of an input that stands for it where only shapes count
 
 Act = Callable[[np.ndarray, np.ndarray, PyTree, int], PyTree]
 """(obs [P, N, *obs], start [P, N], memory, t) -> (action, memory, extras), leaves [P, N, ...]."""

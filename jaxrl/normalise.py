@@ -34,9 +34,7 @@ class Normalised(NamedTuple):
     inner: PyTree
     obs: Any  # Moments [*obs]; with `EnvSpec.critic_shape` two, the second of critics' observations
     returns: Moments  # [] of discounted sums of rewards
-    running: (
-        Array  # [N], or [N * A] of teams: the discounted sum so far in each environment's episode
-    )
+    running: Array  # [N], or [N * A] of teams: discounted sum of rewards in the episode so far
 
 
 def moments(shape: tuple[int, ...]) -> Moments:

@@ -28,7 +28,7 @@ from jax.core import Tracer
 
 from jaxrl.errors import UserError
 from jaxrl.evaluate import Evaluator, HostEvaluator
-from jaxrl.hosted import SHAPES
+from jaxrl.inputs import RESERVED, SHAPES, SOURCE
 from jaxrl.precision import Precision
 from jaxrl.ranges import ranges_of
 from jaxrl.sums import add_trees
@@ -49,9 +49,6 @@ from jaxrl.types import (
 
 StageFn = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 Lift = Callable[[StageFn, "Stage"], StageFn]
-
-# Inputs that are not results of stages.
-RESERVED = ("data", "base", "reused", "source", "windows", "shapes")
 
 
 def _nothing(key, learner_state, hp, inputs):
@@ -402,7 +399,7 @@ def evaluate_fn(stage: Stage) -> StageFn:
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         state, inputs = members["state"], shared["inputs"] | members["inputs"]
-        inputs, step = inputs | {"source": state.source}, shared["step"]
+        inputs, step = inputs | {SOURCE: state.source}, shared["step"]
         last = (step == stage.updates,) if isinstance(fn, Evaluator) else ()
         return carry, fn(state.learner, state.hp, inputs, eval_key(state.key, step), *last)
 

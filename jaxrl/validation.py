@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.errors import UserError
+from jaxrl.inputs import DATA, VALIDATION
 from jaxrl.program import Program, Stage
 from jaxrl.types import Agent, Batch, Learner, Mean, PyTree, Source, Transition, as_mean
 
-NAME = "validation"  # of the held-out rows among the inputs of a run
 EVERY = 10  # updates per held-out batch
 PREFIX = "held_"
 
@@ -90,7 +90,7 @@ def _pairs(source: Source, every: int) -> Source:
     def next(src, learner_state, hp, inputs, key, step):
         keys = jax.random.split(key)
         src, train, seen = source.next(src, learner_state, hp, inputs, keys[0], step)
-        other = inputs | {"data": inputs[NAME]}
+        other = inputs | {DATA: inputs[VALIDATION]}
         draw = lambda: source.next(src, learner_state, hp, other, keys[1], step)[1]
         nothing = lambda: _zeros(jax.eval_shape(draw))
         return src, Pair(train, jax.lax.cond(_due(step, every), draw, nothing)), seen

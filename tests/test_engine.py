@@ -24,7 +24,7 @@ from jaxrl.agents import bc, pqn
 from jaxrl.drive import Built, Hooks, Report, drive
 from jaxrl.drive import evaluate as evaluate_again
 from jaxrl.errors import UserError
-from jaxrl.program import RESERVED, Program, Result, Stage, check_shared, train
+from jaxrl.program import Program, Result, Stage, check_shared, train
 from jaxrl.rollout import rollout
 from jaxrl.snapshot import RunState, abstract_state
 from jaxrl.sources import uniform
@@ -242,7 +242,9 @@ def test_a_short_stage_has_as_many_evaluations_as_fit() -> None:
     assert len(dataclasses.replace(stage, evals=7).chunks) == 6
 
 
-@pytest.mark.parametrize("name", RESERVED)
+@pytest.mark.parametrize(
+    "name", ["data", "validation", "base", "reused", "source", "windows", "shapes"]
+)
 def test_no_stage_has_the_name_of_another_input(name: str) -> None:
     (stage,) = toys.ROWS["uniform data"]().stages
     with pytest.raises(ValueError, match=f"a stage cannot be called '{name}'"):

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxrl import exporting, numpy_source
+from jaxrl import exporting, nets, numpy_source
 from jaxrl.agents import pqn, pqn_rnn
 from jaxrl.api import TrainedPolicy
 from jaxrl.errors import UserError
 from jaxrl.experiments import export
 from jaxrl.experiments.model_card import model_card
-from jaxrl.types import Box, EnvSpec, Policy
+from jaxrl.types import Box, Discrete, EnvSpec, Policy
 
 OBS = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
 
@@ -113,6 +113,33 @@ def test_onnx(tmp_path: Path) -> None:
     code = "import onnxruntime\nsession = onnxruntime.InferenceSession('policy.onnx')\n"
     code += "outputs = session.run(None, {'obs': given[0]})"
     np.testing.assert_array_equal(elsewhere(tmp_path, code, {"obs": OBS})[0], own(jnp.asarray(OBS)))
+
+
+def test_bytes(tmp_path: Path) -> None:
+    """Images of bytes are divided by 255, as in training; weights of bytes stay bytes."""
+    spec = EnvSpec("bright", (2, 2, 1), Discrete(2), obs_dtype="uint8")
+    # Values (0.28, 0.06) and (-0.46, -0.1); without the division the first action is best in both.
+    image = np.array([200, 10, 0, 40, 10, 200, 100, 0], np.uint8).reshape(2, 2, 2, 1)
+
+    def act(state: Any, hp: Any, obs: Any, start: Any, memory: Any, noise: Any, explore: bool):
+        rows = nets.as_floats(obs).reshape(obs.shape[0], 4)
+        values = rows @ state.astype(jnp.float32) - 0.5 * hp[None]
+        return jnp.argmax(values, -1).astype(jnp.int32), memory, {}
+
+    weights = jnp.array([[1, 0], [0, 0], [0, 0], [0, 1]], jnp.uint8)
+    own = TrainedPolicy(Policy(act=act), weights, jnp.array([1.0, 0.2]))
+    found = exporting.greedy(own, spec)
+    assert found.inputs == (exporting.Port("obs", (2, 2, 1), "uint8"),)
+    written(tmp_path, export.policy_files(found, "safetensors"))
+    code = "import policy; outputs = (*policy.act(*given), policy.weights['state'])"
+    actions, state = elsewhere(tmp_path, code, {"obs": image})
+    np.testing.assert_array_equal(actions, [0, 1])
+    np.testing.assert_array_equal(actions, own(jnp.asarray(image)))
+    np.testing.assert_array_equal(state, weights)
+    about = {"agent": "pqn", "env": "bright", "run": "x", "member": 0, "results": {}}
+    about |= {"inputs": [port._asdict() for port in found.inputs], "outputs": []}
+    card = model_card(about | {"action": {"discrete": 2}}, [], hub=False)
+    assert "| [n, 2, 2, 1] | uint8 |" in card and "divides by 255" in card
 
 
 def run_in_numpy(fn: Any, weights: Any, *inputs: np.ndarray) -> tuple[Any, ...]:

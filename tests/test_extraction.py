@@ -53,6 +53,18 @@ def test_ddpg_bc_by_hand() -> None:
     np.testing.assert_allclose(jax.grad(loss)(q), np.full(3, -2.0 / 3 / (8 / 3)), rtol=1e-6)
 
 
+def test_metrics_and_random_numbers_are_those_that_a_loss_reads() -> None:
+    """Weights have no part in ddpg_bc, and only best_of_n draws actions."""
+    hp, batch = numbers(iql.Hypers()), Batch(rows(BOX))
+    for name in ("awr", "best_of_n", "ddpg_bc"):
+        agent = iql.make(iql.Config(batch_size=8, hidden=(4,), extraction=name), BOX)
+        state = jax.eval_shape(agent.init, jax.random.key(0), hp, {})
+        args = (state, hp, batch, jax.random.key(1), jnp.int32(0))
+        assert ("weight" in jax.eval_shape(agent.update, *args)[1]) == (name != "ddpg_bc")
+        drawn = "random_bits" in str(jax.make_jaxpr(agent.update)(*args))
+        assert drawn == (name == "best_of_n"), name
+
+
 @pytest.mark.slow
 def test_critics_do_not_depend_on_the_policy() -> None:
     """The critics of all three losses are equal, the policies differ."""

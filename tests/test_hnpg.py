@@ -18,7 +18,7 @@ from jaxrl.envs import lock
 from jaxrl.errors import UserError
 from jaxrl.experiments.data import collect
 from jaxrl.program import train
-from jaxrl.types import Box, EnvSpec, Transition
+from jaxrl.types import Box, Env, EnvSpec, HyperParams, TimeStep, Transition
 
 H, N = 3, 4
 SPEC = EnvSpec("three", (2,), Box((-1.0,), (1.0,), (1,)), H)
@@ -122,6 +122,40 @@ def test_a_policy_per_step(state: hnpg.State) -> None:
     for i, h in enumerate((0, 1, 2)):
         mean = net.actor.apply(state.actor[h], obs[i][None]).mean[0]
         np.testing.assert_allclose(action[i], np.clip(mean, -1, 1), rtol=1e-5)
+
+
+def test_episodes_that_end_early_last_until_the_horizon() -> None:
+    """Walks from 0 in steps of 1 that end at 2: every window begins one, and pays until its end."""
+
+    def step(key: Any, x: Any, action: Any, params: Any) -> Any:
+        x = x + 1
+        return x, TimeStep(jnp.full(2, x), x, x >= 2, jnp.zeros((), bool))
+
+    reset = lambda key, params: (jnp.zeros(()), jnp.zeros(2))
+    env = Env(SPEC, {}, reset, step)
+    agent, hp, key = hnpg.make(CFG, SPEC), hnpg.Hypers(), jax.random.key(0)
+    source = hnpg.hybrid_batches(CFG, env, agent)
+    rows = np.arange(6)
+    data = Transition(
+        np.zeros((6, 2)), np.zeros((6, 1)), *[rows, np.zeros((6, 2))], *[rows < 0] * 3
+    )
+    inputs = {"data": jax.tree.map(jnp.float32, data)}
+
+    @jax.jit
+    def windows(state: hnpg.State) -> Any:
+        src = source.init(key, state, HyperParams(hp, {}), inputs)
+        take = lambda src, key: source.next(src, state, HyperParams(hp, {}), inputs, key, 0)[:2]
+        return jax.lax.scan(take, src, jax.random.split(key))[1].transitions
+
+    found = windows(agent.init(key, hp, {}))
+    own = jax.tree.map(lambda x: np.asarray(x)[:, :, :N], found)  # of two windows
+    same = lambda x: np.broadcast_to(np.array(x)[None, :, None], (2, H, N))
+    np.testing.assert_array_equal(own.reward, same([1, 2, 0]))
+    np.testing.assert_array_equal(own.obs[..., 0], same([0, 1, 2]))
+    np.testing.assert_array_equal(own.next_obs[..., 0], same([1, 2, 2]))
+    np.testing.assert_array_equal(own.start, same([True, False, False]))
+    with pytest.raises(UserError, match="three runs on the host, which hnpg does not support"):
+        hnpg.waiting(dataclasses.replace(env, host=object))
 
 
 def test_refused_requests() -> None:

@@ -16,9 +16,11 @@ from jaxrl import drive, population
 from jaxrl.agents import bc
 from jaxrl.evaluate import Evaluator, HostEvaluator, divisor, evaluator
 from jaxrl.experiments import train_loop
+from jaxrl.experiments.requests import of_run
 from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.settings import identity, resolve
 from jaxrl.program import Program
+from jaxrl.runs.files import plain
 from jaxrl.types import Env, HyperParams, Policy
 
 STAY = Policy(
@@ -131,3 +133,22 @@ def test_the_option() -> None:
         assert (stage.evaluate.episodes, stage.evaluate.interim) == (128, count)
     found = [identity(x, {}).get("interim_episodes") for x in (plain, given, short)]
     assert found == [32, 16, None]
+
+
+@pytest.mark.parametrize(
+    "agent, options",
+    [
+        ("pqn", {"env": "CartPole-v1"}),
+        ("pqn", {"env": "CartPole-v1", "eval_episodes": 8}),
+        ("pqn", {"env": "CartPole-v1", "eval_episodes": 128, "interim_episodes": 128}),
+        ("pqn", {"env": "CartPole-v1", "eval_episodes": 100, "interim_episodes": 15}),
+        ("pqn", {"env": "CartPole-v1", "eval_first": True, "seeds": 3, "env_options": {"a": 1}}),
+        ("iql", {"env": "brax:hopper"}),  # whose preset normalises returns
+        ("iql", {"env": "brax:hopper", "normalise_returns": False, "agent.hidden": (8,)}),
+    ],
+)
+def test_a_recorded_run_repeats(agent: str, options: dict[str, Any]) -> None:
+    """The request in config.json has the identity of the run."""
+    own = plain(identity(resolve(agent, options), {}))
+    request = of_run({"config": own, "context": {}}, "config.json")
+    assert plain(identity(resolve(agent, request.options), {})) == own

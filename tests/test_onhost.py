@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import logged
@@ -15,10 +18,11 @@ import pytest
 from jaxrl import drive, envs, hosted, population
 from jaxrl.agents import bc
 from jaxrl.envs import datasets
+from jaxrl.envs.names import EnvError
 from jaxrl.evaluate import evaluator
 from jaxrl.experiments import cli, jax_setup
 from jaxrl.program import Program, train
-from jaxrl.types import Box, Env, EnvSpec, HyperParams, Policy, TimeStep
+from jaxrl.types import Box, Discrete, Env, EnvSpec, HyperParams, Policy, TimeStep
 
 LIMIT = 4
 SPEC = EnvSpec("drift", (1,), Box((-1.0,), (1.0,), (1,)), LIMIT)
@@ -34,6 +38,55 @@ def drift() -> Env:
 
     reset = lambda key, params: ((jnp.zeros(1), jnp.int32(0)), jnp.zeros(1))
     return Env(SPEC, {}, reset, step)
+
+
+class Cell(gymnasium.Env):
+    """Observations 1, 2 and 3 of {1, 2, 3}, or images of their bytes."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, image: bool = False) -> None:
+        box = gymnasium.spaces.Box(0, 255, (2, 2, 1), np.uint8)
+        self.observation_space = box if image else gymnasium.spaces.Discrete(3, start=1)
+
+    def reset(self, **_: Any) -> tuple[Any, dict]:
+        self.x = 1
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        image = isinstance(self.observation_space, gymnasium.spaces.Box)
+        return np.full((2, 2, 1), self.x, np.uint8) if image else self.x
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.x += 1
+        return self.seen(), 0.0, self.x == 3, False, {}
+
+
+def test_observations_of_gymnasium() -> None:
+    """Discrete observations are one-hot, images stay bytes; other numbers are float32."""
+    gymnasium.register("Cell-v0", Cell)
+    cell, image = (envs.make("gymnasium:Cell-v0", image=x) for x in (False, True))
+    assert cell.spec == EnvSpec("gymnasium:Cell-v0", (3,), Discrete(2))
+    assert image.spec == EnvSpec("gymnasium:Cell-v0", (2, 2, 1), Discrete(2), obs_dtype="uint8")
+    act = lambda state, hp, obs, start, memory, noise, explore: (start.astype(jnp.int32), (), {})
+    for env in (cell, image):
+        players = hosted.Players(hosted.HostRollout(env, Policy(act=act), 1, 2), np.zeros((1, 1)))
+        action = np.zeros((1, 1), np.int32)
+        window = players.window([0], lambda obs, start, memory, t: (action, (), {}))  # noqa: B023
+        got = np.stack([window.transitions.obs, window.transitions.next_obs])[:, 0, :, 0]
+        assert got.dtype == env.spec.obs_dtype
+        want = np.array([[1, 2], [2, 3]])  # obs and next_obs of two steps
+        want = np.eye(3)[want - 1] if env is cell else want[..., None, None, None]
+        np.testing.assert_array_equal(got, np.broadcast_to(want, got.shape))
+        players.close()
+
+
+def test_discrete_observations_of_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimpleNamespace(observation_space=gymnasium.spaces.Discrete(3), close=lambda: None)
+    fake = SimpleNamespace(make=lambda *_, **__: pool)
+    monkeypatch.setitem(sys.modules, "envpool", fake)  # type: ignore[arg-type]
+    with pytest.raises(EnvError, match=r"must be an array of numbers, not Discrete\(3\)"):
+        envs.make("envpool:Cell-v0")
 
 
 class Drift:

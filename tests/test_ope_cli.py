@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxrl.errors import UserError
 from jaxrl.evaluate import evaluator
-from jaxrl.experiments import cli
+from jaxrl.experiments import cli, restore
 from jaxrl.experiments.ope import discounting
 from jaxrl.experiments.ope_report import Found, agreement
+from jaxrl.experiments.settings import Settings, resolve
 from jaxrl.runs.records import read_metrics
 from jaxrl.types import HyperParams, Policy
 
@@ -90,6 +92,23 @@ def test_agreement() -> None:
 
 SMALL = ["--env", "dmsd", "--data", str(FIXTURE), "--preset", "none", "--eval-episodes", "2"]
 SMALL += ["--agent.hidden", "4", "--agent.batch-size", "4", "--agent.updates", "4"]
+
+
+def test_fresh_episodes_need_no_fqe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`jaxrl eval` of a run with --ope-updates plans episodes alone."""
+    options = {"env": "dmsd", "data": FIXTURE, "preset": "none", "ope_updates": 20}
+    planned = []
+
+    def prepare(settings: Settings) -> None:
+        planned.append(settings.options)
+        raise UserError("enough")
+
+    monkeypatch.setattr(restore, "open_run_folder", lambda path: None)
+    monkeypatch.setattr(restore, "settings_of", lambda *_: resolve("bc", options))
+    monkeypatch.setattr(restore, "prepare", prepare)
+    with pytest.raises(UserError, match="enough"):
+        restore.evaluate(Path("run"), 5, 0)
+    assert [(x.ope_updates, x.eval_episodes, x.interim_episodes) for x in planned] == [(0, 5, 5)]
 
 
 @pytest.mark.slow

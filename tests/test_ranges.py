@@ -20,6 +20,7 @@ from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.search.space import Range as Searched
 from jaxrl.experiments.settings import known_fields, resolve
 from jaxrl.experiments.values import fields_of
+from jaxrl.program import Program
 from jaxrl.ranges import Range, bounded, ranges_of
 
 INF = float("inf")
@@ -120,6 +121,10 @@ def test_steps_in_scientific_notation_and_rounded(total: str, told: list[str]) -
     ready = prepare(resolve("ppo", request))
     assert ready.settings.cfg.total_steps == float(total)
     assert train.rounding(ready) == told
+    (stage,) = ready.program.stages
+    judge = dataclasses.replace(stage, name="judge", updates=50_000)  # learns from data alone
+    two = ready._replace(program=Program((judge, stage)), steps=[0, *ready.steps])
+    assert train.rounding(two) == told
     with pytest.raises(UserError, match="takes a whole number, not '5.5'"):
         resolve("ppo", request | {"agent.total_steps": "5.5"})
 

@@ -20,7 +20,7 @@ from jaxrl.envs.wrappers import sticky_actions, time_limit
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli
 from jaxrl.experiments.render import Played, episode, host_episode, pictures, write_gif
-from jaxrl.types import Agent, Policy
+from jaxrl.types import Agent, Discrete, Env, EnvSpec, Policy, TimeStep
 
 
 def colour(text: str) -> np.ndarray:
@@ -87,6 +87,21 @@ def test_an_episode_stops_at_its_end() -> None:
     assert (np.abs(positions[:-1]) <= 1).all()
     assert abs(positions[-1]) > 1 or len(seen) == tiny.LIMIT + 1
     np.testing.assert_allclose(total, (1 - positions[1:] ** 2).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "max_steps", "steps", "cut"), [(3, None, 3, True), (3, 5, 3, True), (9, 4, 4, False)]
+)
+def test_an_episode_that_is_longer_than_its_picture_is_cut(
+    limit: int, max_steps: int | None, steps: int, cut: bool
+) -> None:
+    flag = jnp.zeros((), bool)
+    step = lambda key, x, action, params: (x, TimeStep(x, jnp.ones(()), flag, flag))
+    spec = EnvSpec("endless", (1,), Discrete(2), max_steps)
+    env = Env(spec, {}, lambda key, params: (jnp.zeros(1), jnp.zeros(1)), step)
+    act = lambda state, hp, obs, start, memory, noise, explore: (jnp.array([0]), memory, {})
+    played = episode(env, TrainedPolicy(Policy(act=act), (), ()), jax.random.key(0), limit)
+    assert (len(played.returns) - 1, played.cut) == (steps, cut)
 
 
 def test_whole_observations_are_drawn_of_a_policy_that_sees_a_part() -> None:
@@ -170,7 +185,8 @@ def test_environments_of_the_host_draw_themselves() -> None:
     act = lambda state, hp, obs, start, memory, noise, explore: (jnp.zeros((1, 2)), memory, {})
     member = TrainedPolicy(Policy(act=act), (), ())
     env = dataclasses.replace(tiny.glide(), host=Host)
-    images, returns = host_episode(env, member, 0)
+    images, returns, cut = host_episode(env, member, 0)
+    assert not cut and host_episode(env, member, 0, limit=2)[2]
     assert [image[0, 0, 0] for image in images] == [0, 1, 2, 3] and returns.tolist() == [0, 1, 2, 3]
     with pytest.raises(UserError, match="line cannot be drawn: .*render_mode"):
         host_episode(dataclasses.replace(env, host=lambda: None), member, 0)

@@ -2,18 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import logged
 import numpy as np
 import pytest
 import toys
 from jax.sharding import PartitionSpec as Spec
 
 from jaxrl import drive, envs, population
-from jaxrl.agents import dqn, iql, ppo, pqn
+from jaxrl.agents import dqn, iql, ppo, pqn, sac
 from jaxrl.errors import UserError
 from jaxrl.experiments.plan import hyper_table
 from jaxrl.experiments.restore import prepare, settle
-from jaxrl.rows import split
-from jaxrl.types import HyperParams
+from jaxrl.rows import ROWS, split
+from jaxrl.types import Batch, HyperParams
 
 
 def test_rows_are_split_within_a_member_and_gradients_are_summed():
@@ -36,6 +37,37 @@ def test_rows_are_split_within_a_member_and_gradients_are_summed():
     wanted = [2 * a.T @ (a @ b) / 16 for a, b in zip(x, w, strict=True)]
     np.testing.assert_allclose(run(*plan.split((w, x))), wanted, rtol=1e-5)
     assert "all-reduce" in run.as_text() and sizes == [(16, 3)]
+
+
+def test_gradient_steps_are_not_split():
+    """All arrays of SAC's update are divided along the axis of the 12 rows of a batch."""
+    plan = population.layout(1, jax.devices()[:4], 1, each=4)
+    env = toys.drift()
+    cfg = sac.Config(
+        num_envs=8, num_steps=12, gradient_steps=8, policy_every=4, batch_size=12, hidden=(4,)
+    )
+    agent, hp, key = sac.make(cfg, env.spec), sac.Hypers(), jax.random.key(0)
+    batch = Batch(logged.rows(env.spec, 96, 0))
+
+    def update(batch):
+        return agent.update(agent.init(key, hp, {}), hp, batch, key, 0)
+
+    with jax.set_mesh(plan.mesh):
+        found = list(constraints(jax.make_jaxpr(update)(batch).jaxpr))
+    sizes = {shape[spec.index(ROWS)] for shape, spec in found}
+    assert found and sizes == {12}
+
+
+def constraints(jaxpr):
+    """(shape, spec) of each sharding constraint."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "sharding_constraint":
+            yield eqn.outvars[0].aval.shape, tuple(eqn.params["sharding"].spec)
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+                yield from constraints(inner)
 
 
 def test_without_several_devices_nothing_is_split():

@@ -13,13 +13,15 @@ from typing import Any
 
 import cluster
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
 
 from jaxrl import drive
 from jaxrl.errors import UserError
-from jaxrl.experiments import agents, cli, jax_setup, requests, restore
+from jaxrl.evaluate import Evaluator
+from jaxrl.experiments import agents, cli, jax_setup, requests, restore, sizes, train_loop
 from jaxrl.experiments.plan import Plan
 from jaxrl.experiments.search import command, loop, pbt, report, slots, study
 from jaxrl.experiments.search.objective import Objective
@@ -28,7 +30,9 @@ from jaxrl.experiments.search.slots import Outcome
 from jaxrl.experiments.search.space import Range, Space, read_space
 from jaxrl.experiments.settings import identity
 from jaxrl.experiments.trust import Trust
+from jaxrl.program import Program
 from jaxrl.runs import records, shards
+from jaxrl.types import Episodes
 
 TRUSTED = Trust(everything=True)
 SMALL = {
@@ -195,6 +199,41 @@ def test_objectives_by_hand() -> None:
     np.testing.assert_array_equal(Objective(cvar=0.5).trials(seeds), [1.5, np.nan])
     np.testing.assert_array_equal(Objective(cvar=0.5, minimise=True).trials(seeds), [6.5, np.nan])
     np.testing.assert_array_equal(Objective(minimise=True).ranking(seeds), [-2.5, np.nan])
+
+
+def test_objectives_are_columns_of_the_metrics() -> None:
+    """Those of the training loop: risks and what an evaluation measures are among them."""
+    asked = requests.read("search", ASKED)
+    ready = restore.prepare(restore.settle(asked.agent, asked.options))
+    (stage,) = ready.program.stages
+    assert isinstance(stage.evaluate, Evaluator)
+    play = stage.evaluate.measuring(lambda *_: {"moved": jnp.float32(0)})
+    ready = ready._replace(program=Program((dataclasses.replace(stage, evaluate=play),)))
+    states = sizes.abstract_states(ready)
+    each = np.ones(2, np.float32)
+    metrics = {name: each for name in ("finite", *states[-1].member.metrics)}
+    evals = Episodes(np.ones((2, 3)), np.ones((2, 3)), np.ones((2, 3), bool), {"moved": each})
+    columns = train_loop.metrics_of(drive.Report("agent", 1, metrics, evals))
+    assert columns is not None and {"loss", "cvar_0.1", "var_0.25", "moved"} < columns.keys()
+    for name in columns:
+        slots.check_metric(name, ready, states)
+    with pytest.raises(
+        UserError, match="metric:move: unknown metric, did you mean 'moved'"
+    ) as told:
+        slots.check_metric("move", ready, states)
+    assert str(told.value).partition("known: ")[2].split(", ") == sorted(columns)
+    nowhere = Program((dataclasses.replace(stage, evaluate=None),))
+    with pytest.raises(UserError, match="metric:return: unknown metric"):
+        slots.check_metric("return", ready._replace(program=nowhere), states)
+
+
+def test_options_of_a_search_are_checked_before_its_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "read_space", lambda *_: pytest.fail("plans every combination"))
+    for option in ("--eval-first", "--overwrite"):
+        with pytest.raises(UserError, match="remove"):
+            run(option)
 
 
 def test_batches_are_even() -> None:

@@ -144,6 +144,13 @@ def test_the_line_wins_over_the_file(folder: Path) -> None:
     }
 
 
+def test_names_without_no() -> None:
+    """Only at the beginning of the last part."""
+    wanted = {"agent.no_hybrid", "agent.hybrid", "agent.mono_rate", "casino_env", "no_clip", "clip"}
+    found = requests.option_names(dict.fromkeys(wanted - {"agent.hybrid", "clip"}))
+    assert found == wanted | {f"agent.{name}" for name in wanted}
+
+
 def test_train_takes_a_file_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "it.yaml").write_text(FILE.partition("sweep:")[0])
     seen: list[Settings] = []

@@ -80,6 +80,10 @@ def run(request: Request) -> dict[str, Any]:
     goal = objective(own)
     request = full_names(request._replace(options=rest))
     its = settle(request.agent, rest).options
+    if its.eval_first:
+        raise UserError("a search compares trained policies: remove --eval-first")
+    if its.overwrite:
+        raise UserError("a search is not overwritten: remove its folder, or pass another --out")
     processes = join(its.coordinator, its.processes, its.process_id, its.heartbeat)
     space = read_space(request, processes)
     samplers.check(own.sampler, space)
@@ -92,10 +96,6 @@ def run(request: Request) -> dict[str, Any]:
     )
     sizes = slots.sizes(own.trials, own.batch, len(space.programs), own.programs)
     width = slots.check(Engine(goal, processes, {}, its.width), space.programs[0], sizes[0])
-    if its.eval_first:
-        raise UserError("a search compares trained policies: remove --eval-first")
-    if its.overwrite:
-        raise UserError("a search is not overwritten: remove its folder, or pass another --out")
     check_processes(processes, "search", path, its.overwrite, config)
     with contextlib.ExitStack() as stack:
         record = open_record(path / "search.json", "search", config, {"width": width})

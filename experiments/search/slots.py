@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,12 @@ from jaxrl.experiments.restore import prepare
 from jaxrl.experiments.run_folders import open_together
 from jaxrl.experiments.search.objective import Objective
 from jaxrl.experiments.settings import Settings
-from jaxrl.experiments.sizes import abstract_states, batch_bytes, state_bytes
+from jaxrl.experiments.sizes import abstract_states, batch_bytes, measured, state_bytes
 from jaxrl.experiments.summary import context, last_trained, summarise
 from jaxrl.ope.during import NAME as OPE
-from jaxrl.runs import device_memory, metrics, records
+from jaxrl.runs import device_memory, metrics, records, stats
 from jaxrl.runs.processes import Processes
+from jaxrl.snapshot import RunState
 
 
 class Outcome(NamedTuple):
@@ -140,21 +141,32 @@ def check(engine: Engine, settings: Settings, size: int) -> int:
     padded = filled(dataclasses.replace(settings, options=its), size)
     ready = prepare(padded, engine.processes)
     states = abstract_states(ready)
-    known = ["return", "length", *states[-1].member.metrics]
-    if settings.options.ope_updates:
-        known.append(OPE)
-    elif engine.objective.metric == OPE:
-        raise UserError("--objective ope:fqe needs --ope-updates, for example --ope-updates 5000")
-    if engine.objective.metric not in known:
-        raise UserError(
-            f"--objective metric:{engine.objective.metric}: unknown metric"
-            f"{nearest(engine.objective.metric, known)}; known: {', '.join(sorted(known))}"
-        )
+    check_metric(engine.objective.metric, ready, states)
     first, end = ready.ranges[engine.processes.index]
     free = device_memory.available(ready.layout.mesh.devices.flat[0])
     device_memory.check(state_bytes(ready, states), end - first, ready.layout, free)
     device_memory.check_temporary("a batch", batch_bytes(ready, states), ready.layout)
     return ready.layout.width
+
+
+def check_metric(metric: str, ready: Plan, states: Sequence[RunState]) -> None:
+    """Raises UserError if the metrics of a run's last stage have no such column.
+
+    See `train_loop.metrics_of`. The evaluation is traced only for a column that may be one of its
+    measured results.
+    """
+    if metric == OPE and not ready.settings.options.ope_updates:
+        raise UserError("--objective ope:fqe needs --ope-updates, for example --ope-updates 5000")
+    known = {"finite", *states[-1].member.metrics}
+    if ready.program.stages[-1].evaluate is not None:
+        known |= {"return", "length", *stats.RISKS}
+    if metric not in known:
+        known |= {*measured(ready, states)}
+    if metric not in known:
+        raise UserError(
+            f"--objective metric:{metric}: unknown metric{nearest(metric, known)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def filled(settings: Settings, size: int) -> Settings:

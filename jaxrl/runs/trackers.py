@@ -136,7 +136,7 @@ class Trackio:
 
     def close(self, table: Sequence[Mapping[str, Any]]) -> None:
         if table:
-            import pandas  # comes with gymnax
+            import pandas  # comes with seaborn, which gymnax needs
 
             rows = pandas.DataFrame([dict(row) for row in table])
             self._trackio.log({"results": self._trackio.Table(dataframe=rows)})
