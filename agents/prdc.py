@@ -27,7 +27,7 @@ from flax import struct
 
 from jaxrl.agents import td3bc
 from jaxrl.algorithm import Algorithm
-from jaxrl.errors import at_least
+from jaxrl.errors import UserError, at_least
 from jaxrl.neighbours import CHUNK, nearest
 from jaxrl.normalise import standardise_obs
 from jaxrl.program import Program
@@ -100,7 +100,13 @@ def neighbouring(cfg: Config, spec: EnvSpec, agent: Agent) -> Source:
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:
-    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end."""
+    """Program of a run with `evals` evaluations of `episodes` episodes, the last at the end.
+
+    Raises:
+      UserError: as `make`, or `finetune_steps` asks for TD3+BC's second stage.
+    """
+    if cfg.finetune_steps:
+        raise UserError(f"finetune_steps={cfg.finetune_steps}: prdc learns from data alone; use 0")
     agent = make(cfg, env.spec)
     source = neighbouring(cfg, env.spec, agent)
     return offline_program(cfg, env, agent, evals, episodes, source=source)

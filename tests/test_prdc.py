@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from logged import BOX, fit, mode, numbers, rows, table
 
 from jaxrl.agents import prdc, td3bc
+from jaxrl.errors import UserError
 from jaxrl.neighbours import nearest
 from jaxrl.types import Box, EnvSpec, HyperParams
 
@@ -80,3 +82,9 @@ def test_a_hole_in_the_data() -> None:
     base = td3bc.make(cfg, spec)
     held = mode(base, jax.jit(fit(base, 800))(hp, data), hp, [[0.0]])[0, 0]
     assert held < 0.2 < 0.4 < drawn[0]
+
+
+def test_no_second_stage() -> None:
+    """TD3+BC's settings include those of fine-tuning, which PRDC does not have."""
+    with pytest.raises(UserError, match="finetune_steps=100: prdc learns from data alone"):
+        prdc.program(prdc.Config(finetune_steps=100), tiny.glide())
