@@ -93,6 +93,21 @@ def start(space: str) -> tuple[ppo.State, Transition]:
     return state._replace(params=params), t._replace(extras=extras | {"value": t.extras["value"]})
 
 
+def random_window(space: str) -> Transition:
+    """A window whose samples, log-probabilities and values are random numbers."""
+    rng: Any = np.random.default_rng(1)
+    t, shape = window(0, lambda obs: rng.normal(size=obs.shape[:-1])), (STEPS, ENVS)
+    if space == "discrete":
+        sample, log_prob = rng.integers(0, 4, shape, np.int32), np.full(shape, -np.log(4))
+    else:
+        sample = rng.normal(size=(*shape, 2))
+        log_prob = stats.norm.logpdf(sample).sum(-1)
+    log_prob = log_prob + 0.1 * rng.normal(size=shape)
+    extras = {"sample": sample, "log_prob": log_prob, "value": t.extras["value"]}
+    single = lambda x: jnp.asarray(x, jnp.float32 if x.dtype == np.float64 else x.dtype)
+    return jax.tree.map(single, t._replace(extras=extras))
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_update_by_hand(space: str) -> None:
     """Two epochs of the whole window: GAE, every term of the loss, clipping, Adam, its schedule.
