@@ -352,8 +352,7 @@ def learn_probes(module: Any, cfg: Any, hp: Any, kinds: dict[str, Any]) -> tuple
 def check_values(kinds: dict[str, Any], values: np.ndarray) -> None:
     for (kind, (_, expected)), got in zip(kinds.items(), values, strict=True):
         error = np.nanmax(np.abs(got - np.array(expected)))
-        print(kind, error)
-        assert error < 0.05 * np.nanmax(np.abs(expected)), kind
+        assert error < 0.05 * np.nanmax(np.abs(expected)), (kind, error)
 
 
 def test_probes() -> None:
@@ -374,7 +373,6 @@ def test_aims() -> None:
     """Means at half the observation; the entropy falls, and with it what noise costs the value."""
     cfg = ppo.Config(**SIZES | {"num_envs": 16, "total_steps": 400 * 128})
     policy, values = learn_probes(ppo, cfg, ppo.Hypers(lr=0.01, gamma=GAMMA), AIM)
-    print(policy.mean[..., 0], np.exp(policy.log_std[..., 0]))
     np.testing.assert_allclose(policy.mean[0, :, [0, 2], 0].T, [[-0.5, 0.5]] * SEEDS, atol=0.1)
-    assert np.all(np.exp(policy.log_std) < 0.3)
+    assert np.all(np.exp(policy.log_std) < 0.3), policy.log_std
     check_values(AIM, values)
