@@ -38,12 +38,13 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import dynamics, nets
-from jaxrl.agents import iql, ppo
+from jaxrl.agents import ppo
 from jaxrl.algorithm import Algorithm
 from jaxrl.cloning import diverse_clones
 from jaxrl.dynamics import Ensemble
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.heads import box_head
 from jaxrl.losses import critic_loss, expectile_loss, scaled_rewards, td_target
 from jaxrl.ope.imagined import imagined_q
 from jaxrl.optim import Trainable, linear, minimise, polyak
@@ -169,7 +170,7 @@ class Critics(NamedTuple):
 
 def critics(cfg: Config, spec: EnvSpec) -> Learner:
     """IQL's critics: V is an expectile of the target critics, Q has the target r + γ V(s')."""
-    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
+    head, model = box_head(cfg.hidden, spec), networks(cfg, spec)
 
     def init(key, hp, inputs):
         key_value, key_critic = jax.random.split(key)
@@ -223,7 +224,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
       UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
     check(cfg, spec)
-    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
+    head, model = box_head(cfg.hidden, spec), networks(cfg, spec)
     space, own = box_scale("uni_o4", spec), ppo.acting(model, spec)
     world = dynamics.model(cfg.ensemble(), spec, "model")
     boxed = lambda sample: space.scaled(jnp.clip(sample, -1.0, 1.0))

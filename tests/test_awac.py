@@ -12,6 +12,7 @@ import pytest
 from logged import BOX, BUTTONS, numbers, random_state, rows, table
 
 from jaxrl.agents import awac
+from jaxrl.heads import head_of
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
@@ -20,7 +21,7 @@ SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
 @pytest.mark.parametrize("spec", [BOX, BUTTONS], ids=lambda spec: spec.name)
 def test_update_by_hand(spec: EnvSpec) -> None:
     """One action of the policy in targets and values; time limits bootstrap; clipped weights."""
-    agent, head = awac.make(awac.Config(**SIZES), spec), awac.head_of(awac.Config(**SIZES), spec)
+    agent, head = awac.make(awac.Config(**SIZES), spec), head_of(SIZES["hidden"], spec)
     t = jax.tree.map(jnp.asarray, rows(spec))
     hp = numbers(awac.Hypers(gamma=0.9, lam=0.05, max_weight=3.0, lr=0.0, reward_scale=2.0))
     state = random_state(agent, hp)

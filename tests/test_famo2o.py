@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from logged import BOX, numbers, random_params, random_state, rows, table
 
-from jaxrl.agents import famo2o, iql
+from jaxrl import nets
+from jaxrl.agents import famo2o
 from jaxrl.errors import UserError
+from jaxrl.heads import Layers
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
@@ -77,7 +79,7 @@ def test_update_by_hand(online: bool) -> None:
     unit = np.tanh(mean[:, 0]) if online else jax.random.uniform(key_beta, (8,), minval=-1.0)
     beta = 0.5 + 2.5 * (np.asarray(unit) + 1) / 2
     q, log_prob = map(np.asarray, universal(beta))
-    net = iql.nets.flat(iql.nets.from_linen(iql.Layers((5,), 1), (3,)))
+    net = nets.flat(nets.from_linen(Layers((5,), 1), (3,)))
     v = np.asarray(jax.jit(net.apply)(new.inner.value, t.obs))[:, 0]
     weight = np.minimum(np.exp(beta * (q.min(0) - v)), 0.8)
     assert weight.min() < 0.7 and weight.max() == 0.8
