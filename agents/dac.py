@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -195,7 +194,7 @@ def discriminator_inputs(name: str, spec: EnvSpec) -> tuple[Callable[[Transition
 
     Actions are scaled to [-1, 1], or one-hot.
     """
-    seen, action = int(np.prod(spec.obs_shape)), spec.action
+    seen, action = spec.obs_size, spec.action
     flat = lambda t: t.obs.reshape(len(t.reward), -1)
     if isinstance(action, Discrete):
         hot = lambda t: jax.nn.one_hot(t.action, action.n)

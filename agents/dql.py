@@ -27,7 +27,6 @@ The parts shared with OFQL are in this file.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -270,20 +269,15 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
 def timed_net(cfg: Any, spec: EnvSpec, space: BoxScale, times: int) -> nets.Net:
     """Network of a policy: (actions [B, ..., A], obs [B, C], *times [B]) -> [B, ..., A]."""
     net = nets.ConditionalMLP(cfg.hidden, space.size, cfg.embedding)
-    shapes = ((space.size,), (flat_size(spec),), *[()] * times)
+    shapes = ((space.size,), (spec.obs_size,), *[()] * times)
     return nets.flat(nets.from_linen(net, *shapes))
 
 
 def value_net(cfg: Any, spec: EnvSpec, space: BoxScale) -> nets.Net:
     """Network of a critic: (obs [B, C], actions [B, ..., A]) -> [B, ...]."""
     net = nets.ConditionalMLP(cfg.hidden, 1, norm=cfg.critic_norm)
-    net = nets.flat(nets.from_linen(net, (space.size,), (flat_size(spec),)))
+    net = nets.flat(nets.from_linen(net, (space.size,), (spec.obs_size,)))
     return nets.Net(net.init, lambda params, obs, action: net.apply(params, action, obs)[..., 0])
-
-
-def flat_size(spec: EnvSpec) -> int:
-    """Elements of one observation."""
-    return math.prod(spec.obs_shape)
 
 
 def backup(q: Array) -> Array:

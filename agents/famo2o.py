@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -95,7 +94,7 @@ class State(NamedTuple):
 def universal_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> Head:
     """IQL's head for observations with β, [B, S + EMBEDDING]; critics see the first S elements."""
     box_scale("famo2o", spec)
-    size = int(np.prod(spec.obs_shape))
+    size = spec.obs_size
     seen = dataclasses.replace(spec, obs_shape=(size,))
     critic = box_head(hidden, seen)
     wide = dataclasses.replace(spec, obs_shape=(size + EMBEDDING,))
@@ -137,7 +136,7 @@ def make(cfg: Config, spec: EnvSpec, *, online: bool = False) -> Agent:
         raise UserError(f"extraction={cfg.extraction} has no balance per state: use awr")
     head = universal_head(cfg.hidden, spec, cfg.dropout)
     balance = balance_head(cfg.hidden, spec)
-    size = int(np.prod(spec.obs_shape))
+    size = spec.obs_size
     net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), (size,)))
     value_net = nets.Net(net.init, lambda params, seen: net.apply(params, seen[:, :size]))
     inner = iql.make_variant(cfg, head, value_net, decay=not online)

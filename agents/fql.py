@@ -24,7 +24,6 @@ Deviations from the authors' code:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -115,7 +114,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_fine_tuning(cfg)
     at_least(1, flow_steps=cfg.flow_steps)
     space = box_scale("fql", spec)
-    size, seen = space.size, math.prod(spec.obs_shape)
+    size, seen = space.size, spec.obs_size
     net = lambda inputs, out, norm=False: nets.packed(
         nets.from_linen(nets.MLP(cfg.hidden, out, norm=norm, activation=nn.gelu), (inputs,))
     )

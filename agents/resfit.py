@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -152,7 +151,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     plain, space = check_base("resfit", base), box_scale("resfit", spec)
     size = space.size
     act_base = lambda trained, obs: space.unit(greedy(plain, trained, obs))
-    flat = int(np.prod(spec.obs_shape)) + size
+    flat = spec.obs_size + size
     end = nn.initializers.zeros if cfg.zero_start else nn.initializers.lecun_normal()
     actor_net = nets.packed(nets.from_linen(nets.MLP(cfg.hidden, size, end=end), (flat,)))
     mlp = nets.MLP(cfg.hidden, 1, norm=cfg.layer_norm)

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -172,7 +171,7 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
     at_least(1, policy_every=cfg.policy_every)
     space = box_scale(variant.name, spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
-    shape = (int(np.prod(spec.obs_shape)) + space.size,)
+    shape = (spec.obs_size + space.size,)
     mlp = nets.MLP(cfg.hidden, 1, norm=variant.norm)
     critic_net = nets.packed(nets.from_linen(mlp, shape))
 

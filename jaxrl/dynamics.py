@@ -17,12 +17,12 @@ the held-out errors first stall).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
@@ -60,7 +60,7 @@ class Ensemble:
 
     def outputs(self, spec: EnvSpec) -> int:
         """Number of predicted elements: those of s' - s, and r if it is learned."""
-        return int(np.prod(spec.obs_shape)) + (self.reward is None)
+        return spec.obs_size + (self.reward is None)
 
 
 class Nets(NamedTuple):
@@ -210,7 +210,7 @@ def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
         who = state.elites[jax.random.randint(key_elite, (n,), 0, cfg.elites)]
         drawn = mean + std * jax.random.normal(key_noise, mean.shape[1:])[None]
         drawn = drawn[who, jnp.arange(n)]
-        size = int(np.prod(spec.obs_shape))
+        size = spec.obs_size
         next_obs = obs + drawn[:, :size].reshape(obs.shape)
         seen = (obs, action, next_obs)
         reward = drawn[:, -1] if cfg.reward is None else cfg.reward(*seen)
@@ -232,7 +232,7 @@ Sizes = tuple[int, ...]  # widths of inputs, hidden layers and outputs
 
 def sizes(cfg: Ensemble, spec: EnvSpec) -> Sizes:
     """Widths of the layers; outputs are F means, F log-variances and the logit of termination."""
-    inputs = int(np.prod(spec.obs_shape) + np.prod(spec.action.shape))
+    inputs = spec.obs_size + math.prod(spec.action.shape)
     return (inputs, *cfg.hidden, 2 * cfg.outputs(spec) + 1)
 
 

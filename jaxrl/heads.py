@@ -90,7 +90,7 @@ def box_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> He
     """A normal distribution over unit actions; samples are clipped to the box."""
     space = box_scale("a normal policy", spec)
     actor = nets.packed(nets.from_linen(Gaussian(hidden, space.size, dropout), spec.obs_shape))
-    inputs = (int(np.prod(spec.obs_shape)) + space.size,)
+    inputs = (spec.obs_size + space.size,)
 
     def policy(params: PyTree, obs: Array, *key: Array) -> Normal:
         mean, log_std = actor.apply(params, obs, *key)

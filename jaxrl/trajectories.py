@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxrl import diffusion, nets, unet
@@ -36,7 +35,7 @@ class Codec(NamedTuple):
 
     @property
     def obs(self) -> int:
-        return int(np.prod(self.spec.obs_shape))
+        return self.spec.obs_size
 
     @property
     def channels(self) -> int:
