@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl import nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.extraction import advantage_weights, cloning_loss
 from jaxrl.heads import head_of
@@ -104,8 +105,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor.init(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, critic, opt)
 

@@ -192,9 +192,8 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        actor, target = nets.init_twice(policy.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic)
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 

@@ -145,8 +145,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_flow, key_actor, key_critic = jax.random.split(key, 3)
         cloned, actor = velocity.init(key_flow), policy.init(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        critic = nets.init_stack(critic_net.init, key_critic)
         adam = optax.adam(hp.lr).init
         opt = (adam(cloned), adam(actor), adam(critic))
         return State(cloned, actor, critic, critic, opt, data_moments(cfg, spec, inputs))

@@ -141,8 +141,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
     def init(key, hp, inputs):
         key_actor, key_value, key_critic = jax.random.split(key, 3)
         actor, value = head.actor.init(key_actor), value_net.init(key_value)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
 

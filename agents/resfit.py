@@ -171,10 +171,8 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        pair = jax.lax.map(actor_net.init, jnp.stack([key_actor, key_actor]))
-        actor, target = nets.pick(pair, 0), nets.pick(pair, 1)
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic, cfg.critics))
+        actor, target = nets.init_twice(actor_net.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic, cfg.critics)
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(own, actor, critic, target, critic, opt)
 

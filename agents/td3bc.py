@@ -184,10 +184,8 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        pair = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
-        actor, target = nets.pick(pair, 0), nets.pick(pair, 1)
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        actor, target = nets.init_twice(policy.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic)
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 

@@ -175,7 +175,7 @@ def critics(cfg: Config, spec: EnvSpec) -> Learner:
     def init(key, hp, inputs):
         key_value, key_critic = jax.random.split(key)
         value = model.critic.init(key_value)
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         adam = optax.adam(hp.critic_lr)
         return Critics(value, critic, critic, (adam.init(value), adam.init(critic)))
 

@@ -28,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
+from jaxrl.nets import init_stack
 from jaxrl.normalise import Moments, row_moments, standardise
 from jaxrl.program import Stage
 from jaxrl.sources import below, expand, whole
@@ -248,8 +249,7 @@ def begin(shapes: Sizes, members: int, key: Array) -> Nets:
             parts += [jnp.zeros(b)]
         return jnp.concatenate(parts)
 
-    # A loop, not a vmap: XLA would compute networks and copies separately, see `opaque`.
-    params = jax.lax.map(one, jax.random.split(key, members))
+    params = init_stack(one, key, members)
     bounds = jnp.broadcast_to(jnp.array(BOUNDS)[:, None], (2, shapes[-1] // 2))
     return Nets(params, bounds)
 

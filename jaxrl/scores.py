@@ -154,8 +154,7 @@ def learner(net: dict[str, nets.Net], cfg: Any, spec: EnvSpec, space: BoxScale) 
     joint = nets.joint(net)
 
     def init(key, hp, inputs):
-        # A loop, not a copy: XLA would compute both separately, rounded differently.
-        params, slow = jax.lax.map(joint.init, jnp.stack([key, key]))
+        params, slow = nets.init_twice(joint.init, key)
         return ScoreState(
             params=params,
             slow=slow,
