@@ -32,7 +32,7 @@ from flax import struct
 
 from jaxrl import nets
 from jaxrl.algorithm import Algorithm
-from jaxrl.extraction import advantage_weights, cloning_loss
+from jaxrl.extraction import advantage_weights, weighted_cloning_loss
 from jaxrl.heads import head_of
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, minimise, polyak
@@ -134,7 +134,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def of_actor(actor: PyTree) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
-            loss = cloning_loss(head.log_prob(dist, t.action), weight)
+            loss = weighted_cloning_loss(head.log_prob(dist, t.action), weight)
             return loss, head.distance(dist, t.action)
 
         at = Trainable(state.actor, state.opt[0])

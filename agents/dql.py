@@ -241,7 +241,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
             chosen = policy.sample(actor, init_noise, obs)
             q_actor, q_norm = (critic_net.apply(x, obs, chosen) for x in (maximised, other))
             held = policy.cloning(actor, hp, action, obs, key_clone)
-            return held - hp.eta * normalised(q_actor, q_norm), (held, chosen)
+            return held - hp.eta * normalised_q(q_actor, q_norm), (held, chosen)
 
         at = Trainable(state.actor, state.opt[0])
         found = minimise(of_actor, at, rate * hp.actor_lr, hp.max_grad_norm)
@@ -284,7 +284,7 @@ def backup(q: Array) -> Array:
     return jnp.min(jnp.max(q, -1), 0)
 
 
-def normalised(q_actor: Array, q_norm: Array) -> Array:
+def normalised_q(q_actor: Array, q_norm: Array) -> Array:
     """mean Q_i / mean |Q_j| [] of the policy's actions [B]; no gradient in the denominator."""
     return jnp.mean(q_actor) / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_norm)))
 

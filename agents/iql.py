@@ -38,7 +38,7 @@ from flax import struct
 from jaxrl import losses, nets
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
-from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
+from jaxrl.extraction import advantage_weights, best_of, ddpg_bc_loss, weighted_cloning_loss
 from jaxrl.heads import Head, Layers, head_of
 from jaxrl.normalise import standardised, standardised_log_prob
 from jaxrl.optim import Trainable, cosine, minimise, polyak
@@ -177,7 +177,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
                 q = jnp.min(head.twins(state.target, t.obs, chosen), 0)
                 loss = ddpg_bc_loss(q, log_prob, hp.beta)
             else:
-                loss = cloning_loss(log_prob, weight)
+                loss = weighted_cloning_loss(log_prob, weight)
             return loss, head.distance(dist, t.action)
 
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr

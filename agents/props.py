@@ -45,6 +45,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.losses import masked_mean
 from jaxrl.minibatch import sgd_until
+from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.optim import linear
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
@@ -253,7 +254,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             total = len(data.value)
             data = take(data, total - 1 - jnp.arange(total) % kept)
             if cfg.advantages == "batch":
-                data = data._replace(advantage=ppo.standardised(data.advantage))
+                data = data._replace(advantage=batch_normalised(data.advantage))
             rate = hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end)
             found, metrics = sgd_until(
                 functools.partial(ppo.clipped_loss, cfg, model, hp),

@@ -46,6 +46,7 @@ from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.heads import box_head
 from jaxrl.losses import critic_loss, expectile_loss, scaled_rewards, td_target
+from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.ope.imagined import imagined_q
 from jaxrl.optim import Trainable, linear, minimise, polyak
 from jaxrl.program import Program, Stage
@@ -252,7 +253,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             old = model.actor.apply(behaviour, obs)
             sample = old.sample(old.noise(key, old.mean.shape))
             q = jnp.min(head.twins(critic, obs, boxed(sample)), 0)
-            advantage = ppo.standardised(q - v)
+            advantage = batch_normalised(q - v)
 
             def loss(actor: PyTree) -> tuple[Array, None]:
                 ratio = jnp.exp(model.actor.apply(actor, obs).log_prob(sample) - log_prob)
@@ -266,7 +267,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         at = Trainable(state.actor, state.opt)
         (actor, opt), losses = jax.vmap(improve)(at, state.behaviour, keys)
 
-        def judge() -> tuple[PyTree, Array]:
+        def check_values() -> tuple[PyTree, Array]:
             def value_of(actor: PyTree) -> Array:
                 return imagined_q(
                     world,
@@ -284,7 +285,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return jax.tree.map(keep, (actor, found), (state.behaviour, state.score))
 
         wait = lambda: (state.behaviour, state.score)
-        behaviour, score = jax.lax.cond(step % cfg.gate_every == 0, judge, wait)
+        behaviour, score = jax.lax.cond(step % cfg.gate_every == 0, check_values, wait)
         state = state._replace(actor=actor, behaviour=behaviour, score=score, opt=opt)
         seen = {"policy_loss": jnp.mean(losses), "am_q": jnp.mean(score)}
         return state, seen | {"am_q_best": jnp.max(score)}

@@ -124,7 +124,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
 
     def update(state, hp, batch, key, step):
         learning = state.waiting < cfg.patience
-        epoch = lambda state: judge(learn(state, hp, batch.transitions, key), batch.transitions)
+        epoch = lambda state: validate(learn(state, hp, batch.transitions, key), batch.transitions)
         state = jax.lax.cond(learning, epoch, lambda state: state, state)
         return state, {
             "model_error": jnp.mean(state.loss[state.elites]),
@@ -152,10 +152,10 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
             return optax.apply_updates(nets, change), opt
 
         rows = jnp.moveaxis(rows.reshape(cfg.members, steps, cfg.batch_size), 1, 0)
-        nets, opt = jax.lax.fori_loop(0, opaque(steps), descend, (start, state.opt))
+        nets, opt = jax.lax.fori_loop(0, hidden_length(steps), descend, (start, state.opt))
         return state._replace(nets=unravel(nets), opt=opt)
 
-    def judge(state: State, data: Transition) -> State:
+    def validate(state: State, data: Transition) -> State:
         """Stores each network whose held-out error is lower than ever before."""
         found = held_error(cfg, shapes, state, data)
         better = found < (1 - IMPROVED) * state.loss
@@ -342,11 +342,11 @@ def held_error(cfg: Ensemble, shapes: Sizes, state: State, data: Transition) -> 
         error = jnp.mean((apply(shapes, state.nets, x)[0] - y) ** 2, -1)  # [E, piece]
         return total + jnp.sum(jnp.where((place < state.held)[None], error, 0.0), -1)
 
-    pieces = opaque(-(-most // piece))
+    pieces = hidden_length(-(-most // piece))
     return jax.lax.fori_loop(0, pieces, add, jnp.zeros(cfg.members)) / state.held
 
 
-def opaque(count: int) -> Array:
+def hidden_length(count: int) -> Array:
     """A loop length [] hidden from the compiler.
 
     A loop known to run once would be inlined, and the last bits would depend on what it is fused
