@@ -46,13 +46,13 @@ from jaxrl.evaluate import evaluator
 from jaxrl.losses import masked_mean
 from jaxrl.minibatch import sgd_until
 from jaxrl.objectives.advantages import batch_normalised
-from jaxrl.optim import linear
+from jaxrl.optim import linear, update_if
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import single_stage
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes, take, write
-from jaxrl.types import Agent, Array, Box, Env, EnvSpec, Mean, PyTree, Transition, as_mean
+from jaxrl.types import Agent, Array, Box, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,10 +244,6 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         order = (written + jnp.arange(slots)) % slots
         steps = jax.tree.map(lambda x: x[order].reshape(-1, *x.shape[2:]), ring)
 
-        def learn() -> tuple[PyTree, dict[str, Mean]]:
-            (params, opt), metrics = improve_target(state.params, state.opt[0], steps)
-            return (params, opt), {name: as_mean(x) for name, x in metrics.items()}
-
         def improve_target(params: PyTree, opt: PyTree, steps: Steps) -> PyTree:
             data = experience(cfg, model, params, hp, steps)
             kept = jnp.minimum(written, slots) * cfg.sampling_every * cfg.num_envs
@@ -279,11 +275,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             log_prob = model.actor.apply(actor, rows.obs).log_prob(rows.sample)
             return Sampled(rows.obs, rows.sample, log_prob, held)
 
-        def wait() -> tuple[PyTree, dict[str, Mean]]:
-            zero = lambda x: jnp.zeros(x.shape, x.dtype)
-            return (state.params, state.opt[0]), jax.tree.map(zero, jax.eval_shape(learn)[1])
-
-        (params, opt), metrics = jax.lax.cond(written % cfg.chunks == 0, learn, wait)
+        kept = (state.params, state.opt[0])
+        (params, opt), metrics = update_if(
+            written % cfg.chunks == 0,
+            lambda: improve_target(state.params, state.opt[0], steps),
+            kept,
+        )
         behaviour, opt_behaviour = params["actor"], state.opt[1]
         if cfg.sampling != "on_policy":
             # The oldest batch leaves the buffer as soon as the next one begins.

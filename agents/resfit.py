@@ -38,14 +38,14 @@ from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import smoothed
 from jaxrl.losses import action_distance, critic_loss, td_target
-from jaxrl.optim import Trainable, minimise, polyak
+from jaxrl.optim import Trainable, minimise, polyak, update_if
 from jaxrl.policies import Trained, check_base, greedy
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, check_share, mixed, single_stage
 from jaxrl.sources import split_batch
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, Policy, PyTree, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, Policy, PyTree, as_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,16 +209,11 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
                 at = Trainable(state.actor, state.opt[0])
                 best, loss, chosen = minimise(of_actor, at, hp.actor_lr, hp.max_grad_norm)
                 told = {"actor_loss": loss, "moved": action_distance(chosen, b)}
-                told = {name: as_mean(x) for name, x in told.items()}
                 return (*best, polyak(state.actor_target, best.params, hp.tau)), told
 
-            def wait() -> tuple[PyTree, PyTree]:
-                nothing = Mean(jnp.float32(0), jnp.float32(0))
-                kept = (state.actor, state.opt[0], state.actor_target)
-                return kept, {"actor_loss": nothing, "moved": nothing}
-
+            kept = (state.actor, state.opt[0], state.actor_target)
             due = (count >= cfg.critic_warmup) & ((count + 1) % cfg.policy_every == 0)
-            (actor, opt_actor, actor_target), told = jax.lax.cond(due, improve, wait)
+            (actor, opt_actor, actor_target), told = update_if(due, improve, kept)
             critic_target = polyak(state.critic_target, critic, hp.tau)
             seen = {"critic_loss": loss_q, "q": jnp.mean(q)}
             seen |= {"td_error": jnp.mean(jnp.abs(q - y[None]))}
