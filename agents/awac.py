@@ -30,16 +30,17 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl.agents.iql import Head, box_head, discrete_head
+from jaxrl import nets
 from jaxrl.algorithm import Algorithm
-from jaxrl.extraction import advantage_weights, cloning_loss
+from jaxrl.extraction import advantage_weights, weighted_cloning_loss
+from jaxrl.heads import head_of
 from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.optim import Trainable, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
-from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +92,6 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, optax.OptState]  # Adam of actor and critics
 
 
-def head_of(cfg: Config, spec: EnvSpec) -> Head:
-    """IQL's head for the action space of `spec`, whose policy regression fits AWAC too."""
-    head = discrete_head if isinstance(spec.action, Discrete) else box_head
-    return head(cfg.hidden, spec)
-
-
 def make(cfg: Config, spec: EnvSpec) -> Agent:
     """The agent for environments of `spec`.
 
@@ -105,13 +100,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     check_offline(cfg)
     check_fine_tuning(cfg)
-    head = head_of(cfg, spec)
+    head = head_of(cfg.hidden, spec)
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         actor = head.actor.init(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, critic, opt)
 
@@ -140,7 +134,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 
         def of_actor(actor: PyTree) -> tuple[Array, Array]:
             dist = head.policy(actor, t.obs)
-            loss = cloning_loss(head.log_prob(dist, t.action), weight)
+            loss = weighted_cloning_loss(head.log_prob(dist, t.action), weight)
             return loss, head.distance(dist, t.action)
 
         at = Trainable(state.actor, state.opt[0])

@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -38,7 +37,7 @@ from jaxrl.agents import sac
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
-from jaxrl.optim import Trainable, minimise
+from jaxrl.optim import Trainable, minimise, update_if
 from jaxrl.policies import acting, sum_log_probs
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
@@ -52,10 +51,8 @@ from jaxrl.types import (
     Discrete,
     Env,
     EnvSpec,
-    Mean,
     PyTree,
     Transition,
-    as_mean,
 )
 
 
@@ -138,7 +135,7 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
         expert, own, other = block(0), block(1), block(len(t.reward) // count - 1)
         key_net, key_learner = jax.random.split(key)
 
-        def tell_apart() -> tuple[Trainable, dict[str, Mean]]:
+        def tell_apart() -> tuple[Trainable, dict[str, Array]]:
             def one(at: Trainable, xs: tuple[Array, Array, Array]) -> tuple[Trainable, Any]:
                 expert, policy, key = xs
 
@@ -158,16 +155,11 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
 
             parts = split_batch((inputs_of(expert), inputs_of(other)), cfg.gradient_steps)
             keys = jax.random.split(key_net, cfg.gradient_steps)
-            at = Trainable(state.discriminator, state.opt)
-            at, seen = jax.lax.scan(one, at, (*parts, keys))
-            return at, {name: as_mean(jnp.mean(x)) for name, x in seen.items()}
+            at, seen = jax.lax.scan(one, kept, (*parts, keys))
+            return at, jax.tree.map(jnp.mean, seen)
 
-        def wait() -> tuple[Trainable, dict[str, Mean]]:
-            zero = lambda x: jnp.zeros(x.shape, x.dtype)
-            seen = jax.tree.map(zero, jax.eval_shape(tell_apart)[1])
-            return Trainable(state.discriminator, state.opt), seen
-
-        (params, opt), seen = jax.lax.cond(step % cfg.discriminator_every == 0, tell_apart, wait)
+        kept = Trainable(state.discriminator, state.opt)
+        (params, opt), seen = update_if(step % cfg.discriminator_every == 0, tell_apart, kept)
         reward = variant.reward(value_of(params, inputs_of(own)))
         learner, metrics = sac.learn(
             cfg,
@@ -195,7 +187,7 @@ def discriminator_inputs(name: str, spec: EnvSpec) -> tuple[Callable[[Transition
 
     Actions are scaled to [-1, 1], or one-hot.
     """
-    seen, action = int(np.prod(spec.obs_shape)), spec.action
+    seen, action = spec.obs_size, spec.action
     flat = lambda t: t.obs.reshape(len(t.reward), -1)
     if isinstance(action, Discrete):
         hot = lambda t: jax.nn.one_hot(t.action, action.n)

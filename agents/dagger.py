@@ -33,6 +33,7 @@ from jaxrl import interventions
 from jaxrl.algorithm import Algorithm, one_each
 from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.losses import masked_mean
 from jaxrl.optim import Trainable, minimise
 from jaxrl.policies import check_base, deterministic_actor
 from jaxrl.program import Program
@@ -110,15 +111,14 @@ class State(NamedTuple):
     watch: interventions.Watch  # the frozen expert and the Q-function of interventions
 
 
-def labelled_loss(chosen: Array, label: Array, weight: Array) -> Array:
+def labelled_loss(chosen: Array, label: Array, labelled: Array) -> Array:
     """Mean of (π(s) - a)² [] over dimensions and the rows that have a label.
 
     Args:
       chosen, label: [B, A] unit actions of the policy and of the data or the expert.
-      weight: [B] 1 for rows with a label, 0 for others.
+      labelled: [B] whether the row has a label.
     """
-    error = jnp.mean((chosen - label) ** 2, -1)
-    return jnp.sum(weight * error) / jnp.maximum(jnp.sum(weight), 1.0)
+    return masked_mean(jnp.mean((chosen - label) ** 2, -1), labelled)
 
 
 def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
@@ -152,8 +152,8 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     def update(state, hp, batch, key, step):
         def one(trained: Trainable, part: Any) -> tuple[Trainable, Array]:
             t = part.transitions
-            label, weight = space.unit(t.action), t.extras[interventions.WEIGHT]
-            loss = lambda actor: (labelled_loss(policy.apply(actor, t.obs), label, weight), ())
+            label, labelled = space.unit(t.action), t.extras[interventions.WEIGHT] > 0
+            loss = lambda actor: (labelled_loss(policy.apply(actor, t.obs), label, labelled), ())
             trained, value, _ = minimise(loss, trained, hp.lr)
             return trained, value
 
@@ -193,7 +193,7 @@ def program(
     data = interventions.weighted(uniform(rows))
     source = mix(data, own, cfg.data_share, rows, cfg.gradient_steps)
     learning = single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
-    return Program((*interventions.judging(cfg, env.spec, base, evals), *learning.stages))
+    return Program((*interventions.reference_stages(cfg, env.spec, base, evals), *learning.stages))
 
 
 ALGORITHM = Algorithm(

@@ -27,7 +27,6 @@ The parts shared with OFQL are in this file.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -193,9 +192,8 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        actor, target = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        actor, target = nets.init_twice(policy.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic)
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
@@ -243,7 +241,7 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
             chosen = policy.sample(actor, init_noise, obs)
             q_actor, q_norm = (critic_net.apply(x, obs, chosen) for x in (maximised, other))
             held = policy.cloning(actor, hp, action, obs, key_clone)
-            return held - hp.eta * normalised(q_actor, q_norm), (held, chosen)
+            return held - hp.eta * normalised_q(q_actor, q_norm), (held, chosen)
 
         at = Trainable(state.actor, state.opt[0])
         found = minimise(of_actor, at, rate * hp.actor_lr, hp.max_grad_norm)
@@ -270,20 +268,15 @@ def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers:
 def timed_net(cfg: Any, spec: EnvSpec, space: BoxScale, times: int) -> nets.Net:
     """Network of a policy: (actions [B, ..., A], obs [B, C], *times [B]) -> [B, ..., A]."""
     net = nets.ConditionalMLP(cfg.hidden, space.size, cfg.embedding)
-    shapes = ((space.size,), (flat_size(spec),), *[()] * times)
+    shapes = ((space.size,), (spec.obs_size,), *[()] * times)
     return nets.flat(nets.from_linen(net, *shapes))
 
 
 def value_net(cfg: Any, spec: EnvSpec, space: BoxScale) -> nets.Net:
     """Network of a critic: (obs [B, C], actions [B, ..., A]) -> [B, ...]."""
     net = nets.ConditionalMLP(cfg.hidden, 1, norm=cfg.critic_norm)
-    net = nets.flat(nets.from_linen(net, (space.size,), (flat_size(spec),)))
+    net = nets.flat(nets.from_linen(net, (space.size,), (spec.obs_size,)))
     return nets.Net(net.init, lambda params, obs, action: net.apply(params, action, obs)[..., 0])
-
-
-def flat_size(spec: EnvSpec) -> int:
-    """Elements of one observation."""
-    return math.prod(spec.obs_shape)
 
 
 def backup(q: Array) -> Array:
@@ -291,7 +284,7 @@ def backup(q: Array) -> Array:
     return jnp.min(jnp.max(q, -1), 0)
 
 
-def normalised(q_actor: Array, q_norm: Array) -> Array:
+def normalised_q(q_actor: Array, q_norm: Array) -> Array:
     """mean Q_i / mean |Q_j| [] of the policy's actions [B]; no gradient in the denominator."""
     return jnp.mean(q_actor) / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_norm)))
 

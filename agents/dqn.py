@@ -121,8 +121,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     net = nets.flat(nets.from_linen(nets.MLP(cfg.hidden, num_actions, cfg.conv), spec.obs_shape))
 
     def init(key, hp, inputs):
-        # Two rows of a loop: XLA would compute two results separately, rounded differently.
-        params, target = jax.lax.map(net.init, jnp.stack([key, key]))
+        params, target = nets.init_twice(net.init, key)
         eps = jnp.asarray(hp.eps_start, jnp.float32)
         return State(params, target, optimiser(hp).init(params), eps)
 

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -37,6 +36,7 @@ from jaxrl import nets
 from jaxrl.agents import iql
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import UserError
+from jaxrl.heads import Head, Layers, box_head
 from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise
 from jaxrl.policies import StochasticHead, mean_entropy, squashed_head, sum_log_probs
@@ -91,14 +91,14 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, optax.OptState]  # Adam of balance and log_temperature
 
 
-def universal_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> iql.Head:
+def universal_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> Head:
     """IQL's head for observations with β, [B, S + EMBEDDING]; critics see the first S elements."""
     box_scale("famo2o", spec)
-    size = int(np.prod(spec.obs_shape))
+    size = spec.obs_size
     seen = dataclasses.replace(spec, obs_shape=(size,))
-    critic = iql.box_head(hidden, seen)
+    critic = box_head(hidden, seen)
     wide = dataclasses.replace(spec, obs_shape=(size + EMBEDDING,))
-    actor = iql.box_head(hidden, wide, dropout)
+    actor = box_head(hidden, wide, dropout)
     return dataclasses.replace(
         actor,
         critic=critic.critic,
@@ -136,8 +136,8 @@ def make(cfg: Config, spec: EnvSpec, *, online: bool = False) -> Agent:
         raise UserError(f"extraction={cfg.extraction} has no balance per state: use awr")
     head = universal_head(cfg.hidden, spec, cfg.dropout)
     balance = balance_head(cfg.hidden, spec)
-    size = int(np.prod(spec.obs_shape))
-    net = nets.packed(nets.from_linen(iql.Layers(cfg.hidden, 1), (size,)))
+    size = spec.obs_size
+    net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), (size,)))
     value_net = nets.Net(net.init, lambda params, seen: net.apply(params, seen[:, :size]))
     inner = iql.make_variant(cfg, head, value_net, decay=not online)
 

@@ -24,7 +24,6 @@ Deviations from the authors' code:
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -115,7 +114,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     check_fine_tuning(cfg)
     at_least(1, flow_steps=cfg.flow_steps)
     space = box_scale("fql", spec)
-    size, seen = space.size, math.prod(spec.obs_shape)
+    size, seen = space.size, spec.obs_size
     net = lambda inputs, out, norm=False: nets.packed(
         nets.from_linen(nets.MLP(cfg.hidden, out, norm=norm, activation=nn.gelu), (inputs,))
     )
@@ -146,8 +145,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def init(key, hp, inputs):
         key_flow, key_actor, key_critic = jax.random.split(key, 3)
         cloned, actor = velocity.init(key_flow), policy.init(key_actor)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        critic = nets.init_stack(critic_net.init, key_critic)
         adam = optax.adam(hp.lr).init
         opt = (adam(cloned), adam(actor), adam(critic))
         return State(cloned, actor, critic, critic, opt, data_moments(cfg, spec, inputs))

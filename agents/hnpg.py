@@ -215,7 +215,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     """
     space = box_scale("hnpg", spec)
     check(cfg)
-    shape = (int(np.prod(spec.obs_shape)) + space.size,)
+    shape = (spec.obs_size + space.size,)
     critic = nets.MLP(cfg.critic, 1, activation=nn.tanh)
     model = Networks(
         nets.flat(nets.from_linen(Gaussian(cfg.actor, space.size), spec.obs_shape)),

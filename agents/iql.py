@@ -32,24 +32,20 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import linen as nn
 from flax import struct
 
 from jaxrl import losses, nets
 from jaxrl.algorithm import Algorithm
-from jaxrl.corrections import dropped
-from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
-from jaxrl.extraction import advantage_weights, best_of, cloning_loss, ddpg_bc_loss
+from jaxrl.extraction import advantage_weights, best_of, ddpg_bc_loss, weighted_cloning_loss
+from jaxrl.heads import Head, Layers, head_of
 from jaxrl.normalise import standardised, standardised_log_prob
 from jaxrl.optim import Trainable, cosine, minimise, polyak
 from jaxrl.policies import acting
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
-from jaxrl.spaces import box_scale
 from jaxrl.types import Agent, Array, Discrete, Env, EnvSpec, PyTree
 
 
@@ -121,117 +117,6 @@ class State(NamedTuple):
     opt: tuple[optax.OptState, ...]  # Adam of actor, value network and critics
 
 
-class Layers(nn.Module):
-    """[Dense -> ReLU (-> dropout, with a key)] per width, Dense to `out`; orthogonal, gain √2."""
-
-    hidden: tuple[int, ...]
-    out: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        init = nets.orthogonal(np.sqrt(2))
-        x = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, kernel_init=init)(x))
-            if self.dropout and key is not None:
-                x = dropped(x, jax.random.fold_in(key, i), self.dropout)
-        return nn.Dense(self.out, kernel_init=init)(x)
-
-
-class Gaussian(nn.Module):
-    """Observations [B, *obs] to mean [B, A] in (-1, 1) and log-std [A] in [-5, 2]."""
-
-    hidden: tuple[int, ...]
-    size: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Array]:
-        mean = jnp.tanh(Layers(self.hidden, self.size, self.dropout)(x, key))
-        log_std = self.param("log_std", nn.initializers.zeros, (self.size,))
-        return mean, jnp.clip(log_std, -5.0, 2.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
-    """The parts that depend on the action space. Actions are in the environment's units.
-
-    policy(actor, obs [B, *obs], key of dropout or nothing) -> dist
-    log_prob(dist, action) -> [B]
-    distance(dist, action) -> [] between the policy's mode and the dataset's actions
-    critic_in(obs, action) -> input of both critics, [B, ...]
-    q_of(outputs [B, ...] of a critic, action) -> [B]
-    noise(key, n) -> noise of n actions
-    act(dist, noise, explore) -> [n, ...]
-    """
-
-    actor: nets.Net
-    critic: nets.Net
-    policy: Callable[..., Any]
-    log_prob: Callable[[Any, Array], Array]
-    distance: Callable[[Any, Array], Array]
-    critic_in: Callable[[Array, Array], Array]
-    q_of: Callable[[Array, Array], Array]
-    noise: Callable[[Array, int], Array]
-    act: Callable[[Any, Array, bool], Array]
-
-    def twins(self, critic: PyTree, obs: Array, action: Array) -> Array:
-        """Q_i(s, a) [2, B] of parameters with leaves [2, ...]."""
-        x = self.critic_in(obs, action)
-        # Two input copies give batched products; with a single one XLA transposes activations.
-        out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
-        return jax.vmap(self.q_of, (0, None))(out, action)
-
-
-def box_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> Head:
-    """A normal distribution over unit actions; samples are clipped to the box."""
-    space = box_scale("iql", spec)
-    actor = nets.packed(nets.from_linen(Gaussian(hidden, space.size, dropout), spec.obs_shape))
-    inputs = (int(np.prod(spec.obs_shape)) + space.size,)
-
-    def policy(params: PyTree, obs: Array, *key: Array) -> Normal:
-        mean, log_std = actor.apply(params, obs, *key)
-        return Normal(mean, log_std[None])
-
-    def critic_in(obs: Array, action: Array) -> Array:
-        return jnp.concatenate([obs.reshape(obs.shape[0], -1), space.unit(action)], -1)
-
-    def act(dist: Normal, noise: Array, explore: bool) -> Array:
-        action = dist.sample(noise) if explore else dist.mode
-        return space.scaled(jnp.clip(action, -1.0, 1.0))
-
-    return Head(
-        actor=actor,
-        critic=nets.packed(nets.from_linen(Layers(hidden, 1), inputs)),
-        policy=policy,
-        log_prob=lambda dist, action: dist.log_prob(space.unit(action)),
-        distance=lambda dist, action: losses.action_distance(dist.mode, space.unit(action)),
-        critic_in=critic_in,
-        q_of=lambda out, action: out[:, 0],
-        noise=lambda key, n: Normal.noise(key, (n, space.size)),
-        act=act,
-    )
-
-
-def discrete_head(hidden: tuple[int, ...], spec: EnvSpec, dropout: float = 0.0) -> Head:
-    """A categorical distribution; critics have one output per action."""
-    space = spec.action
-    assert isinstance(space, Discrete)
-    net = nets.packed(nets.from_linen(Layers(hidden, space.n, dropout), spec.obs_shape))
-    return Head(
-        actor=net,
-        critic=net,
-        policy=lambda params, obs, *key: Categorical(net.apply(params, obs, *key)),
-        log_prob=lambda dist, action: dist.log_prob(action),
-        distance=lambda dist, action: jnp.mean(dist.mode != action, dtype=jnp.float32),
-        critic_in=lambda obs, action: obs,
-        q_of=losses.q_of_action,
-        noise=lambda key, n: Categorical.noise(key, (n, space.n)),
-        act=lambda dist, noise, explore: dist.sample(noise) if explore else dist.mode,
-    )
-
-
 def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     """The agent for environments of `spec`.
 
@@ -244,7 +129,6 @@ def make(cfg: Config, spec: EnvSpec, *, decay: bool = True) -> Agent:
     check(cfg)
     if cfg.extraction == "ddpg_bc" and isinstance(spec.action, Discrete):
         raise UserError("extraction=ddpg_bc needs actions in a box: use awr or best_of_n")
-    head_of = discrete_head if isinstance(spec.action, Discrete) else box_head
     head = head_of(cfg.hidden, spec, cfg.dropout)
     value_net = nets.packed(nets.from_linen(Layers(cfg.hidden, 1), spec.obs_shape))
     return standardised(make_variant(cfg, head, value_net, decay=decay), cfg, spec)
@@ -257,8 +141,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
     def init(key, hp, inputs):
         key_actor, key_value, key_critic = jax.random.split(key, 3)
         actor, value = head.actor.init(key_actor), value_net.init(key_value)
-        # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, value, critic))
         return State(actor, value, critic, critic, opt)
 
@@ -295,7 +178,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
                 q = jnp.min(head.twins(state.target, t.obs, chosen), 0)
                 loss = ddpg_bc_loss(q, log_prob, hp.beta)
             else:
-                loss = cloning_loss(log_prob, weight)
+                loss = weighted_cloning_loss(log_prob, weight)
             return loss, head.distance(dist, t.action)
 
         rate = hp.lr * cosine(step / cfg.updates, hp.lr_end) if decay else hp.lr
@@ -332,7 +215,7 @@ def make_variant(cfg: Config, head: Head, value_net: nets.Net, *, decay: bool = 
 def log_prob(cfg: Config, spec: EnvSpec) -> Callable[[State, Hypers, Array, Array], Array]:
     """Function (state, hp, obs [B, *obs], action [B, ...]) -> log π(a|s) [B]; densities in a box
     are of actions scaled to [-1, 1]."""
-    head = (discrete_head if isinstance(spec.action, Discrete) else box_head)(cfg.hidden, spec)
+    head = head_of(cfg.hidden, spec)
     plain = lambda state, hp, obs, action: head.log_prob(head.policy(state.actor, obs), action)
     return standardised_log_prob(plain, cfg)
 

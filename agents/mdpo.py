@@ -37,6 +37,7 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import at_least
 from jaxrl.minibatch import sgd_epochs
+from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.optim import linear
 from jaxrl.policies import agent_of
 from jaxrl.program import Program
@@ -115,7 +116,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             new = model.actor.apply(params, rows.obs)
             advantage = rows.advantage
             if cfg.advantages == "minibatch":
-                advantage = ppo.standardised(advantage)
+                advantage = batch_normalised(advantage)
             loss = mirror_descent_loss(new, old, rows.sample, advantage, t_k, cfg.kl)
             return loss, {"policy_loss": loss}
 

@@ -38,11 +38,12 @@ from jaxrl.agents.dql import Generator, check, learner, timed_net
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
 from jaxrl.normalise import standardise_obs
+from jaxrl.optim import update_if
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_share, offline_program
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,16 +135,15 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         key_update, key_look = jax.random.split(key)
         new, metrics = agent.update(state, hp, batch, key_update, step)
 
-        def look() -> dict[str, Mean]:
+        def look() -> tuple[tuple[()], dict[str, Array]]:
             t = batch.transitions
             obs = standardise_obs(cfg, state.obs, t.obs).reshape(t.reward.shape[0], -1)
             noise = jax.random.normal(key_look, t.action.shape)
-            found = flow.one_step_fit(velocity(net, new.actor), space.unit(t.action), noise, obs)
-            return {name: as_mean(x) for name, x in found.items()}
+            field = velocity(net, new.actor)
+            return (), flow.one_step_fit(field, space.unit(t.action), noise, obs)
 
         # A conditional branch: the diagnostics cost as much as several updates.
-        nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(look))
-        seen = jax.lax.cond(step % cfg.diagnose_every == 0, look, nothing)
+        _, seen = update_if(step % cfg.diagnose_every == 0, look)
         return new, metrics | seen
 
     return dataclasses.replace(agent, update=update)

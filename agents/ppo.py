@@ -38,6 +38,7 @@ from jaxrl.errors import UserError
 from jaxrl.masks import ILLEGAL_LOGIT, critic_shape, critic_view, legal_only, unmask
 from jaxrl.minibatch import sgd_epochs
 from jaxrl.normalise import normalised
+from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.optim import linear
 from jaxrl.policies import agent_of
 from jaxrl.program import Program
@@ -290,15 +291,10 @@ def experience(
         sample=window.extras["sample"],
         log_prob=window.extras["log_prob"],
         value=value,
-        advantage=standardised(advantage) if cfg.advantages == "batch" else advantage,
+        advantage=batch_normalised(advantage) if cfg.advantages == "batch" else advantage,
         target=advantage + value,
     )
     return merge_axes(rows)
-
-
-def standardised(x: Array) -> Array:
-    """x shifted and scaled to mean 0 and standard deviation 1 over all elements."""
-    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
 
 
 def clipped_gain(ratio: Array, advantage: Array, clip: Array | float) -> Array:
@@ -314,7 +310,7 @@ def clipped_loss(
     log_ratio = new.log_prob(part.sample) - part.log_prob
     advantage = part.advantage
     if cfg.advantages == "minibatch":
-        advantage = standardised(advantage)
+        advantage = batch_normalised(advantage)
     gain = jnp.mean(clipped_gain(jnp.exp(log_ratio), advantage, hp.clip))
     error = value_loss(cfg, hp, model.value(params["critic"], part.obs), part)
     entropy = jnp.mean(new.entropy())

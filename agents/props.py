@@ -43,14 +43,16 @@ from jaxrl.algorithm import Algorithm
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.losses import masked_mean
 from jaxrl.minibatch import sgd_until
-from jaxrl.optim import linear
+from jaxrl.objectives.advantages import batch_normalised
+from jaxrl.optim import linear, update_if
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import single_stage
 from jaxrl.rollout import rollout
 from jaxrl.sources import merge_axes, take, write
-from jaxrl.types import Agent, Array, Box, Env, EnvSpec, Mean, PyTree, Transition, as_mean
+from jaxrl.types import Agent, Array, Box, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,20 +136,15 @@ class Sampled(NamedTuple):
     obs: Array  # [B, *obs]
     sample: Array  # [B, ...]
     log_prob: Array  # [B] under the target policy
-    weight: Array  # [B] 1, or 0 for rows that are not in the buffer
+    held: Array  # [B] bool, False for rows that are not in the buffer
 
 
 PolicyOf = Callable[[PyTree, Array], Categorical | Normal]  # (params, obs [B, *obs]) -> [B]
 
 
-def sampling_loss(ratio: Array, weight: Array, clip: Array | float) -> Array:
-    """Mean [] of max(ρ, clip(ρ, 1 - ε, 1 + ε)) over rows [B] of weight 1."""
-    return weighted_mean(jnp.maximum(ratio, jnp.clip(ratio, 1 - clip, 1 + clip)), weight)
-
-
-def weighted_mean(x: Array, weight: Array) -> Array:
-    """Σ w x / Σ w []; 0 without weight."""
-    return jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1.0)
+def sampling_loss(ratio: Array, held: Array, clip: Array | float) -> Array:
+    """Mean [] of max(ρ, clip(ρ, 1 - ε, 1 + ε)) over the rows that are held [B]."""
+    return masked_mean(jnp.maximum(ratio, jnp.clip(ratio, 1 - clip, 1 + clip)), held)
 
 
 def improve_sampling(
@@ -177,15 +174,15 @@ def improve_sampling(
 
     def loss(params: PyTree, part: Sampled) -> tuple[Array, dict[str, Array]]:
         log_ratio = policy_of(params, part.obs).log_prob(part.sample) - part.log_prob
-        value = sampling_loss(jnp.exp(log_ratio), part.weight, clip)
-        kl = weighted_mean(jnp.expm1(log_ratio) - log_ratio, part.weight)
+        value = sampling_loss(jnp.exp(log_ratio), part.held, clip)
+        kl = masked_mean(jnp.expm1(log_ratio) - log_ratio, part.held)
         return value, {"sampling_loss": value, "sampling_kl": kl}
 
     adam = optax.adam(hp.sampling_lr, eps=1e-5)
     passes = (1, 1) if ros else (epochs, count)
     enough = lambda metrics: metrics["sampling_kl"] > hp.sampling_kl
     found, metrics = sgd_until(loss, (target, opt), adam, key, rows, *passes, enough)
-    some = jnp.sum(rows.weight) > 0
+    some = jnp.any(rows.held)
     return jax.tree.map(lambda new, old: jnp.where(some, new, old), found, (target, opt)), metrics
 
 
@@ -201,12 +198,12 @@ def sampling_error(policy_of: PolicyOf, params: PyTree, rows: Sampled, steps: in
 
     def step(i: Array, carry: PyTree) -> PyTree:
         flat, opt = carry
-        grads = jax.grad(lambda flat: -weighted_mean(log_prob(flat), rows.weight))(flat)
+        grads = jax.grad(lambda flat: -masked_mean(log_prob(flat), rows.held))(flat)
         change, opt = adam.update(grads, opt)
         return optax.apply_updates(flat, change), opt
 
     fitted, _ = jax.lax.fori_loop(0, steps, step, (flat, adam.init(flat)))
-    return weighted_mean(log_prob(fitted) - rows.log_prob, rows.weight)
+    return masked_mean(log_prob(fitted) - rows.log_prob, rows.held)
 
 
 # --- the agent -----------------------------------------------------------------------------------
@@ -247,17 +244,13 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         order = (written + jnp.arange(slots)) % slots
         steps = jax.tree.map(lambda x: x[order].reshape(-1, *x.shape[2:]), ring)
 
-        def learn() -> tuple[PyTree, dict[str, Mean]]:
-            (params, opt), metrics = improve_target(state.params, state.opt[0], steps)
-            return (params, opt), {name: as_mean(x) for name, x in metrics.items()}
-
         def improve_target(params: PyTree, opt: PyTree, steps: Steps) -> PyTree:
             data = experience(cfg, model, params, hp, steps)
             kept = jnp.minimum(written, slots) * cfg.sampling_every * cfg.num_envs
             total = len(data.value)
             data = take(data, total - 1 - jnp.arange(total) % kept)
             if cfg.advantages == "batch":
-                data = data._replace(advantage=ppo.standardised(data.advantage))
+                data = data._replace(advantage=batch_normalised(data.advantage))
             rate = hp.lr * linear(step / cfg.updates, 1.0, hp.lr_end)
             found, metrics = sgd_until(
                 functools.partial(ppo.clipped_loss, cfg, model, hp),
@@ -278,15 +271,16 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         def in_buffer(actor: PyTree, kept: Array) -> Sampled:
             """The last `kept` slots as rows."""
             rows = merge_axes(steps)
-            weight = jnp.repeat(jnp.arange(slots) >= slots - kept, len(rows.reward) // slots)
+            held = jnp.repeat(jnp.arange(slots) >= slots - kept, len(rows.reward) // slots)
             log_prob = model.actor.apply(actor, rows.obs).log_prob(rows.sample)
-            return Sampled(rows.obs, rows.sample, log_prob, weight.astype(jnp.float32))
+            return Sampled(rows.obs, rows.sample, log_prob, held)
 
-        def wait() -> tuple[PyTree, dict[str, Mean]]:
-            zero = lambda x: jnp.zeros(x.shape, x.dtype)
-            return (state.params, state.opt[0]), jax.tree.map(zero, jax.eval_shape(learn)[1])
-
-        (params, opt), metrics = jax.lax.cond(written % cfg.chunks == 0, learn, wait)
+        kept = (state.params, state.opt[0])
+        (params, opt), metrics = update_if(
+            written % cfg.chunks == 0,
+            lambda: improve_target(state.params, state.opt[0], steps),
+            kept,
+        )
         behaviour, opt_behaviour = params["actor"], state.opt[1]
         if cfg.sampling != "on_policy":
             # The oldest batch leaves the buffer as soon as the next one begins.

@@ -127,7 +127,7 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
 
     extras["rollout_end"] marks the last steps of imagined rollouts.
     """
-    dreams = imagined(
+    imagination = imagined(
         world,
         agent,
         starts=cfg.rollout_starts,
@@ -137,7 +137,7 @@ def experience(cfg: Config, agent: Agent, world: Model) -> Source:
         batch_size=cfg.batch_size,
     )
     real = labelled(uniform(cfg.batch_size), rollout_end=False)
-    return mix(real, dreams, cfg.real_share, cfg.batch_size)
+    return mix(real, imagination, cfg.real_share, cfg.batch_size)
 
 
 def program(cfg: Config, env: Env, *, evals: int = 20, episodes: int = 128) -> Program:

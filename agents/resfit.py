@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -39,14 +38,14 @@ from jaxrl.errors import at_least
 from jaxrl.evaluate import evaluator
 from jaxrl.exploration import smoothed
 from jaxrl.losses import action_distance, critic_loss, td_target
-from jaxrl.optim import Trainable, minimise, polyak
+from jaxrl.optim import Trainable, minimise, polyak, update_if
 from jaxrl.policies import Trained, check_base, greedy
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_replay, check_share, mixed, single_stage
 from jaxrl.sources import split_batch
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, Policy, PyTree, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, Policy, PyTree, as_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     plain, space = check_base("resfit", base), box_scale("resfit", spec)
     size = space.size
     act_base = lambda trained, obs: space.unit(greedy(plain, trained, obs))
-    flat = int(np.prod(spec.obs_shape)) + size
+    flat = spec.obs_size + size
     end = nn.initializers.zeros if cfg.zero_start else nn.initializers.lecun_normal()
     actor_net = nets.packed(nets.from_linen(nets.MLP(cfg.hidden, size, end=end), (flat,)))
     mlp = nets.MLP(cfg.hidden, 1, norm=cfg.layer_norm)
@@ -172,10 +171,8 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
         own = Trained(*jax.tree.map(jnp.asarray, inputs["base"]))
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        pair = jax.lax.map(actor_net.init, jnp.stack([key_actor, key_actor]))
-        actor, target = nets.pick(pair, 0), nets.pick(pair, 1)
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic, cfg.critics))
+        actor, target = nets.init_twice(actor_net.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic, cfg.critics)
         opt = (optax.adam(hp.actor_lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(own, actor, critic, target, critic, opt)
 
@@ -212,16 +209,11 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
                 at = Trainable(state.actor, state.opt[0])
                 best, loss, chosen = minimise(of_actor, at, hp.actor_lr, hp.max_grad_norm)
                 told = {"actor_loss": loss, "moved": action_distance(chosen, b)}
-                told = {name: as_mean(x) for name, x in told.items()}
                 return (*best, polyak(state.actor_target, best.params, hp.tau)), told
 
-            def wait() -> tuple[PyTree, PyTree]:
-                nothing = Mean(jnp.float32(0), jnp.float32(0))
-                kept = (state.actor, state.opt[0], state.actor_target)
-                return kept, {"actor_loss": nothing, "moved": nothing}
-
+            kept = (state.actor, state.opt[0], state.actor_target)
             due = (count >= cfg.critic_warmup) & ((count + 1) % cfg.policy_every == 0)
-            (actor, opt_actor, actor_target), told = jax.lax.cond(due, improve, wait)
+            (actor, opt_actor, actor_target), told = update_if(due, improve, kept)
             critic_target = polyak(state.critic_target, critic, hp.tau)
             seen = {"critic_loss": loss_q, "q": jnp.mean(q)}
             seen |= {"td_error": jnp.mean(jnp.abs(q - y[None]))}

@@ -154,7 +154,7 @@ def program(
     data = interventions.unrewarded(uniform(rows, n_step=cfg.n_step))
     source = mix(data, own, cfg.data_share, rows, cfg.gradient_steps)
     learning = single_stage(cfg, agent, source, evaluator(env, agent, episodes), evals)
-    return Program((*interventions.judging(cfg, env.spec, base, evals), *learning.stages))
+    return Program((*interventions.reference_stages(cfg, env.spec, base, evals), *learning.stages))
 
 
 ALGORITHM = Algorithm(

@@ -196,8 +196,7 @@ def begin(
     """The state before the first update; `learned` says whether the temperature is."""
     key_actor, key_critic = jax.random.split(key)
     actor = head.actor(key_actor)
-    # A loop, not a vmap: XLA would compute critics and targets separately, rounded differently.
-    critic = jax.lax.map(head.critic, jax.random.split(key_critic, critics))
+    critic = nets.init_stack(head.critic, key_critic, critics)
     initial = jnp.log(jnp.asarray(hp.temperature, jnp.float32))
     log_temperature = initial if learned else jnp.zeros(())
     opt = tuple(optax.adam(hp.lr).init(x) for x in (actor, critic, log_temperature))

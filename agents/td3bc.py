@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -38,13 +37,13 @@ from jaxrl.errors import at_least
 from jaxrl.exploration import smoothed
 from jaxrl.losses import action_distance, cloning_loss, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import Moments, data_moments, standardise_obs
-from jaxrl.optim import Trainable, minimise, polyak
+from jaxrl.optim import Trainable, minimise, polyak, update_if
 from jaxrl.policies import deterministic_actor
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
 from jaxrl.spaces import BoxScale, box_scale
-from jaxrl.types import Agent, Array, Env, EnvSpec, Mean, PyTree, Transition, as_mean
+from jaxrl.types import Agent, Array, Env, EnvSpec, PyTree, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +171,7 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
     at_least(1, policy_every=cfg.policy_every)
     space = box_scale(variant.name, spec)
     policy = deterministic_actor(cfg.hidden, spec, space)
-    shape = (int(np.prod(spec.obs_shape)) + space.size,)
+    shape = (spec.obs_size + space.size,)
     mlp = nets.MLP(cfg.hidden, 1, norm=variant.norm)
     critic_net = nets.packed(nets.from_linen(mlp, shape))
 
@@ -185,10 +184,8 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)
-        # Loops, not vmaps: XLA would compute networks and targets separately, rounded differently.
-        pair = jax.lax.map(policy.init, jnp.stack([key_actor, key_actor]))
-        actor, target = nets.pick(pair, 0), nets.pick(pair, 1)
-        critic = jax.lax.map(critic_net.init, jax.random.split(key_critic))
+        actor, target = nets.init_twice(policy.init, key_actor)
+        critic = nets.init_stack(critic_net.init, key_critic)
         opt = (optax.adam(hp.lr).init(actor), optax.adam(hp.lr).init(critic))
         return State(actor, critic, target, critic, opt, data_moments(cfg, spec, inputs))
 
@@ -223,7 +220,7 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
                 q = q_value(nets.pick(critic, 0), obs, chosen)
             return variant.actor_loss(q, chosen, t, hp), chosen
 
-        def improve() -> tuple[PyTree, dict[str, Mean]]:
+        def improve() -> tuple[PyTree, dict[str, Array]]:
             at = Trainable(state.actor, state.opt[0])
             (actor, opt), loss, chosen = minimise(of_actor, at, hp.lr)
             targets = (
@@ -231,16 +228,11 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
                 polyak(state.critic_target, critic, hp.tau),
             )
             metrics = {"actor_loss": loss, "action_distance": action_distance(chosen, action)}
-            return (actor, opt, *targets), {name: as_mean(x) for name, x in metrics.items()}
+            return (actor, opt, *targets), metrics
 
-        def wait() -> tuple[PyTree, dict[str, Mean]]:
-            nothing = Mean(jnp.float32(0), jnp.float32(0))
-            metrics = {"actor_loss": nothing, "action_distance": nothing}
-            kept = (state.actor, state.opt[0], state.actor_target, state.critic_target)
-            return kept, metrics
-
-        (actor, opt_actor, actor_target, critic_target), metrics = jax.lax.cond(
-            (step + 1) % cfg.policy_every == 0, improve, wait
+        kept = (state.actor, state.opt[0], state.actor_target, state.critic_target)
+        (actor, opt_actor, actor_target, critic_target), metrics = update_if(
+            (step + 1) % cfg.policy_every == 0, improve, kept
         )
         opt = (opt_actor, opt_critic)
         state = State(actor, critic, actor_target, critic_target, opt, state.obs)

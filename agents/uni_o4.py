@@ -38,13 +38,15 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxrl import dynamics, nets
-from jaxrl.agents import iql, ppo
+from jaxrl.agents import ppo
 from jaxrl.algorithm import Algorithm
 from jaxrl.cloning import diverse_clones
 from jaxrl.dynamics import Ensemble
 from jaxrl.errors import UserError, at_least
 from jaxrl.evaluate import evaluator
+from jaxrl.heads import box_head
 from jaxrl.losses import critic_loss, expectile_loss, scaled_rewards, td_target
+from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.ope.imagined import imagined_q
 from jaxrl.optim import Trainable, linear, minimise, polyak
 from jaxrl.program import Program, Stage
@@ -169,12 +171,12 @@ class Critics(NamedTuple):
 
 def critics(cfg: Config, spec: EnvSpec) -> Learner:
     """IQL's critics: V is an expectile of the target critics, Q has the target r + γ V(s')."""
-    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
+    head, model = box_head(cfg.hidden, spec), networks(cfg, spec)
 
     def init(key, hp, inputs):
         key_value, key_critic = jax.random.split(key)
         value = model.critic.init(key_value)
-        critic = jax.lax.map(head.critic.init, jax.random.split(key_critic))
+        critic = nets.init_stack(head.critic.init, key_critic)
         adam = optax.adam(hp.critic_lr)
         return Critics(value, critic, critic, (adam.init(value), adam.init(critic)))
 
@@ -223,7 +225,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
       UserError: the action space is not a bounded box of one axis, or sizes do not fit together.
     """
     check(cfg, spec)
-    head, model = iql.box_head(cfg.hidden, spec), networks(cfg, spec)
+    head, model = box_head(cfg.hidden, spec), networks(cfg, spec)
     space, own = box_scale("uni_o4", spec), ppo.acting(model, spec)
     world = dynamics.model(cfg.ensemble(), spec, "model")
     boxed = lambda sample: space.scaled(jnp.clip(sample, -1.0, 1.0))
@@ -251,7 +253,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             old = model.actor.apply(behaviour, obs)
             sample = old.sample(old.noise(key, old.mean.shape))
             q = jnp.min(head.twins(critic, obs, boxed(sample)), 0)
-            advantage = ppo.standardised(q - v)
+            advantage = batch_normalised(q - v)
 
             def loss(actor: PyTree) -> tuple[Array, None]:
                 ratio = jnp.exp(model.actor.apply(actor, obs).log_prob(sample) - log_prob)
@@ -265,7 +267,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
         at = Trainable(state.actor, state.opt)
         (actor, opt), losses = jax.vmap(improve)(at, state.behaviour, keys)
 
-        def judge() -> tuple[PyTree, Array]:
+        def check_values() -> tuple[PyTree, Array]:
             def value_of(actor: PyTree) -> Array:
                 return imagined_q(
                     world,
@@ -283,7 +285,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
             return jax.tree.map(keep, (actor, found), (state.behaviour, state.score))
 
         wait = lambda: (state.behaviour, state.score)
-        behaviour, score = jax.lax.cond(step % cfg.gate_every == 0, judge, wait)
+        behaviour, score = jax.lax.cond(step % cfg.gate_every == 0, check_values, wait)
         state = state._replace(actor=actor, behaviour=behaviour, score=score, opt=opt)
         seen = {"policy_loss": jnp.mean(losses), "am_q": jnp.mean(score)}
         return state, seen | {"am_q_best": jnp.max(score)}

@@ -49,7 +49,7 @@ def diverse_clones(policy: nets.Net, space: BoxScale, count: int) -> Learner:
     """
 
     def init(key, hp, inputs):
-        actor = jax.lax.map(policy.init, jax.random.split(key, count))
+        actor = nets.init_stack(policy.init, key, count)
         return Clones(actor, optax.adam(hp.clone_lr).init(actor))
 
     def update(state, hp, batch, key, step):

@@ -17,17 +17,18 @@ the held-out errors first stall).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.imagination import Model, Outcome
+from jaxrl.nets import init_stack
 from jaxrl.normalise import Moments, row_moments, standardise
 from jaxrl.program import Stage
 from jaxrl.sources import below, expand, whole
@@ -60,7 +61,7 @@ class Ensemble:
 
     def outputs(self, spec: EnvSpec) -> int:
         """Number of predicted elements: those of s' - s, and r if it is learned."""
-        return int(np.prod(spec.obs_shape)) + (self.reward is None)
+        return spec.obs_size + (self.reward is None)
 
 
 class Nets(NamedTuple):
@@ -123,7 +124,7 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
 
     def update(state, hp, batch, key, step):
         learning = state.waiting < cfg.patience
-        epoch = lambda state: judge(learn(state, hp, batch.transitions, key), batch.transitions)
+        epoch = lambda state: validate(learn(state, hp, batch.transitions, key), batch.transitions)
         state = jax.lax.cond(learning, epoch, lambda state: state, state)
         return state, {
             "model_error": jnp.mean(state.loss[state.elites]),
@@ -151,10 +152,10 @@ def ensemble(cfg: Ensemble, spec: EnvSpec) -> Learner:
             return optax.apply_updates(nets, change), opt
 
         rows = jnp.moveaxis(rows.reshape(cfg.members, steps, cfg.batch_size), 1, 0)
-        nets, opt = jax.lax.fori_loop(0, opaque(steps), descend, (start, state.opt))
+        nets, opt = jax.lax.fori_loop(0, hidden_length(steps), descend, (start, state.opt))
         return state._replace(nets=unravel(nets), opt=opt)
 
-    def judge(state: State, data: Transition) -> State:
+    def validate(state: State, data: Transition) -> State:
         """Stores each network whose held-out error is lower than ever before."""
         found = held_error(cfg, shapes, state, data)
         better = found < (1 - IMPROVED) * state.loss
@@ -210,7 +211,7 @@ def model(cfg: Ensemble, spec: EnvSpec, name: str = "dynamics") -> Model:
         who = state.elites[jax.random.randint(key_elite, (n,), 0, cfg.elites)]
         drawn = mean + std * jax.random.normal(key_noise, mean.shape[1:])[None]
         drawn = drawn[who, jnp.arange(n)]
-        size = int(np.prod(spec.obs_shape))
+        size = spec.obs_size
         next_obs = obs + drawn[:, :size].reshape(obs.shape)
         seen = (obs, action, next_obs)
         reward = drawn[:, -1] if cfg.reward is None else cfg.reward(*seen)
@@ -232,7 +233,7 @@ Sizes = tuple[int, ...]  # widths of inputs, hidden layers and outputs
 
 def sizes(cfg: Ensemble, spec: EnvSpec) -> Sizes:
     """Widths of the layers; outputs are F means, F log-variances and the logit of termination."""
-    inputs = int(np.prod(spec.obs_shape) + np.prod(spec.action.shape))
+    inputs = spec.obs_size + math.prod(spec.action.shape)
     return (inputs, *cfg.hidden, 2 * cfg.outputs(spec) + 1)
 
 
@@ -248,8 +249,7 @@ def begin(shapes: Sizes, members: int, key: Array) -> Nets:
             parts += [jnp.zeros(b)]
         return jnp.concatenate(parts)
 
-    # A loop, not a vmap: XLA would compute networks and copies separately, see `opaque`.
-    params = jax.lax.map(one, jax.random.split(key, members))
+    params = init_stack(one, key, members)
     bounds = jnp.broadcast_to(jnp.array(BOUNDS)[:, None], (2, shapes[-1] // 2))
     return Nets(params, bounds)
 
@@ -342,11 +342,11 @@ def held_error(cfg: Ensemble, shapes: Sizes, state: State, data: Transition) -> 
         error = jnp.mean((apply(shapes, state.nets, x)[0] - y) ** 2, -1)  # [E, piece]
         return total + jnp.sum(jnp.where((place < state.held)[None], error, 0.0), -1)
 
-    pieces = opaque(-(-most // piece))
+    pieces = hidden_length(-(-most // piece))
     return jax.lax.fori_loop(0, pieces, add, jnp.zeros(cfg.members)) / state.held
 
 
-def opaque(count: int) -> Array:
+def hidden_length(count: int) -> Array:
     """A loop length [] hidden from the compiler.
 
     A loop known to run once would be inlined, and the last bits would depend on what it is fused

@@ -37,7 +37,7 @@ def advantage_weights(
     return jnp.minimum(weight, max_weight)
 
 
-def cloning_loss(log_prob: Array, weight: Array) -> Array:
+def weighted_cloning_loss(log_prob: Array, weight: Array) -> Array:
     """-mean w log π(a|s) [] of [B] each."""
     return -jnp.mean(weight * log_prob)
 

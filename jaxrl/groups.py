@@ -136,8 +136,8 @@ def groups(
                 correcting = correcting | (correctable & ~possible)
                 forced = forced | correcting
                 # One draw per group, so that a group's episodes share their prefix.
-                luck = repeat(jax.random.gumbel(key_expert, (count, allowed.shape[-1])))
-                best = jnp.argmax(jnp.log(allowed) + luck, -1).astype(action.dtype)
+                gumbel = repeat(jax.random.gumbel(key_expert, (count, allowed.shape[-1])))
+                best = jnp.argmax(jnp.log(allowed) + gumbel, -1).astype(action.dtype)
                 action = jnp.where(forced, best, action)
             after, ts = step_all(keys, state, action, params)
             returns = returns + jnp.where(live, scored(ts), 0.0)

@@ -63,7 +63,7 @@ class Intervener(NamedTuple):
 
 def intervener(cfg: Any, spec: EnvSpec, expert: Policy, agent: str) -> Intervener:
     """The intervener of a configuration with `intervention`, `intervention_steps` and the sizes of
-    `judging`; hp has `delta`, `slip` and `probability`.
+    `reference_stages`; hp has `delta`, `slip` and `probability`.
 
     Raises:
       UserError: a size is below one.
@@ -74,7 +74,7 @@ def intervener(cfg: Any, spec: EnvSpec, expert: Policy, agent: str) -> Intervene
         reference_updates=cfg.reference_updates,
         reference_batch=cfg.reference_batch,
     )
-    space, judge = box_scale(agent, spec), fqe.critic(fqe.Config(), spec)
+    space, critic = box_scale(agent, spec), fqe.critic(fqe.Config(), spec)
     by_value = cfg.intervention == "value"
 
     def init(inputs: dict[str, Any]) -> Watch:
@@ -87,7 +87,7 @@ def intervener(cfg: Any, spec: EnvSpec, expert: Policy, agent: str) -> Intervene
         taught = greedy(expert, watch.expert, obs)
         if by_value:
             q: Any = watch.reference
-            value = lambda action: judge.value(q, q.params, obs, space.unit(action)) * q.scale
+            value = lambda action: critic.value(q, q.params, obs, space.unit(action)) * q.scale
             wanted = value_based(value(own), value(taught), hp.delta, hp.slip, coin)
         else:
             wanted = coin < hp.probability
@@ -197,7 +197,7 @@ def unrewarded(source: Source) -> Source:
 # --- the reference Q-function --------------------------------------------------------------------
 
 
-def judging(cfg: Any, spec: EnvSpec, base: Policy, evals: int) -> tuple[Stage, ...]:
+def reference_stages(cfg: Any, spec: EnvSpec, base: Policy, evals: int) -> tuple[Stage, ...]:
     """The stage of the reference Q-function, with `reference_updates` on batches of
     `reference_batch`; () for random interventions."""
     if cfg.intervention == "random":

@@ -86,6 +86,21 @@ def unpacked(net: Net, params: PyTree) -> PyTree:
     return splitter(net)(params) if isinstance(params, jax.Array) else params
 
 
+def init_stack(init: Callable[[Array], PyTree], key: Array, count: int = 2) -> PyTree:
+    """Initial parameters of `count` networks, leaves [count, ...].
+
+    A loop, not a vmap: if the result is used twice, for networks and for their targets, XLA
+    computes a vmapped initialisation twice, and rounds the results differently.
+    """
+    return jax.lax.map(init, jax.random.split(key, count))
+
+
+def init_twice(init: Callable[[Array], PyTree], key: Array) -> tuple[PyTree, PyTree]:
+    """The same initial parameters for a network and its target, bit for bit; see `init_stack`."""
+    pair = jax.lax.map(init, jnp.stack([key, key]))
+    return pick(pair, 0), pick(pair, 1)
+
+
 def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl.types import Array, PyTree
+from jaxrl.types import Array, Mean, PyTree, as_mean
 
 
 def linear(progress: Array, start: Array | float, end: Array) -> Array:
@@ -78,3 +78,20 @@ def clip_norm(grads: PyTree, largest: Array | float) -> PyTree:
     """`grads`, scaled down to the global norm `largest` if the norm is larger."""
     scale = jnp.minimum(1.0, largest / optax.tree.norm(grads))
     return jax.tree.map(lambda x: x * scale, grads)
+
+
+def update_if(
+    due: Array, update: Callable[[], tuple[PyTree, dict[str, Any]]], kept: PyTree = ()
+) -> tuple[PyTree, dict[str, Mean]]:
+    """`update()`, a state and metrics, where `due` [] holds; otherwise `kept`, and metrics of
+    weight 0, which running means leave out."""
+
+    def improve() -> tuple[PyTree, dict[str, Mean]]:
+        state, metrics = update()
+        return state, {name: as_mean(x) for name, x in metrics.items()}
+
+    def wait() -> tuple[PyTree, dict[str, Mean]]:
+        nothing = lambda x: jnp.zeros(x.shape, x.dtype)
+        return kept, jax.tree.map(nothing, jax.eval_shape(improve)[1])
+
+    return jax.lax.cond(due, improve, wait)

@@ -12,7 +12,6 @@ Shapes: observations [B, S] flat and standardised, changes s' - s [B, S] raw, ac
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +61,7 @@ def networks(names: Sequence[str], cfg: Any, spec: EnvSpec, space: BoxScale) -> 
         from s and a).
       cfg: has `hidden`, the widths of the layers, and `embedding`, the noise-level dimension.
     """
-    obs, action = math.prod(spec.obs_shape), space.size
+    obs, action = spec.obs_size, space.size
 
     def noise(size: int, context: int) -> nets.Net:
         net = nets.ConditionalMLP(cfg.hidden, size, cfg.embedding)
@@ -155,8 +154,7 @@ def learner(net: dict[str, nets.Net], cfg: Any, spec: EnvSpec, space: BoxScale) 
     joint = nets.joint(net)
 
     def init(key, hp, inputs):
-        # A loop, not a copy: XLA would compute both separately, rounded differently.
-        params, slow = jax.lax.map(joint.init, jnp.stack([key, key]))
+        params, slow = nets.init_twice(joint.init, key)
         return ScoreState(
             params=params,
             slow=slow,

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxrl import recurrent
@@ -101,4 +100,4 @@ def sequence_model(embedding: int, memory: int, spec: EnvSpec) -> SequenceModel:
     """The model of `embedding` and `memory` units for the discrete actions of `spec`."""
     assert isinstance(spec.action, Discrete)
     net = Network(embedding, memory, spec.action.n)
-    return SequenceModel(net, int(np.prod(spec.obs_shape)))
+    return SequenceModel(net, spec.obs_size)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxrl import diffusion, nets, unet
 from jaxrl.imagination import Rule
+from jaxrl.losses import masked_mean
 from jaxrl.normalise import Moments, row_moments
 from jaxrl.optim import Trainable, minimise, warm_cosine
 from jaxrl.policies import LogProb
@@ -35,7 +35,7 @@ class Codec(NamedTuple):
 
     @property
     def obs(self) -> int:
-        return int(np.prod(self.spec.obs_shape))
+        return self.spec.obs_size
 
     @property
     def channels(self) -> int:
@@ -133,7 +133,7 @@ def diffuser(cfg: Any, spec: EnvSpec) -> Learner:
             denoise = diffusion.precondition(lambda x, c: net.apply(params, x, c))
             of_one = lambda *row: diffusion.edm_loss(denoise, *(part[None] for part in row))
             each = jax.vmap(of_one)(x, noise, sigma)
-            return mean_where(each, t.extras["learn"][:, 0]).value, each
+            return masked_mean(each, t.extras["learn"][:, 0]), each
 
         rate = hp.model_lr * warm_cosine(step / cfg.model_updates)
         (params, opt), value, each = minimise(loss, Trainable(state.params, state.opt), rate)

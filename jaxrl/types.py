@@ -101,6 +101,11 @@ class EnvSpec:
                 f"{self.name}: max_steps={self.max_steps} must be an integer of at least 1, or None"
             )
 
+    @property
+    def obs_size(self) -> int:
+        """Number of elements of an observation."""
+        return math.prod(self.obs_shape)
+
 
 class TimeStep(NamedTuple):
     """Outcome of one step of one environment.

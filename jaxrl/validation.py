@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxrl.errors import UserError
 from jaxrl.inputs import DATA, VALIDATION
+from jaxrl.optim import update_if
 from jaxrl.program import Program, Stage
-from jaxrl.types import Agent, Batch, Learner, Mean, PyTree, Source, Transition, as_mean
+from jaxrl.types import Agent, Batch, Learner, Source, Transition
 
 EVERY = 10  # updates per held-out batch
 PREFIX = "held_"
@@ -80,10 +81,6 @@ def _due(step: jax.Array, every: int) -> jax.Array:
     return (step + 1) % every == 0
 
 
-def _zeros(shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
 def _pairs(source: Source, every: int) -> Source:
     """Batches of `source` with held-out ones; zeros where none is due."""
 
@@ -92,7 +89,8 @@ def _pairs(source: Source, every: int) -> Source:
         src, train, seen = source.next(src, learner_state, hp, inputs, keys[0], step)
         other = inputs | {DATA: inputs[VALIDATION]}
         draw = lambda: source.next(src, learner_state, hp, other, keys[1], step)[1]
-        nothing = lambda: _zeros(jax.eval_shape(draw))
+        zero = lambda x: jnp.zeros(x.shape, x.dtype)
+        nothing = lambda: jax.tree.map(zero, jax.eval_shape(draw))
         return src, Pair(train, jax.lax.cond(_due(step, every), draw, nothing)), seen
 
     return dataclasses.replace(source, next=next)
@@ -102,12 +100,11 @@ def _reporting(learner: Learner, every: int) -> Learner:
     """Learns from `Pair.train`, and reports held-out metrics of the state before the update."""
 
     def update(state, hp, batch, key, step):
-        def report() -> dict[str, Mean]:
+        def report() -> tuple[tuple[()], dict[str, Any]]:
             told = learner.update(state, hp, batch.held, key, step)[1]
-            return {f"{PREFIX}{name}": as_mean(value) for name, value in told.items()}
+            return (), {f"{PREFIX}{name}": value for name, value in told.items()}
 
-        nothing = lambda: _zeros(jax.eval_shape(report))
-        held = jax.lax.cond(_due(step, every), report, nothing)
+        _, held = update_if(_due(step, every), report)
         state, metrics = learner.update(state, hp, batch.train, key, step)
         return state, metrics | held
 

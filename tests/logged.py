@@ -60,6 +60,25 @@ def relu_net(params: np.ndarray, x: Any, width: int, out: int) -> np.ndarray:
     return hidden @ w2.reshape(width, out) + b2
 
 
+def random_params(init: Callable[..., Any], *args: Any) -> Any:
+    """Normal numbers in the place of init(*args), and zeros in that of optimisers.
+
+    For tests of one update: orthogonal weights take longer to compile than the update.
+    """
+    rng: Any = np.random.default_rng(0)
+
+    def leaf(path: Any, x: Any) -> Array:
+        fresh = ".opt" in jax.tree_util.keystr(path)
+        return jnp.asarray(np.zeros(x.shape) if fresh else 0.5 * rng.normal(size=x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, *args))
+
+
+def random_state(agent: Agent, hp: Any) -> Any:
+    """A state of random parameters, and of optimisers that have made no step."""
+    return random_params(agent.init, jax.random.key(0), hp, {})
+
+
 def fit(agent: Agent, updates: int) -> Callable[[Any, Transition], PyTree]:
     """(hp, data) -> the state after `updates` updates on all rows at once; to be vmapped."""
 

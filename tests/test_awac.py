@@ -9,27 +9,22 @@ import jax.numpy as jnp
 import logged
 import numpy as np
 import pytest
-from logged import BOX, BUTTONS, numbers, rows, table
+from logged import BOX, BUTTONS, numbers, random_state, rows, table
 
 from jaxrl.agents import awac
+from jaxrl.heads import head_of
 from jaxrl.types import Batch, Box, EnvSpec
 
 SIZES: dict[str, Any] = {"batch_size": 8, "hidden": (5,)}
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "spec", [pytest.param(BOX, id="box"), pytest.param(BUTTONS, id="discrete", marks=SLOW)]
-)
+@pytest.mark.parametrize("spec", [BOX, BUTTONS], ids=lambda spec: spec.name)
 def test_update_by_hand(spec: EnvSpec) -> None:
     """One action of the policy in targets and values; time limits bootstrap; clipped weights."""
-    agent, head = awac.make(awac.Config(**SIZES), spec), awac.head_of(awac.Config(**SIZES), spec)
+    agent, head = awac.make(awac.Config(**SIZES), spec), head_of(SIZES["hidden"], spec)
     t = jax.tree.map(jnp.asarray, rows(spec))
     hp = numbers(awac.Hypers(gamma=0.9, lam=0.05, max_weight=3.0, lr=0.0, reward_scale=2.0))
-    state = jax.jit(agent.init)(jax.random.key(0), hp, {})
-    state = state._replace(target=0.5 * state.target)
+    state = random_state(agent, hp)
     key = jax.random.key(3)
     _, metrics = jax.jit(agent.update)(state, hp, Batch(t), key, jnp.int32(0))
 

@@ -54,12 +54,12 @@ def test_labels_are_the_experts_actions(every: bool) -> None:
 def test_loss_of_rows_with_a_label() -> None:
     rng = np.random.default_rng(0)
     chosen, label = rng.normal(size=(2, 6, 3)).astype(np.float32)
-    weight = np.array([1, 0, 1, 1, 0, 0], np.float32)
+    labelled = np.array([1, 0, 1, 1, 0, 0], bool)
     own = np.mean([np.mean((chosen[i] - label[i]) ** 2) for i in (0, 2, 3)])
-    np.testing.assert_allclose(dagger.labelled_loss(chosen, label, weight), own, rtol=1e-6)
-    assert dagger.labelled_loss(chosen, label, 0 * weight) == 0
-    grads = jax.grad(dagger.labelled_loss)(jnp.asarray(chosen), label, weight)
-    assert np.all((np.abs(grads).max(1) > 0) == (weight > 0))
+    np.testing.assert_allclose(dagger.labelled_loss(chosen, label, labelled), own, rtol=1e-6)
+    assert dagger.labelled_loss(chosen, label, np.zeros(6, bool)) == 0
+    grads = jax.grad(dagger.labelled_loss)(jnp.asarray(chosen), label, labelled)
+    assert np.all((np.abs(grads).max(1) > 0) == labelled)
 
 
 @pytest.mark.slow

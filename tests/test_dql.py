@@ -31,7 +31,7 @@ def begun(agent: Any, hp: Any, data: Transition) -> PyTree:
 
 
 def test_update_by_hand() -> None:
-    """Losses row by row, with either critic climbed; time limits bootstrap, terminations do not."""
+    """Losses row by row, maximising either critic; time limits bootstrap, terminations do not."""
     agent, t = dql.make(CFG, BOX), rows(BOX)
     hp = numbers(dql.Hypers(gamma=0.9, eta=0.7, reward_scale=2.0, reward_shift=-0.5))
     state, update = begun(agent, hp, t), jax.jit(agent.update)
@@ -65,8 +65,8 @@ def test_update_by_hand() -> None:
             y = 2.0 * t.reward[i] - 0.5 + (0.0 if t.terminated[i] else 0.9 * value)
             loss += ((taken[0, i] - y) ** 2 + (taken[1, i] - y) ** 2) / 8
         np.testing.assert_allclose(metrics["critic_loss"], loss, rtol=1e-4)
-        climbed, judge = (q[1], q[0]) if swap else (q[0], q[1])
-        want = held - 0.7 * climbed.mean() / np.abs(judge).mean()
+        q_actor, q_norm = (q[1], q[0]) if swap else (q[0], q[1])
+        want = held - 0.7 * q_actor.mean() / np.abs(q_norm).mean()
         np.testing.assert_allclose(metrics["actor_loss"], want, rtol=1e-4)
         far = np.linalg.norm(chosen - unit, axis=-1).mean()
         np.testing.assert_allclose(metrics["action_distance"], far, rtol=1e-4)
@@ -131,28 +131,28 @@ def test_backup() -> None:
 
 
 def test_normalised_holds_its_denominator() -> None:
-    q, judge = jnp.array([1.0, -3.0, 4.0]), jnp.array([2.0, -4.0, 3.0])
-    value, slopes = jax.value_and_grad(dql.normalised, (0, 1))(q, judge)
+    q, q_norm = jnp.array([1.0, -3.0, 4.0]), jnp.array([2.0, -4.0, 3.0])
+    value, slopes = jax.value_and_grad(dql.normalised_q, (0, 1))(q, q_norm)
     np.testing.assert_allclose(value, (2 / 3) / 3, rtol=1e-6)
     np.testing.assert_allclose(slopes[0], np.full(3, 1 / 9), rtol=1e-6)
     np.testing.assert_array_equal(slopes[1], 0)
-    same = jax.grad(lambda q: dql.normalised(q, q))(q)  # not d/dq of a ratio that is nearly one
+    same = jax.grad(lambda q: dql.normalised_q(q, q))(q)  # not d/dq of a ratio that is nearly one
     np.testing.assert_allclose(same, np.full(3, 1 / 8), rtol=1e-6)
 
 
 def test_selection() -> None:
-    """Frequencies are softmax(w q); an infinite weight takes the best, whatever the luck."""
+    """Frequencies are softmax(w q); an infinite weight takes the best, whatever the noise."""
     q, w, count = np.float32([0.3, -0.2, 0.8]), 2.0, 20_000
-    luck = jax.random.gumbel(jax.random.key(0), (count, 3))
-    offered = jnp.broadcast_to(jnp.arange(3.0)[None, :, None], (count, 3, 1))
+    gumbel = jax.random.gumbel(jax.random.key(0), (count, 3))
+    candidates = jnp.broadcast_to(jnp.arange(3.0)[None, :, None], (count, 3, 1))
     scores = jnp.broadcast_to(q[None], (count, 3))
-    got = np.asarray(dql.select(offered, scores, luck, w))[:, 0]
+    got = np.asarray(dql.select(candidates, scores, gumbel, w))[:, 0]
     want = np.exp(w * q) / np.exp(w * q).sum()
     np.testing.assert_allclose(np.bincount(got.astype(int)) / count, want, atol=0.015)
-    assert (np.asarray(dql.select(offered, scores, luck, jnp.inf)) == 2).all()
-    even = np.bincount(np.asarray(dql.select(offered, scores, luck, 0.0))[:, 0].astype(int))
+    assert (np.asarray(dql.select(candidates, scores, gumbel, jnp.inf)) == 2).all()
+    even = np.bincount(np.asarray(dql.select(candidates, scores, gumbel, 0.0))[:, 0].astype(int))
     np.testing.assert_allclose(even / count, 1 / 3, atol=0.015)
-    assert (np.asarray(dql.select(offered, scores, None, 0.0)) == 2).all()
+    assert (np.asarray(dql.select(candidates, scores, None, 0.0)) == 2).all()
 
 
 def test_clipping() -> None:
@@ -181,9 +181,9 @@ def test_acting(explore: bool) -> None:
     @jax.jit
     def best(begin: Array, obs: Array) -> Array:
         many = jnp.tile(obs[None], (4, 1))
-        offered = policy.sample(state.actor_target, begin, many)
-        q = jnp.minimum(*[net.apply(c, many, offered) for c in state.critic_target])
-        return space.scaled(offered[jnp.argmax(q)][None])[0]
+        candidates = policy.sample(state.actor_target, begin, many)
+        q = jnp.minimum(*[net.apply(c, many, candidates) for c in state.critic_target])
+        return space.scaled(candidates[jnp.argmax(q)][None])[0]
 
     for i in range(8):
         want = best((noise[0] if explore else fixed)[i] * cooled[None], t.obs[i])

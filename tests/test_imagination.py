@@ -59,7 +59,7 @@ STILL = Policy(act=lambda state, hp, obs, *_: (jnp.full((obs.shape[0], 1), state
 HP, INPUTS = HyperParams(Hp()), {"data": jax.tree.map(jnp.asarray, table())}
 
 
-def dreams(model: Model, policy: Policy = STILL) -> Any:
+def imagination_of(model: Model, policy: Policy = STILL) -> Any:
     return imagined(
         model, policy, starts=STARTS, steps=STEPS, every=EVERY, retain=RETAIN, batch_size=BATCH
     )
@@ -67,7 +67,7 @@ def dreams(model: Model, policy: Policy = STILL) -> Any:
 
 def played(fatal: float, updates: int = 9) -> Iterator[tuple[int, Any, Transition, Any]]:
     """(update, source's state, batch, metrics), with refreshes when they are due."""
-    source = dreams(counting(fatal))
+    source = imagination_of(counting(fatal))
     refresh, next = jax.jit(source.refresh or source.next), jax.jit(source.next)
     src = jax.jit(source.init)(jax.random.key(0), 1.0, HP, INPUTS)
     for step in range(updates):
@@ -120,7 +120,7 @@ def test_nothing_follows_an_end_and_nothing_is_lost() -> None:
 
 def test_rows_of_all_refreshes_are_as_likely() -> None:
     """However many a refresh came to: each row is drawn as often, up to chance."""
-    source = dreams(counting(0.5))
+    source = imagination_of(counting(0.5))
     *_, (_, src, _, _) = played(0.5, 3)
     assert src.filled[0] != src.filled[1]
     total = int(src.filled.sum())
@@ -134,7 +134,7 @@ def test_rows_of_all_refreshes_are_as_likely() -> None:
 
 def test_share_of_real_rows() -> None:
     real = labelled(uniform(8), rollout_end=False)
-    source = mix(real, dreams(counting(0.0)), 0.25, 8)
+    source = mix(real, imagination_of(counting(0.0)), 0.25, 8)
     assert source.refresh is not None and source.every == EVERY
     src = jax.jit(source.init)(jax.random.key(0), 1.0, HP, INPUTS)
     src = jax.jit(source.refresh)(src, 2.0, HP, INPUTS, jax.random.key(1), jnp.int32(0))
@@ -222,7 +222,7 @@ def test_true_model_makes_the_steps_of_a_maze() -> None:
 
 
 def test_data_without_states() -> None:
-    source = dreams(true_model(envs.make("reach")), random_policy(Box((-1,), (1,), (1,))))
+    source = imagination_of(true_model(envs.make("reach")), random_policy(Box((-1,), (1,), (1,))))
     with pytest.raises(UserError, match="the true dynamics of reach need data with simulator"):
         source.init(jax.random.key(0), 1.0, HP, INPUTS)
 

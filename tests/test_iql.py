@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from logged import BOX, BUTTONS, numbers, rows, table
 
-from jaxrl import losses
+from jaxrl import heads, losses, nets
 from jaxrl.agents import iql
 from jaxrl.errors import UserError
 from jaxrl.optim import cosine
@@ -63,7 +63,7 @@ def test_cosine_schedule() -> None:
 
 def test_networks_begin_orthogonal() -> None:
     """Kernels with columns or rows of length √2 at right angles, biases 0, log-std 0."""
-    params = iql.Gaussian((8, 6), 2).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
+    params = heads.Gaussian((8, 6), 2).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
     np.testing.assert_array_equal(params["log_std"], 0)
     for layer in params["Layers_0"].values():
         kernel = np.asarray(layer["kernel"])
@@ -87,8 +87,8 @@ def test_update_by_hand(kind: str) -> None:
         state, numbers(hp), Batch(t), jax.random.key(2), jnp.int32(0)
     )
 
-    head = (iql.box_head if kind == "box" else iql.discrete_head)(cfg.hidden, spec)
-    net = iql.nets.flat(iql.nets.from_linen(iql.Layers(cfg.hidden, 1), spec.obs_shape))
+    head = heads.head_of(cfg.hidden, spec)
+    net = nets.flat(nets.from_linen(heads.Layers(cfg.hidden, 1), spec.obs_shape))
     old_v, new_v = (np.asarray(net.apply(v, t.obs))[:, 0] for v in (state.value, new.value))
     ahead = np.asarray(net.apply(new.value, t.next_obs))[:, 0]
     taken = np.asarray(head.twins(state.critic, t.obs, t.action))
@@ -145,8 +145,8 @@ def test_two_states() -> None:
     learn = jax.vmap(jax.vmap(logged.fit(agent, 2500), (None, 0)), (0, None))
     states = jax.jit(learn)(many, ends)  # [tau, end]
 
-    net = iql.nets.flat(iql.nets.from_linen(iql.Layers((24,), 1), (1,)))
-    head, shown = iql.discrete_head((24,), spec), jnp.array([[0.0], [1.0]])
+    net = nets.flat(nets.from_linen(heads.Layers((24,), 1), (1,)))
+    head, shown = heads.discrete_head((24,), spec), jnp.array([[0.0], [1.0]])
     value = jax.vmap(jax.vmap(lambda v: net.apply(v, shown)[:, 0]))(states.value)
     for i, tau in enumerate(taus):
         np.testing.assert_allclose(value[i, 0], [tau * (1 + gamma), tau], atol=0.03)
@@ -171,7 +171,7 @@ def test_policy_in_a_box() -> None:
     p = 1 / (1 + np.exp(-beta))
     mean = 2 + 4 * p
     np.testing.assert_allclose(logged.mode(agent, state, hp, [[0.0]]), [[mean]], atol=0.05)
-    dist = iql.box_head((16,), spec).policy(state.actor, jnp.zeros((1, 1)))
+    dist = heads.box_head((16,), spec).policy(state.actor, jnp.zeros((1, 1)))
     np.testing.assert_allclose(np.exp(dist.log_std), [[np.sqrt(p * (1 - p))]], rtol=0.03)
 
 

@@ -47,11 +47,10 @@ VARIANTS = {
     "props": {"ppo"},
     "ravl": {"edac"},
     "rebrac": {"td3bc"},
-    "awac": {"iql"},
     "rlif": {"sac"},
     "rlpd": {"sac"},
     "td3": {"td3bc"},
-    "uni_o4": {"iql", "ppo"},
+    "uni_o4": {"ppo"},
     "trpo": {"ppo"},
 }
 SIMULATORS = {"gymnax", *names.SUITES, *names.SUITES.values()}

@@ -16,8 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from logged import random_state
 from scipy.special import softmax
-from test_ppo import AIM, ENVS, PROBES, SIZES, STEPS, check_values, learn_probes, spec, start
+from test_ppo import (
+    AIM,
+    ENVS,
+    PROBES,
+    SIZES,
+    STEPS,
+    check_values,
+    learn_probes,
+    random_window,
+    spec,
+)
 
 from jaxrl.agents import mdpo, ppo
 from jaxrl.distributions import Categorical, Normal
@@ -102,8 +113,7 @@ def test_minimiser_is_exact_mirror_descent(double: None) -> None:
     exact = softmax(LOGITS + 0.5 * ADVANTAGE)
     begin = kl(softmax(LOGITS), exact)
     few, many = (softmax(descend(old, advantage, 0.5, steps=n)[0]) for n in (10, 2000))
-    print(begin, kl(few, exact), kl(many, exact))
-    assert 0.2 * begin < kl(few, exact) < 0.95 * begin
+    assert 0.2 * begin < kl(few, exact) < 0.95 * begin, (begin, kl(few, exact))
     np.testing.assert_allclose(many, exact, atol=1e-6)
 
 
@@ -200,10 +210,9 @@ def test_ten_inner_steps_are_far_ahead_of_one(double: None) -> None:
     exact = gaps(model, reward, inner=0, exact=True)
     ten, one = gaps(model, reward, inner=10), gaps(model, reward, inner=1)
     for name, found in {"exact": exact, "m = 10": ten, "m = 1": one}.items():
-        print(name, found[jnp.array([0, 10, 50])])
-        assert np.all(np.diff(found) < 1e-12), name
-    assert exact[10] < 1e-9
-    assert ten[10] < 0.01 * one[10] and ten[50] < 0.01 * one[50]
+        assert np.all(np.diff(found) < 1e-12), (name, found)
+    assert exact[10] < 1e-9, exact[10]
+    assert ten[10] < 0.01 * one[10] and ten[50] < 0.01 * one[50], (ten, one)
 
 
 # --- the agent -----------------------------------------------------------------------------------
@@ -242,13 +251,12 @@ def test_the_learning_rate_falls_with_the_step_size() -> None:
     np.testing.assert_allclose(rates, sizes, rtol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["continuous", pytest.param("discrete", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("space", ["continuous", "discrete"])
 def test_policy_update_by_hand(space: str) -> None:
     """m steps of Adam on the whole window from π_k on, and the KL that is reported."""
     hp = hypers(lr=0.02, lr_end=0.1, gamma=0.9, lam=0.6, step_size=0.5, max_grad_norm=0.2)
-    _, t = start(space)
-    agent = mdpo.make(CFG, spec(space))
-    state = jax.jit(agent.init)(jax.random.key(5), hp, {})
+    t, agent = random_window(space), mdpo.make(CFG, spec(space))
+    state = random_state(agent, hp)
     new, metrics = jax.jit(agent.update)(state, hp, Batch(t), jax.random.key(2), jnp.int32(7))
 
     model = ppo.networks(CFG, spec(space))
@@ -314,7 +322,6 @@ def test_aims() -> None:
     cfg = mdpo.Config(**SIZES | {"num_envs": 16, "total_steps": 400 * 128})
     hp = mdpo.Hypers(lr=0.01, value_lr=0.01, gamma=0.8)
     policy, values = learn_probes(mdpo, cfg, hp, AIM)
-    print(policy.mean[..., 0], np.exp(policy.log_std[..., 0]))
     np.testing.assert_allclose(policy.mean[0, :, [0, 2], 0].T, [[-0.5, 0.5]] * 2, atol=0.1)
-    assert np.all(np.exp(policy.log_std) < 0.3)
+    assert np.all(np.exp(policy.log_std) < 0.3), policy.log_std
     check_values(AIM, values)

@@ -13,6 +13,7 @@ import jaxrl
 from jaxrl.diagnosis import peak
 from jaxrl.experiments import cli, diagnose
 from jaxrl.runs import records
+from jaxrl.runs.metrics import part_name
 
 FIXTURE = Path(__file__).parent / "data" / "DMSD-high-1000-val.npz"
 
@@ -28,7 +29,7 @@ def logged(path: Path, env_steps: int) -> records.RunDir:
         columns["held_td_error"] = np.full(3, 1.5)
         index = {"stage": "agent", "member": np.arange(3), "update": 100 * (i + 1)}
         index["env_steps"] = env_steps * (i + 1)
-        run.write_part(f"part-0-{i:09d}-0.parquet", index | columns)
+        run.write_part(part_name(0, i, 0), index | columns)
     return run
 
 

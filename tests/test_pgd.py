@@ -20,6 +20,7 @@ from jaxrl.envs import datasets
 from jaxrl.errors import UserError
 from jaxrl.experiments import cli, jax_setup, restore
 from jaxrl.experiments.restore import load, prepare, read_state, settings_of
+from jaxrl.heads import head_of
 from jaxrl.normalise import Moments
 from jaxrl.optim import warm_cosine
 from jaxrl.program import check_shared, train
@@ -255,7 +256,7 @@ def test_log_probabilities() -> None:
     unit = np.asarray(CODE.space.unit(t.action))
     cfg, hp = pgd_iql.Config(**SMALL), numbers(pgd_iql.Hypers())
     state = iql.make(cfg, BOX).init(jax.random.key(0), hp, {})
-    dist = iql.box_head(cfg.hidden, BOX).policy(state.actor, t.obs)
+    dist = head_of(cfg.hidden, BOX).policy(state.actor, t.obs)
     std = np.exp(np.asarray(dist.log_std))
     density = -0.5 * ((unit - dist.mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     got = pgd_iql.log_prob(cfg, BOX)(state, hp, t.obs, t.action)

@@ -510,5 +510,4 @@ def test_probes(learnt: np.ndarray) -> None:
     for i, (kind, expected) in enumerate(answers.items()):
         expected = np.broadcast_to(expected, learnt[:, i].shape)
         error = np.nanmax(np.abs(learnt[:, i] - expected) / np.abs(expected))
-        print(kind, error)
-        assert error < 0.05, kind
+        assert error < 0.05, (kind, error)

@@ -87,8 +87,6 @@ def test_probes(learnt: tuple[np.ndarray, np.ndarray]) -> None:
     assert answers.keys() == KINDS.keys()
     for i, (kind, expected) in enumerate(answers.items()):
         error = np.nanmax(np.abs(q[i] - np.array(expected)) / np.abs(expected))
-        print(kind, error)
-        assert error < 0.05, kind
+        assert error < 0.05, (kind, error)
     aims = actions[list(KINDS).index("aim")]
-    print(aims)
     np.testing.assert_allclose(aims[:, [0, 2]], [[-0.5, 0.5]] * SEEDS, atol=0.1)

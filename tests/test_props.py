@@ -31,8 +31,8 @@ TINY |= {"sampling_every": 2, "actor": (4,), "critic": (4,)}
 
 def test_sampling_loss() -> None:
     """max(ρ, clip(ρ, 1 ± 0.3)): constant below 0.7, so that no action becomes rarer than that."""
-    ratio, weight = jnp.array([0.5, 0.9, 2.0, 7.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
-    loss, slope = jax.value_and_grad(props.sampling_loss)(ratio, weight, 0.3)
+    ratio, held = jnp.array([0.5, 0.9, 2.0, 7.0]), jnp.array([True, True, True, False])
+    loss, slope = jax.value_and_grad(props.sampling_loss)(ratio, held, 0.3)
     np.testing.assert_allclose(loss, (0.7 + 0.9 + 2.0) / 3, rtol=1e-6)
     np.testing.assert_allclose(slope, np.array([0, 1, 1, 0]) / 3, rtol=1e-6)
 
@@ -90,11 +90,11 @@ def test_the_metric_is_the_exact_error_of_a_table() -> None:
     rng: Any = np.random.default_rng(0)
     logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]]))
     state, sample = jnp.arange(32) % 2, jnp.asarray(rng.integers(0, 4, 32), jnp.int32)
-    weight = jnp.asarray(np.arange(32) < 24, jnp.float32)
+    held = jnp.arange(32) < 24
     policy_of = sampling_error.table_policy
-    rows = props.Sampled(state, sample, policy_of(logits, state).log_prob(sample), weight)
+    rows = props.Sampled(state, sample, policy_of(logits, state).log_prob(sample), held)
     found = jax.jit(lambda rows: props.sampling_error(policy_of, logits, rows, 6000))(rows)
-    exact = sampling_error.kl_of_counts(jnp.zeros((2, 4)).at[state, sample].add(weight), logits)
+    exact = sampling_error.kl_of_counts(jnp.zeros((2, 4)).at[state, sample].add(held), logits)
     assert exact > 0.1
     np.testing.assert_allclose(found, exact, rtol=0.01)
 

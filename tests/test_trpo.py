@@ -11,8 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from logged import random_state
 from scipy.special import softmax
-from test_ppo import AIM, ENVS, PROBES, SIZES, STEPS, check_values, learn_probes, spec, start
+from test_ppo import (
+    AIM,
+    ENVS,
+    PROBES,
+    SIZES,
+    STEPS,
+    check_values,
+    learn_probes,
+    random_window,
+    spec,
+)
 
 from jaxrl.agents import ppo, trpo
 from jaxrl.distributions import Categorical, Normal
@@ -168,14 +179,12 @@ def hypers(**values: float) -> trpo.Hypers:
     return jax.tree.map(jnp.float32, trpo.Hypers(**values))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("space", ["continuous", "discrete"])
 def test_policy_update_by_hand(space: str) -> None:
     """The step from the dense Fisher matrix, solved and halved by numpy; the limit is kept."""
     hp = hypers(gamma=0.9, lam=0.6, max_kl=0.5, damping=0.2, value_lr=0.01)
-    _, t = start(space)
-    agent = trpo.make(CFG, spec(space))
-    state = jax.jit(agent.init)(jax.random.key(5), hp, {})
+    t, agent = random_window(space), trpo.make(CFG, spec(space))
+    state = random_state(agent, hp)
     new, metrics = jax.jit(agent.update)(state, hp, Batch(t), jax.random.key(2), jnp.int32(7))
 
     model = ppo.networks(CFG, spec(space))
@@ -242,7 +251,6 @@ def test_aims() -> None:
     policy, values = learn_probes(
         trpo, trpo.Config(**sizes), trpo.Hypers(value_lr=0.01, gamma=0.8), AIM
     )
-    print(policy.mean[..., 0], np.exp(policy.log_std[..., 0]))
     np.testing.assert_allclose(policy.mean[0, :, [0, 2], 0].T, [[-0.5, 0.5]] * 2, atol=0.1)
-    assert np.all(np.exp(policy.log_std) < 0.3)
+    assert np.all(np.exp(policy.log_std) < 0.3), policy.log_std
     check_values(AIM, values)

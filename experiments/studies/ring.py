@@ -36,7 +36,7 @@ import optax
 from rich.table import Table
 
 from jaxrl import flow, nets
-from jaxrl.agents.dql import normalised
+from jaxrl.agents.dql import normalised_q
 from jaxrl.experiments import jax_setup
 from jaxrl.experiments.console import print_line
 from jaxrl.runs.figures import COLOURS
@@ -108,7 +108,7 @@ def loss(params: Array, setting: Setting, key: Array, same: int, guided: bool) -
         return held
     action = flow.one_step(u, jax.random.normal(key_act, (BATCH, 2)))
     q = wrong(jnp.clip(action, -LIMIT, LIMIT))
-    return held - setting.eta * normalised(q, q)
+    return held - setting.eta * normalised_q(q, q)
 
 
 @functools.partial(jax.jit, static_argnames=("same", "guided"))

@@ -83,16 +83,16 @@ def errors(key: Array, hp: Any, after: Array, *, method: Method, steps: int) -> 
         (state, _), new = jax.lax.scan(step, (state, logits), noise)
         put = lambda x, y: jax.lax.dynamic_update_slice(x, y.astype(x.dtype), (i * CHUNK,))
         states, actions = map(put, rows, new)
-        weight = (jnp.arange(steps) < (i + 1) * CHUNK).astype(jnp.float32)
+        held = jnp.arange(steps) < (i + 1) * CHUNK
         log_prob = table_policy(target, states).log_prob(actions)
-        counts = jnp.zeros(after.shape).at[states, actions].add(weight)
+        counts = jnp.zeros(after.shape).at[states, actions].add(held)
         logits = target
         if method != "on_policy":
             (logits, opt), _ = props.improve_sampling(
                 table_policy,
                 target,
                 opt,
-                props.Sampled(states, actions, log_prob, weight),
+                props.Sampled(states, actions, log_prob, held),
                 key_learn,
                 hp,
                 ros=method == "ros",

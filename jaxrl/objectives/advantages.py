@@ -20,7 +20,7 @@ def group_normalised(reward: Array, eps: float = 1e-6) -> Array:
 
 
 def batch_normalised(advantage: Array, eps: float = 1e-8) -> Array:
-    """Advantages of any shape with mean 0 and standard deviation 1 over the batch (SPO)."""
+    """Advantages of any shape with mean 0 and standard deviation 1 over the batch (PPO, SPO)."""
     return (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + eps)
 
 

@@ -113,7 +113,7 @@ def basic(x: Tokens) -> tuple[Array, Array, Array, Array]:
     return x.log_prob, x.behaviour, x.advantage, x.mask
 
 
-def normalised(reward: Array, hp: Any, noise: Array) -> Array:
+def group_relative(reward: Array, hp: Any, noise: Array) -> Array:
     return advantages.group_normalised(reward)
 
 
@@ -187,16 +187,16 @@ OBJECTIVES: dict[str, Objective] = {
     # on-policy, and clipped ratios
     "reinforce": Objective(sampled(lambda x, hp: offpolicy.reinforce(*basic(x)))),
     "ppo": Objective(sampled(ppo), DUAL),
-    "grpo": Objective(sampled(ppo, sequence_mean), DUAL, normalised),
+    "grpo": Objective(sampled(ppo, sequence_mean), DUAL, group_relative),
     "gspo": Objective(
         sampled(lambda x, hp: ratios.gspo(*basic(x), hp.clip_low, hp.clip_high), sequence_mean),
         CLIP,
-        normalised,
+        group_relative,
     ),
     "cispo": Objective(
         sampled(lambda x, hp: ratios.cispo(*basic(x), 1.0, hp.clip_high)),
         ("clip_high",),
-        normalised,
+        group_relative,
     ),
     "sequence_is": Objective(sampled(lambda x, hp: ratios.sequence_is(*basic(x)))),
     "rec": Objective(sampled(lambda x, hp: ratios.rec(*basic(x), hp.clip_low, hp.clip_high)), CLIP),
@@ -206,22 +206,22 @@ OBJECTIVES: dict[str, Objective] = {
     "minpro": Objective(
         sampled(lambda x, hp: ratios.minpro(*basic(x), hp.clip_low, hp.clip_high)),
         CLIP,
-        normalised,
+        group_relative,
     ),
     "bapo": Objective(
         sampled(lambda x, hp: ratios.bapo(*basic(x), hp.balance, dual=hp.dual_clip)),
         ("balance", "dual_clip"),
-        normalised,
+        group_relative,
     ),
     "spo": Objective(sampled(ppo), DUAL, grouped=False, tracked=True),
     "remix": Objective(
         sampled(lambda x, hp: ratios.remix(*basic(x), x.proximal, hp.clip_high)),
         ("clip_high", "replay_share"),
-        normalised,
+        group_relative,
         proximal=True,
         replayed=True,
     ),
-    "alp": Objective(sampled(ppo), (*DUAL, "sigma"), normalised, perturbed=True),
+    "alp": Objective(sampled(ppo), (*DUAL, "sigma"), group_relative, perturbed=True),
     # off-policy
     "topr": Objective(
         sampled(lambda x, hp: offpolicy.topr(*basic(x)), sequence_mean),
@@ -261,7 +261,9 @@ OBJECTIVES: dict[str, Objective] = {
         traces=True,
         guide="itself",
     ),
-    "chord": Objective(chord_loss, (*DUAL, "mu", "mu_end", "mu_warmup"), normalised, traces=True),
+    "chord": Objective(
+        chord_loss, (*DUAL, "mu", "mu_end", "mu_warmup"), group_relative, traces=True
+    ),
     "otr": Objective(otr_loss, ("wrong_reward",), grouped=False, traces=True, draws=True),
     "prefixrl": Objective(prefix_loss, (*DUAL, "prefix_share"), rows="prefix"),
     "scope_step": Objective(sampled(corrected), DUAL, rows="corrected"),

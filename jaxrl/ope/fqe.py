@@ -94,7 +94,7 @@ def critic(cfg: Config, spec: EnvSpec) -> Critic:
             return q_of_action(every(state, params, obs, action), action)
 
         return Critic(net, one, every)
-    size = int(np.prod(spec.obs_shape)) + spec.action.shape[0]
+    size = spec.obs_size + spec.action.shape[0]
     net = nets.packed(nets.from_linen(nets.MLP(cfg.hidden, 1), (size,)))
 
     def value(state: State, params: PyTree, obs: Array, action: Array) -> Array:
