@@ -47,6 +47,7 @@ from jaxrl.losses import action_distance, critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
+from jaxrl.products import Dense
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_fine_tuning, check_offline, fine_tuning, offline_program
@@ -143,7 +144,7 @@ def make(cfg: Config, spec: EnvSpec, calibrate: Calibrate = _unchanged) -> Agent
     head = head_of(cfg, spec)
     inputs = spec.obs_size + space.size
     trained = corrections.training(cfg.hidden, inputs, cfg.correction)
-    twins = jax.vmap(head.value, (0, None, None))
+    twins = nets.each(head.value)
     least = functools.partial(policies.least_value, head)
 
     def init(key, hp, inputs):
@@ -241,8 +242,8 @@ class CorlCritic(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width, kernel_init=nets.orthogonal(np.sqrt(2)))(x))
-        return nn.Dense(self.out, kernel_init=nets.orthogonal(0.01))(x)
+            x = nn.relu(Dense(width, kernel_init=nets.orthogonal(np.sqrt(2)))(x))
+        return Dense(self.out, kernel_init=nets.orthogonal(0.01))(x)
 
 
 class CorlActor(nn.Module):
@@ -258,7 +259,7 @@ class CorlActor(nn.Module):
         for width in self.hidden:
             x = nn.relu(nets.torch_dense(width, x.shape[-1])(x))
         glorot = nn.initializers.variance_scaling(1e-4, "fan_avg", "uniform")  # gain squared
-        mean, log_std = jnp.split(nn.Dense(self.out, kernel_init=glorot)(x), 2, -1)
+        mean, log_std = jnp.split(Dense(self.out, kernel_init=glorot)(x), 2, -1)
         factor = self.param("factor", nn.initializers.ones, (1, 1))
         offset = self.param("offset", nn.initializers.constant(-1.0), (1, 1))
         return jnp.concatenate([mean, factor * log_std + offset], -1)

@@ -185,7 +185,7 @@ class State(NamedTuple):
 def learner(cfg: Any, spec: EnvSpec, space: BoxScale, policy: Generator, hypers: Any) -> Agent:
     """Offline Q-learning with a generative policy; see the module docstring."""
     critic_net = value_net(cfg, spec, space)
-    twins = jax.vmap(critic_net.apply, (0, None, None))  # [2, B, ...]
+    twins = nets.each(critic_net.apply)  # [2, B, ...]
 
     def see_flat(state: State, obs: Array) -> Array:
         return standardise_obs(cfg, state.obs, obs).reshape(obs.shape[0], -1)

@@ -39,7 +39,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from jaxrl import policies
+from jaxrl import nets, policies
 from jaxrl.agents.sac import actor_loss, begin
 from jaxrl.algorithm import Algorithm
 from jaxrl.errors import at_least
@@ -47,6 +47,7 @@ from jaxrl.losses import critic_loss, scaled_rewards, td_target
 from jaxrl.normalise import standardised
 from jaxrl.optim import Trainable, adam_step, minimise, polyak
 from jaxrl.policies import StochasticHead
+from jaxrl.products import Dense
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_offline, offline_program
@@ -116,7 +117,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     at_least(2 if cfg.diversity else 1, critics=cfg.critics)
     scale = box_scale("edac", spec).scale
     head = head_of(cfg, spec)
-    values = jax.vmap(head.values, (0, None, None))
+    values = nets.each(head.values)
 
     def init(key, hp, inputs):
         data: Transition = inputs["data"]
@@ -157,7 +158,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
                 q, slope = slopes(head, critic, t.obs, t.action)
                 alike = similarity(slope * scale[None])
             else:
-                q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)
+                q = nets.each(head.value)(critic, t.obs, t.action)
                 alike = jnp.zeros(())
             loss = critic_loss(q, y)
             return loss + hp.eta * alike, (q, loss, alike)
@@ -213,12 +214,12 @@ class Layers(nn.Module):
         within = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1 / √inputs
         tenth = nn.initializers.constant(0.1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width, kernel_init=within, bias_init=tenth)(x))
+            x = nn.relu(Dense(width, kernel_init=within, bias_init=tenth)(x))
 
         def near_zero(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
             return jax.random.uniform(key, shape, dtype, -self.end, self.end)
 
-        return nn.Dense(self.out, kernel_init=near_zero, bias_init=near_zero)(x)
+        return Dense(self.out, kernel_init=near_zero, bias_init=near_zero)(x)
 
 
 def head_of(cfg: Config, spec: EnvSpec) -> StochasticHead:

@@ -137,7 +137,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def twins(critic: PyTree, obs: Array, action: Array) -> Array:
         """Q-values [2, B] at unit actions, which are clipped to the box."""
         x = jnp.concatenate([obs, jnp.clip(action, -1.0, 1.0)], -1)
-        return jax.vmap(critic_net.apply, (0, None))(critic, x)[..., 0]
+        return nets.each(critic_net.apply)(critic, x)[..., 0]
 
     def flat_obs(state: State, obs: Array) -> Array:
         return standardise_obs(cfg, state.obs, obs).reshape(obs.shape[0], -1)

@@ -41,6 +41,7 @@ from jaxrl.normalise import normalised
 from jaxrl.objectives.advantages import batch_normalised
 from jaxrl.optim import linear
 from jaxrl.policies import agent_of
+from jaxrl.products import Dense
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
@@ -150,8 +151,8 @@ class Network(nn.Module):
             x = activation(nets.Conv(features, kernel_init=self._init(np.sqrt(2)))(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = activation(nn.Dense(width, kernel_init=self._init(np.sqrt(2)))(x))
-        return nn.Dense(self.out, kernel_init=self._init(self.gain))(x)
+            x = activation(Dense(width, kernel_init=self._init(np.sqrt(2)))(x))
+        return Dense(self.out, kernel_init=self._init(self.gain))(x)
 
     def _init(self, gain: float) -> nn.initializers.Initializer:
         orthogonal = self.cfg.orthogonal
@@ -249,11 +250,7 @@ def acting(model: Networks, spec: EnvSpec) -> Policy:
         if not explore:
             return clip_to_box(space, scaled(policy.mode)), memory, {}
         sample = policy.sample(noise)
-        extras = {
-            "sample": sample,
-            "log_prob": policy.log_prob(sample),
-            "value": model.value(state.params["critic"], obs),
-        }
+        extras = {"sample": sample, "log_prob": policy.log_prob(sample)}
         return clip_to_box(space, scaled(sample)), memory, extras
 
     return Policy(act=act, noise=noise, masks=True, bytes=True, views=True)
@@ -275,8 +272,8 @@ def experience(
     window: Transition,
 ) -> Experience:
     """The rows [T * N], with advantages, of a rollout [T, N] collected with `params`."""
-    value = window.extras["value"]
     value_of = lambda obs: model.value(params["critic"], obs)
+    value = value_of(merge_axes(window.obs)).reshape(window.reward.shape)
     advantage = gae(
         window.reward,
         value,

@@ -31,6 +31,7 @@ from jaxrl.losses import huber
 from jaxrl.minibatch import scan_epochs
 from jaxrl.normalise import normalised
 from jaxrl.optim import clipped_radam, linear
+from jaxrl.products import Dense
 from jaxrl.program import Program
 from jaxrl.ranges import bounded
 from jaxrl.recipes import check_rollouts, on_policy
@@ -114,8 +115,8 @@ class Blocks(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for width in self.hidden:
-            x = nn.relu(nets.LayerNorm()(nn.Dense(width, kernel_init=nets.orthogonal())(x)))
-        return nn.Dense(self.out, kernel_init=nets.orthogonal())(x)
+            x = nn.relu(nets.LayerNorm()(Dense(width, kernel_init=nets.orthogonal())(x)))
+        return Dense(self.out, kernel_init=nets.orthogonal())(x)
 
 
 def make(cfg: Config, spec: EnvSpec) -> Agent:
@@ -138,7 +139,7 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
     def q_values(params: PyTree, obs: Array, action: Array) -> Array:
         """[critics, B] of obs [B, *obs] and action [B, A] in half ranges."""
         x = jnp.concatenate([obs, space.unit(action)], -1)
-        return jax.vmap(one_critic.apply, (0, None))(params, x)[..., 0]
+        return nets.each(one_critic.apply)(params, x)[..., 0]
 
     def noisy(action: Array, std: Array, normal: Array) -> Array:
         return clip_to_box(spec.action, action + std * space.scale * normal)

@@ -36,6 +36,7 @@ from jaxrl.losses import q_loss
 from jaxrl.masks import legal_only, unmask
 from jaxrl.normalise import normalised
 from jaxrl.policies import agent_of
+from jaxrl.products import Dense
 from jaxrl.program import Program
 from jaxrl.recipes import single_stage
 from jaxrl.returns import lambda_returns, successor_values
@@ -67,7 +68,7 @@ class Network(nn.Module):
         cfg = self.cfg
         self.torso = nets.Torso(cfg.hidden, **pqn.layers(cfg, self.train))
         self.cell = recurrent.Recurrent(cfg.cell, cfg.memory)
-        self.head = nn.Dense(self.num_actions)
+        self.head = Dense(self.num_actions)
 
     def unroll(
         self, carry: PyTree, obs: Array, last_action: Array, start: Array

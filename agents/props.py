@@ -309,13 +309,12 @@ def make(cfg: Config, spec: EnvSpec) -> Agent:
 def experience(
     cfg: Config, model: ppo.Networks, params: dict[str, PyTree], hp: Any, steps: Steps
 ) -> ppo.Experience:
-    """PPO's rows of steps [T, N], values and log-probabilities being those of `params`."""
+    """PPO's rows of steps [T, N], log-probabilities being those of `params`."""
     obs, sample = merge_axes((steps.obs, steps.sample))
     log_prob = model.actor.apply(params["actor"], obs).log_prob(sample)
     extras = {
         "sample": steps.sample,
         "log_prob": log_prob.reshape(steps.reward.shape),
-        "value": model.value(params["critic"], obs).reshape(steps.reward.shape),
     }
     rest = (steps.next_obs, steps.terminated, steps.truncated, steps.terminated, extras)
     window = Transition(steps.obs, steps.sample, steps.reward, *rest)

@@ -165,8 +165,7 @@ def make(cfg: Config, spec: EnvSpec, base: Policy | None = None) -> Agent:
 
     def values(critics: PyTree, obs: Array, action: Array) -> Array:
         """Q_i(s, a) [N, B]."""
-        one = lambda params: critic_net.apply(params, joined(obs, action))[:, 0]
-        return jax.vmap(one)(critics)
+        return nets.each(critic_net.apply)(critics, joined(obs, action))[..., 0]
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)

@@ -237,7 +237,7 @@ def learn(
             y = td_target(t, hp.gamma, expectation(ahead, value))
 
             def critic_loss(critic: PyTree) -> tuple[Array, Array]:
-                q = jax.vmap(head.value, (0, None, None))(critic, t.obs, t.action)  # [N, B]
+                q = nets.each(head.value)(critic, t.obs, t.action)  # [N, B]
                 return 0.5 * jnp.sum(jnp.mean((q - y[None]) ** 2, -1)), jnp.mean(q)
 
             at, loss, q = minimise(critic_loss, at, hp.lr)

@@ -180,7 +180,7 @@ def make_variant(cfg: Any, spec: EnvSpec, variant: Variant) -> Agent:
         x = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], -1)
         return critic_net.apply(critic, x)[:, 0]
 
-    twins = jax.vmap(q_value, (0, None, None))
+    twins = nets.each(q_value)
 
     def init(key, hp, inputs):
         key_actor, key_critic = jax.random.split(key)

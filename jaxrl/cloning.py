@@ -56,7 +56,7 @@ def diverse_clones(policy: nets.Net, space: BoxScale, count: int) -> Learner:
         t = batch.transitions
 
         def loss(actor: PyTree) -> tuple[Array, tuple[Array, Array]]:
-            dists = jax.vmap(policy.apply, (0, None))(actor, t.obs)
+            dists = nets.each(policy.apply)(actor, t.obs)
             each, divergence = cloning_losses(dists, space.unit(t.action), hp.diversity)
             return jnp.sum(each), (jnp.mean(each), jnp.mean(divergence))
 

@@ -24,6 +24,7 @@ from flax import linen as nn
 from jaxrl.distributions import gaussian_kl
 from jaxrl.nets import Net, from_linen, packed
 from jaxrl.precision import lowered, raised
+from jaxrl.products import Dense
 from jaxrl.types import Array, PyTree
 
 Correction = Literal["none", "vib", "dropout", "dr3"]
@@ -51,16 +52,16 @@ class Critic(nn.Module):
     def train(self, x: Array, key: Array | None, strength: Array | float) -> Trained:
         """Outputs for rows x [B, X]; without a key, no units are dropped and features are means."""
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.relu(Dense(width)(x))
             if self.correction == "dropout" and key is not None:
                 x = dropped(x, jax.random.fold_in(key, i), strength)
         divergence = jnp.zeros(len(x))
         if self.correction == "vib":
-            mean, log_var = jnp.split(nn.Dense(2 * self.hidden[-1])(x), 2, -1)
+            mean, log_var = jnp.split(Dense(2 * self.hidden[-1])(x), 2, -1)
             divergence = gaussian_kl(mean, log_var)
             noise = 0.0 if key is None else jax.random.normal(key, mean.shape)
             x = mean + jnp.exp(0.5 * log_var) * noise
-        return Trained(nn.Dense(self.out)(x)[:, 0], x, divergence)
+        return Trained(Dense(self.out)(x)[:, 0], x, divergence)
 
     def __call__(self, x: Array) -> Array:
         return self.train(x, None, 0.0).q[:, None]

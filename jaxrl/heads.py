@@ -19,6 +19,7 @@ from jaxrl import nets
 from jaxrl.corrections import dropped
 from jaxrl.distributions import Categorical, Normal
 from jaxrl.losses import action_distance, q_of_action
+from jaxrl.products import Dense
 from jaxrl.spaces import box_scale
 from jaxrl.types import Array, Discrete, EnvSpec, PyTree
 
@@ -35,10 +36,10 @@ class Layers(nn.Module):
         init = nets.orthogonal(np.sqrt(2))
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, kernel_init=init)(x))
+            x = nn.relu(Dense(width, kernel_init=init)(x))
             if self.dropout and key is not None:
                 x = dropped(x, jax.random.fold_in(key, i), self.dropout)
-        return nn.Dense(self.out, kernel_init=init)(x)
+        return Dense(self.out, kernel_init=init)(x)
 
 
 class Gaussian(nn.Module):
@@ -81,8 +82,7 @@ class Head:
     def twins(self, critic: PyTree, obs: Array, action: Array) -> Array:
         """Q_i(s, a) [2, B] of parameters with leaves [2, ...]."""
         x = self.critic_in(obs, action)
-        # Two input copies give batched products; with a single one XLA transposes activations.
-        out = jax.vmap(self.critic.apply)(critic, jnp.broadcast_to(x[None], (2, *x.shape)))
+        out = nets.each(self.critic.apply)(critic, x)
         return jax.vmap(self.q_of, (0, None))(out, action)
 
 

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl.errors import UserError
 from jaxrl.precision import lowered, raised
+from jaxrl.products import Dense, product
 from jaxrl.types import Array, EnvSpec, PyTree
 
 
@@ -104,6 +105,23 @@ def init_twice(init: Callable[[Array], PyTree], key: Array) -> tuple[PyTree, PyT
 def pick(stack: PyTree, index: int | Array) -> PyTree:
     """The parameters at `index` of a stack of networks, leaves [N, ...]."""
     return jax.tree.map(lambda x: x[index], stack)
+
+
+def each(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """(stack of parameters [N, ...], *inputs) to the outputs [N, ...] of `apply` for each network.
+
+    Inputs of up to three axes are copied N times. A vmap over parameters alone computes the first
+    layers as one product of N times the columns and then rearranges the result, which takes longer
+    than the product. Images are shared: there, copies would cost more.
+    """
+
+    def outputs(stack: PyTree, *inputs: PyTree) -> Any:
+        count = jax.tree.leaves(stack)[0].shape[0]
+        copied = lambda x: x if x.ndim > 3 else jnp.broadcast_to(x[None], (count, *x.shape))
+        axes = jax.tree.map(lambda x: None if x.ndim > 3 else 0, inputs)
+        return jax.vmap(apply, (0, *axes))(stack, *jax.tree.map(copied, inputs))
+
+    return outputs
 
 
 class Joint(NamedTuple):
@@ -218,7 +236,7 @@ class Conv(nn.Module):
         across = [slice(j, j + (width - 1) * stride + 1, stride) for j in range(side)]
         patches = jnp.concatenate([x[:, i, j] for i in ends for j in across], -1)
         size = side * side * channels
-        out = patches.reshape(-1, size) @ kernel.reshape(size, features)
+        out = product(patches.reshape(-1, size), kernel.reshape(size, features))
         return (out + bias[None]).reshape(rows, height, width, features)
 
 
@@ -254,7 +272,7 @@ class Torso(nn.Module):
         x = x.reshape(x.shape[0], -1)
         init = nn.initializers.he_normal() if self.conv else nn.initializers.lecun_normal()
         for width in self.hidden:
-            x = self._finish(nn.Dense(width, kernel_init=init)(x))
+            x = self._finish(Dense(width, kernel_init=init)(x))
         return x
 
     def _finish(self, x: Array) -> Array:
@@ -317,14 +335,14 @@ class ConditionalMLP(nn.Module):
         return mish(LayerNorm()(x) if self.norm else x)
 
 
-def torch_dense(features: int, inputs: int, use_bias: bool = True) -> nn.Dense:
+def torch_dense(features: int, inputs: int, use_bias: bool = True) -> Dense:
     """A linear layer with torch's initialisation: uniform within ±1 / √inputs."""
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         bound = inputs**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(features, use_bias, kernel_init=init, bias_init=init)
+    return Dense(features, use_bias, kernel_init=init, bias_init=init)
 
 
 def check_images(
@@ -365,4 +383,4 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         sizes = (self.kernels, self.strides)
         x = Torso(self.hidden, self.conv, self.norm, self.activation, *sizes, self.first)(x)
-        return nn.Dense(self.out, kernel_init=self.end)(x)
+        return Dense(self.out, kernel_init=self.end)(x)

@@ -197,12 +197,12 @@ def agent_of(policy: Policy, init: Any, update: Any, hypers: Any) -> Agent:
 
 def least_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree) -> Array:
     """min_i Q_i(s, a) [B, K] of sampled actions, over critics [N, size]."""
-    return jnp.min(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)
+    return jnp.min(nets.each(head.values)(critics, obs, action), 0)
 
 
 def mean_value(head: StochasticHead, critics: Array, obs: Array, action: PyTree) -> Array:
     """Mean over critics [N, size] of Q_i(s, a) [B, K] of sampled actions."""
-    return jnp.mean(jax.vmap(head.values, (0, None, None))(critics, obs, action), 0)
+    return jnp.mean(nets.each(head.values)(critics, obs, action), 0)
 
 
 def target_entropy(head: StochasticHead, seen: Any) -> Array | float:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxrl import recurrent
 from jaxrl.objectives import perturb
 from jaxrl.precision import lowered, raised
+from jaxrl.products import Dense
 from jaxrl.types import Array, Discrete, EnvSpec, PyTree
 
 
@@ -36,14 +37,14 @@ class Network(nn.Module):
         noise: Array | None = None,
     ) -> tuple[Array, Array]:
         """(carry [B, H] after the window, logits); ALP's `noise` is [T, B, embedding + H]."""
-        x = jnp.tanh(nn.Dense(self.embedding)(x))
+        x = jnp.tanh(Dense(self.embedding)(x))
         if noise is not None and log_sigma is not None:
             x = perturb(x, log_sigma[0], noise[..., : self.embedding])
         carries, x = recurrent.Recurrent("gru", self.memory)(carry, x, start)
         if noise is not None and log_sigma is not None:
             x = perturb(x, log_sigma[1], noise[..., self.embedding :])
         size, length = x.shape[1], x.shape[0]
-        logits = nn.Dense(self.actions)(x.reshape(length * size, -1))
+        logits = Dense(self.actions)(x.reshape(length * size, -1))
         return carries[-1], logits.reshape(length, size, -1)
 
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxrl.errors import UserError, at_least
 from jaxrl.nets import sinusoids
+from jaxrl.products import Dense
 from jaxrl.types import Array
 
 GROUPS, WIDE = 8, 16  # group normalisation: maximum number of groups, minimum channels per group
@@ -33,7 +34,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array) -> Array:
         wave = sinusoids(t, self.features // 4)
-        wave = nn.Dense(self.features)(jax.nn.silu(nn.Dense(self.features)(wave)))
+        wave = Dense(self.features)(jax.nn.silu(Dense(self.features)(wave)))
         passed = []
         for i in range(self.blocks):
             width = self.features * 2**i
@@ -47,7 +48,7 @@ class UNet(nn.Module):
             x = jnp.concatenate([passed[i], groupnorm_relu(x + at_time(width, wave))], -1)
             for _ in range(2):
                 x = groupnorm_relu(Convolution(width, 3)(x))
-        return nn.Dense(self.channels)(x)
+        return Dense(self.channels)(x)
 
 
 class Convolution(nn.Module):
@@ -66,12 +67,12 @@ class Convolution(nn.Module):
         before, steps = (self.side - 1) // 2, x.shape[1]
         wide = jnp.pad(x, ((0, 0), (before, self.side - 1 - before), (0, 0)))
         shifted = [wide[:, i : i + steps] for i in range(self.side)]
-        return nn.Dense(self.features)(jnp.concatenate(shifted, -1))
+        return Dense(self.features)(jnp.concatenate(shifted, -1))
 
 
 def at_time(width: int, wave: Array) -> Array:
     """Offset [B, 1, width] of a block, computed from embedded times."""
-    return nn.Dense(width)(jax.nn.silu(wave))[:, None]
+    return Dense(width)(jax.nn.silu(wave))[:, None]
 
 
 def groupnorm_relu(x: Array) -> Array:

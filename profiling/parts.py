@@ -1,4 +1,4 @@
-"""Speed of single parts: decisions, corrections, trajectories, neighbours, convolutions.
+"""Speed of single parts: decisions, corrections, trajectories, neighbours, products.
 
     python profiling/parts.py [--parts cdsa ofql] [--quick] [--json FILE]
 
@@ -13,6 +13,8 @@ without compilation, medians of repeats in alternation. Observations have 11 ele
     shuffle     elements of random permutations, and of those of `jax.random`
     conv        images, for gradients of the Atari network's convolutions in a loop of four batches
                 of 32 images; also with flax's layers
+    products    gradients of kernels of dense layers in a loop, rows x inputs x outputs, by
+                `jaxrl.products` and by x @ kernel
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from jaxrl.experiments import jax_setup
 from jaxrl.minibatch import permutation
 from jaxrl.neighbours import nearest
 from jaxrl.policies import Trained
+from jaxrl.products import product
 from jaxrl.runs import files, provenance
 from jaxrl.spaces import box_scale
 from jaxrl.trajectories import diffuser
@@ -150,6 +153,23 @@ def gradients(count: int) -> Iterator[Part]:
         yield Part(f"gradients of convolutions, {name}", call, (params, x), 4 * count)
 
 
+def kernels(times: int) -> Iterator[Part]:
+    for rows, inputs, outputs in ((256, 256, 3), (256, 256, 256), (128, 64, 2), (128, 1024, 128)):
+        x = jax.random.normal(KEY, (rows, inputs))
+        dy = jax.random.normal(jax.random.key(1), (rows, outputs))
+        for name, multiply in (("product", product), ("x @ kernel", jnp.matmul)):
+
+            def descend(kernel: Array, x: Array, dy: Array, multiply: Any = multiply) -> Array:
+                def step(_: Any, kernel: Array) -> Array:
+                    now = dy.at[0, 0].add(kernel[0, 0])  # or XLA moves the product out of the loop
+                    return kernel - 1e-6 * jax.vjp(lambda k: multiply(x, k), kernel)[1](now)[0]
+
+                return jax.lax.fori_loop(0, times, step, kernel)
+
+            args = (jnp.zeros((inputs, outputs)), x, dy)
+            yield Part(f"kernel {rows} x {inputs} x {outputs}, {name}", descend, args, times)
+
+
 PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "cdsa": lambda quick: corrections(4 if quick else 1024),
     "cdsa-1": lambda quick: corrections(1),
@@ -160,6 +180,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Part]]] = {
     "nearest-6": lambda quick: neighbours(10_000 if quick else 1_000_000),
     "shuffle": lambda quick: permutations((2**6,) if quick else (2**12, 2**14, 2**16, 2**18)),
     "conv": lambda quick: gradients(1 if quick else 32),
+    "products": lambda quick: kernels(2 if quick else 1000),
 }
 
 

@@ -138,9 +138,13 @@ def test_targets_with_cuts_at_random_steps(name: str, monkeypatch: pytest.Monkey
         values = []
         for obs in (t.obs, t.next_obs):
             rows = obs.reshape(-1, 2)
-            noise = agent.noise(keys[4], STEPS * ENVS)
-            extras = agent.act(state, hp.agent, rows, jnp.zeros(len(rows), bool), (), noise, True)
-            values.append(extras[2]["value"].reshape(STEPS, ENVS))
+            if advantages:  # of the policies of PPO, which do not record values
+                found = ppo.networks(cfg, env.spec).value(state.params["critic"], rows)
+            else:
+                noise = agent.noise(keys[4], STEPS * ENVS)
+                start = jnp.zeros(len(rows), bool)
+                found = agent.act(state, hp.agent, rows, start, (), noise, True)[2]["value"]
+            values.append(found.reshape(STEPS, ENVS))
         return t, values, metrics  # `metrics` keep the update alive
 
     t, (value, ahead), _ = jax.device_get(run(jax.random.key(1)))
