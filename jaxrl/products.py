@@ -13,7 +13,7 @@ cases, which `product` avoids (docs/decisions.md, record 56):
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ def _product_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tup
         parts.append(product(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
         parts.append(_along_kernel(x, dkernel))
-    return y, sum(parts) if parts else jnp.zeros_like(y)
+    return y, reduce(jnp.add, parts) if parts else jnp.zeros_like(y)
 
 
 def _along_kernel(x: Array, dkernel: Array) -> Array:

@@ -89,7 +89,8 @@ def test_xla_keeps_both_forms():
     for name, (rows, inputs, outputs) in SIZES.items():
         x, kernel = arrays((rows, inputs), (inputs, outputs))
         gradient = jax.jit(jax.grad(loss(product), 1)).lower(x, kernel).compile()
-        shapes[name] = re.findall(r"= f32\[(\d+),(\d+)\]\{(\d),\d\} dot\(", gradient.as_text())
+        text = gradient.as_text() or ""
+        shapes[name] = re.findall(r"= f32\[(\d+),(\d+)\]\{(\d),\d\} dot\(", text)
     assert ("132", "96", "1") in shapes["stride"]
     assert ("3", "256", "1") in shapes["few"] or ("256", "3", "0") in shapes["few"]
 
@@ -101,7 +102,7 @@ def test_dense_is_that_of_flax():
     assert jax.tree.map(jnp.shape, own.init(jax.random.key(0), x)) == jax.tree.map(
         jnp.shape, params
     )
-    assert (own.apply(params, x) == flax.apply(params, x)).all()
+    np.testing.assert_array_equal(own.apply(params, x), flax.apply(params, x))
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 6, 6, 2)], ids=["flat", "images"])
@@ -113,4 +114,4 @@ def test_each_network_of_a_stack(shape):
     found = nets.each(apply)(kernels, x, jnp.float32(2))
     same(found, jnp.stack([apply(kernel, x, 2.0) for kernel in kernels]))
     copies = str(jax.make_jaxpr(nets.each(apply))(kernels, x, jnp.float32(2)))
-    assert ("f32[3,5,6,6,2]" in copies) is False  # images are not copied
+    assert "f32[3,5,6,6,2]" not in copies  # images are not copied
