@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from duel_rows import MINATAR, OFFLINE
+from duel_rows import MINATAR, OFFLINE, ROWS
 from stages import Task, prepare, random_rows, stage_of
 
 from jaxrl.experiments import jax_setup
@@ -32,13 +32,24 @@ from jaxrl.runs import files, provenance
 from jaxrl.types import Array, HyperParams, PyTree
 
 OFF = {"updates": 10**6}
+
+
+def same_as(row: str) -> Task:
+    """The task of jaxrl's side of a duel."""
+    sizes = ROWS[row][0].sizes
+    return Task(sizes["agent"], sizes["config"], sizes["env"])
+
+
 TASKS = {
     "pqn": (Task("pqn", {"total_steps": 10**9, "hidden": [64, 64]}, "CartPole-v1"), 40),
     "pqn256": (Task("pqn", {"total_steps": 10**9, "hidden": [256, 256]}, "CartPole-v1"), 10),
     "breakout": (Task("pqn", MINATAR, "Breakout-MinAtar"), 4),
     "iql": (Task("iql", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
     "bc": (Task("bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 1000),
-    "td3bc": (Task("td3bc", OFF | {"hidden": [256, 256]}, **OFFLINE), 200),
+    # The policy is updated in every step, so that the expensive branch is always taken.
+    "td3bc": (Task("td3bc", OFF | {"hidden": [256, 256], "policy_every": 1}, **OFFLINE), 200),
+    "sac": (same_as("sac"), 200),
+    "ppo": (same_as("ppo"), 40),
     "ofql": (Task("ofql", OFF, **OFFLINE), 50),
     "edac": (Task("edac", OFF, **OFFLINE), 30),
     "edac50": (Task("edac", OFF | {"critics": 50}, **OFFLINE), 10),
@@ -60,9 +71,9 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """How often each product is computed at least.
+    """How often each product is computed.
 
-    Loops of unknown length count once. Of the branches of a conditional, the cheapest one counts.
+    Loops of unknown length count once. Of the branches of a conditional, the most expensive counts.
     """
     found: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
@@ -71,7 +82,7 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
             found[Product(*shapes, equation.params["dimension_numbers"])] += times
         if equation.primitive.name == "cond":
             branches = [products(branch.jaxpr, times) for branch in equation.params["branches"]]
-            found += min(branches, key=gflop)
+            found += max(branches, key=gflop)
             continue
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
