@@ -39,41 +39,38 @@ CONTINUES = "; the same command continues from the last checkpoint"
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
-  jaxrl train AGENT --env ENV [--seeds P] [options]   train P seeds, or continue a stopped run
-  jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [--sweep ...] [--dry-run] [options]
-                                                      all combinations of values x seeds
-  jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2 [--range ...] [options]
-                                                      hyperparameter search with Optuna, in batches
-  jaxrl eval RUN [--episodes K] [--member M] [--csv FILE]
-                                                      evaluate members on fresh episodes
-  jaxrl report PATH [PATH ...] [--csv FILE] [--out FILE.pdf]
-                                                      table and plots of runs and sweeps, also while
-                                                      they are training
-  jaxrl ope RUN [RUN ...] --data FILE [--epsilon 0,0.1]
-                                                      estimate values of policies from a dataset
-  jaxrl merge RUN_A RUN_B [--alpha 0,0.5,1]           evaluate means of the weights of two runs
-  jaxrl peak RUN --out FOLDER                         policies at the peak of Q of an offline run
-  jaxrl render RUN [--member M] [--seed S]            render one episode of a member as a GIF
-  jaxrl export RUN [--member M] [--to jax]            write a policy that loads without jaxrl
-  jaxrl track RUN --to TRACKER                        send a run to tensorboard, wandb, trackio,
-                                                      mlflow or a tracker of your own
-  jaxrl data info FILE | convert FROM TO | make ENV --level medium --steps 100000
-                                                      datasets: .npz, D4RL's .hdf5, Minari folders
-  jaxrl data make ENV --from-diffusion RUN --steps 100000
-                                                      dataset sampled from the diffusion model of a
-                                                      pgd_iql run
-  jaxrl reproduce NAME [--full] [--dry-run]           run the experiment of a paper's claim
-  jaxrl list agents | envs | reproductions            what is available
-  jaxrl --version                                     installed version
+  jaxrl train AGENT --env ENV [options]   train seeds, or continue a stopped run
+  jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [options]
+                                          all combinations of values x seeds
+  jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2
+                                          hyperparameters by Optuna, in batches
+  jaxrl eval RUN [--episodes K]           evaluate members on fresh episodes
+  jaxrl report PATH [PATH ...]            tables and plots, also during training
+  jaxrl ope RUN [RUN ...] --data FILE     estimate values from a dataset
+  jaxrl merge RUN_A RUN_B                 evaluate means of the weights of two
+  jaxrl peak RUN --out FOLDER             policies of an offline run at its peak
+                                          of Q
+  jaxrl render RUN [--member M]           an episode of a member as a GIF
+  jaxrl export RUN [--to jax]             a policy that loads without jaxrl
+  jaxrl track RUN --to TRACKER            send a run to tensorboard, wandb,
+                                          trackio, mlflow or a tracker of yours
+  jaxrl data make ENV --level medium      make a dataset; also: info, convert,
+                                          retrieve, make --from-diffusion
+  jaxrl reproduce NAME [--full]           the experiment of a paper's claim
+  jaxrl list agents | envs | reproductions
+                                          what is available
+  jaxrl --version                         the installed version
 
-  jaxrl COMMAND --help                                options of a command, with an example
-  jaxrl train AGENT --help                            every option of an agent
-  jaxrl data --help                                   dataset formats and levels
-  jaxrl train | sweep | search FILE.yaml [options]    settings from a file; options override it
-  jaxrl train runs/NAME/config.json [options]         repeat a recorded run
+  jaxrl COMMAND --help                    options of a command, with an example
+  jaxrl train AGENT --help                every option of an agent
+  jaxrl data --help                       formats and levels of datasets
+  jaxrl train | sweep | search FILE.yaml [options]
+                                          settings of a file; options override
+  jaxrl train runs/NAME/config.json       repeat a recorded run
 
-sweep values:  1,2,3   [64,64],[256,256] or 64x64,256x256   log:1e-5:1e-2:4   lin:0:1:5
-search ranges: the same, and log:1e-5:1e-2   lin:0:1 without a number of values
+sweep values:   1,2,3   [64,64],[256,256] or 64x64,256x256
+                log:1e-5:1e-2:4   lin:0:1:5
+search ranges:  the same, and log:1e-5:1e-2   lin:0:1 without a number of values
 
 example: jaxrl train pqn --env CartPole-v1 --seeds 8
 """

@@ -74,12 +74,18 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
     """How often each product is computed.
 
     Loops of unknown length count once. Of the branches of a conditional, the most expensive counts.
+    A transposed product has its operands in the other order, as XLA computes it.
     """
     found: Counter[Product] = Counter()
+    moved = {eqn.invars[0] for eqn in jaxpr.eqns if eqn.primitive.name == "transpose"}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            shapes = (tuple(x.aval.shape) for x in equation.invars)
-            found[Product(*shapes, equation.params["dimension_numbers"])] += times
+            left, right = (tuple(x.aval.shape) for x in equation.invars)
+            axes = equation.params["dimension_numbers"]
+            if equation.outvars[0] in moved:
+                left, right = right, left
+                axes = tuple((b, a) for a, b in axes)
+            found[Product(left, right, axes)] += times
         if equation.primitive.name == "cond":
             branches = [products(branch.jaxpr, times) for branch in equation.params["branches"]]
             found += max(branches, key=gflop)

@@ -30,27 +30,31 @@ from jaxrl.runs.folders import lock_file
 
 USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
 
-  jaxrl data info FILE [--out FILE.svg]        describe a dataset, with histograms
-  jaxrl data convert FROM TO                   convert to another format
-     both: [--max-episode-steps N]             time limit, for D4RL files without timeouts
+  jaxrl data info FILE [--out FILE.svg]   describe a dataset, with histograms
+  jaxrl data convert FROM TO              convert to another format
+     both: [--max-episode-steps N]        limit of D4RL files without timeouts
   jaxrl data retrieve PRIOR EXPERT [--threshold 0.85] [--out FILE]
-                                               add rows of a dataset to demonstrations that they
-                                               resemble
-  jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000] [--out FOLDER | FILE]
-                      [--agent AGENT] [--success 0.5] [options of `jaxrl train`]
-                                               collect datasets with simulator states; trains an
-                                               agent first, by default sac, or ppo for discrete
-                                               actions, also for level random alone: the expert's
-                                               return is the 100 of normalised scores
-  jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M] [--seed S] [--out FILE]
-                                               sample the diffusion model of a pgd_iql run
+                                          add rows of a dataset to demonstrations
+                                          that they resemble
+  jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000]
+        [--out FOLDER | FILE] [--agent AGENT] [--success 0.5]
+        [options of `jaxrl train`]        collect datasets with simulator states
+  jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M]
+        [--seed S] [--out FILE]           sample the diffusion model of a run of
+                                          pgd_iql
 
-levels: random; expert, the best training snapshot (training keeps one snapshot per evaluation);
-medium, the first snapshot a third of the way from random to expert; medium-replay, all snapshots up
-to medium; medium-expert, half medium and half expert; noisy, the expert with so much noise that its
-mean return is --success 0.5 of the way from random to expert.
-Mazes, the lock and reach:sparse need no training. Levels of mazes are play, diverse, expert and
-random, those of the lock guided, expert and random, those of reach:sparse expert, noisy and random.
+`make --level` trains an agent first, by default sac, or ppo for discrete
+actions, also for level random alone: the expert's return is the 100 of
+normalised scores.
+
+levels: random; expert, the best training snapshot (training keeps one snapshot
+per evaluation); medium, the first snapshot a third of the way from random to
+expert; medium-replay, all snapshots up to medium; medium-expert, half medium
+and half expert; noisy, the expert with so much noise that its mean return is
+--success 0.5 of the way from random to expert.
+Mazes, the lock and reach:sparse need no training. Levels of mazes are play,
+diverse, expert and random, those of the lock guided, expert and random, those
+of reach:sparse expert, noisy and random.
 
 example: jaxrl data make Pendulum-v1 --level medium,expert --steps 20000
 """
