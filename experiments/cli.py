@@ -9,6 +9,7 @@ import errno
 import gc
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -39,17 +40,16 @@ CONTINUES = "; the same command continues from the last checkpoint"
 
 USAGE = """jaxrl: reinforcement learning compiled end to end
 
-  jaxrl train AGENT --env ENV [options]   train seeds, or continue a stopped run
+  jaxrl train AGENT --env ENV [options]   train seeds; continue a stopped run
   jaxrl sweep AGENT --env ENV --sweep agent.lr=1e-4,3e-4 [options]
                                           all combinations of values x seeds
   jaxrl search AGENT --env ENV --trials 256 --range agent.lr=log:1e-5:1e-2
                                           hyperparameters by Optuna, in batches
   jaxrl eval RUN [--episodes K]           evaluate members on fresh episodes
-  jaxrl report PATH [PATH ...]            tables and plots, also during training
+  jaxrl report PATH [PATH ...]            tables and plots, during training too
   jaxrl ope RUN [RUN ...] --data FILE     estimate values from a dataset
   jaxrl merge RUN_A RUN_B                 evaluate means of the weights of two
-  jaxrl peak RUN --out FOLDER             policies of an offline run at its peak
-                                          of Q
+  jaxrl peak RUN --out FOLDER             policies at the peak of Q, offline
   jaxrl render RUN [--member M]           an episode of a member as a GIF
   jaxrl export RUN [--to jax]             a policy that loads without jaxrl
   jaxrl track RUN --to TRACKER            send a run to tensorboard, wandb,
@@ -70,7 +70,7 @@ USAGE = """jaxrl: reinforcement learning compiled end to end
 
 sweep values:   1,2,3   [64,64],[256,256] or 64x64,256x256
                 log:1e-5:1e-2:4   lin:0:1:5
-search ranges:  the same, and log:1e-5:1e-2   lin:0:1 without a number of values
+search ranges:  the same; also log:1e-5:1e-2   lin:0:1
 
 example: jaxrl train pqn --env CartPole-v1 --seeds 8
 """
@@ -122,7 +122,7 @@ def _run(words: list[str]) -> int:
     """Prints what was asked for, or runs the command; returns its exit code."""
     page = asked_help(words)
     if page is not None:
-        print(page)
+        print(streams.filled(page, streams.terminal_width()))
         return 0
     asked = not words or words[0] == "help" or {"-h", "--help"} & set(words[:2])
     if asked and words[:1] != ["data"]:
@@ -196,7 +196,7 @@ def _request(command: str, words: list[str]) -> Request:
         if env:
             env_names.check_name(env)
     if wants_help:
-        print(_help(command, request))
+        print(streams.filled(_help(command, request), streams.terminal_width()))
         raise SystemExit(0)
     return request
 
@@ -363,9 +363,10 @@ def _list(words: list[str]) -> None:
     tables = {"agents": agents.AGENTS, "envs": dict(env_names.names())}
     if len(words) != 1 or words[0] not in tables:
         raise UserError("list needs agents, envs or reproductions: jaxrl list agents")
-    width = max(map(len, tables[words[0]])) + 2
+    width, columns = max(map(len, tables[words[0]])) + 2, streams.terminal_width() or 1000
     for name, note in tables[words[0]].items():
-        print(f"{name:{width}}{note}")
+        line = f"{name:{width}}{note}"
+        print("\n".join(textwrap.wrap(line, columns, subsequent_indent=" " * width)))
     if words[0] != "envs":
         return
     hosted = [f"{name:14}{note}" for name, note in env_names.on_host()]

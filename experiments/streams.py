@@ -9,6 +9,9 @@ import sys
 import textwrap
 from typing import Any, TextIO
 
+FILL = 100  # columns of help texts
+SLACK = 10  # by which a writer may break lines earlier
+
 
 def printable(text: str) -> str:
     """`text` with ? for control characters, which could command the terminal, and for surrogates.
@@ -36,6 +39,36 @@ def wrapped(text: str, width: int | None) -> str:
     keep: Any = {"break_long_words": False, "break_on_hyphens": False}
     lines = (textwrap.wrap(x, width, **keep) if len(x) > width else [x] for x in text.split("\n"))
     return "\n".join(part for parts in lines for part in parts)
+
+
+def filled(text: str, width: int | None) -> str:
+    """`text`, filled to `FILL` columns, filled anew for a narrower terminal.
+
+    A line continues the one before, of equal indentation, if its first word would have made that
+    one too long. The text of an item of a list is indented by its dash.
+    """
+    if width is None or width >= FILL:
+        return text
+    whole: list[str] = []
+    before = ""
+    for line in text.split("\n"):
+        first = (line.split() or [""])[0]
+        aligned = len(line) - len(line.lstrip()) == _indentation(before)
+        if first not in ("", "-") and aligned and len(before) + len(first) >= FILL - SLACK:
+            whole[-1] += f" {line.strip()}"
+        else:
+            whole.append(line)
+        before = line
+    lines = []
+    for line in whole:
+        keep: Any = {"break_long_words": False, "break_on_hyphens": False}
+        keep["subsequent_indent"] = " " * _indentation(line)
+        lines += textwrap.wrap(line, width, **keep) if len(line) > width else [line]
+    return "\n".join(lines)
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip().removeprefix("- "))
 
 
 class _Outlasting(io.FileIO):

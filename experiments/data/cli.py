@@ -34,14 +34,14 @@ USAGE = """jaxrl data: datasets as .npz, D4RL's .hdf5, or Minari folders
   jaxrl data convert FROM TO              convert to another format
      both: [--max-episode-steps N]        limit of D4RL files without timeouts
   jaxrl data retrieve PRIOR EXPERT [--threshold 0.85] [--out FILE]
-                                          add rows of a dataset to demonstrations
-                                          that they resemble
+                                          add rows that are similar to those
+                                          of demonstrations
   jaxrl data make ENV --level LEVEL[,LEVEL ...] [--steps 100000]
         [--out FOLDER | FILE] [--agent AGENT] [--success 0.5]
-        [options of `jaxrl train`]        collect datasets with simulator states
+        [options of `jaxrl train`]        collect data with simulator states
   jaxrl data make ENV --from-diffusion RUN [--steps 100000] [--member M]
-        [--seed S] [--out FILE]           sample the diffusion model of a run of
-                                          pgd_iql
+        [--seed S] [--out FILE]           sample the diffusion model of a
+                                          run of pgd_iql
 
 `make --level` trains an agent first, by default sac, or ppo for discrete
 actions, also for level random alone: the expert's return is the 100 of
