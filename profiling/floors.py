@@ -50,7 +50,6 @@ TASKS = {
     "td3bc": (Task("td3bc", OFF | {"hidden": [256, 256], "policy_every": 1}, **OFFLINE), 200),
     "sac": (same_as("sac"), 200),
     "ppo": (same_as("ppo"), 40),
-    "ofql": (Task("ofql", OFF, **OFFLINE), 50),
     "edac": (Task("edac", OFF, **OFFLINE), 30),
     "edac50": (Task("edac", OFF | {"critics": 50}, **OFFLINE), 10),
 }
