@@ -1,7 +1,7 @@
 """Short forms of the studies in the full settings of `jaxrl reproduce`.
 
-The time of a study is a weighted sum of the times of short forms: of two forms of different sizes,
-which give the time per update or per seed, or of parts that the whole study repeats.
+The time of a study is a weighted sum of times: of two forms of different sizes, which give the time
+per update or per seed, of parts that the whole study repeats, or of commands that train the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STUDY = "python -m jaxrl.experiments.studies."
 
 
 class Short(NamedTuple):
-    """A command, and how much its time counts."""
+    """A command, and how much its time counts; a command of jaxrl is not run but expected."""
 
     command: str
     weight: float
@@ -35,8 +35,26 @@ def linear(words: str, sizes: tuple[int, int], full: int, weight: float = 1) -> 
     )
 
 
-GUIDANCE = "guidance --env {} --data {} --horizon {} --out {} --model-updates {{}}"
-MAZE, HOPPER = "data/maze-medium-diverse.npz", "data/brax-hopper-medium.npz"
+# What the studies train, as commands.
+GUIDANCE = (
+    "jaxrl train pgd_iql --env {} --data {} --seeds 1 --evals 1 --eval-episodes 1 "
+    "--agent.hidden 64 64 --agent.updates 3000 --agent.generate-every 500 --agent.trajectories 256 "
+    "--agent.model-updates 30000 --agent.model-features 16 --agent.ensemble-hidden 64 64 "
+    "--agent.ensemble-epochs 30 --agent.horizon {} --agent.stride {}"
+)
+TOKENS = (
+    "jaxrl sweep token_pg --env tokens:{} --agent.objective {} --agent.updates 600 "
+    "--sweep agent.lr=1e-3,3e-3,1e-2 --evals 6 "
+)
+EXACT = (
+    "jaxrl train token_pg --env tokens:carry-add --env-options alphabet=3 --agent.objective opd "
+    "--agent.updates 400 --agent.pool 40 --agent.sft-updates 40 --seeds 8 --evals 1 "
+    "--eval-episodes 1"
+)
+STALE = TOKENS + "--seeds 8 --eval-episodes 125 --sweep agent.staleness=0,8,32"
+CLAIM = TOKENS + "--seeds 16 --eval-episodes 500"
+DIGITS = " --env-options alphabet=3"
+MAZE = "data/maze-medium-diverse.npz"
 RANKING = "ope_ranking --task {} --level medium --out ope-{}"
 TASKS = {"cartpole": 1, "pendulum": 2}
 EXTRACTION = f"baselines --task dmsd --data {DMSD} --out extraction --agent "
@@ -53,35 +71,25 @@ STUDIES: dict[str, tuple[Short, ...]] = {
         8_000,
         12,
     ),
+    # A model, a policy, and six generations of trajectories; the hopper counts as DMSD.
     "pgd-error": (
-        *linear(GUIDANCE.format("maze:medium", MAZE, 8, "maze"), (100, 1_000), 30_000),
-        *linear(GUIDANCE.format("dmsd", DMSD, 32, "dmsd"), (100, 700), 30_000),
-        *linear(GUIDANCE.format("brax:hopper", HOPPER, 32, "hopper"), (100, 700), 30_000),
+        Short(GUIDANCE.format("maze:medium", MAZE, 8, 2), 1),
+        Short(GUIDANCE.format("dmsd", DMSD, 32, 8), 2),
     ),
     # Both grids have the same numbers of points.
     "famo2o-balance": linear("balance --grid small --seeds {0} --out balance", (1, 4), 20, 2),
-    # 20 objectives, of which one is run.
-    "token-staleness": tuple(
-        short
-        for env in ("modsum", "carry-add")
-        for short in linear(
-            f"staleness --envs {env} --objectives ppo --out {env}-{{0}} --updates {{0}}",
-            (10, 40),
-            600,
-            20,
-        )
+    # 20 objectives in two environments.
+    "token-staleness": (
+        Short(STALE.format("modsum", "ppo"), 20),
+        Short(STALE.format("carry-add", "ppo") + DIGITS, 20),
     ),
-    # Nine variants on one task and 17 on the other; two of each are run.
+    # Nine variants on one task and 17 on the other.
     "token-claims": (
-        *linear("token_claims --claims alp --out alp-{0} --updates {0}", (10, 40), 600, 9 / 2),
-        *linear(
-            "token_claims --claims prefixrl --out pre-{0} --updates {0}", (10, 40), 600, 17 / 2
-        ),
+        Short(CLAIM.format("modsum", "grpo"), 9),
+        Short(CLAIM.format("carry-add", "ppo") + DIGITS, 17),
     ),
-    # Three of seven rows.
-    "token-exact": linear(
-        "token_exact --parts paths --out exact-{0}.json --updates {0}", (5, 25), 400, 7 / 3
-    ),
+    # Seven rows, each at three rates and with further seeds.
+    "token-exact": (Short(EXACT, 7 * 4),),
     "token-signal": linear("token_signal --out signal-{0}.json --seeds {0}", (1, 2), 8),
     # The first of twenty seeds trains the candidates as well; Acrobot counts as Pendulum.
     "ope-ranking": tuple(

@@ -143,6 +143,7 @@ PGD = (
         ),
         "figure for MuJoCo, horizon 32",
         minutes=1.96,
+        full_minutes=126,
     ),
     Reproduction(
         "pgd-rewards",
@@ -156,6 +157,7 @@ PGD = (
         ),
         "significant gains on D4RL for IQL and TD3+BC; numbers not obtained",
         minutes=6.55,
+        full_minutes=92.3,
     ),
 )
 
@@ -302,6 +304,7 @@ ONLINE = (
         ),
         "significantly better than its base algorithms on D4RL",
         minutes=3.96,
+        full_minutes=18.6,
     ),
 )
 
@@ -348,6 +351,7 @@ SELECTION = (
         ),
         "figures of seven control tasks",
         minutes=2.01,
+        full_minutes=61.8,
     ),
     Reproduction(
         "rebrac-two-tasks",
@@ -357,6 +361,7 @@ SELECTION = (
         TWO_TASKS,
         "D4RL: AntMaze and Gym-MuJoCo",
         minutes=9.45,
+        full_minutes=9.45,
     ),
     Reproduction(
         "rebrac-offline",
@@ -399,6 +404,7 @@ SELECTION = (
         ),
         "Digi-Q: best-of-N ahead of AWR on Android in the Wild",
         minutes=2.62,
+        full_minutes=6.18,
     ),
     Reproduction(
         "cql-peak",
@@ -424,7 +430,7 @@ SELECTION = (
         study("retrieval --seeds 20 --out runs/bc-retrieval-full"),
         "20 % more success than methods conditioned on goals",
         minutes=1.24,
-        full_minutes=5.39,
+        full_minutes=2.29,
     ),
     Reproduction(
         "bc-merging",
@@ -434,6 +440,6 @@ SELECTION = (
         study("merging --seeds 30 --out runs/bc-merging-full"),
         "RETAIN and WiSE-FT: robot tasks and images",
         minutes=0.48,
-        full_minutes=2.11,
+        full_minutes=0.632,
     ),
 )
