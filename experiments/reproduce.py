@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,72 @@ from jaxrl.runs.records import RESULTS, points_of, read_summary
 _WIDTH = 96
 _TRAINS = ("train", "sweep")
 _UNKNOWN = "not measured"
+_RECORDS = Path("reproductions")
 _ABOUT = (
-    "minutes: of the small setting on one CPU core. It may be too short to decide the claim; the "
-    "agents' pages say what was run. --full runs larger sizes, up to the paper's; not timed. "
-    "`jaxrl reproduce NAME --dry-run` shows the published result and the commands."
+    "small: measured on one CPU core. The small setting may be too short to decide the claim; the "
+    "agents' pages say what was run. full: `--full`, larger sizes up to the paper's; expected on "
+    "one CPU core, from short pieces of its runs. `jaxrl reproduce NAME --dry-run` shows the "
+    "published result and the commands."
+)
+_GPU = "GPU: measured by the runs whose records are in reproductions/."
+_NO_GPU = (
+    "No time on a GPU is recorded in reproductions/: `jaxrl reproduce NAME --full` on a machine "
+    "with a GPU records its minutes and device there."
 )
 
 
-def listing() -> str:
-    """The text of `jaxrl list reproductions`: names, times of the small setting, claims."""
+def listing(folder: Path = _RECORDS) -> str:
+    """The text of `jaxrl list reproductions`: names, times, claims."""
     columns = min(_WIDTH, shutil.get_terminal_size().columns)
-    name_width, time_width = max(map(len, REPRODUCTIONS)) + 2, len(_UNKNOWN) + 2
-    lines = [f"{'':{name_width}}{'minutes':{time_width}}claim"]
-    for name, each in REPRODUCTIONS.items():
-        time = _UNKNOWN if each.minutes is None else f"{each.minutes:.2g}"
-        start = f"{name:{name_width}}{time:{time_width}}"
+    head, *rows = times(folder)
+    widths = [max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)]
+    padded = lambda row: "".join(f"{x:{n}}" for x, n in zip(row, widths, strict=True))
+    lines = [f"{padded(head)}claim"]
+    for row, each in zip(rows, REPRODUCTIONS.values(), strict=True):
+        start = padded(row)
         lines += textwrap.wrap(
             each.claim, columns, initial_indent=start, subsequent_indent=" " * len(start)
         )
-    return "\n".join([*lines, "", *textwrap.wrap(_ABOUT, columns)])
+    for text in (_ABOUT, _GPU if "GPU" in head else _NO_GPU):
+        lines += ["", *textwrap.wrap(text, columns)]
+    return "\n".join(lines)
+
+
+def times(folder: Path) -> list[tuple[str, ...]]:
+    """The head and the rows of the table of times; with records of GPUs in `folder` also theirs."""
+    rows = [
+        (name, duration(each.minutes), duration(each.full_minutes))
+        for name, each in REPRODUCTIONS.items()
+    ]
+    measured = [_on_gpu(folder, name) for name in REPRODUCTIONS]
+    if not any(measured):
+        return [("", "small", "full"), *rows]
+    return [
+        ("", "small", "full", "GPU"),
+        *((*row, gpu) for row, gpu in zip(rows, measured, strict=True)),
+    ]
+
+
+def _on_gpu(folder: Path, name: str) -> str:
+    """Times of whole reproductions on a GPU, such as "full 12 min"; "" without a record."""
+    found = []
+    for size in ("small", "full"):
+        file = folder / f"{name}-{size}.json"
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if record.get("whole") and record["device"]["platform"] == "gpu":
+            found.append(f"{size} {duration(record['wall_minutes'])}")
+    return ", ".join(found)
+
+
+def duration(minutes: float | None) -> str:
+    """A time with two digits, such as 2.8 min, 14 h, 3.5 days."""
+    if minutes is None:
+        return _UNKNOWN
+    for unit, size in (("days", 48 * 60), ("h", 100)):
+        if minutes >= size:
+            value = minutes / (24 * 60 if unit == "days" else 60)
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+    return f"{minutes:.0f} min" if minutes >= 10 else f"{minutes:.2g} min"
 
 
 def find(name: str) -> Reproduction:
@@ -65,9 +113,10 @@ def _commands(each: Reproduction, full: bool) -> tuple[str, ...]:
 
 
 def _time(each: Reproduction, full: bool = False) -> str:
-    if full or each.minutes is None:
+    minutes = each.full_minutes if full else each.minutes
+    if minutes is None:
         return f"time {_UNKNOWN}"
-    return f"about {each.minutes:.2g} minutes on one CPU core"
+    return f"{'expected' if full else 'about'} {duration(minutes)} on one CPU core"
 
 
 def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | None = None) -> int:
@@ -81,6 +130,7 @@ def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | 
     if dry_run:
         return 0
     commands, tables, before = _commands(each, full), {}, _cpu_seconds()
+    whole, clock = not any(path.exists() for path in _outputs(commands)), time.perf_counter()
     for i, command in enumerate(commands):
         if _is_made(command):
             print(f"\n[{i + 1} of {len(commands)}] there already: {command}", flush=True)
@@ -93,14 +143,30 @@ def reproduce(name: str, full: bool = False, dry_run: bool = False, out: Path | 
         if printed:
             tables[command] = after_training(printed)
     found = list(results(commands))
-    file = out or Path("reproductions") / f"{name}-{'full' if full else 'small'}.json"
+    file = out or _RECORDS / f"{name}-{'full' if full else 'small'}.json"
     record = {"name": name, "claim": each.claim, "published": each.published, "full": full}
     record |= {"commands": commands, "runs": found, "tables": tables}
-    minutes = (_cpu_seconds() - before) / 60  # of the commands that this call ran
-    context = {"cpu_minutes": round(minutes, 2), "versions": provenance.versions()}
+    # Times are those of the commands that this call ran: all of them if the record is `whole`.
+    spent = {"cpu_minutes": _cpu_seconds() - before, "wall_minutes": time.perf_counter() - clock}
+    context = {name: round(seconds / 60, 2) for name, seconds in spent.items()}
+    context |= {"whole": whole, "device": _device(), "versions": provenance.versions()}
     write_json(file, record | context)
     print(f"\n{beside(each, found)}\n{file}")
     return 0
+
+
+def _outputs(commands: Sequence[str]) -> list[Path]:
+    """What the commands write."""
+    parts = map(shlex.split, commands)
+    return [Path(words[words.index("--out") + 1]) for words in parts if "--out" in words]
+
+
+def _device() -> dict[str, Any]:
+    """The devices that the commands used; JAX takes their memory, so this follows the commands."""
+    import jax
+
+    found = jax.devices()
+    return {"platform": found[0].platform, "kind": found[0].device_kind, "count": len(found)}
 
 
 def _run(command: str) -> tuple[int, list[str]]:
@@ -181,7 +247,7 @@ def _row(row: dict[str, Any]) -> str:
         shown += ["no return", ""]
     else:
         shown += [f"{found['iqm']:.4g}", "{:.4g} to {:.4g}".format(*found["ci95"])]
-    return f"| {' | '.join([*shown, str(found['members'])])} |"
+    return _cells([*shown, str(found["members"])])
 
 
 def _result(row: dict[str, Any]) -> str:
@@ -204,7 +270,12 @@ def page(folder: Path) -> str:
         "Results are interquartile means of the last return with 95 % intervals, or the table that "
         "a study prints. Verdicts are on the [pages of the agents](../agents.md).",
         "",
+        "Times: the small setting as measured on one CPU core, the full one as expected there from "
+        "short pieces of its runs.",
+        "",
     ]
+    head, *rows = times(folder)
+    lines += [_cells(head), "|---" * len(head) + "|", *map(_cells, rows), ""]
     missing = []
     for name, each in REPRODUCTIONS.items():
         files = [folder / f"{name}-{size}.json" for size in ("small", "full")]
@@ -220,11 +291,20 @@ def page(folder: Path) -> str:
     return "\n".join([*lines, *missing, ""])
 
 
+def _cells(row: Sequence[str]) -> str:
+    return f"| {' | '.join(row)} |"
+
+
 def _measured(record: dict[str, Any]) -> Iterator[str]:
     """The lines of one file that `reproduce` wrote."""
     setting, minutes = "full" if record["full"] else "small", record["cpu_minutes"]
-    jax = record["versions"]["jax"]
-    yield f"Measured in the {setting} setting, {minutes:.2g} minutes of CPU time, JAX {jax}:"
+    told, jax = f"{minutes:.2g} minutes of CPU time", record["versions"]["jax"]
+    if "device" in record:  # records of earlier versions lack it
+        device = record["device"]
+        told = (
+            f"{record['wall_minutes']:.2g} minutes on {device['count']} x {device['kind']}, {told}"
+        )
+    yield f"Measured in the {setting} setting, {told}, JAX {jax}:"
     yield ""
     if record["runs"]:
         yield "| run | setting | return (IQM) | 95 % interval | members |"

@@ -117,3 +117,79 @@ def test_operations_are_counted_in_the_text_of_a_program():
         assert found.products == 2 * times and found.gflop == pytest.approx(times * each)
     fused = counts(text(lambda x: jnp.tanh(x + 1) * x, jnp.ones(1024)))
     assert fused == (0, 0, 1, 1024 * 4 / 1e6)
+
+
+@pytest.mark.parametrize("every", [1_000, 10])
+def test_updates_and_refreshes_are_told_apart(every):
+    """Few refreshes are separated; frequent ones are part of the updates."""
+    from short_runs import SHORT_BLOCK, fitted
+
+    launch = lambda n: 0.01 * n + 0.5 * -(-n // every)
+    update, refresh = fitted(launch, 100_000, every, 2.0)
+    each = update if every <= SHORT_BLOCK else update + refresh / every
+    assert each == pytest.approx(0.01 + 0.5 / every, rel=0.1)
+
+
+def test_launches_have_a_fixed_part():
+    """A launch grows until its updates take long enough; the fixed part is not theirs."""
+    from short_runs import fitted
+
+    longest = []
+    launch = lambda n: longest.append(n) or 3 + 0.001 * n
+    assert fitted(launch, 1_000_000, 1, 2.0) == pytest.approx((0.001, 3.0))
+    assert 2_000 <= max(longest) < 5_000
+    assert fitted(lambda n: 3.0 * n, 100_000, 1, 2.0) == (3.0, 0.0)
+    assert fitted(lambda n: 0.1 * n, 1, 1, 2.0) == (0.1, 0.0)
+
+
+def test_rates_and_counts_of_a_planned_run():
+    """All updates, launches and evaluations of a run are counted, and each stage has rates."""
+    from reproductions import plans_of
+    from short_runs import Counts, Rates, counts_of, rates_of
+
+    line = "jaxrl train pqn --env CartPole-v1 --seeds 2 --out x --agent.hidden 8 --evals 3 "
+    (plan,) = plans_of(line + "--eval-episodes 64 --agent.total-steps 40960")
+    (stage,) = plan.program.stages
+    quick, slow = Rates(1.0, 0.01, 0.0, 4.0), Rates(1.0, 7.0, 1.5, 4.0)
+    # The last evaluation has 2 x 32 episodes.
+    assert counts_of(stage, quick) == Counts(stage.updates, 3, 4)
+    assert counts_of(stage, slow) == Counts(stage.updates, 2 * stage.updates, 4)
+    (found,) = rates_of(plan, 0.0)
+    assert found.compile > 0 and found.update > 0 and found.evaluation > 0
+    assert Counts(10, 2, 3).seconds(Rates(1.0, 2.0, 3.0, 4.0)) == 1 + 20 + 6 + 12
+
+
+def test_rates_are_shared_by_runs_that_differ_in_length_or_data():
+    from reproductions import kind_of
+
+    line = "jaxrl train iql --env dmsd --data {} --out {} --agent.total-steps {} --seeds {}"
+    assert kind_of(line.format("a", "b", 1, 5)) == kind_of(line.format("c", "d", 2, 5))
+    assert kind_of(line.format("a", "b", 1, 5)) != kind_of(line.format("a", "b", 1, 6))
+
+
+def test_rates_of_an_interrupted_measurement_are_known():
+    """By kind of command, for each stage of each program."""
+    from reproductions import known_rates
+    from short_runs import Rates
+
+    one, two, three = (Rates(x, 1.0, 2.0, 3.0) for x in (0.0, 5.0, 6.0))
+    stages = [
+        {"program": program, "cpu_seconds": rates._asdict()}
+        for program, rates in ((0, one), (0, two), (1, three))
+    ]
+    commands = [{"command": "jaxrl train x --out y", "stages": stages}, {"command": "3 studies"}]
+    assert known_rates([{"commands": commands}]) == {"jaxrl train x": [[one, two], [three]]}
+
+
+def test_studies_have_short_forms():
+    """Of all full settings with studies; a line goes through its two sizes."""
+    from studies_short import STUDIES, linear
+
+    from jaxrl.experiments.reproductions import REPRODUCTIONS
+
+    for name, each in REPRODUCTIONS.items():
+        studies = any(line.startswith("python ") for line in each.full)
+        assert (name in STUDIES) == (studies and each.full != each.small), name
+    low, high = linear("x --updates {}", (10, 30), 400, 2)
+    assert low.command.endswith("studies.x --updates 10") and high.command.endswith(" 30")
+    assert low.weight * (5 + 10 * 0.1) + high.weight * (5 + 30 * 0.1) == pytest.approx(2 * 45)

@@ -38,6 +38,7 @@ RAVL = (
         study("edge_of_reach --grid --seeds 5 --out runs/ravl-grid"),
         "figure of the paper's toy environment",
         minutes=1.5,
+        full_minutes=137,
     ),
     Reproduction(
         "ravl-hopper",
@@ -47,6 +48,7 @@ RAVL = (
         in_true_dynamics(critics=50, updates=1_000_000, seeds=5, evals=10),
         "table on D4RL; the settings per dataset are not in the code",
         minutes=3.14,
+        full_minutes=4_210,
     ),
 )
 
@@ -92,6 +94,7 @@ CDSA = (
         ),
         "D4RL: higher means on most tasks and less risk on nearly all",
         minutes=1.42,
+        full_minutes=1_900,
     ),
 )
 
@@ -140,6 +143,7 @@ PGD = (
         ),
         "figure for MuJoCo, horizon 32",
         minutes=1.96,
+        full_minutes=126,
     ),
     Reproduction(
         "pgd-rewards",
@@ -153,6 +157,7 @@ PGD = (
         ),
         "significant gains on D4RL for IQL and TD3+BC; numbers not obtained",
         minutes=6.55,
+        full_minutes=92.3,
     ),
 )
 
@@ -191,6 +196,7 @@ OFQL = (
         ),
         "table on D4RL; η per dataset is not published",
         minutes=12.22,
+        full_minutes=29_300,
     ),
     Reproduction(
         "ofql-flow-ratio",
@@ -204,6 +210,7 @@ OFQL = (
         ),
         "ablation of the paper",
         minutes=4.74,
+        full_minutes=17_200,
     ),
 )
 
@@ -238,6 +245,7 @@ IQL = (
         (*made("maze:medium", "play"), *each(FINETUNE, data=PLAY, steps=50_000, seeds=20)),
         "AntMaze: total of six tasks 378 before fine-tuning",
         minutes=3.25,
+        full_minutes=34.2,
     ),
     Reproduction(
         "iql-offline",
@@ -247,6 +255,7 @@ IQL = (
         (*offline("brax:hopper", LEVELS, 5), *offline("brax:walker2d", LEVELS, 5)),
         "D4RL MuJoCo: total 692.4",
         minutes=4.52,
+        full_minutes=64_700,
     ),
 )
 
@@ -282,6 +291,7 @@ ONLINE = (
         switched(20, 50_000),
         "learning curves of AntMaze, Kitchen and Adroit tasks",
         minutes=2.38,
+        full_minutes=23.8,
     ),
     Reproduction(
         "famo2o-balance",
@@ -294,6 +304,7 @@ ONLINE = (
         ),
         "significantly better than its base algorithms on D4RL",
         minutes=3.96,
+        full_minutes=18.6,
     ),
 )
 
@@ -340,6 +351,7 @@ SELECTION = (
         ),
         "figures of seven control tasks",
         minutes=2.01,
+        full_minutes=61.8,
     ),
     Reproduction(
         "rebrac-two-tasks",
@@ -349,6 +361,7 @@ SELECTION = (
         TWO_TASKS,
         "D4RL: AntMaze and Gym-MuJoCo",
         minutes=9.45,
+        full_minutes=9.45,
     ),
     Reproduction(
         "rebrac-offline",
@@ -362,6 +375,7 @@ SELECTION = (
         ),
         "D4RL: best mean of the ensemble-free methods on Gym-MuJoCo and AntMaze",
         minutes=3.4,
+        full_minutes=32.1,
     ),
     Reproduction(
         "prdc-hole",
@@ -374,6 +388,7 @@ SELECTION = (
         study(f"baselines --task dmsd {ON_DMSD}--agent td3bc prdc prdc-close --out runs/prdc-dmsd"),
         "D4RL: better than TD3+BC on most tasks",
         minutes=2.23,
+        full_minutes=3.79,
     ),
     Reproduction(
         "iql-extraction",
@@ -389,6 +404,7 @@ SELECTION = (
         ),
         "Digi-Q: best-of-N ahead of AWR on Android in the Wild",
         minutes=2.62,
+        full_minutes=6.18,
     ),
     Reproduction(
         "cql-peak",
@@ -404,6 +420,7 @@ SELECTION = (
         ),
         "figures of robot tasks with 100 and 500 trajectories",
         minutes=0.31,
+        full_minutes=3.39,
     ),
     Reproduction(
         "bc-retrieval",
@@ -413,6 +430,7 @@ SELECTION = (
         study("retrieval --seeds 20 --out runs/bc-retrieval-full"),
         "20 % more success than methods conditioned on goals",
         minutes=1.24,
+        full_minutes=2.29,
     ),
     Reproduction(
         "bc-merging",
@@ -422,5 +440,6 @@ SELECTION = (
         study("merging --seeds 30 --out runs/bc-merging-full"),
         "RETAIN and WiSE-FT: robot tasks and images",
         minutes=0.48,
+        full_minutes=0.632,
     ),
 )

@@ -32,6 +32,7 @@ PQN = (
         games("pqn-minatar", ("pqn",), GAMES, 10_000_000, 5),
         "learning curves; no table in the authors' code",
         minutes=2.75,
+        full_minutes=498,
     ),
     Reproduction(
         "pqn-against-dqn",
@@ -41,6 +42,7 @@ PQN = (
         games("pqn-against-dqn", ("pqn", "dqn"), ("Breakout", "SpaceInvaders"), 10_000_000, 5),
         "up to 50 times",
         minutes=10.4,
+        full_minutes=3_120,
     ),
     Reproduction(
         "pqn-stability",
@@ -50,6 +52,7 @@ PQN = (
         study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
         "Baird's counterexample converges with both",
         minutes=0.29,
+        full_minutes=0.563,
     ),
     Reproduction(
         "pqn-memory",
@@ -59,6 +62,7 @@ PQN = (
         each(f"{CHAIN} --preset 100", length=100, seeds=5),
         "learning curve, length 100",
         minutes=2.73,
+        full_minutes=3.43,
     ),
 )
 
@@ -110,6 +114,7 @@ MDPO = (
         ),
         "MuJoCo, 1e7 steps: Ant 5211 ± 43 against TRPO 4682 ± 278 and PPO 59 ± 133",
         minutes=2.53,
+        full_minutes=59.3,
     ),
     Reproduction(
         "mdpo-off-policy",
@@ -119,5 +124,6 @@ MDPO = (
         off_policy("brax:ant", 1_000_000),
         "Ant, minimal version: 2348 ± 338 (q = 2) against SAC 378 ± 33",
         minutes=5.6,
+        full_minutes=313,
     ),
 )

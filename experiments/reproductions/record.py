@@ -19,6 +19,7 @@ class Reproduction(NamedTuple):
     full: tuple[str, ...]
     published: str  # the paper's result, or what is known of it
     minutes: float | None = None  # of the small form on one CPU core, where measured
+    full_minutes: float | None = None  # of the full form there, see profiling/reproductions.py
 
 
 def each(template: str, **values: str | float | tuple[str | float, ...]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ TOKENS = (
         study("staleness --out runs/token-staleness-full"),
         "curves of large models",
         minutes=6.91,
+        full_minutes=41.4,
     ),
     Reproduction(
         "token-claims",
@@ -25,6 +26,7 @@ TOKENS = (
         study("token_claims --updates 600 --out runs/token-claims-full"),
         "benchmarks of large models",
         minutes=2.76,
+        full_minutes=11.1,
     ),
     Reproduction(
         "token-exact",
@@ -34,6 +36,7 @@ TOKENS = (
         study("token_exact --out runs/token_exact-full.json"),
         "benchmarks of large models",
         minutes=1.67,
+        full_minutes=8.72,
     ),
     Reproduction(
         "token-signal",
@@ -43,5 +46,6 @@ TOKENS = (
         study("token_signal --out runs/token_signal-full.json"),
         "variances at large models",
         minutes=0.47,
+        full_minutes=0.64,
     ),
 )
