@@ -60,9 +60,7 @@ TASKS = {"cartpole": 1, "pendulum": 2}
 EXTRACTION = f"baselines --task dmsd --data {DMSD} --out extraction --agent "
 
 STUDIES: dict[str, tuple[Short, ...]] = {
-    "pqn-stability": linear(
-        "baird --seeds 20 --out baird-{0} --updates {0}", (2_000, 30_000), 200_000
-    ),
+    "pqn-stability": once("baird --seeds 20 --updates 200000 --out baird"),
     # Twelve methods of each number of critics.
     "ravl-grid": linear(
         "edge_of_reach --grid --seeds 5 --out reach-{0} --updates {0} "
@@ -90,7 +88,7 @@ STUDIES: dict[str, tuple[Short, ...]] = {
     ),
     # Seven rows, each at three rates and with further seeds.
     "token-exact": (Short(EXACT, 7 * 4),),
-    "token-signal": linear("token_signal --out signal-{0}.json --seeds {0}", (1, 2), 8),
+    "token-signal": once("token_signal --out signal.json"),
     # The first of twenty seeds trains the candidates as well; Acrobot counts as Pendulum.
     "ope-ranking": tuple(
         short
@@ -118,5 +116,5 @@ STUDIES: dict[str, tuple[Short, ...]] = {
         3,
     ),
     "bc-retrieval": linear("retrieval --seeds {0} --out retrieval", (1, 3), 20),
-    "bc-merging": linear("merging --seeds {0} --out merging", (2, 10), 30),
+    "bc-merging": once("merging --seeds 30 --out merging"),
 }

@@ -52,7 +52,7 @@ PQN = (
         study("baird --seeds 20 --updates 200000 --out runs/pqn-stability-full"),
         "Baird's counterexample converges with both",
         minutes=0.29,
-        full_minutes=0.563,
+        full_minutes=0.672,
     ),
     Reproduction(
         "pqn-memory",
