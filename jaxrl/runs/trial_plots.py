@@ -88,6 +88,7 @@ def parallel(
                   color=colour.to_rgba(y[trial]), lw=0.9, alpha=0.8)  # fmt: skip
     axes.set_axis_off()
     axes.set_xlim(-0.3, len(names) - 0.7)
+    axes.text(0, -0.08, " ")  # without labels, the axes would reach the lower edge
     bar = figure.colorbar(colour, ax=axes, label=figures.text(label), fraction=0.05)
     bar.ax.set_ylim(y.max() - span, y.max())
     bar.outline.set_visible(False)  # type: ignore[operator]
