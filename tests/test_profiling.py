@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl.experiments.reproductions import REPRODUCTIONS
+
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
@@ -184,8 +186,6 @@ def test_rates_of_an_interrupted_measurement_are_known():
 def test_studies_have_short_forms():
     """Of all full settings with studies; a line goes through its two sizes."""
     from studies_short import STUDIES, linear
-
-    from jaxrl.experiments.reproductions import REPRODUCTIONS
 
     for name, each in REPRODUCTIONS.items():
         studies = any(line.startswith("python ") for line in each.full)
