@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
 
 from jaxrl.envs import maze
 from jaxrl.envs.names import EnvError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIZE = 480  # width and height of a frame in pixels
 _FINE = 2  # supersampling factor, for smooth edges
@@ -34,6 +37,8 @@ class Canvas:
     """An RGB image with drawing functions in coordinates x and y in [-1, 1], y upwards."""
 
     def __init__(self) -> None:
+        from PIL import Image, ImageDraw  # late: a twentieth of a second, which runs need not wait
+
         self.image = Image.new("RGB", (SIZE * _FINE, SIZE * _FINE), PAPER)
         self._draw = ImageDraw.Draw(self.image)
 
@@ -54,6 +59,8 @@ class Canvas:
         self._draw.rectangle([*self._pixel(left, top), *self._pixel(right, bottom)], colour)
 
     def pixels(self) -> np.ndarray:
+        from PIL import Image
+
         return np.asarray(self.image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
@@ -84,6 +91,8 @@ def frame(name: str, obs: ArrayLike) -> np.ndarray:
 
 def captioned(image: np.ndarray, text: str) -> Image.Image:
     """An image [H, W, 3] uint8 above a line of text."""
+    from PIL import Image, ImageDraw, ImageFont
+
     height, width = image.shape[:2]
     whole = Image.new("RGB", (width, height + _CAPTION), PAPER)
     whole.paste(Image.fromarray(image))

@@ -136,10 +136,19 @@ def adapt(environment: Any, params: Any, *, name: str, max_steps: int | None = N
             return strong(state), ts
 
     # Spaces are static: a bound that depends on a parameter keeps its value for the defaults.
-    observe = _observer(environment.observation_space(full(numbers)), name)
-    action, act = _actor(environment.action_space(full(numbers)), name)
-    _, obs = jax.eval_shape(reset, jax.random.key(0), numbers)
+    # Numbers of the host and abstract values, since each operation on arrays would be compiled.
+    host = full(jax.tree.map(np.asarray, numbers))
+    observe = _observer(_traced(lambda: environment.observation_space(host)), name)
+    action, act = _actor(environment.action_space(host), name)
+    _, obs = jax.eval_shape(lambda: reset(jax.random.key(0), numbers))
     return Env(EnvSpec(name, obs.shape, action, limit), numbers, reset, step)
+
+
+def _traced(fn: Callable[[], Any]) -> Any:
+    """The result of `fn`, in which arrays are abstract values."""
+    found = []
+    jax.eval_shape(lambda: found.append(fn()))
+    return found[0]
 
 
 def _observer(space: Any, name: str) -> Callable[[Any], Array]:

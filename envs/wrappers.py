@@ -261,10 +261,10 @@ def strong(tree: PyTree) -> PyTree:
     """
 
     def one(x: Any) -> Array:
-        x = jnp.asarray(x)
+        x = x if isinstance(x, Array) else np.asarray(x)  # NumPy converts without compiling
         if jnp.issubdtype(x.dtype, jnp.floating):
-            return x.astype(jnp.float32)
-        return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.signedinteger) else x
+            return jnp.asarray(x, jnp.float32)
+        return jnp.asarray(x, jnp.int32 if jnp.issubdtype(x.dtype, jnp.signedinteger) else x.dtype)
 
     return jax.tree.map(one, tree)
 

@@ -50,7 +50,7 @@ def enable_compilation_cache() -> None:
     if not jax.config.values["jax_compilation_cache_dir"] and (folder := cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def cache_folder() -> Path | None:

@@ -70,7 +70,6 @@ class Plan(NamedTuple):
     layout: population.Layout  # of this process's members
     ranges: list[Range]  # the members of each process
     hp: HyperParams  # leaves [P, ...]
-    key: Array
     seeds: np.ndarray  # [P]
     steps: list[int]  # environment steps of one update of each stage and member
     inputs: dict[str, PyTree]  # of all members, on the host: {"data": Transition [D, ...]}
@@ -82,6 +81,12 @@ class Plan(NamedTuple):
     def identity(self) -> dict[str, Any]:
         """Everything that determines the results, and hence the name of the run."""
         return identity(self.settings, self.digests)
+
+    @property
+    def key(self) -> Array:
+        """The root key. A member's random numbers depend on its seed only, so all points share them
+        (common random numbers)."""
+        return jax.random.key(0)
 
     @property
     def members(self) -> int:
@@ -164,9 +169,6 @@ def make_plan(settings: Settings, processes: Processes = ALONE, earlier: Earlier
         program,
         *place(count, width, options, processes),
         hp,
-        # A member's random numbers depend on its seed only, so all points share them (common
-        # random numbers).
-        jax.random.key(0),
         seeds,
         steps,
         inputs,
@@ -379,8 +381,10 @@ def hyper_table(
     """
 
     def rows(x: Any) -> Array:
-        x = jnp.asarray(x, jnp.float32 if isinstance(x, float | int) else None)
-        return jnp.broadcast_to(x, (members, *x.shape))
+        if isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):  # random keys
+            return jnp.broadcast_to(x, (members, *x.shape))
+        x = np.asarray(x, np.float32 if isinstance(x, float | int) else None)
+        return jnp.asarray(np.broadcast_to(x, (members, *x.shape)))
 
     found = jax.tree.map(rows, hp)
     for path, values in (swept or {}).items():
@@ -405,7 +409,7 @@ def check_episodes(settings: Settings, env: Env, members: int) -> None:
     if env.host is not None:
         return
     options = settings.options
-    state = jax.eval_shape(env.reset, jax.random.key(0), env.params)
+    state = jax.eval_shape(lambda: env.reset(jax.random.key(0), env.params))
     together = min(members, options.width or 1) * options.eval_episodes
     size = together * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     what = f"an evaluation with {options.eval_episodes:,} episodes per member"

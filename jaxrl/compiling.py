@@ -4,12 +4,17 @@ XLA's CPU backend compiles the programs of PQN, PPO, DQN, SAC and MinAtar 15 to 
 optimisation level 1 than at its default 3, and they run at the same speed. Programs of physics
 engines run up to 16 % slower at level 1, so large programs keep the default. Results of most agents
 are bitwise equal at both levels, those of SAC and brax are equal up to rounding.
+
+XLA orders operations so that independent ones can run at once on several threads. Where all
+products are small, handing them over takes longer than computing them (docs/decisions.md, 58), so
+there the order is the one that needs least memory. Results are bitwise equal.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +22,10 @@ import jax
 from jaxrl.types import PyTree
 
 LARGE = 10_000  # equations; PQN, PPO, SAC and IQL have 2,000 to 3,000, PPO on brax:hopper 13,000
+SMALL = 2**21  # multiplications of a product; DQN with 120 and 84 units has 1.3 million, SAC 17
+
+LEVEL = "xla_backend_optimization_level"
+AT_ONCE = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 def compiled(
@@ -30,21 +39,34 @@ def compiled(
 def compiler_options(traced: jax.stages.Traced, platform: str) -> dict[str, Any]:
     """Options for `traced.lower().compile(options)` on `platform`, such as "cpu".
 
-    A level set by XLA_FLAGS or by `jax_disable_most_optimizations` stays.
+    What is set by XLA_FLAGS or by `jax_disable_most_optimizations` stays.
     """
-    chosen = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
-    if platform != "cpu" or chosen or jax.config.values["jax_disable_most_optimizations"]:
+    if platform != "cpu":
         return {}
-    return {} if equations(traced.jaxpr.jaxpr) > LARGE else {"xla_backend_optimization_level": 1}
+    given, found = os.environ.get("XLA_FLAGS", ""), list(equations(traced.jaxpr.jaxpr))
+    options: dict[str, Any] = {}
+    if LEVEL not in given and not jax.config.values["jax_disable_most_optimizations"]:
+        options |= {} if len(found) > LARGE else {LEVEL: 1}
+    if AT_ONCE not in given and max(map(multiplications, found), default=0) <= SMALL:
+        options[AT_ONCE] = False
+    return options
 
 
-def equations(jaxpr: Any) -> int:
-    """Number of equations, those of loop bodies, branches and calls included."""
-    inner = 0
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of loop bodies, branches and calls included."""
     for equation in jaxpr.eqns:
+        yield equation
         for value in equation.params.values():
             for each in value if isinstance(value, tuple | list) else (value,):
                 each = getattr(each, "jaxpr", each)
                 if hasattr(each, "eqns"):
-                    inner += equations(each)
-    return len(jaxpr.eqns) + inner
+                    yield from equations(each)
+
+
+def multiplications(equation: Any) -> int:
+    """Multiplications of a matrix product; 0 for any other equation."""
+    if equation.primitive is not jax.lax.dot_general_p:
+        return 0
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.compiling import compiled
@@ -142,11 +141,22 @@ def drive(
     run = _Run(program, plan, count, hooks or Hooks())
     run.hps[True] = plan.share(first(hp) if run_hp is None else as_hyperparams(run_hp))
     run.hps[False] = run.place(False, hp)
-    run.keys[True] = plan.share(run_key(key))
-    run.keys[False] = run.place(False, member_keys(key, jnp.asarray(ids)))
+    run.root = key, np.asarray(ids, np.int32)
     run.inputs[True] = plan.share(dict(inputs))
     run.inputs[False] = run.place(False, dict(own or {}))
     return run.reports(resume)
+
+
+@jax.jit  # one small program instead of one per operation
+def _shared_key(key: Array, index: Array) -> Array:
+    """The key of the shared stage `index`."""
+    return stage_key(run_key(key), index)
+
+
+@jax.jit
+def _member_keys(key: Array, ids: np.ndarray, index: Array) -> Array:
+    """The members' keys [P] in stage `index`."""
+    return stage_key(member_keys(key, ids), index)
 
 
 class _Run:
@@ -158,7 +168,7 @@ class _Run:
 
     def __init__(self, program: Program, plan: Layout, count: int, hooks: Hooks) -> None:
         self.program, self.plan, self.count, self.hooks = program, plan, count, hooks
-        self.keys: dict[bool, Array] = {}
+        self.root: tuple[Array, np.ndarray]  # root key, ids [P]
         self.hps: dict[bool, PyTree] = {}
         # What `drive` was given, and results of earlier stages.
         self.inputs: dict[bool, dict[str, PyTree]] = {True: {}, False: {}}
@@ -229,7 +239,7 @@ class _Run:
             if self.hosted is not None:
                 self.hosted.open(state.key, done, self.placement)
         else:
-            key, hp = stage_key(self.keys[stage.shared], index), self.hps[stage.shared]
+            key, hp = self.key(index), self.hps[stage.shared]
             own = self.own_inputs(stage)
             if self.hosted is not None:
                 learner = () if stage.start is None else (self.inputs[True] | own)[stage.start]
@@ -281,6 +291,13 @@ class _Run:
     def is_last(self, index: int) -> bool:
         return index == len(self.program.stages) - 1
 
+    def key(self, index: int) -> Array:
+        """The keys of stage `index`, on the devices."""
+        root, ids = self.root
+        if self.program.stages[index].shared:
+            return self.place(True, _shared_key(root, np.int32(index)))
+        return self.place(False, _member_keys(root, ids, np.int32(index)))
+
     def own_inputs(self, stage: Stage) -> dict[str, PyTree]:
         return {} if stage.shared else self.inputs[False]
 
@@ -314,8 +331,9 @@ class _Run:
         windows: PyTree = None,
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The arguments of `advance_fn`; `windows` are further inputs of the members."""
-        counters = {"step": jnp.int32(step), "n": jnp.int32(size), "fresh": jnp.array(fresh)}
-        counters["tiles"] = jnp.asarray(self.placement.tiles, jnp.int32)
+        # Numbers of the host: each conversion to an array of JAX would be compiled.
+        counters = {"step": np.int32(step), "n": np.int32(size), "fresh": np.bool_(fresh)}
+        counters["tiles"] = self.placement.tiles.astype(np.int32)
         own = self.own_inputs(self.program.stages[index]) | (windows or {})
         return state, {"inputs": own}, {"inputs": self.inputs[True], **counters}
 
@@ -323,7 +341,7 @@ class _Run:
         self, index: int, state: MemberState, step: int
     ) -> tuple[PyTree, PyTree, PyTree]:
         """The arguments of `evaluate_fn`."""
-        at = {"step": jnp.int32(step), "tiles": jnp.asarray(self.placement.tiles, jnp.int32)}
+        at = {"step": np.int32(step), "tiles": self.placement.tiles.astype(np.int32)}
         own = self.own_inputs(self.program.stages[index])
         return (), {"state": state, "inputs": own}, {"inputs": self.inputs[True], **at}
 
@@ -471,13 +489,13 @@ def evaluate(
     shared = dict(inputs) | {k: v for k, v in state.results.items() if is_shared[k]}
     own = dict(own or {}) | {k: v for k, v in state.results.items() if not is_shared[k]}
     ids = np.arange(count, dtype=np.int32) if ids is None else ids
-    keys = member_keys(key, jnp.asarray(ids))
+    keys = member_keys(key, ids)
     members = {"state": state.member._replace(key=keys), "inputs": own}
     members = plan.split(plan.pad(members, count))
     placement = plan.placement(count)
     if isinstance(stage.evaluate, HostEvaluator):
         found = _on_host(stage, placement, members["state"], state.step)
     else:
-        args = ((), members, {"inputs": plan.share(shared), "step": jnp.int32(state.step)})
+        args = ((), members, {"inputs": plan.share(shared), "step": np.int32(state.step)})
         found = compiled(lift(plan)(evaluate_fn(stage), stage), args, plan.platform)(*args)[1]
     return fetch(found, placement.rows, stage.shared)

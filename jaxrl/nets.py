@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +30,19 @@ def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
     """A linen module as a `Net`; `shapes` are those of its inputs without batch axes."""
 
     def init(key: Array) -> PyTree:
-        examples = [jnp.zeros((1, *shape)) for shape in shapes]
-        return module.init(key, *examples)["params"]
+        return _initial(key, module, shapes)
 
     def apply(params: PyTree, *inputs: Array) -> Any:
         seen = lowered(tuple(map(as_floats, inputs)))
         return raised(module.apply({"params": lowered(params)}, *seen))
 
     return Net(init, apply)
+
+
+@partial(jax.jit, static_argnums=(1, 2))  # equal modules share one trace
+def _initial(key: Array, module: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> PyTree:
+    """Initial parameters of a linen module."""
+    return module.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))["params"]
 
 
 def as_floats(x: Array) -> Array:
@@ -64,9 +70,20 @@ def flat(net: Net) -> Net:
 
 
 def splitter(net: Net) -> Callable[[Array], PyTree]:
-    """The function from a vector to the parameters of `net`."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
+    """The function from a vector to the parameters of `net`, the inverse of `ravel_pytree`."""
+    shapes, tree = jax.tree.flatten(_shapes(net))
+    ends = np.cumsum([x.size for x in shapes])
+
+    def split(params: Array) -> PyTree:
+        parts = zip(jnp.split(params, ends[:-1]), shapes, strict=True)
+        return tree.unflatten([part.reshape(x.shape).astype(x.dtype) for part, x in parts])
+
+    return split
+
+
+def _shapes(net: Net) -> PyTree:
+    """Shapes and dtypes of the parameters of `net`."""
+    return jax.eval_shape(lambda: net.init(jax.random.key(0)))
 
 
 PACKED = 2**16  # parameters from which one vector is slower than a tree
@@ -78,8 +95,8 @@ def packed(net: Net) -> Net:
     Small networks are bound by the number of operations, large ones by memory traffic: gathering
     all gradients in one vector costs another pass over the parameters (docs/decisions.md).
     """
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return flat(net) if sum(x.size for x in jax.tree.leaves(shapes)) < PACKED else net
+    size = sum(x.size for x in jax.tree.leaves(_shapes(net)))
+    return flat(net) if size < PACKED else net
 
 
 def unpacked(net: Net, params: PyTree) -> PyTree:
@@ -137,7 +154,7 @@ class Joint(NamedTuple):
 
 def joint(parts: dict[str, Net]) -> Joint:
     """The networks of `parts`, each of flat parameters (`flat`), with one vector for all."""
-    sizes = [jax.eval_shape(net.init, jax.random.key(0)).size for net in parts.values()]
+    sizes = [_shapes(net).size for net in parts.values()]
 
     def init(key: Array) -> Array:
         keys = jax.random.split(key, len(parts))
@@ -169,20 +186,25 @@ def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
     it occupies itself, and can deadlock on several CPU devices.
     """
 
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        rows, columns = math.prod(shape[:-1]), shape[-1]
-        gauss = jax.random.normal(key, (min(rows, columns), max(rows, columns)), dtype)
-
-        def step(i: Array, basis: Array) -> Array:
-            v = gauss[i]
-            for _ in range(2):  # rows of the basis that are not filled yet are zero
-                v = v - (basis @ v) @ basis
-            return basis.at[i].set(v * jax.lax.rsqrt(jnp.sum(v * v)))
-
-        basis = jax.lax.fori_loop(0, gauss.shape[0], step, jnp.zeros_like(gauss))
-        return scale * (basis.T if rows >= columns else basis).reshape(shape)
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return scale * _orthogonal(key, shape, dtype)
 
     return init
+
+
+@partial(jax.jit, static_argnums=(1, 2))  # kernels of one shape share one trace
+def _orthogonal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    gauss = jax.random.normal(key, (min(rows, columns), max(rows, columns)), dtype)
+
+    def step(i: Array, basis: Array) -> Array:
+        v = gauss[i]
+        for _ in range(2):  # rows of the basis that are not filled yet are zero
+            v = v - (basis @ v) @ basis
+        return basis.at[i].set(v * jax.lax.rsqrt(jnp.sum(v * v)))
+
+    basis = jax.lax.fori_loop(0, gauss.shape[0], step, jnp.zeros_like(gauss))
+    return (basis.T if rows >= columns else basis).reshape(shape)
 
 
 class LayerNorm(nn.Module):

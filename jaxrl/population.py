@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
+from jax.typing import ArrayLike
 
 from jaxrl.program import Lift, Program, Result, Stage, StageFn, compose
 from jaxrl.rows import ROWS
@@ -199,26 +200,27 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
     """fn mapped over tiles of `width` members in sequence; the carry is updated in place."""
 
     def run(carry: PyTree, members: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
-        def take(tree: PyTree, tile: Array) -> PyTree:
-            return jax.tree.map(lambda x: _slice(x, tile * width, width), tree)
+        def take(tree: PyTree, start: Array) -> PyTree:
+            return jax.tree.map(lambda x: _slice(x, start, width), tree)
 
-        def put(tree: PyTree, part: PyTree, tile: Array) -> PyTree:
-            return jax.tree.map(lambda x, y: _update(x, y, tile * width), tree, part)
+        def put(tree: PyTree, part: PyTree, start: Array) -> PyTree:
+            return jax.tree.map(lambda x, y: _update(x, y, start), tree, part)
 
-        # jit, so that eval_shape and the loop share one trace.
-        batched = jax.jit(_vmapped(fn, width))
+        batched = _vmapped(fn, width)
 
-        def one(tile: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
-            return batched(take(carry, tile), take(members, tile), shared)
+        @jax.jit  # so that eval_shape and the loop share one trace
+        def one(start: Array, carry: PyTree, members: PyTree, shared: PyTree) -> PyTree:
+            return batched(take(carry, start), take(members, start), shared)
 
         count = jax.tree.leaves((carry, members))[0].shape[0]
-        shapes = jax.eval_shape(one, jnp.int32(0), carry)[1]
+        index = jax.ShapeDtypeStruct((), jnp.int32)
+        shapes = jax.eval_shape(one, index, carry, members, shared)[1]
         outputs = jax.tree.map(lambda x: _empty((count, *x.shape[1:]), x.dtype), shapes)
 
         def body(tile: Array, loop: PyTree) -> PyTree:
-            carry, outputs = loop
-            part, out = one(tile, carry)
-            return put(carry, part, tile), put(outputs, out, tile)
+            (carry, outputs), start = loop, tile * width
+            part, out = one(start, carry, members, shared)
+            return put(carry, part, start), put(outputs, out, start)
 
         # The barrier hides the count from the compiler: a loop known to run once would be inlined
         # and fused differently, so that bits would depend on the number of tiles.
@@ -236,18 +238,20 @@ def _vmapped(fn: StageFn, width: int) -> StageFn:
 
     def alone(*args: PyTree) -> tuple[PyTree, PyTree]:
         carry, members, shared = args
-        only = lambda tree: jax.tree.map(lambda x: x[0], tree)
-        return jax.tree.map(lambda x: x[None], fn(only(carry), only(members), shared))
+        only = lambda tree: jax.tree.map(lambda x: jax.lax.squeeze(x, (0,)), tree)
+        found = fn(only(carry), only(members), shared)
+        return jax.tree.map(lambda x: jax.lax.expand_dims(x, (0,)), found)
 
     return alone
 
 
 def _slice(x: Array, start: Array, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, start, size)
+    return jax.lax.dynamic_slice_in_dim(x, start, size, allow_negative_indices=False)
 
 
 def _update(x: Array, part: Array, start: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), start, 0)
+    part = part.astype(x.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(x, part, start, 0, allow_negative_indices=False)
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -279,7 +283,7 @@ def train(program: Program, plan: Layout) -> Callable[..., Result]:
     return whole
 
 
-def member_keys(key: Array, ids: Array) -> Array:
+def member_keys(key: Array, ids: ArrayLike) -> Array:
     """Keys [P] of the members `ids` [P]; a member's key does not depend on the population."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 

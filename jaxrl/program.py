@@ -407,8 +407,14 @@ def evaluate_fn(stage: Stage) -> StageFn:
 
 
 def _finite(tree: PyTree) -> Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    """Whether all floats are finite. Arrays of equal shape share one reduction, which is compiled
+    as three kernels."""
+    both, found = jax.lax.bitwise_and, {}
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            here = jax.lax.is_finite(x)
+            found[x.shape] = both(found[x.shape], here) if x.shape in found else here
+    return functools.reduce(both, map(jnp.all, found.values()), jnp.bool_(True))
 
 
 # --- one pure function ---------------------------------------------------------------------------
@@ -510,7 +516,7 @@ def _run_chunks(stage: Stage, lift: Lift, state: PyTree, own: PyTree, shared: Py
     return jax.lax.scan(chunk, state, jnp.asarray(np.array(stage.chunks, np.int32)))
 
 
-def stage_key(key: Array, index: int) -> Array:
+def stage_key(key: Array, index: Array | int) -> Array:
     """The key of stage `index` of one member ([]) or of each member of a population ([P])."""
     fold = lambda k: jax.random.fold_in(k, index)
     return jax.vmap(fold)(key) if key.ndim else fold(key)

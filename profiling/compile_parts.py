@@ -80,8 +80,9 @@ def programs(name: str) -> dict[str, Lowered]:
         middle = time.process_time()
         lowered = traced.lower()
         seconds = middle - begin, time.process_time() - middle
-        chosen = compiler_options(traced, run.plan.platform) or {LEVEL: 3}
-        found[what] = Lowered(lowered, chosen, equations(traced.jaxpr.jaxpr), *seconds)
+        chosen = {LEVEL: 3} | compiler_options(traced, run.plan.platform)
+        size = len(list(equations(traced.jaxpr.jaxpr)))
+        found[what] = Lowered(lowered, chosen, size, *seconds)
         if len(found) == len(PROGRAMS):
             raise Ended
         return build(run, index, what, fn, args) if what == "initialise" else None

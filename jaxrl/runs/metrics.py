@@ -10,13 +10,16 @@ import io
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl.program import chunk_ends
 from jaxrl.runs.files import atomic_write
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _INDEX = ("stage", "member", "update", "env_steps")  # the first columns of a part
 _SEAL = b"crc32"  # followed by four bytes; both come before the footer
@@ -71,10 +74,26 @@ def write_part(file: Path, columns: Mapping[str, ArrayLike]) -> None:
     for c, a in arrays.items():
         if a.shape not in ((), (rows,)):
             raise ValueError(f"{file.name}: column {c} is {list(a.shape)}, not [{rows}]")
-    table = pa.table({c: np.full(rows, a, types.get(c, _float(a))) for c, a in arrays.items()})
+    full = {c: np.full(rows, a, types.get(c, _float(a))) for c, a in arrays.items()}
+    table = pa.table({c: _to_arrow(a) for c, a in full.items()})
     out = io.BytesIO()
     pq.write_table(table, out)
     atomic_write(file, _seal(out.getvalue()))
+
+
+def _to_arrow(x: np.ndarray) -> pa.Array:
+    """A column of numbers or, if the dtype is object, of strings.
+
+    From buffers, since `pyarrow.array` imports pandas if it is installed, in a third of a second.
+    """
+    import pyarrow as pa
+
+    if x.dtype != object:
+        return pa.Array.from_buffers(pa.from_numpy_dtype(x.dtype), x.size, [None, pa.py_buffer(x)])
+    words = [str(word).encode() for word in x]
+    ends = np.cumsum([0, *map(len, words)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(words))]
+    return pa.Array.from_buffers(pa.string(), x.size, buffers)
 
 
 def _seal(data: bytes) -> bytes:
@@ -117,7 +136,6 @@ def read_parts(
       whose rows are left out.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     tables, damaged = [], []
@@ -131,18 +149,31 @@ def read_parts(
             tables.append(part.read(use_threads=False))
         except (_Damaged, OSError):
             damaged.append(file.name)
-    if stage is not None:
-        tables = [table.filter(pc.field("stage") == stage) for table in tables]
     tables = [table for table in tables if table.num_rows]
+    if stage is not None:
+        tables = [found for table in tables if (found := _rows_of(table, stage)).num_rows]
     if not tables:
         return {}, damaged
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     stages = table["stage"].chunk(0).dictionary_encode()  # in order of appearance
-    columns = {name: table[name].to_numpy() for name in table.column_names if name != "stage"}
+    columns = {name: _to_numpy(table[name]) for name in table.column_names if name != "stage"}
     columns = {c: x if c in _INDEX else x.astype(np.float64) for c, x in columns.items()}
-    merged = _merge({"stage": stages.indices.to_numpy()} | columns)
+    merged = _merge({"stage": np.from_dlpack(stages.indices)} | columns)
     names = np.array(stages.dictionary.to_pylist())[merged["stage"]]
     return merged | {"stage": names}, damaged
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a column of one chunk; `to_numpy` would import pandas, see `_to_arrow`."""
+    return column.to_numpy() if column.null_count else np.from_dlpack(column.chunk(0))
+
+
+def _rows_of(table: pa.Table, stage: str) -> pa.Table:
+    """The rows of one stage. Parts of a run have one stage each, so most are whole or empty."""
+    stages = table["stage"].to_pylist()
+    if set(stages) == {stage}:
+        return table
+    return table.take(_to_arrow(np.flatnonzero([name == stage for name in stages])))
 
 
 def missing(
