@@ -372,6 +372,28 @@ def test_answers_without_jax(words: list[str], code: int, tmp_path: Path) -> Non
     assert outcome.out.splitlines()[-1] == "loaded []"
 
 
+COMPILED = """
+import sys
+import jax
+from jaxrl.experiments.cli import main
+compiled = []
+watch = lambda event, seconds, **_: compiled.append(event)
+jax.monitoring.register_event_duration_secs_listener(watch)
+code = main(sys.argv[1:])
+print("compiled", sum(event.endswith("backend_compile_duration") for event in compiled))
+raise SystemExit(code)
+"""
+
+
+def test_a_plan_compiles_next_to_nothing(tmp_path: Path) -> None:
+    """Each operation on arrays would be a program of its own, in some hundredths of a second."""
+    words = ["train", "dqn", "--env", "CartPole-v1", "--dry-run"]
+    outcome = process(*words, code=COMPILED, cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    word, count = outcome.out.split()[-2:]
+    assert word == "compiled" and 1 <= int(count) <= 5  # gymnax compiles one when imported
+
+
 def test_help_is_immediate() -> None:
     """In seconds of CPU, which other processes on the machine lengthen little."""
     seconds = []

@@ -90,6 +90,12 @@ def test_images_have_to_be_large_enough(
         nets.check_images(spec, *sizes)
 
 
+def test_splitter_is_the_inverse_of_ravel_pytree() -> None:
+    net = nets.from_linen(nets.MLP((5, 3), 2), (6,))
+    vector, split = ravel_pytree(net.init(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, nets.splitter(net)(vector), split(vector))
+
+
 @pytest.mark.slow
 def test_gradients_of_a_large_flat_network_are_put_together_without_sums() -> None:
     """`nets.unfused`: no fused loop of XLA sums rows while it concatenates; the numbers stay."""

@@ -445,6 +445,24 @@ assert threads() <= before
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=120)
 
 
+def test_parts_need_no_pandas(tmp_path: Path) -> None:
+    """pyarrow imports pandas where it is installed, in a third of a second of every run."""
+    pytest.importorskip("pandas")
+    code = """
+import sys
+from pathlib import Path
+from jaxrl.runs import metrics
+index = {"stage": ["a", "b"], "member": [0, 0], "update": 5, "env_steps": 0}
+metrics.write_part(Path(sys.argv[1]) / metrics.part_name(0, 5, 0), index | {"x": [1.0, 2.0]})
+whole = {"stage": "a", "member": [0, 1], "update": 9, "env_steps": 0, "x": [3.0, 4.0]}
+metrics.write_part(Path(sys.argv[1]) / metrics.part_name(0, 9, 0), whole)
+assert metrics.read_parts(sys.argv[1])[0]["x"].tolist() == [1.0, 3.0, 4.0, 2.0]
+assert "pandas" not in sys.modules
+assert metrics.read_parts(sys.argv[1], "a")[0]["x"].tolist() == [1.0, 3.0, 4.0]
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=120)
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     run = three_parts(tmp_path)
     (tmp_path / "metrics" / part_name(0, 20, 0)).unlink()
