@@ -213,8 +213,11 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
             return batched(take(carry, start), take(members, start), shared)
 
         count = jax.tree.leaves((carry, members))[0].shape[0]
-        index = jax.ShapeDtypeStruct((), jnp.int32)
-        shapes = jax.eval_shape(one, index, carry, members, shared)[1]
+        # The barrier hides the count from the compiler: a loop known to run once would be inlined
+        # and fused differently, so that bits would depend on the number of tiles.
+        some = shared["tiles"][jax.lax.axis_index(AXIS)] if "tiles" in shared else count // width
+        tiles = jax.lax.optimization_barrier(jnp.int32(some))
+        shapes = jax.eval_shape(one, tiles, carry, members, shared)[1]
         outputs = jax.tree.map(lambda x: _empty((count, *x.shape[1:]), x.dtype), shapes)
 
         def body(tile: Array, loop: PyTree) -> PyTree:
@@ -222,11 +225,8 @@ def _tiled(fn: StageFn, width: int) -> StageFn:
             part, out = one(start, carry, members, shared)
             return put(carry, part, start), put(outputs, out, start)
 
-        # The barrier hides the count from the compiler: a loop known to run once would be inlined
-        # and fused differently, so that bits would depend on the number of tiles.
-        some = shared["tiles"][jax.lax.axis_index(AXIS)] if "tiles" in shared else count // width
-        tiles = jax.lax.optimization_barrier(jnp.int32(some))
-        return jax.lax.fori_loop(0, tiles, body, (carry, outputs))
+        # The first index is an int32 array, as `tiles` is: `one` would be traced again for another.
+        return jax.lax.fori_loop(jnp.int32(0), tiles, body, (carry, outputs))
 
     return run
 
