@@ -25,7 +25,7 @@ LARGE = 10_000  # equations; PQN, PPO, SAC and IQL have 2,000 to 3,000, PPO on b
 SMALL = 2**21  # multiplications of a product; DQN with 120 and 84 units has 1.3 million, SAC 17
 
 LEVEL = "xla_backend_optimization_level"
-AT_ONCE = "xla_cpu_enable_concurrency_optimized_scheduler"
+ORDER = "xla_cpu_scheduler_type"
 
 
 def compiled(
@@ -47,8 +47,8 @@ def compiler_options(traced: jax.stages.Traced, platform: str) -> dict[str, Any]
     options: dict[str, Any] = {}
     if LEVEL not in given and not jax.config.values["jax_disable_most_optimizations"]:
         options |= {} if len(found) > LARGE else {LEVEL: 1}
-    if AT_ONCE not in given and max(map(multiplications, found), default=0) <= SMALL:
-        options[AT_ONCE] = False
+    if ORDER not in given and max(map(multiplications, found), default=0) <= SMALL:
+        options[ORDER] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
     return options
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxrl.compiling import AT_ONCE, LARGE, LEVEL, compiler_options, equations, multiplications
+from jaxrl.compiling import LARGE, LEVEL, ORDER, compiler_options, equations, multiplications
 
 ONE = jnp.float32(1)
+AS_SET = {ORDER: "CPU_SCHEDULER_TYPE_DEFAULT"}
+IN_ORDER = {ORDER: "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def body(carry: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,17 +52,33 @@ def test_options_by_size_and_platform(monkeypatch: pytest.MonkeyPatch) -> None:
 
     trace = jax.jit(chain, static_argnums=1).trace
     small, large = trace(1.0, 10), trace(1.0, LARGE + 1)
-    assert compiler_options(small, "cpu") == {LEVEL: 1, AT_ONCE: False}
-    assert compiler_options(large, "cpu") == {AT_ONCE: False}
+    assert compiler_options(small, "cpu") == {LEVEL: 1} | IN_ORDER
+    assert compiler_options(large, "cpu") == IN_ORDER
     assert compiler_options(small, "gpu") == {}
     assert small.lower().compile(compiler_options(small, "cpu"))(1.0) == 11
     square = lambda n: jax.jit(lambda x: x @ x).trace(jnp.ones((n, n)))
-    assert compiler_options(square(128), "cpu") == {LEVEL: 1, AT_ONCE: False}
+    assert compiler_options(square(128), "cpu") == {LEVEL: 1} | IN_ORDER
     assert compiler_options(square(129), "cpu") == {LEVEL: 1}
     monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL}=2")
-    assert compiler_options(small, "cpu") == {AT_ONCE: False}
-    monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL}=2 --{AT_ONCE}=true")
+    assert compiler_options(small, "cpu") == IN_ORDER
+    monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL}=2 --{ORDER}=CPU_SCHEDULER_TYPE_DEFAULT")
     assert compiler_options(small, "cpu") == {}
+
+
+def test_small_products_run_in_order() -> None:
+    """One chain after the other; by default XLA has the first operations of all chains first."""
+
+    def chain(x: jax.Array) -> jax.Array:
+        for _ in range(3):
+            x = jnp.sin(x) @ x
+        return x
+
+    traced = jax.jit(lambda x: sum(chain(x * i) for i in range(4))).trace(jnp.ones((8, 8)))
+    chosen = compiler_options(traced, "cpu")
+    ours, default = traced.lower().compile(chosen), traced.lower().compile({**chosen, **AS_SET})
+    order = lambda each: re.findall(r"%(\S+) = ", each.as_text().partition("ENTRY")[2])
+    assert order(ours) != order(default) and sorted(order(ours)) == sorted(order(default))
+    np.testing.assert_array_equal(ours(jnp.ones((8, 8))), default(jnp.ones((8, 8))))
 
 
 def test_a_quick_compiler_stays(monkeypatch: pytest.MonkeyPatch) -> None:
