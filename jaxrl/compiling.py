@@ -64,9 +64,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def multiplications(equation: Any) -> int:
-    """Multiplications of a matrix product; 0 for any other equation."""
-    if equation.primitive is not jax.lax.dot_general_p:
+    """Multiplications of a matrix product or a convolution; 0 for any other equation."""
+    if equation.primitive is jax.lax.dot_general_p:
+        shape, ((axes, _), _) = equation.invars[0].aval.shape, equation.params["dimension_numbers"]
+        each = math.prod(shape[axis] for axis in axes)
+    elif equation.primitive is jax.lax.conv_general_dilated_p:
+        kernel, axes = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+        each = math.prod(kernel) // kernel[axes.rhs_spec[0]]
+    else:
         return 0
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    shape = equation.invars[0].aval.shape
-    return equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    return equation.outvars[0].aval.size * each

@@ -29,20 +29,16 @@ class Net(NamedTuple):
 def from_linen(module: nn.Module, *shapes: tuple[int, ...]) -> Net:
     """A linen module as a `Net`; `shapes` are those of its inputs without batch axes."""
 
+    @jax.jit  # traced once, for the sizes and for the values
     def init(key: Array) -> PyTree:
-        return _initial(key, module, shapes)
+        examples = [jnp.zeros((1, *shape)) for shape in shapes]
+        return module.init(key, *examples)["params"]
 
     def apply(params: PyTree, *inputs: Array) -> Any:
         seen = lowered(tuple(map(as_floats, inputs)))
         return raised(module.apply({"params": lowered(params)}, *seen))
 
     return Net(init, apply)
-
-
-@partial(jax.jit, static_argnums=(1, 2))  # equal modules share one trace
-def _initial(key: Array, module: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> PyTree:
-    """Initial parameters of a linen module."""
-    return module.init(key, *(jnp.zeros((1, *shape)) for shape in shapes))["params"]
 
 
 def as_floats(x: Array) -> Array:

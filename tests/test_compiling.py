@@ -43,6 +43,15 @@ def test_multiplications_of_products() -> None:
     assert max(products(lambda x, y: jax.lax.map(lambda pair: dense(*pair), (x, y)))) == 2 * 3 * 4
 
 
+def test_multiplications_of_convolutions() -> None:
+    names = ("NHWC", "HWIO", "NHWC")
+    fn = lambda x, kernel: jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", None, None, names
+    )
+    jaxpr = jax.make_jaxpr(fn)(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))).jaxpr
+    assert max(map(multiplications, equations(jaxpr))) == 2 * 3 * 3 * 4 * (3 * 3 * 3)
+
+
 @pytest.mark.optimised
 def test_options_by_size_and_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     def chain(x: jax.Array, n: int) -> jax.Array:
