@@ -45,8 +45,9 @@ def compiler_options(traced: jax.stages.Traced, platform: str) -> dict[str, Any]
         return {}
     given, found = os.environ.get("XLA_FLAGS", ""), list(equations(traced.jaxpr.jaxpr))
     options: dict[str, Any] = {}
-    if LEVEL not in given and not jax.config.values["jax_disable_most_optimizations"]:
-        options |= {} if len(found) > LARGE else {LEVEL: 1}
+    chosen = LEVEL in given or jax.config.values["jax_disable_most_optimizations"]
+    if not chosen and len(found) <= LARGE:
+        options[LEVEL] = 1
     if ORDER not in given and max(map(multiplications, found), default=0) <= SMALL:
         options[ORDER] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
     return options

@@ -15,9 +15,10 @@ from jaxrl import envs
 from jaxrl.contract import STEP
 from jaxrl.envs import EnvError, UnknownEnv, check_name, names, probes, registry
 from jaxrl.envs import gymnax as adapter
-from jaxrl.envs.wrappers import time_limit, with_params
+from jaxrl.envs.wrappers import strong, time_limit, with_params
+from jaxrl.experiments.plan import hyper_table
 from jaxrl.rollout import pool_size
-from jaxrl.types import Box, Discrete, Env, EnvSpec
+from jaxrl.types import Box, Discrete, Env, EnvSpec, HyperParams
 
 MADE = [name for name in names.GYMNAX if name != "MNISTBandit-bsuite"]
 ALL = [*MADE, *names.PROBES]
@@ -372,6 +373,15 @@ def test_time_limit():
     ts, length, _, _ = jax.device_get(play(env))
     assert (ts.terminated == (length == 3)).all() and not ts.truncated.any()
     assert time_limit(probes.limit(max_steps=4), 100).spec.max_steps == 4
+
+
+def test_parameters_of_all_kinds_have_a_row_per_member():
+    given = {"level": jax.random.key(3), "mass": 2, "size": np.float64(1.5), "on": np.bool_(True)}
+    table = hyper_table(HyperParams((), strong(given)), 3).env
+    assert jnp.array_equal(table["level"], jnp.broadcast_to(given["level"], 3))
+    for name, dtype in (("mass", jnp.int32), ("size", jnp.float32), ("on", jnp.bool)):
+        assert table[name].dtype == dtype and not table[name].weak_type
+        np.testing.assert_array_equal(table[name], [given[name]] * 3)
 
 
 def test_with_params():
